@@ -1,0 +1,26 @@
+//! Slackwater checkpoints KVM virtual machines, driven by KVM's dirty ring.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod page;
+
+pub mod kvm;
+
+pub mod memory;
+
+pub mod machine;
+
+pub mod track;
+
+pub mod format;
+
+pub mod epoch;
+
+pub mod store;
+
+pub mod restore;
+
+#[cfg(feature = "vmm")]
+pub mod vmm;
+
+#[cfg(feature = "cli")]
+pub mod cli;

@@ -1,0 +1,1 @@
+//! Guest memory and the page-aligned staging arena.

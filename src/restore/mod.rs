@@ -1,0 +1,1 @@
+//! From a chain back to a machine.

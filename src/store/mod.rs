@@ -1,0 +1,1 @@
+//! A chain of checkpoints in a directory.

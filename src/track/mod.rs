@@ -1,0 +1,1 @@
+//! Which pages were written: one trait, three trackers.
