@@ -1,1 +1,13 @@
-//! The kernel's ABI and nothing else.
+//! The kernel's ABI and nothing else: the dirty ring, the dirty bitmap, memslots, and how to get a vCPU out of the guest.
+//!
+//! [`ring`] is usable alone, from any VMM on `kvm-ioctls`, which has neither the ring's mapping nor its reset.
+
+pub mod bitmap;
+pub mod kick;
+pub mod memslot;
+pub mod park;
+pub mod ring;
+
+mod vm;
+
+pub use vm::VmHandle;

@@ -1,1 +1,9 @@
-//! Guest memory and the page-aligned staging arena.
+//! Guest memory, which records what the VMM itself writes, and the page-aligned staging arena.
+
+mod guest;
+mod staging;
+mod write_log;
+
+pub use guest::{GuestMemory, GuestRam, MemoryError};
+pub use staging::Arena;
+pub use write_log::{WriteLog, WrittenPages};

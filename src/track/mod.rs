@@ -1,1 +1,87 @@
 //! Which pages were written: one trait, three trackers.
+//!
+//! While every vCPU is parked, a tracker *collects*: it puts every page that was written since the last time into a set (harvest), and has the
+//! next write to each of them logged again (reset). Both belong together: with the vCPUs parked, pages can be copied before or after the reset,
+//! and a harvest without its reset would lose writes. A tracker says so when it may have missed writes; [`Tracker::rearm`] then begins tracking
+//! anew, and the engine compares all memory.
+
+mod bitmap;
+mod ring;
+mod simulated;
+
+pub use bitmap::BitmapTracker;
+pub use ring::RingTracker;
+pub use simulated::{SimulatedMemory, SimulatedTracker};
+
+use std::time::Duration;
+
+use crate::kvm::bitmap::BitmapError;
+use crate::kvm::park::Parked;
+use crate::kvm::ring::{Lost, RingError};
+use crate::memory::MemoryError;
+use crate::page::{Gfn, PageSet};
+
+/// What a tracker can't do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrackError {
+    /// The rings.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The bitmap.
+    #[error(transparent)]
+    Bitmap(#[from] BitmapError),
+    /// The memslots.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The kernel's descriptor.
+    #[error("preparing the bitmap tracker")]
+    Prepare(#[source] std::io::Error),
+    /// The kernel lists a page that is in no memslot.
+    #[error("the log lists page {offset} of slot {slot}, which is not memory")]
+    NoSuchPage {
+        /// Address space and slot, as the kernel gave them.
+        slot: u32,
+        /// The page's index.
+        offset: u64,
+    },
+}
+
+/// What a collection found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Entries or bits that the kernel listed, repeats included.
+    pub entries: u64,
+    /// Why writes may have been missed, where they may.
+    pub lost: Option<Lost>,
+    /// Time from the start to the end of the harvest.
+    pub harvest: Duration,
+    /// Time of the reset.
+    pub reset: Duration,
+}
+
+/// Finds the pages that a guest wrote.
+pub trait Tracker: Send + std::fmt::Debug {
+    /// `ring` or `bitmap`, as reports name it.
+    fn name(&self) -> &'static str;
+
+    /// The most pages that it lists in one collection, or `None` where nothing bounds them.
+    fn bound(&self) -> Option<u64>;
+
+    /// Adds every page that was written since the last collection to `into`, and has their next write logged again.
+    ///
+    /// # Errors
+    /// [`TrackError`]: tracking is lost then, as with [`Collected::lost`].
+    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError>;
+
+    /// Begins tracking anew: the next write to any page is logged. What is in the log is dropped.
+    ///
+    /// # Errors
+    /// [`TrackError`]. Nothing can be promised about the guest's writes then.
+    fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackError>;
+}
+
+/// Adds a page that the kernel listed; what is not memory is an error, because then the log can't be believed.
+fn insert(into: &mut PageSet, gfn: Option<Gfn>, slot: u32, offset: u64) -> Result<(), TrackError> {
+    gfn.and_then(|gfn| into.insert(gfn)).map(drop).ok_or(TrackError::NoSuchPage { slot, offset })
+}

@@ -1,0 +1,302 @@
+//! The rings of a VM: enabling, mapping, harvest and reset.
+#![expect(unsafe_code, reason = "a mapping that the kernel writes")]
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use kvm_bindings::{
+    KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_DIRTY_LOG_PAGE_OFFSET, kvm_dirty_gfn, kvm_enable_cap,
+};
+use memmap2::{MmapOptions, MmapRaw};
+
+use super::entry::{Cursor, DirtyGfn};
+use crate::kvm::VmHandle;
+use crate::kvm::kick::SignalsBlocked;
+use crate::kvm::park::Parked;
+use crate::page::PAGE_SIZE;
+
+/// `_IO(0xAE, 0xc7)`.
+const KVM_RESET_DIRTY_RINGS: u32 = 0xaec7;
+/// `_IO(0xAE, 0x03)`.
+const KVM_CHECK_EXTENSION: u32 = 0xae03;
+/// `_IOW(0xAE, 0xa3, struct kvm_enable_cap)`.
+const KVM_ENABLE_CAP: u32 = 0x4068_aea3;
+
+const ENTRY_BYTES: u32 = 16;
+const _: () = assert!(size_of::<kvm_dirty_gfn>() == ENTRY_BYTES as usize);
+
+/// How many entries a ring has: a power of two, at least [`RingSize::MIN`] (one page).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct RingSize(u32);
+
+impl RingSize {
+    /// The smallest ring: a page of entries.
+    pub const MIN: Self = Self(256);
+
+    /// Checks a number of entries.
+    ///
+    /// # Errors
+    /// [`RingError::Size`] unless it is a power of two of at least 256.
+    pub const fn new(entries: u32) -> Result<Self, RingError> {
+        if entries.is_power_of_two() && entries >= Self::MIN.0 { Ok(Self(entries)) } else { Err(RingError::Size { entries }) }
+    }
+
+    /// The number of entries.
+    #[must_use]
+    pub const fn entries(self) -> u32 {
+        self.0
+    }
+}
+
+/// What went wrong with a VM's rings.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RingError {
+    /// No ring has this size.
+    #[error("a ring of {entries} entries: it must be a power of two of at least 256")]
+    Size {
+        /// The entries asked for.
+        entries: u32,
+    },
+    /// This KVM has no dirty ring.
+    #[error("this KVM has no dirty ring (neither KVM_CAP_DIRTY_LOG_RING_ACQ_REL nor KVM_CAP_DIRTY_LOG_RING)")]
+    Unsupported,
+    /// The ring is larger than this KVM takes.
+    #[error("a ring of {entries} entries: this KVM takes at most {max_entries}")]
+    TooLarge {
+        /// The entries asked for.
+        entries: u32,
+        /// The most that the kernel takes.
+        max_entries: u32,
+    },
+    /// The kernel did not enable the rings.
+    #[error("enabling rings of {entries} entries (it fails with EINVAL once a vCPU exists, and when done a second time)")]
+    Enable {
+        /// The entries asked for.
+        entries: u32,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
+    },
+    /// A vCPU's ring could not be mapped.
+    #[error("mapping the ring of vCPU {vcpu}")]
+    Map {
+        /// The vCPU, counted in the order of mapping.
+        vcpu: usize,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The reset itself failed.
+    #[error("KVM_RESET_DIRTY_RINGS")]
+    Reset(#[source] io::Error),
+}
+
+/// Tracking may have missed writes: what to do is in docs/kernel.md, "When tracking is lost".
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Lost {
+    /// Every entry of a ring was in use, so the kernel may have overwritten some. Emulated guest code can run past the soft limit.
+    #[error("the ring of vCPU {vcpu} was completely full ({entries} entries)")]
+    Overflow {
+        /// The vCPU, counted in the order of mapping.
+        vcpu: usize,
+        /// The entries of its ring.
+        entries: u32,
+    },
+    /// The kernel reset another number of entries than were harvested.
+    #[error("the kernel reset {reset} entries where {harvested} were harvested")]
+    Reset {
+        /// Entries harvested since the last complete reset.
+        harvested: u64,
+        /// Entries that the kernel says it reset.
+        reset: u64,
+    },
+    /// A harvest was dropped without a reset: its pages are writable and unlogged.
+    #[error("a harvest was not followed by a reset")]
+    NotReset,
+}
+
+/// An entry of a ring: page `offset` of memslot `slot` was written, or is about to be. The kernel's word, unchecked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DirtyPage {
+    /// Address space (upper half) and number of the memslot.
+    pub slot: u32,
+    /// The page's index in the slot.
+    pub offset: u64,
+}
+
+/// The largest ring that the kernel of `vm` takes, and whether by the capability with acquire and release (6.1 and later); `None`
+/// without rings.
+#[must_use]
+pub fn support(vm: &VmHandle) -> Option<(RingSize, bool)> {
+    [(KVM_CAP_DIRTY_LOG_RING_ACQ_REL, true), (KVM_CAP_DIRTY_LOG_RING, false)].into_iter().find_map(|(cap, acquire_release)| {
+        let bytes = vm.ioctl_value(KVM_CHECK_EXTENSION, cap.into()).ok()?;
+        let entries = u32::try_from(bytes).ok()? / ENTRY_BYTES;
+        // Round down, should a kernel ever answer something else than a power of two.
+        let entries = if entries == 0 { 0 } else { 1 << entries.ilog2() };
+        RingSize::new(entries).ok().map(|size| (size, acquire_release))
+    })
+}
+
+struct Ring {
+    map: MmapRaw,
+    entries: usize,
+    cursor: Cursor,
+}
+
+impl Ring {
+    fn entries(&self) -> &[DirtyGfn] {
+        // SAFETY: the mapping is `entries * 16` bytes long, page-aligned, and lives as long as `self`; all fields are atomics, which may
+        // change under a shared reference; any bits are valid for them.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast::<DirtyGfn>(), self.entries) }
+    }
+}
+
+/// All rings of a VM, one for each vCPU.
+///
+/// The mapping is private to this type: on a reset the kernel acts on whatever slot and offset it finds in a harvested entry.
+pub struct VmRings {
+    vm: VmHandle,
+    size: RingSize,
+    rings: Vec<Ring>,
+    pages: Vec<DirtyPage>,
+    /// Entries harvested that no reset has taken back yet.
+    unreset: u64,
+    lost: Option<Lost>,
+}
+
+impl VmRings {
+    /// Turns the rings on. It is for good, and `KVM_GET_DIRTY_LOG` no longer works then.
+    ///
+    /// # Errors
+    /// [`RingError::Unsupported`], [`RingError::TooLarge`], and [`RingError::Enable`] where the kernel refused: a vCPU exists already, or rings are
+    /// on.
+    pub fn enable(vm: VmHandle, size: RingSize) -> Result<Self, RingError> {
+        let (max, acquire_release) = support(&vm).ok_or(RingError::Unsupported)?;
+        let entries = size.entries();
+        if size > max {
+            return Err(RingError::TooLarge { entries, max_entries: max.entries() });
+        }
+        let cap = if acquire_release { KVM_CAP_DIRTY_LOG_RING_ACQ_REL } else { KVM_CAP_DIRTY_LOG_RING };
+        let mut enable = kvm_enable_cap { cap, ..Default::default() };
+        enable.args[0] = u64::from(entries) * u64::from(ENTRY_BYTES);
+        // SAFETY: the structure is the request's and has no pointers.
+        unsafe { vm.ioctl_with(KVM_ENABLE_CAP, &enable) }.map_err(|source| RingError::Enable { entries, source })?;
+        Ok(Self { vm, size, rings: Vec::new(), pages: Vec::new(), unreset: 0, lost: None })
+    }
+
+    /// Maps the ring of a new vCPU of this VM (a `kvm_ioctls::VcpuFd`). Every vCPU must be mapped before it runs.
+    ///
+    /// # Errors
+    /// [`RingError::Map`].
+    pub fn map(&mut self, vcpu: &impl AsRawFd) -> Result<(), RingError> {
+        let entries = self.size.entries() as usize;
+        let offset = u64::from(KVM_DIRTY_LOG_PAGE_OFFSET) * PAGE_SIZE as u64;
+        let map = MmapOptions::new()
+            .offset(offset)
+            .len(entries * ENTRY_BYTES as usize)
+            .map_raw(&vcpu.as_raw_fd())
+            .map_err(|source| RingError::Map { vcpu: self.rings.len(), source })?;
+        self.rings.push(Ring { map, entries, cursor: Cursor::default() });
+        self.pages.reserve(self.rings.len() * entries - self.pages.len());
+        Ok(())
+    }
+
+    /// The size of each ring.
+    #[must_use]
+    pub const fn size(&self) -> RingSize {
+        self.size
+    }
+
+    /// The most entries that all rings together can list between two resets.
+    #[must_use]
+    pub fn bound(&self) -> u64 {
+        self.rings.len() as u64 * u64::from(self.size.entries())
+    }
+
+    /// Takes what the rings list, ring by ring, each in order. Pages repeat. No allocation.
+    pub fn harvest(&mut self) -> Harvest<'_> {
+        self.pages.clear();
+        let mut lost = self.lost.take();
+        for (vcpu, ring) in self.rings.iter_mut().enumerate() {
+            let mut cursor = std::mem::take(&mut ring.cursor);
+            let taken = cursor.harvest(ring.entries(), |slot, offset| self.pages.push(DirtyPage { slot, offset }));
+            ring.cursor = cursor;
+            if taken == ring.entries {
+                lost.get_or_insert(Lost::Overflow { vcpu, entries: self.size.entries() });
+            }
+        }
+        self.unreset += self.pages.len() as u64;
+        // What holds if the harvest is dropped now; its reset takes it back.
+        self.lost = Some(lost.unwrap_or(Lost::NotReset));
+        Harvest { rings: self, lost }
+    }
+
+    /// The ioctl. Callers block signals around it.
+    fn reset_ioctl(&self) -> io::Result<u64> {
+        self.vm.ioctl_value(KVM_RESET_DIRTY_RINGS, 0).map(|count| u64::try_from(count).unwrap_or(0))
+    }
+}
+
+impl std::fmt::Debug for VmRings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VmRings").field("size", &self.size).field("rings", &self.rings.len()).field("unreset", &self.unreset).finish()
+    }
+}
+
+/// Pages that were taken from the rings and not yet protected again.
+#[must_use = "pages stay writable and unlogged until the reset"]
+#[derive(Debug)]
+pub struct Harvest<'r> {
+    rings: &'r mut VmRings,
+    lost: Option<Lost>,
+}
+
+impl<'r> Harvest<'r> {
+    /// The pages, before the reset: sound only while no vCPU runs.
+    #[must_use]
+    pub fn while_parked(&self, parked: &Parked<'_>) -> &[DirtyPage] {
+        let _ = parked;
+        &self.rings.pages
+    }
+
+    /// What is known by now of writes that were missed.
+    #[must_use]
+    pub const fn lost(&self) -> Option<Lost> {
+        self.lost
+    }
+
+    /// Protects the pages again, with signals blocked, and compares the kernel's count with the harvest's.
+    ///
+    /// Call it on a thread that uses no io_uring: its task work ends the reset early as a signal would (docs/kernel.md).
+    ///
+    /// # Errors
+    /// [`RingError::Reset`] where the ioctl failed; the next harvest then says that tracking was lost.
+    pub fn reset(self) -> Result<Reset<'r>, RingError> {
+        let blocked = SignalsBlocked::new();
+        let outcome = self.rings.reset_ioctl();
+        drop(blocked);
+        self.finish(outcome)
+    }
+
+    fn finish(self, outcome: io::Result<u64>) -> Result<Reset<'r>, RingError> {
+        let reset = outcome.map_err(RingError::Reset)?;
+        let harvested = self.rings.unreset;
+        // What a short reset left in the rings as harvested is taken back by the next one.
+        self.rings.unreset = harvested.saturating_sub(reset);
+        self.rings.lost = None;
+        let lost = if reset == harvested { self.lost } else { Some(Lost::Reset { harvested, reset }) };
+        Ok(Reset { pages: &self.rings.pages, lost })
+    }
+}
+
+/// The outcome of a reset: the pages are protected again and may be read although vCPUs run.
+#[must_use = "`lost` says whether writes may have been missed"]
+#[derive(Debug)]
+pub struct Reset<'r> {
+    /// The pages that the harvest took.
+    pub pages: &'r [DirtyPage],
+    /// Whether writes may have been missed.
+    pub lost: Option<Lost>,
+}

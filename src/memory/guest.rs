@@ -1,0 +1,251 @@
+//! Guest memory as memslots: where each frame lives on the host.
+#![expect(unsafe_code, reason = "copies pages that the guest may be writing, and hands host addresses to KVM")]
+
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+
+use super::write_log::{WriteLog, WrittenPages};
+use crate::kvm::VmHandle;
+use crate::kvm::memslot::{self, Memslot, MemslotError};
+use crate::page::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes, PageRun};
+
+/// Guest memory of `vm-memory`, recording every write that the VMM makes through it.
+pub type GuestRam = GuestMemoryMmap<WriteLog>;
+
+/// What is wrong with a guest's memory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// There is no memory.
+    #[error("guest memory has no page")]
+    Empty,
+    /// A region is not made of whole pages, or does not fit below 2^52 bytes.
+    #[error("guest memory from {first} on, {pages} pages, does not lie below guest address 2^52")]
+    Range {
+        /// First frame.
+        first: Gfn,
+        /// Pages.
+        pages: u64,
+    },
+    /// More regions than memslots are used.
+    #[error("{found} memory regions, at most {expected}")]
+    TooManyRegions {
+        /// The limit.
+        expected: usize,
+        /// The number asked for.
+        found: usize,
+    },
+    /// The host has not enough address space or memory.
+    #[error("mapping {pages} pages of guest memory at {first}")]
+    Map {
+        /// First frame.
+        first: Gfn,
+        /// Pages.
+        pages: u64,
+        /// The error of `mmap`.
+        #[source]
+        source: MmapRegionError,
+    },
+    /// Regions overlap or are out of order.
+    #[error("the memory regions overlap or are not in ascending order")]
+    Layout(#[source] vm_memory::region::GuestRegionCollectionError),
+    /// KVM did not take a memslot.
+    #[error(transparent)]
+    Memslot(#[from] MemslotError),
+    /// A descriptor could not be duplicated.
+    #[error("duplicating the VM's descriptor")]
+    Descriptor(#[source] io::Error),
+    /// There is no such frame.
+    #[error("guest {gfn} is not memory")]
+    NoFrame {
+        /// The frame.
+        gfn: Gfn,
+    },
+}
+
+/// The most regions that [`GuestMemory`] takes; `docs/format.md` has the same limit.
+const REGIONS_MAX: usize = 64;
+/// Guest physical addresses have at most 52 bits on x86-64.
+const FRAMES_MAX: u64 = 1 << 40;
+
+/// A guest's memory: `vm-memory`'s regions, the memslots that they are for KVM, and the record of the VMM's writes.
+///
+/// Cloning shares all of it.
+#[derive(Clone, Debug)]
+pub struct GuestMemory {
+    ram: GuestRam,
+    slots: Arc<[Memslot]>,
+    written: Arc<WrittenPages>,
+    frames: u64,
+}
+
+impl GuestMemory {
+    /// Maps zeroed private memory for `regions`, in ascending order; region *n* becomes memslot *n*. Up to `share` pages that the VMM writes between two
+    /// cuts are kept in a list (more are found by walking a bitmap). Pages are taken from the host when they are first touched.
+    ///
+    /// # Errors
+    /// [`MemoryError`].
+    pub fn anonymous(regions: &[PageRun], share: usize) -> Result<Self, MemoryError> {
+        if regions.is_empty() {
+            return Err(MemoryError::Empty);
+        }
+        if regions.len() > REGIONS_MAX {
+            return Err(MemoryError::TooManyRegions { expected: REGIONS_MAX, found: regions.len() });
+        }
+        let mut frames = 0;
+        for run in regions {
+            let end = run.end().filter(|end| end.0 <= FRAMES_MAX && run.count > 0);
+            frames = end.ok_or(MemoryError::Range { first: run.first, pages: run.count })?.0.max(frames);
+        }
+        let written = WrittenPages::new(frames, share);
+        let mut mapped = Vec::with_capacity(regions.len());
+        let mut slots = Vec::with_capacity(regions.len());
+        for (run, id) in regions.iter().zip(0u16..) {
+            let bytes = usize::try_from(run.count * PAGE_SIZE_U64)
+                .map_err(|_| MemoryError::Range { first: run.first, pages: run.count })?;
+            let region = MmapRegionBuilder::new_with_bitmap(bytes, WriteLog::new(written.clone(), run.first))
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+                .build()
+                .map_err(|source| MemoryError::Map { first: run.first, pages: run.count, source })?;
+            let host_address = region.as_ptr() as u64;
+            slots.push(Memslot { id, first: run.first, pages: run.count, host_address });
+            let address = GuestAddress(run.first.0 * PAGE_SIZE_U64);
+            let region = GuestRegionMmap::new(region, address).ok_or(MemoryError::Range { first: run.first, pages: run.count })?;
+            mapped.push(region);
+        }
+        let ram = GuestMemoryMmap::from_regions(mapped).map_err(MemoryError::Layout)?;
+        Ok(Self { ram, slots: slots.into(), written, frames })
+    }
+
+    /// `vm-memory`'s view, for loaders and devices. What is written through it is recorded.
+    #[must_use]
+    pub const fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// The memslots, in ascending order of frames.
+    #[must_use]
+    pub fn slots(&self) -> &[Memslot] {
+        &self.slots
+    }
+
+    /// What the VMM wrote.
+    #[must_use]
+    pub fn written(&self) -> &WrittenPages {
+        &self.written
+    }
+
+    /// One more than the highest frame.
+    #[must_use]
+    pub const fn frames(&self) -> u64 {
+        self.frames
+    }
+
+    /// Pages of memory, holes not counted.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.slots.iter().map(|slot| slot.pages).sum()
+    }
+
+    /// The memory as runs of frames.
+    pub fn runs(&self) -> impl Iterator<Item = PageRun> + '_ {
+        self.slots.iter().map(|slot| PageRun { first: slot.first, count: slot.pages })
+    }
+
+    /// Tells KVM about all memslots. With `log_dirty`, writes to them are logged from then on; turning that off and on again write-protects
+    /// everything anew.
+    ///
+    /// The memory must outlive the VM's use of it: keep a clone as long as the VM exists.
+    ///
+    /// # Errors
+    /// [`MemoryError::Memslot`].
+    pub fn register(&self, vm: &VmHandle, log_dirty: bool) -> Result<(), MemoryError> {
+        for slot in self.slots.iter() {
+            // SAFETY: the host address and size are those of a region that `ram` keeps mapped; no reference into it is ever made: the copies
+            // below go through raw pointers, and vm-memory does the same.
+            unsafe { memslot::set(vm, slot, log_dirty) }?;
+        }
+        Ok(())
+    }
+
+    /// Copies the page `gfn` into `into`. If the guest runs, the copy may be torn: such a page is logged as dirty and copied again later.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoFrame`].
+    pub fn read_page(&self, gfn: Gfn, into: &mut PageBytes) -> Result<(), MemoryError> {
+        let from = self.host_page(gfn).ok_or(MemoryError::NoFrame { gfn })?;
+        // SAFETY: `from` is the start of a mapped page that `ram` keeps alive; `into` is a page of its own. The guest may write the source meanwhile,
+        // which is outside of what the compiler knows about: no reference to it exists and whatever bytes are read are valid for `u8`.
+        unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), PAGE_SIZE) };
+        Ok(())
+    }
+
+    /// Puts `page` at `gfn` without recording it as a write of the VMM: a restore brings what the chain already has.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoFrame`].
+    pub fn fill_page(&self, gfn: Gfn, page: &PageBytes) -> Result<(), MemoryError> {
+        let to = self.host_page(gfn).ok_or(MemoryError::NoFrame { gfn })?;
+        // SAFETY: as in `read_page`, with the roles exchanged.
+        unsafe { std::ptr::copy_nonoverlapping(page.as_ptr(), to, PAGE_SIZE) };
+        Ok(())
+    }
+
+    fn host_page(&self, gfn: Gfn) -> Option<*mut u8> {
+        let after = self.slots.partition_point(|slot| slot.first <= gfn);
+        let index = after.checked_sub(1)?;
+        let slot = self.slots.get(index)?;
+        let offset = gfn.0 - slot.first.0;
+        if offset >= slot.pages {
+            return None;
+        }
+        let region = self.ram.iter().nth(index)?;
+        let bytes = usize::try_from(offset).ok()?.checked_mul(PAGE_SIZE)?;
+        debug_assert_eq!(region.len(), slot.pages * PAGE_SIZE_U64);
+        Some(region.as_ptr().wrapping_add(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+    use crate::kvm::park::Parked;
+
+    fn two_regions() -> GuestMemory {
+        let run = |first, count| PageRun { first: Gfn(first), count };
+        GuestMemory::anonymous(&[run(0, 16), run(32, 8)], 4).expect("memory")
+    }
+
+    #[test]
+    fn writes_through_vm_memory_are_recorded_and_fills_are_not() {
+        let memory = two_regions();
+        memory.ram().write_slice(&[7; 5000], GuestAddress(33 * PAGE_SIZE_U64 - 100)).expect_err("starts in the hole");
+        memory.ram().write_slice(&[7; 5000], GuestAddress(33 * PAGE_SIZE_U64)).expect("write");
+        memory.fill_page(Gfn(2), &[9; PAGE_SIZE]).expect("fill");
+        let mut written = Vec::new();
+        memory.written().take(&Parked::vouch(&mut ()), |gfn| written.push(gfn.0));
+        assert_eq!(written, [33, 34]);
+        let mut page = [0; PAGE_SIZE];
+        memory.read_page(Gfn(2), &mut page).expect("read");
+        assert_eq!(page, [9; PAGE_SIZE]);
+    }
+
+    #[test]
+    fn frames_in_holes_and_beyond_are_errors() {
+        let memory = two_regions();
+        let mut page = [0; PAGE_SIZE];
+        for gfn in [16, 31, 40, u64::MAX] {
+            assert!(matches!(memory.read_page(Gfn(gfn), &mut page), Err(MemoryError::NoFrame { gfn: found }) if found.0 == gfn));
+        }
+        for gfn in [0, 15, 32, 39] {
+            memory.read_page(Gfn(gfn), &mut page).expect("a frame");
+        }
+        assert_eq!((memory.frames(), memory.pages()), (40, 24));
+    }
+}

@@ -1,0 +1,119 @@
+//! A tracker without KVM, for tests: memory whose pages are protected and logged as a dirty ring does it, faults included.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Collected, TrackError, Tracker, insert};
+use crate::kvm::park::Parked;
+use crate::kvm::ring::Lost;
+use crate::page::{Gfn, PageSet};
+
+/// What the simulated kernel knows.
+#[derive(Debug)]
+struct Kernel {
+    /// Whether a write to the page goes unlogged, because it was logged already.
+    writable: Vec<bool>,
+    ring: Vec<Gfn>,
+    entries: usize,
+    reserve: usize,
+    /// The next reset is cut short: it forgets to protect up to so many pages.
+    short_reset: usize,
+    /// The ring ran over its end since the last reset.
+    overflowed: bool,
+}
+
+/// The guest's side of a [`SimulatedTracker`]: what a test writes through.
+#[derive(Clone, Debug)]
+pub struct SimulatedMemory(Arc<Mutex<Kernel>>);
+
+impl SimulatedMemory {
+    /// Memory of `frames` pages with one ring of `entries`, whose last `reserve` are behind the soft limit.
+    #[must_use]
+    pub fn new(frames: usize, entries: usize, reserve: usize) -> Self {
+        Self(Arc::new(Mutex::new(Kernel {
+            writable: vec![false; frames],
+            ring: Vec::with_capacity(entries),
+            entries,
+            reserve,
+            short_reset: 0,
+            overflowed: false,
+        })))
+    }
+
+    /// A guest write to `gfn`. Returns whether the ring is full now, so that the vCPU leaves the guest. Frames beyond the memory are ignored.
+    #[must_use = "a guest leaves when its ring is full"]
+    pub fn write(&self, gfn: Gfn) -> bool {
+        let mut kernel = self.kernel();
+        let Some(writable) = usize::try_from(gfn.0).ok().and_then(|index| kernel.writable.get_mut(index)) else { return false };
+        if !std::mem::replace(writable, true) {
+            if kernel.ring.len() == kernel.entries {
+                // The kernel does not stop at the end; it goes round and overwrites.
+                kernel.ring.remove(0);
+                kernel.overflowed = true;
+            }
+            kernel.ring.push(gfn);
+        }
+        kernel.ring.len() + kernel.reserve >= kernel.entries
+    }
+
+    /// Cuts the next reset short, as a signal does: the last `pages` of its batch are never protected again.
+    pub fn cut_next_reset_short(&self, pages: usize) {
+        self.kernel().short_reset = pages;
+    }
+
+    fn kernel(&self) -> MutexGuard<'_, Kernel> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tracks a [`SimulatedMemory`].
+#[derive(Debug)]
+pub struct SimulatedTracker(SimulatedMemory);
+
+impl SimulatedTracker {
+    /// Tracks `memory`.
+    #[must_use]
+    pub const fn new(memory: SimulatedMemory) -> Self {
+        Self(memory)
+    }
+}
+
+impl Tracker for SimulatedTracker {
+    fn name(&self) -> &'static str {
+        "simulated"
+    }
+
+    fn bound(&self) -> Option<u64> {
+        Some(self.0.kernel().entries as u64)
+    }
+
+    fn collect(&mut self, _parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+        let mut kernel = self.0.kernel();
+        let ring = std::mem::take(&mut kernel.ring);
+        let entries = ring.len() as u64;
+        let mut lost = (ring.len() == kernel.entries || std::mem::take(&mut kernel.overflowed))
+            .then(|| Lost::Overflow { vcpu: 0, entries: u32::try_from(kernel.entries).unwrap_or(u32::MAX) });
+        let forgotten = std::mem::take(&mut kernel.short_reset).min(ring.len());
+        if forgotten > 0 {
+            lost = Some(Lost::Reset { harvested: entries, reset: entries - forgotten as u64 });
+        }
+        let protect = ring.len() - forgotten;
+        for (place, gfn) in ring.iter().enumerate() {
+            insert(into, Some(*gfn), 0, gfn.0)?;
+            if let (true, Ok(index)) = (place < protect, usize::try_from(gfn.0)) {
+                if let Some(writable) = kernel.writable.get_mut(index) {
+                    *writable = false;
+                }
+            }
+        }
+        kernel.ring = ring;
+        kernel.ring.clear();
+        Ok(Collected { entries, lost, ..Collected::default() })
+    }
+
+    fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackError> {
+        let mut kernel = self.0.kernel();
+        kernel.ring.clear();
+        kernel.writable.fill(false);
+        Ok(())
+    }
+}
