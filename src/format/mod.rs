@@ -1,1 +1,31 @@
-//! Bytes on disk and on the wire. No I/O.
+//! Bytes on disk and on the wire: frames, page blocks, state records, commits and the identity of a chain. No I/O.
+//!
+//! `docs/format.md` says what every byte means; this module follows it. Everything that parses checks all lengths before it
+//! allocates, and answers bad input with a [`FormatError`] that says where, what was expected and what was found.
+
+mod block;
+mod chain;
+mod commit;
+mod digest;
+mod error;
+mod fields;
+mod frame;
+mod identity;
+mod segment;
+mod state;
+mod writer;
+mod zeros;
+
+pub use block::{
+    BLOCK_LIST_BYTES_MAX, BLOCK_PAGES, BLOCK_PAYLOAD_BYTES_MAX, BlockDecoder, BlockEncoder, BlockList, BlockPages, Compression,
+};
+pub use chain::ChainId;
+pub use commit::{COMMIT_FRAME_BYTES, Commit, EpochTotals, Phases, Trigger};
+pub use digest::{MemoryDigest, is_zero};
+pub use error::FormatError;
+pub use frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FRAME_PAYLOAD_BYTES_MAX, FrameHeader, FrameKind, hash_bytes};
+pub use identity::{FORMAT_VERSION, IDENTITY_BYTES_MAX, Identity};
+pub use segment::{CLOSE_FRAME_BYTES, Close, SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SegmentHeader};
+pub use state::{STATE_DATA_BYTES_MAX, STATE_NAME_BYTES_MAX, STATE_RECORDS_MAX, decode_state};
+pub use writer::EpochWriter;
+pub use zeros::{ZERO_RUNS_MAX, decode_zeros};

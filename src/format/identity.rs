@@ -1,0 +1,154 @@
+//! What a chain is: `identity.json`.
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{ChainId, FormatError};
+use crate::page::{Gfn, PAGE_SIZE_U64, PageRun};
+
+/// The version of the format that this code writes and reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// The largest `identity.json`, in bytes.
+pub const IDENTITY_BYTES_MAX: usize = 1 << 20;
+
+/// One more than the highest gfn, and the most frames of all runs together.
+const FRAMES_MAX: u64 = 1 << 40;
+
+const RUNS_MAX: usize = 64;
+const VCPUS_MAX: u32 = 4096;
+const HASH_NAME: &str = "xxh3-64 ";
+
+/// What a chain is, written once when it is made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The version of the format: [`FORMAT_VERSION`].
+    pub format: u32,
+    /// The chain's identifier.
+    pub chain: ChainId,
+    /// Bytes in a page: 4096.
+    pub page_size: u64,
+    /// When the chain was made, in nanoseconds since 1970.
+    pub created_unix_ns: u64,
+    /// The name and version of the program that made it.
+    pub created_by: String,
+    /// The frames of guest memory: rising, disjoint, up to 64 runs and 2^40 frames below 2^40.
+    pub memory: Vec<PageRun>,
+    /// How many vCPUs: 1 to 4096.
+    pub vcpus: u32,
+    /// Whatever the VMM needs to build the machine again; opaque to the store.
+    #[serde(default)]
+    pub machine: serde_json::Value,
+}
+
+/// The field that is looked at before any other.
+#[derive(Deserialize)]
+struct Version {
+    format: u64,
+}
+
+impl Identity {
+    /// The file's bytes.
+    ///
+    /// # Errors
+    /// A limit that a field breaks; more than 1 MiB in all.
+    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        self.check().map_err(|(field, expected, found)| FormatError::Input { what: field, expected, found })?;
+        let mut bytes =
+            serde_json::to_vec(self).map_err(|error| FormatError::input("machine", "what JSON can say", error.to_string()))?;
+        let hash = xxh3_64(&bytes);
+        bytes.extend(format!("\n{HASH_NAME}{hash:016x}\n").into_bytes());
+        if bytes.len() > IDENTITY_BYTES_MAX {
+            return Err(FormatError::input("bytes of the identity", format!("up to {IDENTITY_BYTES_MAX}"), bytes.len()));
+        }
+        Ok(bytes)
+    }
+
+    /// Reads the file's bytes. The version is looked at first.
+    ///
+    /// # Errors
+    /// [`FormatError::Version`] for another version; otherwise what is wrong, with its offset in the file.
+    pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
+        if bytes.len() > IDENTITY_BYTES_MAX {
+            return Err(FormatError::field("bytes of the identity", 0, format!("up to {IDENTITY_BYTES_MAX}"), bytes.len()));
+        }
+        let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+        let (line, rest) = bytes.split_at(end);
+        if let Ok(Version { format }) = serde_json::from_slice(line)
+            && format != u64::from(FORMAT_VERSION)
+        {
+            return Err(FormatError::Version { offset: 0, found: format });
+        }
+        let hash = format!("\n{HASH_NAME}{:016x}\n", xxh3_64(line));
+        if rest != hash.as_bytes() {
+            let found = String::from_utf8_lossy(rest.get(..rest.len().min(40)).unwrap_or_default()).into_owned();
+            return Err(FormatError::field("second line", end, format!("{:?}", hash.trim()), format!("{:?}", found.trim())));
+        }
+        let identity: Self = serde_json::from_slice(line)
+            .map_err(|error| FormatError::field("first line", error.column(), "the fields of an identity", error))?;
+        identity.check().map_err(|(field, expected, found)| FormatError::Field { field, offset: 0, expected, found })?;
+        Ok(identity)
+    }
+
+    /// The frames of guest memory in all.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        self.memory.iter().fold(0, |sum, run| sum.saturating_add(run.count))
+    }
+
+    /// Whether every frame of `run` is one of guest memory.
+    #[must_use]
+    pub fn contains_run(&self, run: PageRun) -> bool {
+        let Some(end) = run.end() else { return false };
+        let mut at = run.first;
+        let from = self.memory.partition_point(|own| own.first <= at).saturating_sub(1);
+        for own in self.memory.iter().skip(from) {
+            if !own.contains(at) {
+                break;
+            }
+            match own.end() {
+                Some(own_end) if own_end < end => at = own_end,
+                _ => return true,
+            }
+        }
+        run.count == 0
+    }
+
+    /// Whether `gfn` is a frame of guest memory.
+    #[must_use]
+    pub fn contains(&self, gfn: Gfn) -> bool {
+        let from = self.memory.partition_point(|own| own.first <= gfn).saturating_sub(1);
+        self.memory.get(from).is_some_and(|own| own.contains(gfn))
+    }
+
+    /// Field, what it may be, what it is.
+    fn check(&self) -> Result<(), (&'static str, String, String)> {
+        let wrong = |field, expected: &dyn ToString, found: &dyn ToString| Err((field, expected.to_string(), found.to_string()));
+        if self.format != FORMAT_VERSION {
+            return wrong("format", &FORMAT_VERSION, &self.format);
+        }
+        if self.page_size != PAGE_SIZE_U64 {
+            return wrong("page_size", &PAGE_SIZE_U64, &self.page_size);
+        }
+        if !(1..=VCPUS_MAX).contains(&self.vcpus) {
+            return wrong("vcpus", &format!("1 to {VCPUS_MAX}"), &self.vcpus);
+        }
+        if !(1..=RUNS_MAX).contains(&self.memory.len()) {
+            return wrong("memory", &format!("1 to {RUNS_MAX} runs"), &self.memory.len());
+        }
+        let mut least = Gfn(0);
+        for run in &self.memory {
+            if run.first < least {
+                return wrong("memory", &format!("a run that begins at {least} or above"), &run.first);
+            }
+            // Disjoint runs below 2^40 hold no more than 2^40 frames.
+            least = match run.end() {
+                Some(end) if run.count > 0 && end.0 <= FRAMES_MAX => end,
+                _ => {
+                    return wrong("memory", &"runs of 1 frame or more, below 2^40", &format!("{} from {}", run.count, run.first));
+                }
+            };
+        }
+        Ok(())
+    }
+}

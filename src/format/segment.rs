@@ -1,0 +1,124 @@
+//! The two frames that stand between epochs.
+
+use super::fields::Fields;
+use super::{ChainId, FORMAT_VERSION, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind};
+use crate::page::{EpochId, PAGE_SIZE_U64};
+
+/// Bytes of a segment header's frame.
+pub const SEGMENT_HEADER_FRAME_BYTES: usize = FRAME_HEADER_BYTES + 64;
+
+/// Bytes of a close frame.
+pub const CLOSE_FRAME_BYTES: usize = FRAME_HEADER_BYTES + 24;
+
+/// The highest number of a segment.
+pub const SEGMENTS_MAX: u32 = 99_999_999;
+
+/// The first frame of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentHeader {
+    /// The segment's number, from 1.
+    pub number: u32,
+    /// The chain.
+    pub chain: ChainId,
+    /// The hash of the newest commit frame of the segments before; 0 in the first.
+    pub previous_hash: u128,
+    /// The epoch of that commit frame; none in the first.
+    pub previous: EpochId,
+    /// When the segment was made, in nanoseconds since 1970.
+    pub created_unix_ns: u64,
+}
+
+impl SegmentHeader {
+    /// The whole frame.
+    #[must_use]
+    pub fn encode_frame(&self) -> Vec<u8> {
+        let mut payload = Vec::with_capacity(64);
+        payload.extend(FORMAT_VERSION.to_le_bytes());
+        payload.extend(self.number.to_le_bytes());
+        payload.extend(self.chain.0);
+        payload.extend(self.previous_hash.to_le_bytes());
+        payload.extend(self.previous.0.to_le_bytes());
+        payload.extend(self.created_unix_ns.to_le_bytes());
+        payload.extend([0, 16, 0, 0, 0, 0, 0, 0]);
+        frame(FrameKind::SegmentHeader, EpochId::NONE, self.chain, &payload)
+    }
+
+    /// Reads a payload whose checksum was checked.
+    ///
+    /// # Errors
+    /// Another version (looked at first), another page size, a number out of range, reserved bytes in use.
+    pub fn decode(payload: &[u8]) -> Result<Self, FormatError> {
+        let mut fields = Fields::new(payload, FRAME_HEADER_BYTES);
+        let version = fields.u32("format version")?;
+        if version != FORMAT_VERSION {
+            return Err(FormatError::Version { offset: FRAME_HEADER_BYTES as u64, found: version.into() });
+        }
+        let at = fields.offset();
+        let number = fields.u32("segment number")?;
+        if !(1..=SEGMENTS_MAX).contains(&number) {
+            return Err(FormatError::field("segment number", at, format!("1 to {SEGMENTS_MAX}"), number));
+        }
+        let mut chain = ChainId::default();
+        chain.0.copy_from_slice(fields.bytes("chain", 16)?);
+        let previous_hash = fields.u128("hash of the newest commit")?;
+        let previous = EpochId(fields.u64("epoch of the newest commit")?);
+        let created_unix_ns = fields.u64("created")?;
+        let at = fields.offset();
+        let page_size = fields.u32("page size")?;
+        if u64::from(page_size) != PAGE_SIZE_U64 {
+            return Err(FormatError::field("page size", at, PAGE_SIZE_U64, page_size));
+        }
+        fields.zeros("reserved", 4)?;
+        fields.end("segment header")?;
+        Ok(Self { number, chain, previous_hash, previous, created_unix_ns })
+    }
+}
+
+/// The frame of a writer that ended in order: everything before it is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Close {
+    /// The newest epoch.
+    pub epoch: EpochId,
+    /// The hash of its commit frame.
+    pub commit_hash: u128,
+}
+
+impl Close {
+    /// The whole frame.
+    #[must_use]
+    pub fn encode_frame(&self, chain: ChainId) -> Vec<u8> {
+        let mut payload = Vec::with_capacity(24);
+        payload.extend(self.epoch.0.to_le_bytes());
+        payload.extend(self.commit_hash.to_le_bytes());
+        frame(FrameKind::Close, self.epoch, chain, &payload)
+    }
+
+    /// Reads a payload whose checksum was checked.
+    ///
+    /// # Errors
+    /// An epoch that is not the header's.
+    pub fn decode(header: &FrameHeader, payload: &[u8]) -> Result<Self, FormatError> {
+        let mut fields = Fields::new(payload, FRAME_HEADER_BYTES);
+        let epoch = EpochId(fields.u64("newest epoch")?);
+        if epoch != header.epoch {
+            return Err(FormatError::field("newest epoch", FRAME_HEADER_BYTES, header.epoch, epoch));
+        }
+        let commit_hash = fields.u128("hash of the newest commit")?;
+        fields.end("close")?;
+        Ok(Self { epoch, commit_hash })
+    }
+}
+
+/// A whole frame whose payload has the size that its kind fixes, a multiple of 8.
+pub(super) fn frame_in_epoch(kind: FrameKind, epoch: EpochId, sequence: u32, chain: ChainId, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+    let header = FrameHeader { kind, epoch, sequence, length, payload_hash: xxhash_rust::xxh3::xxh3_64(payload) };
+    let mut bytes = Vec::with_capacity(FRAME_HEADER_BYTES + payload.len());
+    bytes.extend(header.encode(chain));
+    bytes.extend(payload);
+    bytes
+}
+
+fn frame(kind: FrameKind, epoch: EpochId, chain: ChainId, payload: &[u8]) -> Vec<u8> {
+    frame_in_epoch(kind, epoch, 0, chain, payload)
+}
