@@ -121,6 +121,8 @@ pub struct PageSet {
     list_max: usize,
     frames: u64,
     len: u64,
+    /// Some members were taken by walking the bits, so the list no longer tells.
+    unlisted: bool,
 }
 
 impl PageSet {
@@ -131,7 +133,14 @@ impl PageSet {
     #[must_use]
     pub fn new(frames: u64, list_max: usize) -> Self {
         let words = usize::try_from(frames.div_ceil(64)).expect("a set of frames fits in the address space");
-        Self { words: vec![0; words].into_boxed_slice(), list: Vec::with_capacity(list_max), list_max, frames, len: 0 }
+        Self {
+            words: vec![0; words].into_boxed_slice(),
+            list: Vec::with_capacity(list_max),
+            list_max,
+            frames,
+            len: 0,
+            unlisted: false,
+        }
     }
 
     /// Adds `gfn`. Returns whether it was new, or `None` where it lies at or above the bound.
@@ -146,7 +155,7 @@ impl PageSet {
         }
         *word |= bit;
         self.len += 1;
-        if self.list.len() < self.list_max {
+        if self.list.len() < self.list_max && !self.unlisted {
             self.list.push(gfn);
         }
         Some(true)
@@ -174,7 +183,7 @@ impl PageSet {
     /// Whether there are more members than the set lists.
     #[must_use]
     pub fn is_dense(&self) -> bool {
-        self.len > self.list.len() as u64
+        self.unlisted || self.len > self.list.len() as u64
     }
 
     /// The bound: every member is below it.
@@ -203,6 +212,39 @@ impl PageSet {
         }
         self.list.clear();
         self.len = 0;
+        self.unlisted = false;
+    }
+
+    /// Adds every frame of `run` that lies below the bound.
+    pub fn insert_run(&mut self, run: PageRun) {
+        for gfn in run.first.0..run.first.0.saturating_add(run.count).min(self.frames) {
+            self.insert(Gfn(gfn));
+        }
+    }
+
+    /// Moves up to `count` members into `out`: in the order in which they came, or the lowest where the set is dense.
+    pub fn take(&mut self, count: usize, out: &mut Vec<Gfn>) {
+        if count as u64 >= self.len {
+            out.extend(self.iter());
+            self.clear();
+            return;
+        }
+        let dense = self.is_dense();
+        let begin = out.len();
+        out.extend(self.iter().take(count));
+        for gfn in out.iter().skip(begin) {
+            let (word, bit) = Self::place(*gfn);
+            if let Some(word) = self.words.get_mut(word) {
+                *word &= !bit;
+            }
+        }
+        self.len -= count as u64;
+        if dense {
+            self.unlisted = true;
+            self.list.clear();
+        } else {
+            self.list.drain(..count);
+        }
     }
 
     fn place(gfn: Gfn) -> (usize, u64) {
@@ -269,6 +311,22 @@ mod tests {
                 prop_assert_eq!(set.iter().collect::<BTreeSet<_>>(), model.clone());
                 prop_assert_eq!(set.iter().count(), model.len());
                 prop_assert!((0..300).all(|frame| set.contains(Gfn(frame)) == model.contains(&Gfn(frame))));
+                let mut taken = Vec::new();
+                while taken.len() < model.len() / 2 {
+                    set.take(7, &mut taken);
+                    prop_assert_eq!(set.len() as usize + taken.len(), model.len());
+                    for extra in 290..293 {
+                        let new = !set.contains(Gfn(extra)) && model.contains(&Gfn(extra)) && taken.contains(&Gfn(extra));
+                        if new {
+                            set.insert(Gfn(extra));
+                            taken.retain(|gfn| *gfn != Gfn(extra));
+                        }
+                    }
+                    let left: BTreeSet<_> = set.iter().collect();
+                    prop_assert_eq!(left.len() as u64, set.len());
+                    prop_assert!(taken.iter().all(|gfn| !left.contains(gfn)));
+                }
+                prop_assert_eq!(taken.iter().copied().chain(set.iter()).collect::<BTreeSet<_>>(), model);
                 set.clear();
                 prop_assert!(set.is_empty() && set.iter().next().is_none());
                 prop_assert!((0..300).all(|frame| !set.contains(Gfn(frame))));

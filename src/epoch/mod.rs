@@ -1,5 +1,30 @@
 //! The engine: policy, the cut (park to run again), the pipeline behind it, and the report.
+//!
+//! ```text
+//! cut (vCPUs parked)                      encode thread                      writer thread
+//! state, harvest, copy, reset ──slot──>   zero, same, zstd, frames ──slot──>  append, group commit, sync ──> committed
+//!         ^                                                                        │
+//!         └──────────────────────── the slot, free again ─────────────────────────┘
+//! ```
+//!
+//! A slot is staging for one budget of pages, and their frames. There is a fixed number of slots, so memory does not grow when storage is
+//! slow: the policy then decides between longer epochs and a guest that waits.
 
-//mod sink;
+mod budget;
+mod contents;
+mod encode;
+mod engine;
+mod guest;
+mod options;
+mod pipeline;
+mod policy;
+mod report;
+mod sink;
+mod write;
 
-//pub use sink::{Sink, SinkError};
+pub use budget::{BudgetError, RingPlan};
+pub use engine::{Cut, Engine, EngineError, Finished, Start};
+pub use guest::{CapturedState, Guest, GuestError};
+pub use options::{Durability, EngineOptions, OnCommit, OnStorageError, WhenBehind};
+pub use report::{Distribution, PhasesReport, Report, Triggers};
+pub use sink::{Sink, SinkError};

@@ -3,3 +3,12 @@
 mod record;
 
 pub use record::StateRecord;
+/// placeholder until merge
+#[derive(Default, Debug, Clone)]
+pub struct MachineState;
+impl MachineState {
+    /// x
+    pub fn to_records(&self) -> Vec<StateRecord> {
+        Vec::new()
+    }
+}

@@ -114,7 +114,8 @@ impl GuestMemory {
             let host_address = region.as_ptr() as u64;
             slots.push(Memslot { id, first: run.first, pages: run.count, host_address });
             let address = GuestAddress(run.first.0 * PAGE_SIZE_U64);
-            let region = GuestRegionMmap::new(region, address).ok_or(MemoryError::Range { first: run.first, pages: run.count })?;
+            let region =
+                GuestRegionMmap::new(region, address).ok_or(MemoryError::Range { first: run.first, pages: run.count })?;
             mapped.push(region);
         }
         let ram = GuestMemoryMmap::from_regions(mapped).map_err(MemoryError::Layout)?;

@@ -61,7 +61,10 @@ impl WrittenPages {
     /// Whether a write to `gfn` is recorded.
     #[must_use]
     pub fn contains(&self, gfn: Gfn) -> bool {
-        usize::try_from(gfn.0 / 64).ok().and_then(|word| self.bits.get(word)).is_some_and(|word| word.load(Ordering::Relaxed) >> (gfn.0 % 64) & 1 != 0)
+        usize::try_from(gfn.0 / 64)
+            .ok()
+            .and_then(|word| self.bits.get(word))
+            .is_some_and(|word| word.load(Ordering::Relaxed) >> (gfn.0 % 64) & 1 != 0)
     }
 
     /// Takes all recorded pages and forgets them. Devices are quiesced as the vCPUs are parked: nobody writes meanwhile.

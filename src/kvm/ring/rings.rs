@@ -241,7 +241,11 @@ impl VmRings {
 
 impl std::fmt::Debug for VmRings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("VmRings").field("size", &self.size).field("rings", &self.rings.len()).field("unreset", &self.unreset).finish()
+        f.debug_struct("VmRings")
+            .field("size", &self.size)
+            .field("rings", &self.rings.len())
+            .field("unreset", &self.unreset)
+            .finish()
     }
 }
 

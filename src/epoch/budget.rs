@@ -1,0 +1,108 @@
+//! From a budget of pages to the size of the rings.
+
+use crate::kvm::ring::RingSize;
+
+/// A budget that no ring fits into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BudgetError {
+    /// The smallest rings hold more than the budget.
+    #[error("a budget of {budget} pages for {vcpus} vCPUs: the smallest that works is {smallest}")]
+    TooSmall {
+        /// Pages asked for.
+        budget: u64,
+        /// vCPUs.
+        vcpus: u32,
+        /// The smallest budget for so many vCPUs.
+        smallest: u64,
+    },
+    /// The rings that were asked for hold more than the budget.
+    #[error("{vcpus} rings of {entries} entries do not fit in a budget of {budget} pages")]
+    RingsTooLarge {
+        /// Pages asked for.
+        budget: u64,
+        /// vCPUs.
+        vcpus: u32,
+        /// Entries of each ring.
+        entries: u32,
+    },
+}
+
+/// How a budget is shared between the rings and the VMM's own writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingPlan {
+    /// The size of each vCPU's ring.
+    pub ring: RingSize,
+    /// Pages that the VMM may write between two cuts; reaching it ends an epoch as a full ring does.
+    pub share: u64,
+}
+
+impl RingPlan {
+    /// The largest rings, up to `ring_max`, whose entries times `vcpus` fit in `budget` pages and leave `share_min` to the VMM; or rings of the size `ring`.
+    ///
+    /// All entries count and not just those up to the soft limit, since the kernel may use the reserve: only so is the budget a bound.
+    ///
+    /// # Errors
+    /// [`BudgetError`].
+    pub fn new(budget: u64, vcpus: u32, share_min: u64, ring_max: RingSize, ring: Option<RingSize>) -> Result<Self, BudgetError> {
+        let rings_of = |size: RingSize| u64::from(size.entries()) * u64::from(vcpus.max(1));
+        let smallest = rings_of(RingSize::MIN) + share_min;
+        if budget < smallest {
+            return Err(BudgetError::TooSmall { budget, vcpus, smallest });
+        }
+        let ring = match ring {
+            Some(ring) if rings_of(ring) + share_min > budget => {
+                return Err(BudgetError::RingsTooLarge { budget, vcpus, entries: ring.entries() });
+            }
+            Some(ring) => ring,
+            None => {
+                let each = (budget - share_min) / u64::from(vcpus.max(1));
+                let entries = u32::try_from(each).map_or(ring_max.entries(), |each| 1 << each.max(1).ilog2());
+                RingSize::new(entries.min(ring_max.entries())).unwrap_or(RingSize::MIN)
+            }
+        };
+        Ok(Self { ring, share: budget - rings_of(ring) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(budget: u64, vcpus: u32) -> Result<(u32, u64), BudgetError> {
+        let max = RingSize::new(65_536).expect("a ring");
+        RingPlan::new(budget, vcpus, 0, max, None).map(|plan| (plan.ring.entries(), plan.share))
+    }
+
+    #[test]
+    fn the_largest_power_of_two_that_fits() {
+        assert_eq!(plan(256, 1), Ok((256, 0)));
+        assert_eq!(plan(512, 1), Ok((512, 0)));
+        assert_eq!(plan(512, 2), Ok((256, 0)));
+        assert_eq!(plan(2_000, 1), Ok((1_024, 976)));
+        assert_eq!(plan(2_000, 2), Ok((512, 976)));
+        assert_eq!(plan(20_000, 2), Ok((8_192, 3_616)));
+        assert_eq!(plan(u64::MAX, 1), Ok((65_536, u64::MAX - 65_536)));
+    }
+
+    #[test]
+    fn a_small_budget_is_refused_with_the_smallest_that_works() {
+        for (budget, vcpus) in [(0, 1), (255, 1), (511, 2), (767, 3)] {
+            let Err(BudgetError::TooSmall { smallest, .. }) = plan(budget, vcpus) else {
+                panic!("{budget} for {vcpus} was taken")
+            };
+            assert!(plan(smallest, vcpus).is_ok());
+            assert!(plan(smallest - 1, vcpus).is_err());
+        }
+    }
+
+    #[test]
+    fn a_share_for_the_vmm_is_kept() {
+        let max = RingSize::new(65_536).expect("a ring");
+        let plan = RingPlan::new(600, 2, 88, max, None).expect("it fits exactly");
+        assert_eq!((plan.ring.entries(), plan.share), (256, 88));
+        assert!(matches!(RingPlan::new(599, 2, 88, max, None), Err(BudgetError::TooSmall { smallest: 600, .. })));
+        let asked = RingSize::new(1_024).expect("a ring");
+        assert!(matches!(RingPlan::new(2_000, 2, 0, max, Some(asked)), Err(BudgetError::RingsTooLarge { entries: 1_024, .. })));
+    }
+}

@@ -1,0 +1,93 @@
+//! The encode thread: from staged pages to frames.
+
+use std::sync::mpsc::{Receiver, SyncSender};
+
+use super::contents::{Content, Contents};
+use super::guest::CapturedState;
+use super::pipeline::Slot;
+use crate::format::{BLOCK_PAGES, BlockEncoder, ChainId, Compression, EpochWriter, FormatError, is_zero};
+use crate::page::{EpochId, Gfn, PageBytes, runs};
+
+/// Encodes the parts of epochs, in order.
+pub(super) struct Encoder {
+    chain: ChainId,
+    blocks: BlockEncoder,
+    contents: Contents,
+    /// The epoch in hand; parts of it may have gone before.
+    writer: EpochWriter,
+    zero_pages: u64,
+    unchanged_pages: u64,
+    /// Places in the arena, by ascending frame. Kept for its memory.
+    order: Vec<(Gfn, u32)>,
+    zeros: Vec<Gfn>,
+}
+
+impl Encoder {
+    pub(super) fn new(chain: ChainId, compression: Compression, contents: Contents, budget_pages: usize) -> Self {
+        Self {
+            chain,
+            blocks: BlockEncoder::new(compression),
+            contents,
+            writer: EpochWriter::new(chain, EpochId::NONE),
+            zero_pages: 0,
+            unchanged_pages: 0,
+            order: Vec::with_capacity(budget_pages),
+            zeros: Vec::with_capacity(budget_pages),
+        }
+    }
+
+    /// Encodes until no more parts come.
+    pub(super) fn run<C: CapturedState>(mut self, parts: &Receiver<Slot<C>>, to_writer: &SyncSender<Slot<C>>) {
+        for mut slot in parts {
+            slot.encoded = self.encode(&mut slot);
+            if to_writer.send(slot).is_err() {
+                return; // the writer has ended, and says why itself
+            }
+        }
+    }
+
+    fn encode<C: CapturedState>(&mut self, slot: &mut Slot<C>) -> Result<(), FormatError> {
+        if self.writer.epoch() != slot.part.epoch {
+            self.writer = EpochWriter::new(self.chain, slot.part.epoch);
+            (self.zero_pages, self.unchanged_pages) = (0, 0);
+        }
+        slot.frames.clear();
+        self.order.clear();
+        self.order.extend(slot.arena.gfns().iter().copied().zip(0u32..));
+        self.order.sort_unstable();
+        debug_assert!(self.order.is_sorted_by(|a, b| a.0 < b.0), "a part has each page once");
+        self.zeros.clear();
+        let mut block: Vec<(Gfn, &PageBytes)> = Vec::with_capacity(BLOCK_PAGES);
+        for (gfn, place) in &self.order {
+            let page = usize::try_from(*place).ok().and_then(|place| slot.arena.page(place));
+            let Some(page) = page else { continue };
+            let zero = is_zero(page);
+            let content = if zero { Content::ZERO } else { self.contents.of(page) };
+            let changed = self.contents.replace(*gfn, content) || slot.part.store_unchanged;
+            match (changed, zero) {
+                (false, _) => self.unchanged_pages += 1,
+                (true, true) => self.zeros.push(*gfn),
+                (true, false) => block.push((*gfn, page)),
+            }
+            if block.len() == BLOCK_PAGES {
+                self.writer.pages(&mut slot.frames, &mut self.blocks, &block)?;
+                block.clear();
+            }
+        }
+        if !block.is_empty() {
+            self.writer.pages(&mut slot.frames, &mut self.blocks, &block)?;
+        }
+        if !self.zeros.is_empty() {
+            let runs: Vec<_> = runs(self.zeros.iter().copied()).collect();
+            self.writer.zeros(&mut slot.frames, &runs)?;
+            self.zero_pages += self.zeros.len() as u64;
+        }
+        if let Some(commit) = &mut slot.part.commit {
+            self.writer.state(&mut slot.frames, &slot.state.records())?;
+            commit.totals = self.writer.totals();
+            commit.zero_pages = self.zero_pages;
+            commit.unchanged_pages = self.unchanged_pages;
+        }
+        Ok(())
+    }
+}

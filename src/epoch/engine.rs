@@ -1,0 +1,560 @@
+//! The engine: what happens at a trigger.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::guest::{Guest, GuestError};
+use super::options::{Durability, EngineOptions, OnStorageError};
+use super::pipeline::{Part, Pipeline, PipelineError};
+use super::policy::{Action, Situation, decide};
+use super::report::{Counts, EpochCount, Report};
+use super::sink::Sink;
+use crate::format::{Commit, MemoryDigest, Phases, Trigger};
+use crate::kvm::park::Parked;
+use crate::kvm::ring::Lost;
+use crate::memory::{GuestMemory, MemoryError};
+use crate::page::{EpochId, Gfn, PAGE_SIZE, PageSet};
+use crate::track::{TrackError, Tracker};
+
+/// Why the engine can't go on, or could not take an epoch.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// Memory for staging, or the threads.
+    #[error("taking memory for {slots} slots of {budget_pages} pages, or starting threads")]
+    Start {
+        /// Slots.
+        slots: usize,
+        /// Pages of each.
+        budget_pages: usize,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The chain is not at the epoch that the guest's memory is at.
+    #[error("the chain ends at epoch {found}, and the guest is at epoch {expected}")]
+    OtherEpoch {
+        /// Where the guest is.
+        expected: EpochId,
+        /// Where the chain is.
+        found: EpochId,
+    },
+    /// The VMM could not park or capture.
+    #[error("the VMM could not {action}")]
+    Guest {
+        /// What was asked of it.
+        action: &'static str,
+        /// Its error.
+        #[source]
+        source: GuestError,
+    },
+    /// Tracking was lost and could not be begun anew.
+    #[error("tracking could not be begun anew after {lost}")]
+    Tracking {
+        /// Why it was lost.
+        lost: String,
+        /// Why it stays so.
+        #[source]
+        source: TrackError,
+    },
+    /// Guest memory is not what the tracker says.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// An epoch could not be stored, and the options say to stop then.
+    #[error("epochs behind {committed} could not be stored")]
+    Storage {
+        /// The newest epoch in the chain that is known to be durable, or with durability `none` the newest appended.
+        committed: EpochId,
+        /// The storage's error.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The pipeline's threads are gone.
+    #[error("the engine's threads have ended")]
+    Ended,
+}
+
+/// What guest memory is when an engine is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Zeros, but for what the VMM wrote through [`GuestMemory::ram`] since it was mapped. The chain is empty.
+    Fresh,
+    /// What epoch `0` of the chain says, which is the chain's newest.
+    Restored(EpochId),
+    /// Anything: the guest has been running. The chain is empty. All memory is copied beside the running guest by
+    /// [`Engine::copy_base`], and the first epoch behind that is the first that can be restored.
+    InUse,
+}
+
+/// What a call of [`Engine::cut`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// An epoch was taken and is on its way to the chain.
+    Taken {
+        /// Its number.
+        epoch: EpochId,
+        /// Pages captured.
+        pages: u64,
+    },
+    /// Only the list of pages was taken: the epoch goes on.
+    Lengthened {
+        /// Pages listed for it by now.
+        pages: u64,
+    },
+    /// Nothing: the interval was over while storage is behind.
+    Skipped,
+}
+
+/// The end of an engine.
+#[derive(Debug)]
+pub struct Finished {
+    /// What it did.
+    pub report: Report,
+    /// Why the last epochs are not in the chain, where they are not.
+    pub error: Option<EngineError>,
+}
+
+/// Takes epochs of one guest and brings them to one chain.
+///
+/// It has no vCPU thread and no timer: the VMM calls [`cut`](Self::cut) when a ring-full exit, an interval or a request says so, from any thread, one at a
+/// time. Two threads of its own encode and write.
+#[derive(Debug)]
+pub struct Engine<G: Guest> {
+    memory: GuestMemory,
+    tracker: Box<dyn Tracker>,
+    pipeline: Pipeline<G::State>,
+    options: EngineOptions,
+    counts: Counts,
+    /// Pages whose newest content neither the chain nor the pipeline has, besides those that the tracker will list.
+    pending: PageSet,
+    /// The state of the cut in hand; its memory goes round with the slots'.
+    captured: G::State,
+    /// The number of the next epoch.
+    next: EpochId,
+    generation: u64,
+    /// The next epoch follows a failed one: whatever it has, the chain may lack.
+    store_unchanged: bool,
+    /// Tracking was lost since the last epoch.
+    recovering: bool,
+    base_in_progress: bool,
+    /// No epoch yet: the next one is the base.
+    first: bool,
+    /// Cuts that are not known to be durable, oldest first.
+    not_durable: VecDeque<(EpochId, Instant)>,
+    storage_rests_until: Option<Instant>,
+    resumed_at: Instant,
+    cuts: u64,
+    last_pages: Vec<Gfn>,
+}
+
+/// The cut in hand.
+struct InHand {
+    phases: Phases,
+    entered_at: Instant,
+}
+
+impl<G: Guest> Engine<G> {
+    /// Takes all memory, starts the threads and, unless `start` is [`Start::Fresh`] or a restored guest, marks all memory to be copied.
+    ///
+    /// The guest must not run before its first [`cut`](Self::cut) where `start` is [`Start::Fresh`]: that one is the base.
+    ///
+    /// # Errors
+    /// [`EngineError::Start`], [`EngineError::OtherEpoch`].
+    pub fn new(
+        memory: GuestMemory,
+        tracker: Box<dyn Tracker>,
+        sink: Box<dyn Sink>,
+        start: Start,
+        mut options: EngineOptions,
+    ) -> Result<Self, EngineError> {
+        let expected = match start {
+            Start::Fresh | Start::InUse => EpochId::NONE,
+            Start::Restored(epoch) => epoch,
+        };
+        let tip = sink.tip();
+        if tip != expected {
+            return Err(EngineError::OtherEpoch { expected, found: tip });
+        }
+        let (budget_pages, slots) = (options.budget_pages.max(1), options.slots);
+        let pipeline = Pipeline::start(sink, memory.frames(), start == Start::Fresh, &mut options)
+            .map_err(|source| EngineError::Start { slots, budget_pages, source })?;
+        let mut pending = PageSet::new(memory.frames(), budget_pages);
+        if start == Start::InUse {
+            memory.runs().for_each(|run| pending.insert_run(run));
+        }
+        Ok(Self {
+            counts: Counts::new(budget_pages as u64),
+            memory,
+            tracker,
+            pipeline,
+            options,
+            pending,
+            captured: G::State::default(),
+            next: tip.next(),
+            generation: 1,
+            store_unchanged: false,
+            recovering: false,
+            base_in_progress: start == Start::InUse,
+            first: tip == EpochId::NONE,
+            not_durable: VecDeque::new(),
+            storage_rests_until: None,
+            resumed_at: Instant::now(),
+            cuts: 0,
+            last_pages: Vec::with_capacity(budget_pages),
+        })
+    }
+
+    /// Ends the epoch, if the policy lets it.
+    ///
+    /// The guest is parked, its state captured, its written pages collected and copied; then it runs again, and the epoch goes to the chain behind
+    /// its back. With [`Durability::Epoch`] it runs again only after the commit. [`Trigger::Request`] and [`Trigger::Final`] wait for storage
+    /// if they must; the others do as [`super::WhenBehind`] says.
+    ///
+    /// # Errors
+    /// [`EngineError::Guest`]: no epoch was taken, nothing is lost, and the guest runs. All others: the guest was halted.
+    pub fn cut(&mut self, guest: &mut G, trigger: Trigger) -> Result<Cut, EngineError> {
+        let mut hand = InHand { phases: Phases::default(), entered_at: Instant::now() };
+        self.absorb_failure().inspect_err(|_| guest.halt())?;
+        let must_cut = matches!(trigger, Trigger::Request | Trigger::Final);
+        if must_cut {
+            self.complete_base().inspect_err(|_| guest.halt())?;
+        }
+        let situation = Situation {
+            storage_keeps_up: self.storage_keeps_up(),
+            storage_rests: self.storage_rests_until.is_some_and(|until| Instant::now() < until),
+            base_in_progress: self.base_in_progress,
+            must_cut,
+            when_behind: self.options.when_behind,
+        };
+        let action = decide(&situation);
+        match (action, trigger) {
+            (Action::Drain | Action::DrainOrWait, Trigger::Interval) => return Ok(Cut::Skipped),
+            (Action::WaitAndCut, _) => self.wait_for_storage(guest, &mut hand)?,
+            _ => {}
+        }
+        park(guest, &mut hand)?;
+        if matches!(action, Action::Drain | Action::DrainOrWait) {
+            self.collect(guest, &mut hand)?;
+            if action == Action::Drain || self.holds_another_ring() {
+                self.resume(guest);
+                self.counts.drain();
+                return Ok(Cut::Lengthened { pages: self.pending.len() });
+            }
+            self.wait_for_storage(guest, &mut hand)?;
+        }
+        self.take(guest, trigger, &mut hand)
+    }
+
+    /// Copies up to a budget of pages of the base beside the running guest. Call it again, with cuts in between as they come, until it returns
+    /// false: the next cut then completes the base. Only for [`Start::InUse`].
+    ///
+    /// # Errors
+    /// [`EngineError::Memory`], [`EngineError::Ended`].
+    pub fn copy_base(&mut self) -> Result<bool, EngineError> {
+        if !self.base_in_progress || self.pipeline.has_failed() {
+            return Ok(self.base_in_progress);
+        }
+        if self.pending.len() <= self.options.budget_pages as u64 {
+            self.base_in_progress = false;
+            return Ok(false);
+        }
+        self.copy_part()?;
+        self.submit_part(Instant::now(), None);
+        Ok(true)
+    }
+
+    /// Waits until everything taken so far is in the chain, and durable where the mode promises that. Returns whether it is.
+    #[must_use]
+    pub fn flush(&self) -> bool {
+        let last = EpochId(self.next.0 - 1);
+        match self.options.durability {
+            Durability::None => self.pipeline.wait_committed(last),
+            Durability::Epoch | Durability::Group(_) => self.pipeline.wait_durable(last),
+        }
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        self.counts.report(&self.pipeline.progress())
+    }
+
+    /// The newest epoch that is in the chain, and the newest that is durable.
+    #[must_use]
+    pub fn committed(&self) -> (EpochId, EpochId) {
+        let progress = self.pipeline.progress();
+        (progress.committed, progress.durable)
+    }
+
+    /// Ends the engine: everything taken goes to the chain, and the chain is closed. Take a [`Trigger::Final`] cut before.
+    #[must_use]
+    pub fn finish(mut self) -> Finished {
+        if let Some(floor) = self.measure_copy_floor() {
+            self.counts.copy_floor(floor);
+        }
+        let Self { pipeline, counts, options, .. } = self;
+        let (progress, failure) = pipeline.finish();
+        Finished { report: counts.report(&progress), error: failure.map(|failure| storage(&progress, &options, failure)) }
+    }
+
+    /// Takes an epoch of the parked guest, and lets it run again.
+    fn take(&mut self, guest: &mut G, trigger: Trigger, hand: &mut InHand) -> Result<Cut, EngineError> {
+        let cut_at = Instant::now();
+        let time_unix_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, ns);
+        if let Err(error) = self.capture(guest) {
+            // Nothing was collected yet.
+            self.resume(guest);
+            return Err(error);
+        }
+        hand.phases.state_ns = ns(cut_at.elapsed());
+        self.collect(guest, hand)?;
+        let pages = self.pending.len();
+        let whole = self.first || self.recovering || self.store_unchanged;
+        let copied = self.copy_all(cut_at, hand).and_then(|parts| Ok((parts, self.audit()?)));
+        let (parts, audit) = copied.inspect_err(|_| guest.halt())?;
+        let epoch = self.next;
+        let commit = Commit {
+            epoch,
+            time_unix_ns,
+            run_ns: ns(hand.entered_at.duration_since(self.resumed_at)),
+            phases: hand.phases,
+            captured_pages: pages,
+            trigger,
+            recovery: self.recovering,
+            audit,
+            ..Commit::default()
+        };
+        let waits = self.options.durability == Durability::Epoch;
+        if !waits {
+            self.resume(guest);
+        }
+        self.submit_part(cut_at, Some(commit));
+        self.next = epoch.next();
+        self.cuts += 1;
+        // Before a failure is noticed below, which sets these again.
+        (self.first, self.recovering, self.store_unchanged, self.base_in_progress) = (false, false, false, false);
+        if waits {
+            self.wait_for_commit(guest, epoch, hand)?;
+        } else if self.options.durability != Durability::None {
+            self.not_durable.push_back((epoch, cut_at));
+        }
+        let audited = audit.is_some();
+        self.counts.epoch(&EpochCount { trigger, phases: hand.phases, pages, parts, whole, audited });
+        Ok(Cut::Taken { epoch, pages })
+    }
+
+    fn capture(&mut self, guest: &mut G) -> Result<(), EngineError> {
+        let mut scope = ();
+        let captured = guest.capture(&Parked::vouch(&mut scope), &mut self.captured);
+        captured.map_err(|source| EngineError::Guest { action: "capture the state", source })
+    }
+
+    /// Copies all pending pages. All parts but the last are sent off; returns how many parts there are.
+    fn copy_all(&mut self, cut_at: Instant, hand: &mut InHand) -> Result<u64, EngineError> {
+        let mut parts = 1;
+        while self.pending.len() > self.options.budget_pages as u64 {
+            self.copy_and_time(hand)?;
+            self.submit_part(cut_at, None);
+            parts += 1;
+        }
+        self.copy_and_time(hand)?;
+        Ok(parts)
+    }
+
+    /// Adds what was written since the last collection to the pending pages.
+    fn collect(&mut self, guest: &mut G, hand: &mut InHand) -> Result<(), EngineError> {
+        let mut scope = ();
+        let parked = Parked::vouch(&mut scope);
+        let start = Instant::now();
+        let mut foreign = false;
+        self.memory.written().take(&parked, |gfn| foreign |= self.pending.insert(gfn).is_none());
+        debug_assert!(!foreign, "the write log covers the memory and nothing else");
+        hand.phases.harvest_ns += ns(start.elapsed());
+        let lost = match self.tracker.collect(&parked, &mut self.pending) {
+            Ok(collected) => {
+                hand.phases.harvest_ns += ns(collected.harvest);
+                hand.phases.reset_ns += ns(collected.reset);
+                collected.lost.map(|lost: Lost| lost.to_string())
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        let Some(lost) = lost else { return Ok(()) };
+        tracing::warn!(epoch = self.next.0, reason = lost, "tracking lost: comparing all guest memory");
+        self.counts.tracking_lost();
+        self.recovering = true;
+        if let Err(source) = self.tracker.rearm(&parked) {
+            guest.halt();
+            return Err(EngineError::Tracking { lost, source });
+        }
+        let Self { memory, pending, .. } = self;
+        memory.runs().for_each(|run| pending.insert_run(run));
+        Ok(())
+    }
+
+    fn copy_and_time(&mut self, hand: &mut InHand) -> Result<(), EngineError> {
+        let start = Instant::now();
+        // Waiting for a slot, between the parts of a large epoch, is a stall and no copy.
+        self.pipeline.slot().ok_or(EngineError::Ended)?;
+        let waited = start.elapsed();
+        self.copy_part()?;
+        hand.phases.stall_ns += ns(waited);
+        hand.phases.copy_ns += ns(start.elapsed().saturating_sub(waited));
+        Ok(())
+    }
+
+    /// Copies up to a budget of pending pages into the slot in hand.
+    fn copy_part(&mut self) -> Result<(), EngineError> {
+        self.last_pages.clear();
+        self.pending.take(self.options.budget_pages, &mut self.last_pages);
+        let slot = self.pipeline.slot().ok_or(EngineError::Ended)?;
+        slot.arena.clear();
+        slot.arena.copy_from(&self.memory, &mut self.last_pages.iter().copied())?;
+        Ok(())
+    }
+
+    fn submit_part(&mut self, cut_at: Instant, commit: Option<Commit>) {
+        let Self { next: epoch, generation, store_unchanged, .. } = *self;
+        if let (Some(_), Some(slot)) = (commit, self.pipeline.slot()) {
+            std::mem::swap(&mut slot.state, &mut self.captured);
+        }
+        self.pipeline.submit(Part { epoch, generation, store_unchanged, cut_at, commit });
+    }
+
+    /// A digest of all memory, where one is due.
+    fn audit(&self) -> Result<Option<MemoryDigest>, EngineError> {
+        let due = self.options.audit_every.is_some_and(|every| self.cuts.is_multiple_of(every.get()));
+        if !due {
+            return Ok(None);
+        }
+        let mut digest = MemoryDigest::default();
+        let mut page = [0; PAGE_SIZE];
+        for run in self.memory.runs() {
+            for gfn in (run.first.0..run.first.0 + run.count).map(Gfn) {
+                self.memory.read_page(gfn, &mut page)?;
+                digest.add_page(gfn, &page);
+            }
+        }
+        Ok(Some(digest))
+    }
+
+    fn resume(&mut self, guest: &mut G) {
+        self.resumed_at = Instant::now();
+        guest.resume();
+    }
+
+    /// Whether the budget surely holds what the epoch has and whatever may come before the next chance to end it.
+    fn holds_another_ring(&self) -> bool {
+        let more = self.tracker.bound().unwrap_or(u64::MAX).saturating_add(self.options.share_pages);
+        self.pending.len().saturating_add(more) <= self.options.budget_pages as u64
+    }
+
+    fn storage_keeps_up(&mut self) -> bool {
+        self.lag().is_none() && self.pipeline.has_slot()
+    }
+
+    /// The oldest epoch that should be durable by now and is not.
+    fn lag(&mut self) -> Option<EpochId> {
+        let Durability::Group(window) = self.options.durability else { return None };
+        let (oldest, cut_at) = *self.not_durable.front()?;
+        if cut_at.elapsed() <= window {
+            return None;
+        }
+        let durable = self.pipeline.progress().durable;
+        while self.not_durable.front().is_some_and(|(epoch, _)| *epoch <= durable) {
+            self.not_durable.pop_front();
+        }
+        let (oldest, cut_at) = if oldest <= durable { *self.not_durable.front()? } else { (oldest, cut_at) };
+        (cut_at.elapsed() > window).then_some(oldest)
+    }
+
+    /// Waits until storage keeps up. The guest may be parked or not; it is halted where storage has failed for good.
+    fn wait_for_storage(&mut self, guest: &mut G, hand: &mut InHand) -> Result<(), EngineError> {
+        let start = Instant::now();
+        while let Some(oldest) = self.lag() {
+            if !self.pipeline.wait_durable(oldest) {
+                break;
+            }
+        }
+        let slot = self.pipeline.slot().is_some();
+        hand.phases.stall_ns += ns(start.elapsed());
+        let absorbed = if slot { self.absorb_failure() } else { Err(EngineError::Ended) };
+        absorbed.inspect_err(|_| guest.halt())
+    }
+
+    fn wait_for_commit(&mut self, guest: &mut G, epoch: EpochId, hand: &mut InHand) -> Result<(), EngineError> {
+        let start = Instant::now();
+        let durable = self.pipeline.wait_durable(epoch);
+        hand.phases.stall_ns += ns(start.elapsed());
+        if !durable {
+            self.absorb_failure().inspect_err(|_| guest.halt())?;
+        }
+        self.resume(guest);
+        Ok(())
+    }
+
+    /// A base that is still being copied is completed by the cut itself, with the guest parked.
+    fn complete_base(&mut self) -> Result<(), EngineError> {
+        while self.copy_base()? {
+            if self.pipeline.has_failed() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// If epochs failed: takes their pages back, and goes on or not as the options say.
+    fn absorb_failure(&mut self) -> Result<(), EngineError> {
+        if !self.pipeline.has_failed() {
+            return Ok(());
+        }
+        let Some((failure, generation)) = self.pipeline.take_failure(&mut self.pending) else { return Err(EngineError::Ended) };
+        self.generation = generation + 1;
+        self.store_unchanged = true;
+        self.not_durable.clear();
+        // The number of an epoch of which parts went to the sink is not used again.
+        self.next = self.next.next();
+        match self.options.on_storage_error {
+            OnStorageError::Stop => Err(storage(&self.pipeline.progress(), &self.options, failure)),
+            OnStorageError::Continue { retry_after } => {
+                self.storage_rests_until = Some(Instant::now() + retry_after);
+                Ok(())
+            }
+        }
+    }
+
+    /// The time that copying as many pages as the last epoch had takes, again and again: the least that a pause can be.
+    fn measure_copy_floor(&mut self) -> Option<Duration> {
+        const ROUNDS: usize = 32;
+        if self.last_pages.is_empty() || self.pipeline.has_failed() {
+            return None;
+        }
+        let pages = self.last_pages.clone();
+        let slot = self.pipeline.slot()?;
+        let mut times = Vec::with_capacity(ROUNDS);
+        for _ in 0..ROUNDS {
+            slot.arena.clear();
+            let start = Instant::now();
+            slot.arena.copy_from(&self.memory, &mut pages.iter().copied()).ok()?;
+            times.push(start.elapsed());
+        }
+        times.sort_unstable();
+        times.get(ROUNDS / 2).copied()
+    }
+}
+
+fn park<G: Guest>(guest: &mut G, hand: &mut InHand) -> Result<(), EngineError> {
+    let start = Instant::now();
+    guest.park().map_err(|source| EngineError::Guest { action: "park the vCPUs", source })?;
+    hand.phases.kick_ns += ns(start.elapsed());
+    Ok(())
+}
+
+fn storage(progress: &super::pipeline::Progress, options: &EngineOptions, failure: PipelineError) -> EngineError {
+    let committed = if options.durability == Durability::None { progress.committed } else { progress.durable };
+    EngineError::Storage { committed, source: Box::new(failure) }
+}
+
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,104 @@
+//! What an engine is told at start.
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use crate::format::Compression;
+use crate::page::EpochId;
+
+/// When an epoch is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The guest runs again only after the commit is durable.
+    Epoch,
+    /// Commits are at most this long behind their cut.
+    Group(Duration),
+    /// Nothing is synced: what a power cut leaves is up to the system. A killed process loses only what was not appended.
+    None,
+}
+
+impl Durability {
+    /// What [`Durability::Group`] has unless told otherwise.
+    pub const GROUP_DEFAULT: Duration = Duration::from_millis(10);
+}
+
+/// What to do when storage is behind: no staging is free, or commits are late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum WhenBehind {
+    /// Make the epoch longer, as long as the budget surely holds; then wait.
+    #[default]
+    Lengthen,
+    /// The guest waits.
+    Wait,
+}
+
+/// What to do when an epoch can't be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnStorageError {
+    /// Stop the guest.
+    #[default]
+    Stop,
+    /// Let the guest run on, and try again: the pages of failed epochs are part of the next one.
+    Continue {
+        /// How long to leave the storage alone after a failure.
+        retry_after: Duration,
+    },
+}
+
+/// Called with the newest committed epoch, on the writer's thread: outputs held for it and for those before may go.
+pub type OnCommit = Box<dyn FnMut(EpochId) + Send>;
+
+/// How an engine works. Memory follows from `budget_pages` and `slots`, and is taken at start: two times budget times slots (staging, and frames where pages do
+/// not compress), besides 16 bytes a page of guest memory for content hashes and a few bits a page for sets.
+pub struct EngineOptions {
+    /// The most pages in an epoch, at least 1: see [`RingPlan`](super::RingPlan).
+    pub budget_pages: usize,
+    /// Pages of the budget that the VMM's own writes may take.
+    pub share_pages: u64,
+    /// Epochs (or parts of one) in flight between cut and append, at least 2.
+    pub slots: usize,
+    /// When an epoch is durable.
+    pub durability: Durability,
+    /// How pages are encoded.
+    pub compression: Compression,
+    /// What to do when storage is behind.
+    pub when_behind: WhenBehind,
+    /// What to do when an epoch can't be stored.
+    pub on_storage_error: OnStorageError,
+    /// Every so many epochs, a digest of all memory.
+    pub audit_every: Option<NonZeroU64>,
+    /// Called when epochs are committed.
+    pub on_commit: Option<OnCommit>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            budget_pages: 4096,
+            share_pages: 0,
+            slots: 4,
+            durability: Durability::Group(Durability::GROUP_DEFAULT),
+            compression: Compression::default(),
+            when_behind: WhenBehind::default(),
+            on_storage_error: OnStorageError::default(),
+            audit_every: None,
+            on_commit: None,
+        }
+    }
+}
+
+impl fmt::Debug for EngineOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineOptions")
+            .field("budget_pages", &self.budget_pages)
+            .field("share_pages", &self.share_pages)
+            .field("slots", &self.slots)
+            .field("durability", &self.durability)
+            .field("compression", &self.compression)
+            .field("when_behind", &self.when_behind)
+            .field("on_storage_error", &self.on_storage_error)
+            .field("audit_every", &self.audit_every)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,262 @@
+//! What lies between a cut and its commit: a fixed number of slots that go round, an encode thread and a writer thread.
+
+use std::io;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
+
+use super::contents::Contents;
+use super::encode::Encoder;
+use super::guest::CapturedState;
+use super::options::EngineOptions;
+use super::sink::{Sink, SinkError};
+use super::write::Writer;
+use crate::format::{BLOCK_PAGES, Commit, FRAME_HEADER_BYTES, FormatError};
+use crate::memory::Arena;
+use crate::page::{EpochId, PAGE_SIZE, PageSet};
+
+/// A part of an epoch: all of it, or up to a budget of its pages.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) epoch: EpochId,
+    /// Failures count up; what was cut before one was noticed has an older number, and is thrown away.
+    pub(super) generation: u64,
+    /// Store pages even if their content is what an earlier epoch had: that epoch may never have reached the chain.
+    pub(super) store_unchanged: bool,
+    /// When the epoch was cut.
+    pub(super) cut_at: Instant,
+    /// What is known of the epoch, with its last part.
+    pub(super) commit: Option<Commit>,
+}
+
+/// Staging for one part, and its frames.
+#[derive(Debug)]
+pub(super) struct Slot<C> {
+    pub(super) arena: Arena,
+    pub(super) state: C,
+    pub(super) frames: Vec<u8>,
+    pub(super) part: Part,
+    pub(super) encoded: Result<(), FormatError>,
+}
+
+/// Why the newest failed epoch could not be stored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(super) enum PipelineError {
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    #[error("encoding")]
+    Format(#[from] FormatError),
+}
+
+/// What the pipeline has done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Progress {
+    pub(super) committed: EpochId,
+    pub(super) durable: EpochId,
+    pub(super) epochs: u64,
+    pub(super) durable_epochs: u64,
+    pub(super) bytes_written: u64,
+    pub(super) zero_pages: u64,
+    pub(super) unchanged_pages: u64,
+    pub(super) failed_epochs: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct State<C> {
+    free: Vec<Slot<C>>,
+    pub(super) progress: Progress,
+    /// The newest failure that the engine has not seen, and the pages that it must bring again.
+    pub(super) failure: Option<PipelineError>,
+    pub(super) failed_pages: PageSet,
+    /// What is of this generation or older is thrown away.
+    pub(super) failed_generation: u64,
+    /// The threads are gone.
+    ended: bool,
+}
+
+/// What the engine and the writer share.
+#[derive(Debug)]
+pub(super) struct Shared<C> {
+    state: Mutex<State<C>>,
+    changed: Condvar,
+}
+
+impl<C> Shared<C> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State<C>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn notify(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Gives a slot back.
+    pub(super) fn release(&self, slot: Slot<C>) {
+        self.lock().free.push(slot);
+        self.notify();
+    }
+
+    fn wait_while(&self, mut condition: impl FnMut(&mut State<C>) -> bool) -> MutexGuard<'_, State<C>> {
+        self.changed.wait_while(self.lock(), |state| !state.ended && condition(state)).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says that the threads are gone, however they went.
+struct Ending<C>(Arc<Shared<C>>);
+
+impl<C> Drop for Ending<C> {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.notify();
+    }
+}
+
+/// The pipeline, as the engine sees it.
+pub(super) struct Pipeline<C> {
+    shared: Arc<Shared<C>>,
+    parts: Option<SyncSender<Slot<C>>>,
+    threads: Vec<JoinHandle<()>>,
+    slots: usize,
+    /// A slot taken and not yet submitted.
+    spare: Option<Slot<C>>,
+}
+
+impl<C: CapturedState> Pipeline<C> {
+    /// Takes all memory and starts the threads. `frames` bounds the frames of guest memory; `known_zero` says that it begins as zeros.
+    pub(super) fn start(sink: Box<dyn Sink>, frames: u64, known_zero: bool, options: &mut EngineOptions) -> io::Result<Self> {
+        let slots = options.slots.max(2);
+        let budget = options.budget_pages.max(1);
+        let blocks = budget.div_ceil(BLOCK_PAGES);
+        let free = (0..slots)
+            .map(|_| {
+                let part =
+                    Part { epoch: EpochId::NONE, generation: 0, store_unchanged: false, cut_at: Instant::now(), commit: None };
+                // Address space only, until pages are touched: room for a budget of pages that do not compress.
+                let frames = Vec::with_capacity(budget * PAGE_SIZE + blocks * (FRAME_HEADER_BYTES + 128) + (64 << 10));
+                Ok(Slot { arena: Arena::new(budget)?, state: C::default(), frames, part, encoded: Ok(()) })
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                free,
+                progress: Progress { committed: sink.tip(), durable: sink.tip(), ..Progress::default() },
+                failure: None,
+                failed_pages: PageSet::new(frames, budget),
+                failed_generation: 0,
+                ended: false,
+            }),
+            changed: Condvar::new(),
+        });
+        let (parts, to_encode) = sync_channel::<Slot<C>>(slots);
+        let (encoded, to_write) = sync_channel::<Slot<C>>(slots);
+        let contents = Contents::new(frames, known_zero, random_seed());
+        let encoder = Encoder::new(sink.chain(), options.compression, contents, budget);
+        let writer = Writer::new(sink, shared.clone(), frames, budget, options.durability, options.on_commit.take());
+        let ending = Ending(shared.clone());
+        let threads = vec![
+            Builder::new().name("slackwater-encode".into()).spawn(move || encoder.run(&to_encode, &encoded))?,
+            Builder::new().name("slackwater-write".into()).spawn(move || {
+                let _ending = ending;
+                writer.run(&to_write);
+            })?,
+        ];
+        Ok(Self { shared, parts: Some(parts), threads, slots, spare: None })
+    }
+
+    /// A free slot, where there is one now. It stays the engine's until it is submitted.
+    pub(super) fn has_slot(&mut self) -> bool {
+        if self.spare.is_none() {
+            self.spare = self.shared.lock().free.pop();
+        }
+        self.spare.is_some()
+    }
+
+    /// The slot in hand, waiting for one where there is none; `None` after a failure, or when the threads are gone.
+    pub(super) fn slot(&mut self) -> Option<&mut Slot<C>> {
+        if self.spare.is_none() {
+            self.spare = self.shared.wait_while(|state| state.free.is_empty()).free.pop();
+        }
+        self.spare.as_mut()
+    }
+
+    /// Sends the slot in hand on its way.
+    pub(super) fn submit(&mut self, part: Part) {
+        let Some(mut slot) = self.spare.take() else { return };
+        slot.part = part;
+        // There are no more slots than places in the channel, so this never waits. If the encoder is gone, `ended` says so.
+        if let Some(parts) = &self.parts {
+            let _ = parts.send(slot);
+        }
+    }
+
+    /// What was done so far.
+    pub(super) fn progress(&self) -> Progress {
+        self.shared.lock().progress
+    }
+
+    /// Waits until `epoch` is durable, or something failed. Returns whether it is.
+    pub(super) fn wait_durable(&self, epoch: EpochId) -> bool {
+        self.shared.wait_while(|state| state.progress.durable < epoch && state.failure.is_none()).progress.durable >= epoch
+    }
+
+    /// Waits until `epoch` is in the chain, or something failed. Returns whether it is.
+    pub(super) fn wait_committed(&self, epoch: EpochId) -> bool {
+        self.shared.wait_while(|state| state.progress.committed < epoch && state.failure.is_none()).progress.committed >= epoch
+    }
+
+    /// Whether something failed that [`take_failure`](Self::take_failure) would return.
+    pub(super) fn has_failed(&self) -> bool {
+        let state = self.shared.lock();
+        state.failure.is_some() || state.ended
+    }
+
+    /// If something failed: waits until nothing older is in flight, moves the pages that are not in the chain into `pages`, and returns why and the
+    /// generation that failed.
+    pub(super) fn take_failure(&mut self, pages: &mut PageSet) -> Option<(PipelineError, u64)> {
+        self.shared.lock().failure.as_ref()?;
+        let all = self.slots - usize::from(self.spare.is_some());
+        let mut state = self.shared.wait_while(|state| state.free.len() < all);
+        let failure = state.failure.take()?;
+        for gfn in state.failed_pages.iter() {
+            pages.insert(gfn);
+        }
+        state.failed_pages.clear();
+        Some((failure, state.failed_generation))
+    }
+
+    /// Lets the pipeline run empty, closes the chain and ends the threads.
+    pub(super) fn finish(mut self) -> (Progress, Option<PipelineError>) {
+        self.end();
+        let mut state = self.shared.lock();
+        (state.progress, state.failure.take())
+    }
+}
+
+impl<C> Pipeline<C> {
+    fn end(&mut self) {
+        self.parts = None;
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has set `ended`, and its epochs are not counted.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<C> Drop for Pipeline<C> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl<C> std::fmt::Debug for Pipeline<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pipeline").field("slots", &self.slots).finish_non_exhaustive()
+    }
+}
+
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
+}

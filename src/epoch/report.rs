@@ -1,0 +1,227 @@
+//! What an engine did, in numbers.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::pipeline::Progress;
+use crate::format::{Phases, Trigger};
+
+/// How often each trigger ended an epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Triggers {
+    /// A ring was full, or the VMM's share of the budget was used.
+    pub ring_full: u64,
+    /// The interval was over.
+    pub interval: u64,
+    /// Somebody asked; the base is one of these.
+    pub request: u64,
+    /// The last.
+    pub r#final: u64,
+}
+
+/// A distribution of times, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Distribution {
+    /// The median.
+    pub p50: f64,
+    /// 99 of 100 are at most this.
+    pub p99: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+/// The median of each phase of a cut, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct PhasesReport {
+    /// From the first kick to the last vCPU parked.
+    pub kick: f64,
+    /// Capturing state.
+    pub state: f64,
+    /// Reading the log.
+    pub harvest: f64,
+    /// Copying pages.
+    pub copy: f64,
+    /// Protecting pages again.
+    pub reset: f64,
+}
+
+/// What an engine did since it was started. Base and recovery epochs are left out of the distributions and of `max_epoch_pages`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Report {
+    /// Epochs in the chain.
+    pub epochs: u64,
+    /// Of these, durable ones.
+    pub durable_epochs: u64,
+    /// Epochs that were cut and could not be stored; their pages are in later ones.
+    pub failed_epochs: u64,
+    /// Pages captured.
+    pub pages: u64,
+    /// Of the stored, pages of zeros.
+    pub zero_pages: u64,
+    /// Captured, but unchanged and therefore not stored.
+    pub unchanged_pages: u64,
+    /// The most pages in an epoch.
+    pub max_epoch_pages: u64,
+    /// The bound.
+    pub budget_pages: u64,
+    /// Epochs above the bound: the VMM itself wrote more than its share in one go.
+    pub over_budget_epochs: u64,
+    /// Bytes of the pages captured.
+    pub bytes_raw: u64,
+    /// Bytes in the chain.
+    pub bytes_written: u64,
+    /// How often writes may have been missed, and all memory was compared.
+    pub tracking_lost: u64,
+    /// Lists taken without an epoch, because storage was behind or a base was in progress.
+    pub drains: u64,
+    /// Epochs with a digest of all memory.
+    pub audits: u64,
+    /// How often each trigger ended an epoch.
+    pub triggers: Triggers,
+    /// The pauses: kick, state, harvest, copy and reset together.
+    pub pause_us: Distribution,
+    /// Each phase.
+    pub phases_us: PhasesReport,
+    /// Waiting for staging or for storage, by policy.
+    pub stall_us: Distribution,
+    /// What copying as many pages as the last epoch had takes alone, measured at the end of the run.
+    pub copy_floor_us: f64,
+}
+
+/// Times up to an hour, to three digits.
+#[derive(Debug)]
+struct Times(Histogram<u64>);
+
+impl Times {
+    fn new() -> Self {
+        let histogram = Histogram::new_with_bounds(1, 3_600_000_000_000, 3);
+        Self(histogram.expect("1 ns to an hour with 3 digits are bounds that the histogram takes"))
+    }
+
+    fn record(&mut self, ns: u64) {
+        self.0.saturating_record(ns);
+    }
+
+    fn us(&self, quantile: f64) -> f64 {
+        us(self.0.value_at_quantile(quantile))
+    }
+
+    fn distribution(&self) -> Distribution {
+        if self.0.is_empty() {
+            return Distribution::default();
+        }
+        Distribution { p50: self.us(0.5), p99: self.us(0.99), max: us(self.0.max()) }
+    }
+
+    fn median(&self) -> f64 {
+        if self.0.is_empty() { 0.0 } else { self.us(0.5) }
+    }
+}
+
+/// Nanoseconds as microseconds, to a tenth.
+#[expect(clippy::cast_precision_loss, reason = "times below 2^52 ns are exact, and this is for people")]
+fn us(ns: u64) -> f64 {
+    (ns as f64 / 100.0).round() / 10.0
+}
+
+/// Counts as an engine goes.
+#[derive(Debug)]
+pub(super) struct Counts {
+    report: Report,
+    pause: Times,
+    stall: Times,
+    kick: Times,
+    state: Times,
+    harvest: Times,
+    copy: Times,
+    reset: Times,
+}
+
+/// One epoch, as the counts see it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EpochCount {
+    pub(super) trigger: Trigger,
+    pub(super) phases: Phases,
+    pub(super) pages: u64,
+    pub(super) parts: u64,
+    /// A base or a recovery.
+    pub(super) whole: bool,
+    pub(super) audited: bool,
+}
+
+impl Counts {
+    pub(super) fn new(budget_pages: u64) -> Self {
+        Self {
+            report: Report { budget_pages, ..Report::default() },
+            pause: Times::new(),
+            stall: Times::new(),
+            kick: Times::new(),
+            state: Times::new(),
+            harvest: Times::new(),
+            copy: Times::new(),
+            reset: Times::new(),
+        }
+    }
+
+    pub(super) fn epoch(&mut self, epoch: &EpochCount) {
+        let report = &mut self.report;
+        report.pages += epoch.pages;
+        report.bytes_raw = report.pages * crate::page::PAGE_SIZE_U64;
+        report.audits += u64::from(epoch.audited);
+        let trigger = match epoch.trigger {
+            Trigger::RingFull => &mut report.triggers.ring_full,
+            Trigger::Interval => &mut report.triggers.interval,
+            Trigger::Request => &mut report.triggers.request,
+            Trigger::Final => &mut report.triggers.r#final,
+        };
+        *trigger += 1;
+        let Phases { kick_ns, state_ns, harvest_ns, copy_ns, reset_ns, stall_ns } = epoch.phases;
+        self.stall.record(stall_ns);
+        if epoch.whole {
+            return;
+        }
+        report.over_budget_epochs += u64::from(epoch.parts > 1);
+        report.max_epoch_pages = report.max_epoch_pages.max(epoch.pages);
+        self.pause.record(kick_ns + state_ns + harvest_ns + copy_ns + reset_ns);
+        self.kick.record(kick_ns);
+        self.state.record(state_ns);
+        self.harvest.record(harvest_ns);
+        self.copy.record(copy_ns);
+        self.reset.record(reset_ns);
+    }
+
+    pub(super) const fn drain(&mut self) {
+        self.report.drains += 1;
+    }
+
+    pub(super) const fn tracking_lost(&mut self) {
+        self.report.tracking_lost += 1;
+    }
+
+    pub(super) fn copy_floor(&mut self, floor: Duration) {
+        self.report.copy_floor_us = us(u64::try_from(floor.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    pub(super) fn report(&self, progress: &Progress) -> Report {
+        Report {
+            epochs: progress.epochs,
+            durable_epochs: progress.durable_epochs,
+            failed_epochs: progress.failed_epochs,
+            bytes_written: progress.bytes_written,
+            zero_pages: progress.zero_pages,
+            unchanged_pages: progress.unchanged_pages,
+            pause_us: self.pause.distribution(),
+            stall_us: self.stall.distribution(),
+            phases_us: PhasesReport {
+                kick: self.kick.median(),
+                state: self.state.median(),
+                harvest: self.harvest.median(),
+                copy: self.copy.median(),
+                reset: self.reset.median(),
+            },
+            ..self.report.clone()
+        }
+    }
+}
