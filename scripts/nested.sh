@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# The nested lane: the native tests on mainline KVM. QEMU emulates an AMD processor with SVM and nested paging in software, boots
+# a stock kernel with kvm-amd in it, and runs the tests of the library and of tests/main.rs whose path contains `native`.
+# usage: nested.sh [TEST-FILTER]    default filter: native
+# The kernel and the console's last log (serial.log) are kept in nested/ of cargo's target directory.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
+filter=${1:-native}
+home=$PWD
+work=${CARGO_TARGET_DIR:-$PWD/target}/nested
+build_limit_s=1500
+limit_s=${SLACKWATER_NESTED_LIMIT_S:-480}
+
+say() { printf 'nested: %s\n' "$*"; }
+fail() {
+  say "FAILED: $*" >&2
+  exit 1
+}
+
+scripts/install.sh nested
+
+# What a killed run left behind.
+find "$work" -maxdepth 1 -name 'run.*' -mmin +120 -exec rm -rf {} +
+run=$(mktemp -d "$work/run.XXXXXX")
+trap 'rm -rf "$run"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# Build. Cargo says where the programs are, one JSON object a line.
+say "building the tests and the command"
+timeout --foreground -k 10 "$build_limit_s" \
+  cargo test --locked --no-run --lib --test integration --message-format=json-render-diagnostics < /dev/null > "$run/cargo" ||
+  fail "the build failed, or took longer than $build_limit_s s"
+artifact() { sed -n "/\"kind\":\[\"$1\"\]/s/.*\"executable\":\"\([^\"]*\)\".*/\1/p" "$run/cargo" | tail -n 1; }
+lib_tests=$(artifact lib)
+integration_tests=$(artifact test)
+command=$(artifact bin)
+for program in "$lib_tests" "$integration_tests" "$command"; do
+  [ -x "$program" ] || fail "cargo did not say where it put the tests and the command"
+done
+started_s=$SECONDS
+listed=$({ "$lib_tests" "$filter" --list; "$integration_tests" "$filter" --list; } | grep -c ': test$' || true)
+[ "$listed" -gt 0 ] || fail "no test has '$filter' in its path: there is nothing to run"
+
+# Pack. The guest's root is one cpio archive in memory.
+root=$run/root
+mkdir -p "$root"/{bin,modules,slackwater}
+add_with_libraries() { # PROGRAM PLACE
+  local library
+  cp -L "$1" "$root/$2"
+  # ldd fails for a static program, which needs nothing more.
+  for library in $(ldd "$1" 2>/dev/null | grep -o '/[^ ]*' || true); do
+    mkdir -p "$root$(dirname "$library")"
+    cp -Ln "$library" "$root$library"
+  done
+}
+add_with_libraries "$(command -v busybox)" bin/busybox
+add_with_libraries "$lib_tests" slackwater/lib
+add_with_libraries "$integration_tests" slackwater/integration
+add_with_libraries "$command" slackwater/slackwater
+if command -v strip > /dev/null; then
+  strip --strip-debug "$root"/slackwater/{lib,integration,slackwater}
+fi
+mkdir "$root/slackwater/checkpoints"
+[ ! -d checkpoints ] || cp -r checkpoints/. "$root/slackwater/checkpoints"
+
+kernel=$work/kernel
+release=$(cat "$kernel/release")
+number=10
+modprobe -C /dev/null -d "$kernel" -S "$release" --show-depends kvm-amd > "$run/modules" || fail "the kernel $release has no kvm-amd"
+while read -r _ module _; do
+  name=$(basename "$module")
+  case $name in
+    *.ko) cp "$module" "$root/modules/$number-$name" ;;
+    *.ko.xz) xz -dc "$module" > "$root/modules/$number-${name%.xz}" ;;
+    *.ko.zst) zstd -qdc "$module" > "$root/modules/$number-${name%.zst}" ;;
+    *) fail "cannot unpack the module $name" ;;
+  esac
+  number=$((number + 1))
+done < <(grep '^insmod ' "$run/modules")
+
+# The verdict leaves the guest through a second serial port, which only its init writes to: the console may hold anything a test or
+# the kernel prints. After a panic or a hang there is none. The kernel of the lane has no /dev/port for QEMU's debug exit device.
+verdict=$run/verdict
+nonce=$(od -An -N8 -tx8 /dev/urandom | tr -d ' ')
+quoted() { printf '%q' "$1"; }
+cat > "$root/init" << INIT
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin HOME=/tmp TMPDIR=/tmp RUST_BACKTRACE=1 RUST_TEST_THREADS=1
+export SLACKWATER_REQUIRE_KVM=1 SLACKWATER_NESTED=1
+export CARGO_MANIFEST_DIR=$(quoted "$home")
+say() { echo "nested: \$*"; }
+verdict() {
+  echo "\$1 $nonce" > /dev/ttyS1
+  for tty in /dev/ttyS1 /dev/console; do stty sane < \$tty; done # waits until everything is sent
+  poweroff -f
+}
+mkdir -p /proc /sys /dev /tmp
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs tmp /tmp
+mkdir -p /dev/shm
+mount -t tmpfs shm /dev/shm
+ifconfig lo 127.0.0.1 up
+for module in /modules/*; do
+  insmod "\$module" || { say "cannot load \$module"; verdict failed; }
+done
+[ -c /dev/kvm ] && [ -d /sys/module/kvm_amd ] || { say "no KVM in the guest"; verdict failed; }
+say "Linux \$(uname -r), KVM of kvm_amd, nested paging \$(cat /sys/module/kvm_amd/parameters/npt), up after \$(cut -d ' ' -f 1 /proc/uptime) s"
+# Tests have paths of the build compiled in: the package's folder, the command, a scratch folder.
+mkdir -p $(quoted "$home") $(quoted "$(dirname "$command")") $(quoted "$(dirname "$(dirname "$command")")/tmp")
+ln -s /slackwater/checkpoints $(quoted "$home/checkpoints")
+ln -s /slackwater/slackwater $(quoted "$command")
+cd $(quoted "$home")
+result=passed
+for tests in lib integration; do
+  say "native tests of \$tests"
+  /slackwater/\$tests $(quoted "$filter") --test-threads=1
+  code=\$?
+  [ \$code = 0 ] || { say "the tests of \$tests ended with exit code \$code"; result=failed; }
+done
+say "tests done, up for \$(cut -d ' ' -f 1 /proc/uptime) s"
+verdict \$result
+INIT
+chmod +x "$root/init"
+(cd "$root" && find . | cpio --quiet -o -H newc) > "$run/initrd"
+
+# Boot.
+left_s=$((limit_s - (SECONDS - started_s)))
+[ "$left_s" -gt 0 ] || fail "packing alone took the $limit_s s"
+say "$listed test(s) on $release under QEMU's emulation, at most $left_s s"
+booted_s=$SECONDS
+status=0
+timeout --foreground -k 5 "$left_s" qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -serial stdio -serial "file:$verdict" \
+  -accel tcg,thread=multi -cpu max -smp 2 -m 2048 \
+  -kernel "$kernel/vmlinuz" -initrd "$run/initrd" -append 'console=ttyS0 panic=-1 mitigations=off quiet' \
+  < /dev/null 2>&1 | tee "$work/serial.log" || status=${PIPESTATUS[0]}
+took_s=$((SECONDS - booted_s))
+case $status in
+  0) ;;
+  124 | 137) fail "no verdict within $limit_s s, so it was ended: hung, or too slow. The console's last line: $(tail -n 1 "$work/serial.log" | sed 's/\r//; s/qemu-system.*//')" ;;
+  *) fail "QEMU ended with exit status $status" ;;
+esac
+case $(tr -d '\r\n' < "$verdict") in
+  "passed $nonce")
+    count=0
+    while read -r binary_count; do
+      count=$((count + binary_count))
+    done < <(sed -n 's/.*test result: ok\. \([0-9]*\) passed.*/\1/p' "$work/serial.log")
+    [ "$count" -gt 0 ] || fail "no test ran"
+    say "passed: $count of $listed native tests on mainline KVM, $took_s s from power-on"
+    ;;
+  "failed $nonce") fail "native tests failed on mainline KVM (console: $work/serial.log)" ;;
+  *) fail "the guest stopped without a verdict, as after a kernel panic (console: $work/serial.log)" ;;
+esac

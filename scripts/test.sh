@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# Runs the test lanes, and installs on Debian or Ubuntu what they need. See docs/testing.md.
+# usage: test.sh [lint|nested|doc|pure|native]    one lane; without a name: all of them
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf '\n== %s\n' "$*"; }
+
+# bounded SECONDS COMMAND...: in a process group of its own, which is ended with whatever it started when the time is up or this
+# script is interrupted.
+child=
+bounded() {
+  local limit_s=$1 status=0
+  shift
+  printf '+ %s\n' "$*"
+  timeout -k 10 "$limit_s" "$@" < /dev/null &
+  child=$!
+  wait "$child" || status=$?
+  child=
+  case $status in
+    0) ;;
+    124 | 137) printf 'test: FAILED: ended after %s s: %s\n' "$limit_s" "$*" >&2 ;;
+    *) printf 'test: FAILED (exit status %s): %s\n' "$status" "$*" >&2 ;;
+  esac
+  return "$status"
+}
+trap '[ -z "$child" ] || kill "$child"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# In the foreground, for sudo may ask for a password.
+install() { timeout --foreground -k 10 900 scripts/install.sh "$1"; }
+
+lint() {
+  say "lint"
+  bounded 60 cargo fmt --check
+  bounded 1200 cargo clippy --locked --all-targets --all-features -- -D warnings
+  bounded 900 cargo clippy --locked --no-default-features -- -D warnings
+  RUSTDOCFLAGS='-D warnings' bounded 600 cargo doc --locked --no-deps
+}
+
+nested() {
+  say "nested: the native tests on mainline KVM"
+  bounded 2100 scripts/nested.sh
+}
+
+doc() {
+  say "doctests"
+  bounded 900 cargo test --locked --doc
+}
+
+# With /dev/kvm a native test must run: a skip fails.
+require_kvm() {
+  if [ -e /dev/kvm ]; then
+    export SLACKWATER_REQUIRE_KVM=1
+    if ! [ -r /dev/kvm ] || ! [ -w /dev/kvm ]; then
+      printf 'test: /dev/kvm may not be opened by this user: the native tests will fail (is the user in the group kvm?)\n' >&2
+    fi
+    return 0
+  fi
+  printf 'test: ******** NO /dev/kvm HERE: native tests cannot run natively; only the nested lane runs them ********\n' >&2
+  return 1
+}
+
+# tests all|pure|native
+tests() {
+  say "tests: $1"
+  local profile=default
+  if [ "$1" != pure ]; then
+    if require_kvm; then
+      profile=kvm
+    elif [ "$1" = native ]; then
+      printf 'test: FAILED: the native lane was asked for; scripts/test.sh nested needs no /dev/kvm\n' >&2
+      return 1
+    fi
+  fi
+  if cargo nextest --version > /dev/null 2>&1; then
+    local filter
+    case $1 in
+      all) filter='all()' ;;
+      pure) filter='not test(native)' ;;
+      native) filter='test(native)' ;;
+    esac
+    bounded 2400 cargo nextest run --locked --profile "$profile" -E "$filter"
+  else
+    local targets=(--lib --bins --tests --examples)
+    if [ "$1" != native ]; then
+      bounded 1800 cargo test --locked "${targets[@]}" -- --skip native
+    fi
+    if [ "$1" != pure ]; then
+      bounded 1800 cargo test --locked "${targets[@]}" native -- --test-threads=1
+    fi
+  fi
+}
+
+case ${1-all} in
+  all)
+    install nested
+    lint
+    nested
+    doc
+    tests all # last: the script ends with the test runner's own summary
+    ;;
+  lint)
+    install build
+    lint
+    ;;
+  nested)
+    install nested
+    nested
+    ;;
+  doc)
+    install build
+    doc
+    ;;
+  pure | native)
+    install build
+    tests "$1"
+    ;;
+  *)
+    printf 'usage: test.sh [lint|nested|doc|pure|native]\n' >&2
+    exit 2
+    ;;
+esac
