@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::guest::{Guest, GuestError};
+use super::guest::{CapturedState, Guest, GuestError};
 use super::options::{Durability, EngineOptions, OnStorageError};
 use super::pipeline::{Part, Pipeline, PipelineError};
 use super::policy::{Action, Situation, decide};
@@ -120,16 +120,16 @@ pub struct Finished {
 /// It has no vCPU thread and no timer: the VMM calls [`cut`](Self::cut) when a ring-full exit, an interval or a request says so, from any thread, one at a
 /// time. Two threads of its own encode and write.
 #[derive(Debug)]
-pub struct Engine<G: Guest> {
+pub struct Engine<C: CapturedState> {
     memory: GuestMemory,
     tracker: Box<dyn Tracker>,
-    pipeline: Pipeline<G::State>,
+    pipeline: Pipeline<C>,
     options: EngineOptions,
     counts: Counts,
     /// Pages whose newest content neither the chain nor the pipeline has, besides those that the tracker will list.
     pending: PageSet,
     /// The state of the cut in hand; its memory goes round with the slots'.
-    captured: G::State,
+    captured: C,
     /// The number of the next epoch.
     next: EpochId,
     generation: u64,
@@ -154,7 +154,7 @@ struct InHand {
     entered_at: Instant,
 }
 
-impl<G: Guest> Engine<G> {
+impl<C: CapturedState> Engine<C> {
     /// Takes all memory, starts the threads and, unless `start` is [`Start::Fresh`] or a restored guest, marks all memory to be copied.
     ///
     /// The guest must not run before its first [`cut`](Self::cut) where `start` is [`Start::Fresh`]: that one is the base.
@@ -190,7 +190,7 @@ impl<G: Guest> Engine<G> {
             pipeline,
             options,
             pending,
-            captured: G::State::default(),
+            captured: C::default(),
             next: tip.next(),
             generation: 1,
             store_unchanged: false,
@@ -213,7 +213,7 @@ impl<G: Guest> Engine<G> {
     ///
     /// # Errors
     /// [`EngineError::Guest`]: no epoch was taken, nothing is lost, and the guest runs. All others: the guest was halted.
-    pub fn cut(&mut self, guest: &mut G, trigger: Trigger) -> Result<Cut, EngineError> {
+    pub fn cut<G: Guest<State = C>>(&mut self, guest: &mut G, trigger: Trigger) -> Result<Cut, EngineError> {
         let mut hand = InHand { phases: Phases::default(), entered_at: Instant::now() };
         self.absorb_failure().inspect_err(|_| guest.halt())?;
         let must_cut = matches!(trigger, Trigger::Request | Trigger::Final);
@@ -299,7 +299,7 @@ impl<G: Guest> Engine<G> {
     }
 
     /// Takes an epoch of the parked guest, and lets it run again.
-    fn take(&mut self, guest: &mut G, trigger: Trigger, hand: &mut InHand) -> Result<Cut, EngineError> {
+    fn take<G: Guest<State = C>>(&mut self, guest: &mut G, trigger: Trigger, hand: &mut InHand) -> Result<Cut, EngineError> {
         let cut_at = Instant::now();
         let time_unix_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, ns);
         if let Err(error) = self.capture(guest) {
@@ -344,7 +344,7 @@ impl<G: Guest> Engine<G> {
         Ok(Cut::Taken { epoch, pages })
     }
 
-    fn capture(&mut self, guest: &mut G) -> Result<(), EngineError> {
+    fn capture<G: Guest<State = C>>(&mut self, guest: &mut G) -> Result<(), EngineError> {
         let mut scope = ();
         let captured = guest.capture(&Parked::vouch(&mut scope), &mut self.captured);
         captured.map_err(|source| EngineError::Guest { action: "capture the state", source })
@@ -363,7 +363,7 @@ impl<G: Guest> Engine<G> {
     }
 
     /// Adds what was written since the last collection to the pending pages.
-    fn collect(&mut self, guest: &mut G, hand: &mut InHand) -> Result<(), EngineError> {
+    fn collect<G: Guest<State = C>>(&mut self, guest: &mut G, hand: &mut InHand) -> Result<(), EngineError> {
         let mut scope = ();
         let parked = Parked::vouch(&mut scope);
         let start = Instant::now();
@@ -438,7 +438,7 @@ impl<G: Guest> Engine<G> {
         Ok(Some(digest))
     }
 
-    fn resume(&mut self, guest: &mut G) {
+    fn resume<G: Guest<State = C>>(&mut self, guest: &mut G) {
         self.resumed_at = Instant::now();
         guest.resume();
     }
@@ -469,7 +469,7 @@ impl<G: Guest> Engine<G> {
     }
 
     /// Waits until storage keeps up. The guest may be parked or not; it is halted where storage has failed for good.
-    fn wait_for_storage(&mut self, guest: &mut G, hand: &mut InHand) -> Result<(), EngineError> {
+    fn wait_for_storage<G: Guest<State = C>>(&mut self, guest: &mut G, hand: &mut InHand) -> Result<(), EngineError> {
         let start = Instant::now();
         while let Some(oldest) = self.lag() {
             if !self.pipeline.wait_durable(oldest) {
@@ -482,7 +482,12 @@ impl<G: Guest> Engine<G> {
         absorbed.inspect_err(|_| guest.halt())
     }
 
-    fn wait_for_commit(&mut self, guest: &mut G, epoch: EpochId, hand: &mut InHand) -> Result<(), EngineError> {
+    fn wait_for_commit<G: Guest<State = C>>(
+        &mut self,
+        guest: &mut G,
+        epoch: EpochId,
+        hand: &mut InHand,
+    ) -> Result<(), EngineError> {
         let start = Instant::now();
         let durable = self.pipeline.wait_durable(epoch);
         hand.phases.stall_ns += ns(start.elapsed());

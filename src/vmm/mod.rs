@@ -1,1 +1,17 @@
-//! The reference VMM.
+//! The reference VMM: a machine with an in-kernel interrupt controller, memory from 0 on, and a built-in guest.
+//!
+//! It is what the `slackwater` command runs, and an example of a VMM that embeds the engine: `run` has the vCPU threads, `gate` is where they meet for a cut.
+
+pub mod churn;
+
+mod error;
+mod gate;
+mod monitor;
+mod run;
+mod vcpu;
+mod vm;
+
+pub use error::VmmError;
+pub use monitor::GuestReport;
+pub use run::{Limits, Outcome, Protection, Running, Stop};
+pub use vm::{GuestSpec, MachineSpec, Tracking, Vm, memory_regions};

@@ -1,0 +1,117 @@
+//! What can go wrong in the reference VMM.
+
+use std::path::PathBuf;
+
+use super::churn::{ChurnError, Inconsistency};
+use crate::epoch::{BudgetError, EngineError};
+use crate::kvm::ring::RingError;
+use crate::machine::StateError;
+use crate::memory::MemoryError;
+use crate::track::TrackError;
+
+/// Why a machine can't be built or can't run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmmError {
+    /// KVM's device can't be used.
+    #[error("opening {}", path.display())]
+    OpenKvm {
+        /// The device.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// KVM refused a step.
+    #[error("{step}")]
+    Kvm {
+        /// What was asked.
+        step: &'static str,
+        /// Its answer.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// The system refused a step.
+    #[error("{step}")]
+    System {
+        /// What was asked.
+        step: &'static str,
+        /// Its answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A number of vCPUs that there can't be.
+    #[error("{found} vCPUs: this KVM takes 1 to {max}")]
+    Vcpus {
+        /// Asked for.
+        found: u32,
+        /// The most.
+        max: u32,
+    },
+    /// The guest does not fit the machine.
+    #[error(transparent)]
+    Guest(#[from] ChurnError),
+    /// The guest could not be put into memory.
+    #[error("loading the guest at guest physical address {address:#x}")]
+    Load {
+        /// Where.
+        address: u64,
+        /// Why.
+        #[source]
+        source: vm_memory::GuestMemoryError,
+    },
+    /// The budget.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
+    /// The rings.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The tracker.
+    #[error(transparent)]
+    Track(#[from] TrackError),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Capturing or applying state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The machine of a chain is none that this program can build.
+    #[error("the chain's machine can't be built by this program")]
+    Machine(#[source] serde_json::Error),
+    /// A vCPU left the guest for a reason that nobody handles.
+    #[error("vCPU {vcpu} left the guest: {exit}")]
+    Exit {
+        /// The vCPU.
+        vcpu: usize,
+        /// The exit.
+        exit: String,
+    },
+    /// The guest found that its memory or registers are not of one instant.
+    #[error("the guest found an inconsistency: {0}")]
+    Inconsistent(Inconsistency),
+    /// The guest did not answer in time.
+    #[error("the guest did not finish its check within {seconds} s")]
+    CheckTimeout {
+        /// The time it had.
+        seconds: u64,
+    },
+    /// A vCPU's thread panicked.
+    #[error("the thread of vCPU {vcpu} panicked")]
+    Panicked {
+        /// The vCPU.
+        vcpu: usize,
+    },
+}
+
+/// For `map_err`.
+pub(super) fn kvm(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmmError {
+    move |source| VmmError::Kvm { step, source }
+}
+
+/// For `map_err`.
+pub(super) fn system(step: &'static str) -> impl FnOnce(std::io::Error) -> VmmError {
+    move |source| VmmError::System { step, source }
+}

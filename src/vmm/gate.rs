@@ -1,0 +1,285 @@
+//! Where vCPU threads meet for a cut.
+//!
+//! One thread leads a cut: a vCPU's own after its exit, or any other. It closes the gate, gets everybody else out of the guest, has every vCPU read its own state, all at the
+//! same time, and opens the gate again. Waiting is spinning for a moment and sleeping then: a cut takes less time than waking a thread.
+//!
+//! Why no vCPU runs while the leader thinks that all are parked: a vCPU says `RUNNING` and *then* looks at the gate, before each entry; the
+//! leader closes the gate and *then* looks at the vCPU. All four are sequentially consistent, so either the vCPU sees the closed gate and does not
+//! enter, or the leader sees `RUNNING`, kicks it (which ends the entry it may be making) and waits for it.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::kvm::kick::Kick;
+use crate::machine::{StateError, VcpuState};
+
+const RUNNING: u32 = 0;
+const PARKED: u32 = 1;
+/// The vCPU's thread has ended.
+const GONE: u32 = 2;
+
+const NO_ORDER: u32 = 0;
+const CAPTURE: u32 = 1;
+const CAPTURED: u32 = 2;
+
+/// How long to spin before sleeping: about a small cut, and a kick's way to another core and back.
+const SPIN: Duration = Duration::from_micros(100);
+
+/// A vCPU's place at the gate.
+#[derive(Debug)]
+struct Seat {
+    state: AtomicU32,
+    order: AtomicU32,
+    kick: Kick,
+    captured: Mutex<Captured>,
+}
+
+#[derive(Debug)]
+struct Captured {
+    state: VcpuState,
+    outcome: Result<(), StateError>,
+}
+
+/// The gate of one VM.
+#[derive(Debug)]
+pub(super) struct Gate {
+    seats: Vec<Seat>,
+    closed: AtomicBool,
+    halted: AtomicBool,
+    /// Spinning only helps where the others have a processor of their own.
+    spin: Duration,
+    sleepers: AtomicU32,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+/// A vCPU could not be captured.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(super) enum GateError {
+    #[error("capturing vCPU {vcpu}")]
+    Capture {
+        vcpu: usize,
+        #[source]
+        source: StateError,
+    },
+    #[error("the thread of vCPU {vcpu} has ended")]
+    Gone { vcpu: usize },
+    #[error("the guest was halted")]
+    Halted,
+}
+
+impl Gate {
+    /// A closed gate: threads that come park, until a leader opens it.
+    pub(super) fn closed(kicks: Vec<Kick>) -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let spin = if kicks.len() <= cpus { SPIN } else { Duration::ZERO };
+        let seats = kicks.into_iter().zip(0u32..).map(|(kick, index)| Seat {
+            state: AtomicU32::new(RUNNING),
+            order: AtomicU32::new(NO_ORDER),
+            kick,
+            captured: Mutex::new(Captured { state: VcpuState::new(index), outcome: Ok(()) }),
+        });
+        Self {
+            seats: seats.collect(),
+            closed: AtomicBool::new(true),
+            halted: AtomicBool::new(false),
+            spin,
+            sleepers: AtomicU32::new(0),
+            lock: Mutex::new(()),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Begins to lead a cut, unless another does.
+    pub(super) fn try_lead(&self) -> bool {
+        !self.closed.swap(true, Ordering::SeqCst)
+    }
+
+    /// Begins to lead a cut as soon as nobody else does. Not for vCPU threads, which park instead. False once the guest was halted.
+    pub(super) fn lead(&self) -> bool {
+        loop {
+            if self.is_halted() {
+                return false;
+            }
+            if self.try_lead() {
+                return true;
+            }
+            self.wait_until(|| !self.is_closed() || self.is_halted());
+        }
+    }
+
+    /// For the leader: waits until every vCPU but `me` is out of the guest, its exits complete.
+    pub(super) fn park_others(&self, me: Option<usize>) {
+        let others = || self.seats.iter().enumerate().filter(move |(index, _)| Some(*index) != me).map(|(_, seat)| seat);
+        for seat in others() {
+            if seat.state.load(Ordering::SeqCst) == RUNNING {
+                seat.kick.kick();
+            }
+        }
+        self.wait_until(|| others().all(|seat| seat.state.load(Ordering::SeqCst) != RUNNING));
+    }
+
+    /// For the leader, all others being parked: has every vCPU but `me` captured on its own thread, while `mine` runs; then hands out the
+    /// states, by vCPU.
+    pub(super) fn capture<E: From<GateError>>(
+        &self,
+        me: Option<usize>,
+        mine: impl FnOnce() -> Result<(), E>,
+        mut each: impl FnMut(usize, &mut VcpuState),
+    ) -> Result<(), E> {
+        let others = || self.seats.iter().enumerate().filter(move |(index, _)| Some(*index) != me);
+        for (_, seat) in others() {
+            seat.order.store(CAPTURE, Ordering::SeqCst);
+        }
+        self.announce();
+        let outcome = mine();
+        let done = |seat: &Seat| {
+            seat.order.load(Ordering::SeqCst) == CAPTURED || seat.state.load(Ordering::SeqCst) == GONE || self.is_halted()
+        };
+        self.wait_until(|| others().all(|(_, seat)| done(seat)));
+        let mut result = outcome;
+        for (vcpu, seat) in others() {
+            let order = seat.order.swap(NO_ORDER, Ordering::SeqCst);
+            if result.is_err() {
+                continue;
+            }
+            if order != CAPTURED {
+                let gone = seat.state.load(Ordering::SeqCst) == GONE;
+                result = Err(if gone { GateError::Gone { vcpu } } else { GateError::Halted }.into());
+                continue;
+            }
+            let mut captured = lock(&seat.captured);
+            match std::mem::replace(&mut captured.outcome, Ok(())) {
+                Ok(()) => each(vcpu, &mut captured.state),
+                Err(source) => result = Err(GateError::Capture { vcpu, source }.into()),
+            }
+        }
+        result
+    }
+
+    /// For the leader: the cut is over.
+    pub(super) fn open(&self) {
+        self.closed.store(false, Ordering::SeqCst);
+        self.announce();
+    }
+
+    /// Ends all vCPU threads, now and for good. From any thread, at any time.
+    pub(super) fn halt(&self) {
+        self.halted.store(true, Ordering::SeqCst);
+        self.announce();
+        for seat in &self.seats {
+            if seat.state.load(Ordering::SeqCst) == RUNNING {
+                seat.kick.kick();
+            }
+        }
+    }
+
+    pub(super) fn is_halted(&self) -> bool {
+        self.halted.load(Ordering::SeqCst)
+    }
+
+    /// Whether a vCPU must not enter the guest now.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// For a vCPU's thread, before anything else.
+    pub(super) fn arrive(&self, me: usize) {
+        if let Some(seat) = self.seats.get(me) {
+            seat.kick.bind_to_this_thread();
+        }
+    }
+
+    /// For a vCPU's thread: its kicks up to now have had their effect.
+    pub(super) fn acknowledge(&self, me: usize) {
+        if let Some(seat) = self.seats.get(me) {
+            seat.kick.acknowledge();
+        }
+    }
+
+    /// For a vCPU's thread, before each entry: parks while the gate is closed, and captures when asked. Its exits are complete. Returns false when the thread
+    /// is to end.
+    pub(super) fn pass(&self, me: usize, mut capture: impl FnMut(&mut VcpuState) -> Result<(), StateError>) -> bool {
+        let Some(seat) = self.seats.get(me) else { return false };
+        loop {
+            seat.state.store(RUNNING, Ordering::SeqCst);
+            if self.is_halted() {
+                return false;
+            }
+            if !self.is_closed() {
+                return true;
+            }
+            seat.state.store(PARKED, Ordering::SeqCst);
+            self.announce();
+            let ordered = || seat.order.load(Ordering::SeqCst) == CAPTURE;
+            self.wait_until(|| !self.is_closed() || self.is_halted() || ordered());
+            if ordered() {
+                let mut captured = lock(&seat.captured);
+                captured.outcome = capture(&mut captured.state);
+                drop(captured);
+                seat.order.store(CAPTURED, Ordering::SeqCst);
+                self.announce();
+                self.wait_until(|| !self.is_closed() || self.is_halted() || ordered());
+            }
+        }
+    }
+
+    /// For a vCPU's thread that holds its vCPU outside of the guest: waits until `deadline`, or until the gate closes.
+    pub(super) fn rest(&self, deadline: Instant) {
+        let mut guard = lock(&self.lock);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        while !self.is_closed() && !self.is_halted() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            guard = self.changed.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// For a vCPU's thread that ends.
+    pub(super) fn leave(&self, me: usize) {
+        if let Some(seat) = self.seats.get(me) {
+            seat.state.store(GONE, Ordering::SeqCst);
+        }
+        self.announce();
+    }
+
+    /// Wakes whoever sleeps. Comes after the change: a sleeper counts itself first and looks at the condition then.
+    fn announce(&self) {
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            drop(lock(&self.lock));
+            self.changed.notify_all();
+        }
+    }
+
+    fn wait_until(&self, condition: impl Fn() -> bool) {
+        if condition() {
+            return;
+        }
+        if !self.spin.is_zero() {
+            let start = Instant::now();
+            while start.elapsed() < self.spin {
+                for _ in 0..32 {
+                    if condition() {
+                        return;
+                    }
+                    std::hint::spin_loop();
+                }
+            }
+        }
+        let mut guard = lock(&self.lock);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        while !condition() {
+            guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
