@@ -1,1 +1,23 @@
-//! From a chain back to a machine.
+//! From a chain back to a machine: which version of each page counts at an epoch, and filling memory with it.
+//!
+//! ```no_run
+//! # use slackwater::{page::{EpochId, Gfn, PageBytes}, restore::{PageTarget, Plan, TargetError}, store::Chain};
+//! # struct Memory;
+//! # impl PageTarget for Memory {
+//! #     fn write_page(&mut self, _: Gfn, _: &PageBytes) -> Result<(), TargetError> { Ok(()) }
+//! # }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let chain = Chain::open("store")?;
+//! let plan = Plan::new(&chain, chain.newest())?;
+//! plan.fill(&mut Memory, &mut |_done, _total| {})?;
+//! for record in plan.state() { /* apply it, in the machine's order */ }
+//! # Ok(())
+//! # }
+//! ```
+
+mod found;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+pub use plan::{Digest, Filled, PageTarget, Plan, RestoreError, TargetError, digest};

@@ -1,0 +1,152 @@
+//! What can go wrong with a store.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::Damage;
+use crate::format::FormatError;
+use crate::page::EpochId;
+
+/// Why a store could not be made, opened, read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// There is nothing at the path.
+    #[error("there is no store at {}", dir.display())]
+    Missing {
+        /// The path.
+        dir: PathBuf,
+    },
+    /// The path is not a directory.
+    #[error("a store is a directory, and {} is not one", path.display())]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The directory holds nothing.
+    #[error("the directory {} is empty: it holds no store", dir.display())]
+    Empty {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The directory holds other things than a chain.
+    #[error("the directory {} holds no store: it has no identity.json", dir.display())]
+    NotAStore {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A chain was to be made where one is.
+    #[error("the directory {} already holds a store", dir.display())]
+    Exists {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A chain was to be made in a directory that holds something else.
+    #[error("the directory {} is not empty: it holds {name:?}", dir.display())]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
+        /// One of the names in it.
+        name: String,
+    },
+    /// Another writer has the chain.
+    #[error("the store {} is in use by another writer: {holder}", dir.display())]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+        /// What that writer says of itself: its process, host and when it began.
+        holder: String,
+    },
+    /// The store is of a version that this program does not read.
+    #[error("{}: format version {found} is not supported (this program reads version {})", file.display(), crate::format::FORMAT_VERSION)]
+    Version {
+        /// The file that says so.
+        file: PathBuf,
+        /// The version.
+        found: u64,
+    },
+    /// `identity.json` is not sound.
+    #[error("{} at offset {}: {source}", file.display(), source.offset())]
+    Identity {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        source: FormatError,
+    },
+    /// What is to be written breaks a limit of the format.
+    #[error("the format does not take it")]
+    Input(#[source] FormatError),
+    /// Something that was durable is not what it was.
+    #[error("damaged: {0}")]
+    Damaged(Damage),
+    /// The chain does not hold the epoch.
+    #[error("the store holds no epoch {epoch}{}", newest_text(*newest))]
+    NoEpoch {
+        /// The epoch that was asked for.
+        epoch: EpochId,
+        /// The newest epoch of the chain, or none.
+        newest: EpochId,
+    },
+    /// The operating system refused.
+    #[error("could not {action} {}", path.display())]
+    Io {
+        /// What was to be done.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// Epochs do not come in order.
+    #[error("epoch {epoch} cannot follow epoch {before}")]
+    Order {
+        /// The epoch that was offered.
+        epoch: EpochId,
+        /// The epoch in hand, or the newest.
+        before: EpochId,
+    },
+    /// The commit does not fit the frames that were appended.
+    #[error("the commit of epoch {epoch} counts {expected} bytes of frames, but {found} were appended")]
+    Frames {
+        /// The epoch.
+        epoch: EpochId,
+        /// Bytes by the commit's totals.
+        expected: u64,
+        /// Bytes that were appended.
+        found: u64,
+    },
+    /// The chain has as many segments as the format numbers.
+    #[error("the store has {found} segments, and the format has numbers for no more")]
+    Segments {
+        /// How many there are.
+        found: u32,
+    },
+    /// An earlier fault left the medium in an unknown state.
+    #[error("the store takes nothing more until it is opened again, because of an earlier fault: {cause}")]
+    Latched {
+        /// The earlier fault.
+        cause: String,
+    },
+}
+
+impl StoreError {
+    pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.as_ref().to_owned(), source }
+    }
+
+    /// Whether something that should be sound is damaged.
+    #[must_use]
+    pub const fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged(_) | Self::Identity { .. })
+    }
+
+    /// Whether another writer has the chain.
+    #[must_use]
+    pub const fn is_in_use(&self) -> bool {
+        matches!(self, Self::InUse { .. })
+    }
+}
+
+fn newest_text(newest: EpochId) -> String {
+    if newest == EpochId::NONE { ": it holds none".to_owned() } else { format!(": the newest is {newest}") }
+}

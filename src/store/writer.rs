@@ -1,0 +1,566 @@
+//! The one writer of a chain. Follows `docs/format.md`, "Commit protocol".
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::medium::{Directory, Lock, Medium, MediumFile};
+use super::read::{check_dir, read_identity};
+use super::{IDENTITY, IDENTITY_DRAFT, LOCK, StoreError, TornTail, scan, segment_name, segment_number};
+use crate::epoch::{Sink, SinkError};
+use crate::format::{
+    COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, Identity, SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SegmentHeader,
+};
+use crate::page::{EpochId, PAGE_SIZE_U64, PageRun};
+
+/// What a new chain is to hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewChain {
+    /// The frames of guest memory, as [`Identity::memory`].
+    pub memory: Vec<PageRun>,
+    /// How many vCPUs, as [`Identity::vcpus`].
+    pub vcpus: u32,
+    /// Whatever the VMM needs to build the machine again.
+    pub machine: serde_json::Value,
+}
+
+/// How a writer writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriterOptions {
+    /// A segment that is this long or longer, in bytes, gets no further epoch. 256 MiB by default.
+    pub segment_bytes: u64,
+    /// How far ahead space is taken, in bytes, so that a full disk shows at an append and not at a sync. 16 MiB by default; 0 for
+    /// not at all.
+    pub preallocate_bytes: u64,
+}
+
+impl Default for WriterOptions {
+    fn default() -> Self {
+        Self { segment_bytes: 256 << 20, preallocate_bytes: 16 << 20 }
+    }
+}
+
+/// What a writer found when it opened a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recovered {
+    /// The newest epoch, which is durable now; or none.
+    pub tip: EpochId,
+    /// How many epochs there are.
+    pub epochs: usize,
+    /// What was never committed and was cut off.
+    pub torn: Option<TornTail>,
+    /// Whether the writer before ended in order.
+    pub closed: bool,
+}
+
+/// The one writer of a chain. See [`Sink`] for how epochs are appended.
+pub struct Writer {
+    dir: PathBuf,
+    medium: Arc<dyn Medium>,
+    options: WriterOptions,
+    identity: Identity,
+    segment: Segment,
+    tip: EpochId,
+    tip_hash: u128,
+    durable: EpochId,
+    /// The epoch in hand: some of its frames may lie behind `segment.end`.
+    pending: Option<EpochId>,
+    /// Whether the chain ends in a close frame.
+    closed: bool,
+    /// Why nothing is taken any more.
+    latched: Option<String>,
+    /// Space is not taken ahead where the file system cannot.
+    preallocates: bool,
+    _lock: Box<dyn Any + Send + Sync>,
+}
+
+/// The segment that is appended to.
+#[derive(Debug)]
+struct Segment {
+    number: u32,
+    file: Box<dyn MediumFile>,
+    /// The end of the last whole epoch or close frame.
+    end: u64,
+    /// Where the next byte goes.
+    at: u64,
+    /// Space was taken up to here.
+    reserved: u64,
+}
+
+impl Segment {
+    fn new(number: u32, file: Box<dyn MediumFile>, end: u64) -> Self {
+        Self { number, file, end, at: end, reserved: end }
+    }
+}
+
+impl Writer {
+    /// Makes a chain in `dir`, which is made if need be and must be empty.
+    ///
+    /// # Errors
+    /// A path that is no directory or not empty, another writer, a limit of the format, what the operating system refuses.
+    pub fn create(dir: impl AsRef<Path>, new: &NewChain, options: WriterOptions) -> Result<Self, StoreError> {
+        let dir = dir.as_ref();
+        Directory::make(dir).map_err(StoreError::io("make", dir))?;
+        check_dir(dir)?;
+        Self::create_on(dir, Arc::new(Directory::new(dir)), new, options)
+    }
+
+    pub(super) fn create_on(
+        dir: &Path,
+        medium: Arc<dyn Medium>,
+        new: &NewChain,
+        options: WriterOptions,
+    ) -> Result<Self, StoreError> {
+        let listed = || medium.list().map_err(StoreError::io("list", dir));
+        check_free(dir, &listed()?)?;
+        let mut chain = ChainId::default();
+        rustix::rand::getrandom(&mut chain.0, rustix::rand::GetRandomFlags::empty())
+            .map_err(|error| StoreError::io("draw a random identifier for", dir)(error.into()))?;
+        let identity = Identity {
+            format: FORMAT_VERSION,
+            chain,
+            page_size: PAGE_SIZE_U64,
+            created_unix_ns: now_unix_ns(),
+            created_by: concat!("slackwater ", env!("CARGO_PKG_VERSION")).to_owned(),
+            memory: new.memory.clone(),
+            vcpus: new.vcpus,
+            machine: new.machine.clone(),
+        };
+        let bytes = identity.encode().map_err(StoreError::Input)?;
+        let lock = take_lock(dir, medium.as_ref())?;
+        // Another writer may have been quicker.
+        let names = listed()?;
+        check_free(dir, &names)?;
+
+        if names.iter().any(|name| name == IDENTITY_DRAFT) {
+            medium.remove(IDENTITY_DRAFT).map_err(StoreError::io("remove", dir.join(IDENTITY_DRAFT)))?;
+        }
+        let write = || {
+            let draft = medium.create(IDENTITY_DRAFT)?;
+            draft.write(0, &[&bytes])?;
+            draft.sync()?;
+            medium.rename(IDENTITY_DRAFT, IDENTITY)?;
+            medium.sync()
+        };
+        write().map_err(StoreError::io("write", dir.join(IDENTITY)))?;
+        let segment = make_segment(dir, medium.as_ref(), &identity, 1, EpochId::NONE, 0)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            medium,
+            options,
+            identity,
+            segment,
+            tip: EpochId::NONE,
+            tip_hash: 0,
+            durable: EpochId::NONE,
+            pending: None,
+            closed: false,
+            latched: None,
+            preallocates: options.preallocate_bytes > 0,
+            _lock: lock,
+        })
+    }
+
+    /// Opens the chain in `dir` to go on with it: cuts off a torn tail, and makes every epoch that is there durable.
+    ///
+    /// # Errors
+    /// As [`Chain::open`](super::Chain::open); another writer; damage, after which nothing was changed.
+    pub fn open(dir: impl AsRef<Path>, options: WriterOptions) -> Result<(Self, Recovered), StoreError> {
+        let dir = dir.as_ref();
+        check_dir(dir)?;
+        Self::open_on(dir, Arc::new(Directory::new(dir)), options)
+    }
+
+    pub(super) fn open_on(dir: &Path, medium: Arc<dyn Medium>, options: WriterOptions) -> Result<(Self, Recovered), StoreError> {
+        // Before the lock, so that a directory without a chain is left without a lock file.
+        read_identity(dir, medium.as_ref())?;
+        let lock = take_lock(dir, medium.as_ref())?;
+        let identity = read_identity(dir, medium.as_ref())?;
+        let Opened { segment, tip_hash, recovered } = recover(dir, medium.as_ref(), &identity)?;
+        let writer = Self {
+            dir: dir.to_owned(),
+            medium,
+            options,
+            identity,
+            segment,
+            tip: recovered.tip,
+            tip_hash,
+            durable: recovered.tip,
+            pending: None,
+            closed: recovered.closed,
+            latched: None,
+            preallocates: options.preallocate_bytes > 0,
+            _lock: lock,
+        };
+        Ok((writer, recovered))
+    }
+
+    /// What the chain is.
+    #[must_use]
+    pub const fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The newest epoch that is known to be durable, or none.
+    #[must_use]
+    pub const fn durable(&self) -> EpochId {
+        self.durable
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join(segment_name(self.segment.number))
+    }
+
+    fn latch(&mut self, error: StoreError) -> SinkError {
+        let cause = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        self.latched = Some(cause.map(ToString::to_string).collect::<Vec<_>>().join(": "));
+        self.pending = None;
+        SinkError::Latched(error.into())
+    }
+
+    fn check_latch(&self) -> Result<(), SinkError> {
+        match &self.latched {
+            None => Ok(()),
+            Some(cause) => Err(SinkError::Latched(StoreError::Latched { cause: cause.clone() }.into())),
+        }
+    }
+
+    /// Begins `epoch`, or goes on with it.
+    fn begin(&mut self, epoch: EpochId) -> Result<(), SinkError> {
+        self.check_latch()?;
+        match self.pending {
+            Some(pending) if pending == epoch => return Ok(()),
+            Some(before) => return self.reject(StoreError::Order { epoch, before }),
+            None if epoch <= self.tip => return self.reject(StoreError::Order { epoch, before: self.tip }),
+            None => {}
+        }
+        if self.segment.end >= self.options.segment_bytes && self.segment.end > SEGMENT_HEADER_FRAME_BYTES as u64 {
+            self.rotate()?;
+        }
+        self.pending = Some(epoch);
+        Ok(())
+    }
+
+    /// Goes on in a new segment. Between epochs only.
+    fn rotate(&mut self) -> Result<(), SinkError> {
+        let number = self.segment.number + 1;
+        if number > SEGMENTS_MAX {
+            return self.reject(StoreError::Segments { found: self.segment.number });
+        }
+        self.release_space();
+        self.sync_segment()?;
+        match make_segment(&self.dir, self.medium.as_ref(), &self.identity, number, self.tip, self.tip_hash) {
+            Ok(segment) => {
+                self.segment = segment;
+                self.closed = false;
+                Ok(())
+            }
+            Err(error) => {
+                // A file that is only part of a segment must not stay: the segment before it may yet grow.
+                let name = segment_name(number);
+                let gone = self.medium.list().and_then(|names| match names.contains(&name) {
+                    true => self.medium.remove(&name).and_then(|()| self.medium.sync()),
+                    false => Ok(()),
+                });
+                match gone {
+                    Ok(()) => self.reject(error),
+                    Err(_) => Err(self.latch(error)),
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, parts: &[&[u8]]) -> Result<(), SinkError> {
+        let bytes = parts.iter().fold(0, |sum: u64, part| sum + part.len() as u64);
+        self.preallocate(self.segment.at + bytes);
+        match self.segment.file.write(self.segment.at, parts) {
+            Ok(()) => {
+                self.segment.at += bytes;
+                Ok(())
+            }
+            Err(error) => {
+                // Whatever was written behind `at` has to go, also where nothing else was.
+                self.segment.at += 1;
+                let error = StoreError::io("append to", self.path())(error);
+                self.reject(error)
+            }
+        }
+    }
+
+    /// Takes space up to `end` and a step further. Where there is none, the append itself shows what still fits.
+    fn preallocate(&mut self, end: u64) {
+        if !self.preallocates || end <= self.segment.reserved {
+            return;
+        }
+        let len = (end - self.segment.reserved).max(self.options.preallocate_bytes);
+        match self.segment.file.preallocate(self.segment.reserved, len) {
+            Ok(()) => self.segment.reserved += len,
+            Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput) => {
+                self.preallocates = false
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Gives space back that was taken ahead and not used. Nothing depends on it.
+    fn release_space(&mut self) {
+        if self.segment.reserved > self.segment.at && self.segment.file.set_len(self.segment.at).is_ok() {
+            self.segment.reserved = self.segment.at;
+        }
+    }
+
+    /// Undoes the epoch in hand and says why.
+    fn reject(&mut self, error: StoreError) -> Result<(), SinkError> {
+        match self.undo() {
+            Ok(()) => Err(SinkError::Rejected(error.into())),
+            Err(_) => Err(self.latch(error)),
+        }
+    }
+
+    /// Cuts the segment back to the end of the last whole epoch.
+    fn undo(&mut self) -> io::Result<()> {
+        self.pending = None;
+        if self.segment.at > self.segment.end {
+            self.segment.file.set_len(self.segment.end)?;
+            self.segment.at = self.segment.end;
+            self.segment.reserved = self.segment.end;
+        }
+        Ok(())
+    }
+
+    fn sync_segment(&mut self) -> Result<EpochId, SinkError> {
+        let tip = self.tip;
+        match self.segment.file.sync() {
+            Ok(()) => {
+                self.durable = tip;
+                Ok(tip)
+            }
+            Err(error) => {
+                let error = StoreError::io("sync", self.path())(error);
+                Err(self.latch(error))
+            }
+        }
+    }
+}
+
+impl Sink for Writer {
+    fn chain(&self) -> ChainId {
+        self.identity.chain
+    }
+
+    fn tip(&self) -> EpochId {
+        self.tip
+    }
+
+    fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {
+        self.begin(epoch)?;
+        self.write(&[frames])
+    }
+
+    fn commit(&mut self, frames: &[u8], commit: Commit) -> Result<u64, SinkError> {
+        self.begin(commit.epoch)?;
+        let found = self.segment.at - self.segment.end + frames.len() as u64;
+        let expected = commit.totals.frames_bytes;
+        if found != expected {
+            return self.reject(StoreError::Frames { epoch: commit.epoch, expected, found }).map(|()| 0);
+        }
+        let bytes_written = found + COMMIT_FRAME_BYTES as u64;
+        let commit = Commit { parent: self.tip, parent_hash: self.tip_hash, durable: self.durable, bytes_written, ..commit };
+        let frame = commit.encode_frame(self.identity.chain);
+        self.write(&[frames, &frame])?;
+        self.segment.end = self.segment.at;
+        self.pending = None;
+        self.closed = false;
+        self.tip = commit.epoch;
+        self.tip_hash = Commit::hash_frame(&frame);
+        Ok(bytes_written)
+    }
+
+    fn abort(&mut self) -> Result<(), SinkError> {
+        self.check_latch()?;
+        self.undo().map_err(|error| {
+            let error = StoreError::io("cut back", self.path())(error);
+            self.latch(error)
+        })
+    }
+
+    fn sync(&mut self) -> Result<EpochId, SinkError> {
+        self.check_latch()?;
+        if self.durable == self.tip {
+            return Ok(self.tip);
+        }
+        self.sync_segment()
+    }
+
+    fn reopen(&mut self) -> Result<EpochId, SinkError> {
+        // Until this succeeds, nothing is known.
+        self.latched.get_or_insert_with(|| "the chain could not be opened again".to_owned());
+        let opened =
+            recover(&self.dir, self.medium.as_ref(), &self.identity).map_err(|error| SinkError::Latched(error.into()))?;
+        let Opened { segment, tip_hash, recovered } = opened;
+        self.segment = segment;
+        self.tip = recovered.tip;
+        self.tip_hash = tip_hash;
+        self.durable = recovered.tip;
+        self.closed = recovered.closed;
+        self.pending = None;
+        self.latched = None;
+        Ok(self.tip)
+    }
+
+    fn close(&mut self, sync: bool) -> Result<EpochId, SinkError> {
+        self.abort()?;
+        if sync {
+            self.sync()?;
+            if self.tip != EpochId::NONE && !self.closed {
+                // A chain without it is as sound: where there is no room for it, it is left out.
+                let close = Close { epoch: self.tip, commit_hash: self.tip_hash };
+                match self.write(&[&close.encode_frame(self.identity.chain)]) {
+                    Ok(()) => {
+                        self.segment.end = self.segment.at;
+                        self.closed = true;
+                        self.sync_segment()?;
+                    }
+                    Err(SinkError::Rejected(error)) => tracing::warn!(error = %error, "the chain ends without a close frame"),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        self.release_space();
+        Ok(self.durable)
+    }
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer")
+            .field("dir", &self.dir)
+            .field("segment", &self.segment)
+            .field("tip", &self.tip)
+            .field("durable", &self.durable)
+            .field("latched", &self.latched)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Opened {
+    segment: Segment,
+    tip_hash: u128,
+    recovered: Recovered,
+}
+
+/// Reads the chain back, cuts off a torn tail, and makes what is left durable.
+fn recover(dir: &Path, medium: &dyn Medium, identity: &Identity) -> Result<Opened, StoreError> {
+    let names = medium.list().map_err(StoreError::io("list", dir))?;
+    if let Some(last) = names.iter().filter_map(|name| segment_number(name)).max() {
+        // After a failed sync the system may keep, as clean, what the medium does not have. Segments before the last were synced
+        // before the last was made.
+        let path = dir.join(segment_name(last));
+        let file = medium.open(&segment_name(last), true).map_err(StoreError::io("open", &path))?;
+        file.sync().map_err(StoreError::io("sync", &path))?;
+        file.forget_cached();
+    }
+    let scan = scan::scan(dir, medium, identity.chain)?;
+    if let Some(damage) = scan.damage {
+        return Err(StoreError::Damaged(damage));
+    }
+    let (tip, tip_hash) = (scan.newest(), scan.newest_hash());
+    let (last, end) = scan.end.unwrap_or((0, 0));
+    for (number, _) in scan.segments.iter().rev().filter(|(number, _)| *number > last) {
+        let name = segment_name(*number);
+        medium.remove(&name).map_err(StoreError::io("remove", dir.join(&name)))?;
+    }
+    let segment = if last == 0 {
+        make_segment(dir, medium, identity, 1, EpochId::NONE, 0)?
+    } else {
+        let name = segment_name(last);
+        let path = dir.join(&name);
+        let file = medium.open(&name, true).map_err(StoreError::io("open", &path))?;
+        if scan.segments.iter().any(|(number, bytes)| *number == last && *bytes > end) {
+            file.set_len(end).map_err(StoreError::io("cut back", &path))?;
+        }
+        file.sync().map_err(StoreError::io("sync", &path))?;
+        medium.sync().map_err(StoreError::io("sync", dir))?;
+        Segment::new(last, file, end)
+    };
+    let recovered = Recovered { tip, epochs: scan.epochs.len(), torn: scan.tail, closed: scan.closed };
+    Ok(Opened { segment, tip_hash, recovered })
+}
+
+fn make_segment(
+    dir: &Path,
+    medium: &dyn Medium,
+    identity: &Identity,
+    number: u32,
+    previous: EpochId,
+    previous_hash: u128,
+) -> Result<Segment, StoreError> {
+    let name = segment_name(number);
+    let header = SegmentHeader { number, chain: identity.chain, previous_hash, previous, created_unix_ns: now_unix_ns() };
+    let make = || {
+        let file = medium.create(&name)?;
+        file.write(0, &[&header.encode_frame()])?;
+        file.sync()?;
+        medium.sync()?;
+        Ok(file)
+    };
+    let file = make().map_err(StoreError::io("make", dir.join(&name)))?;
+    Ok(Segment::new(number, file, SEGMENT_HEADER_FRAME_BYTES as u64))
+}
+
+/// Refuses a directory that holds anything but what a chain that was never finished leaves.
+fn check_free(dir: &Path, names: &[String]) -> Result<(), StoreError> {
+    if names.iter().any(|name| name == IDENTITY) {
+        return Err(StoreError::Exists { dir: dir.to_owned() });
+    }
+    match names.iter().find(|name| ![LOCK, IDENTITY_DRAFT].contains(&name.as_str())) {
+        None => Ok(()),
+        Some(name) => Err(StoreError::NotEmpty { dir: dir.to_owned(), name: name.clone() }),
+    }
+}
+
+fn take_lock(dir: &Path, medium: &dyn Medium) -> Result<Box<dyn Any + Send + Sync>, StoreError> {
+    let system = rustix::system::uname();
+    let host = system.nodename().to_string_lossy();
+    let text = format!("pid {} on {host}, since {}\n", std::process::id(), utc(now_unix_ns() / 1_000_000_000));
+    match medium.lock(LOCK, &text).map_err(StoreError::io("lock", dir.join(LOCK)))? {
+        Lock::Held(lock) => Ok(lock),
+        Lock::Taken(holder) => Err(StoreError::InUse { dir: dir.to_owned(), holder }),
+    }
+}
+
+/// Nanoseconds since 1970; 0 for a clock that stands before it.
+fn now_unix_ns() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A time as people read it, in UTC. Counts years from March, so that the leap day is a year's last.
+fn utc(unix_s: u64) -> String {
+    let (days, second) = (unix_s / 86_400, unix_s % 86_400);
+    let day = days + 719_468;
+    let (era, day_of_era) = (day / 146_097, day % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day_of_month = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day_of_month:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_time_is_a_date() {
+        assert_eq!(super::utc(0), "1970-01-01T00:00:00Z");
+        assert_eq!(super::utc(951_782_399), "2000-02-28T23:59:59Z");
+        assert_eq!(super::utc(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(super::utc(1_735_689_599), "2024-12-31T23:59:59Z");
+    }
+}
