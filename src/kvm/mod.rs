@@ -1,1 +1,4 @@
 //! The kernel's ABI and nothing else.
+
+pub mod host;
+pub mod xsave;
