@@ -1,0 +1,382 @@
+//! Capture and apply: the orders of [`order`](super::order), walked.
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_STATE_NESTED_FORMAT_VMX, KVM_STATE_NESTED_GIF_SET, KVM_STATE_NESTED_GUEST_MODE, Msrs,
+    kvm_clock_data, kvm_irqchip, kvm_msr_entry, nested::KvmNestedStateBuffer,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use zerocopy::IntoBytes;
+
+use super::error::StateError;
+use super::order::{APPLY_ORDER, CAPTURE_ORDER, VM_APPLY_ORDER, VM_CAPTURE_ORDER, VcpuPiece, VmPiece};
+use super::spec::{CaptureSpec, xsave_error};
+use super::state::{VcpuState, VmState};
+use crate::kvm::xsave;
+
+const EFER_SVME: u64 = 1 << 12;
+const CR4_VMXE: u64 = 1 << 13;
+const CR4_CET: u64 = 1 << 23;
+const MSR_U_CET: u32 = 0x6a0;
+const MSR_S_CET: u32 = 0x6a2;
+/// `SH_STK_EN` in both of them.
+const SHADOW_STACK: u64 = 1;
+/// What `vmxon_pa` says while VMX is off.
+const VMX_OFF: u64 = u64::MAX;
+
+/// Reads the state of `vcpu` into `state`, whose `index` says which it is.
+///
+/// The vCPU does not run, and its last exit is complete: after an exit for port or memory-mapped I/O `KVM_RUN` was entered again with
+/// `immediate_exit` set. Best called on the vCPU's own thread: elsewhere the kernel moves the vCPU to the other processor first.
+///
+/// Nothing is allocated after the first call with this `state`. What can't change once the vCPU has run (CPUID, the frequency of the
+/// time stamp counter) is read by the first call only.
+///
+/// # Errors
+/// [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel refuses; [`StateError::Unsupported`] where the guest is in a state that
+/// is not captured. `state` is then a mixture of old and new.
+pub fn capture_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) -> Result<(), StateError> {
+    let index = state.index;
+    for piece in CAPTURE_ORDER.iter().copied().filter(|piece| spec.has(*piece)) {
+        let failed = |ioctl| failed(ioctl, piece.name(), Some(index));
+        match piece {
+            VcpuPiece::MpState => state.mp_state = vcpu.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?,
+            VcpuPiece::Events => state.events = vcpu.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?,
+            VcpuPiece::Regs => state.regs = vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?,
+            VcpuPiece::Sregs => state.sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?,
+            VcpuPiece::Fpu => state.fpu = Some(vcpu.get_fpu().map_err(failed("KVM_GET_FPU"))?),
+            VcpuPiece::Xsave => {
+                if let Some(size) = spec.xsave {
+                    state.xsave.resize(size.bytes(), 0);
+                    xsave::get(vcpu, size, &mut state.xsave).map_err(xsave_error(Some(index)))?;
+                }
+            }
+            VcpuPiece::Xcrs => state.xcrs = Some(vcpu.get_xcrs().map_err(failed("KVM_GET_XCRS"))?),
+            VcpuPiece::DebugRegs => state.debugregs = vcpu.get_debug_regs().map_err(failed("KVM_GET_DEBUGREGS"))?,
+            VcpuPiece::Msrs => capture_msrs(vcpu, spec, state)?,
+            VcpuPiece::Lapic => state.lapic = Some(vcpu.get_lapic().map_err(failed("KVM_GET_LAPIC"))?),
+            VcpuPiece::TscKhz => {
+                if state.tsc_khz.is_none() {
+                    state.tsc_khz = Some(vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?);
+                }
+            }
+            VcpuPiece::Cpuid => {
+                if state.cpuid.is_none() {
+                    state.cpuid = Some(vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_CPUID2"))?);
+                }
+            }
+        }
+    }
+    refuse_smm(state).or_else(|| refuse_shadow_stack(state)).map_or(Ok(()), Err)?;
+    refuse_nested(vcpu, spec, state)
+}
+
+fn capture_msrs(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) -> Result<(), StateError> {
+    let fits = |msrs: &&mut Msrs| msrs.as_slice().iter().map(|msr| msr.index).eq(spec.msrs.iter().copied());
+    let msrs = match state.msrs.as_mut().filter(fits) {
+        Some(_) => state.msrs.as_mut(),
+        None => {
+            let entries: Vec<_> = spec.msrs.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
+            Some(state.msrs.insert(msr_list(&entries)?))
+        }
+    };
+    let Some(msrs) = msrs else { return Ok(()) };
+    let read = vcpu.get_msrs(msrs).map_err(failed("KVM_GET_MSRS", VcpuPiece::Msrs.name(), Some(state.index)))?;
+    all_msrs(msrs, read, state.index, "read")
+}
+
+/// A list of registers as the kernel takes it.
+pub(super) fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
+    let too_many = |_| StateError::Size {
+        piece: VcpuPiece::Msrs.name(),
+        expected: super::spec::MSRS_MAX * size_of::<kvm_msr_entry>(),
+        found: size_of_val(entries),
+    };
+    Msrs::from_entries(entries).map_err(too_many)
+}
+
+fn all_msrs(msrs: &Msrs, done: usize, vcpu: u32, action: &'static str) -> Result<(), StateError> {
+    // The kernel stops at the first register that it can't do, and says how many it did.
+    msrs.as_slice().get(done).map_or(Ok(()), |msr| Err(StateError::Msr { vcpu, index: msr.index, action }))
+}
+
+fn refuse_smm(state: &VcpuState) -> Option<StateError> {
+    (state.events.smi.smm != 0).then_some(StateError::Unsupported {
+        piece: "system management mode",
+        vcpu: Some(state.index),
+        reason: "the vCPU is in it, and its memory is not captured",
+    })
+}
+
+fn refuse_shadow_stack(state: &VcpuState) -> Option<StateError> {
+    if state.sregs.cr4 & CR4_CET == 0 {
+        return None;
+    }
+    let enabled = |msr: &kvm_msr_entry| matches!(msr.index, MSR_U_CET | MSR_S_CET) && msr.data & SHADOW_STACK != 0;
+    state.msrs.iter().flat_map(|msrs| msrs.as_slice()).any(enabled).then_some(StateError::Unsupported {
+        piece: "shadow stack pointer",
+        vcpu: Some(state.index),
+        reason: "the guest has shadow stacks enabled, and their pointer is not captured",
+    })
+}
+
+fn refuse_nested(vcpu: &VcpuFd, spec: &CaptureSpec, state: &VcpuState) -> Result<(), StateError> {
+    // Only a guest that has enabled one of these can have nested state that matters; the call is saved for all others.
+    if !spec.nested || (state.sregs.efer & EFER_SVME == 0 && state.sregs.cr4 & CR4_VMXE == 0) {
+        return Ok(());
+    }
+    let mut nested = KvmNestedStateBuffer::empty();
+    vcpu.nested_state(&mut nested).map_err(failed("KVM_GET_NESTED_STATE", "nested virtualization", Some(state.index)))?;
+    let reason = nested_in_use(&nested);
+    reason
+        .map_or(Ok(()), |reason| Err(StateError::Unsupported { piece: "nested virtualization", vcpu: Some(state.index), reason }))
+}
+
+/// What of the nested state is in no other piece.
+fn nested_in_use(nested: &KvmNestedStateBuffer) -> Option<&'static str> {
+    let flags = u32::from(nested.flags);
+    if flags & KVM_STATE_NESTED_GUEST_MODE != 0 {
+        return Some("the vCPU runs a guest of the guest");
+    }
+    if u32::from(nested.format) == KVM_STATE_NESTED_FORMAT_VMX {
+        // The header begins with the address given to VMXON.
+        let vmxon = nested.hdr.as_bytes().first_chunk().map_or(VMX_OFF, |bytes| u64::from_le_bytes(*bytes));
+        return (vmxon != VMX_OFF).then_some("the guest has turned VMX on");
+    }
+    (flags & KVM_STATE_NESTED_GIF_SET == 0).then_some("the guest has cleared SVM's global interrupt flag")
+}
+
+/// Writes `state` to `vcpu`, a vCPU of a fresh VM that was built like the one captured and whose memory is restored.
+///
+/// `spec` is the fresh VM's. Writing can make the kernel write guest memory (see [the module](super)).
+///
+/// # Errors
+/// [`StateError::Missing`], [`StateError::Unsupported`] and [`StateError::Size`] where the state and this VM do not fit, found before
+/// anything is written; [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel refuses: the vCPU must then not run.
+pub fn apply_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &VcpuState) -> Result<(), StateError> {
+    for piece in VcpuPiece::ALL {
+        let there = match piece {
+            VcpuPiece::Fpu => state.fpu.is_some(),
+            VcpuPiece::Xsave => !state.xsave.is_empty(),
+            VcpuPiece::Xcrs => state.xcrs.is_some(),
+            VcpuPiece::Lapic => state.lapic.is_some(),
+            VcpuPiece::Cpuid => state.cpuid.is_some(),
+            VcpuPiece::Msrs => state.msrs.is_some(),
+            // A kernel that doesn't know its frequency leaves the guest's as it is.
+            VcpuPiece::TscKhz => spec.tsc_khz && state.tsc_khz.is_some(),
+            VcpuPiece::MpState | VcpuPiece::Events | VcpuPiece::Regs | VcpuPiece::Sregs | VcpuPiece::DebugRegs => true,
+        };
+        fits(piece.name(), Some(state.index), there, spec.has(*piece) && (*piece != VcpuPiece::TscKhz || there))?;
+    }
+    if let Some(expected) = spec.xsave_bytes().filter(|bytes| *bytes != state.xsave.len()) {
+        return Err(StateError::Size { piece: VcpuPiece::Xsave.name(), expected, found: state.xsave.len() });
+    }
+    for piece in APPLY_ORDER {
+        let failed = |ioctl| failed(ioctl, piece.name(), Some(state.index));
+        match piece {
+            VcpuPiece::MpState => vcpu.set_mp_state(state.mp_state).map_err(failed("KVM_SET_MP_STATE"))?,
+            VcpuPiece::Events => vcpu.set_vcpu_events(&state.events).map_err(failed("KVM_SET_VCPU_EVENTS"))?,
+            VcpuPiece::Regs => vcpu.set_regs(&state.regs).map_err(failed("KVM_SET_REGS"))?,
+            VcpuPiece::Sregs => vcpu.set_sregs(&state.sregs).map_err(failed("KVM_SET_SREGS"))?,
+            VcpuPiece::Fpu => given(&state.fpu, |fpu| vcpu.set_fpu(fpu)).map_err(failed("KVM_SET_FPU"))?,
+            VcpuPiece::Xsave => {
+                given(&spec.xsave, |size| xsave::set(vcpu, *size, &state.xsave)).map_err(xsave_error(Some(state.index)))?
+            }
+            VcpuPiece::Xcrs => given(&state.xcrs, |xcrs| vcpu.set_xcrs(xcrs)).map_err(failed("KVM_SET_XCRS"))?,
+            VcpuPiece::DebugRegs => vcpu.set_debug_regs(&state.debugregs).map_err(failed("KVM_SET_DEBUGREGS"))?,
+            VcpuPiece::Msrs => {
+                if let Some(msrs) = &state.msrs {
+                    let written = vcpu.set_msrs(msrs).map_err(failed("KVM_SET_MSRS"))?;
+                    all_msrs(msrs, written, state.index, "written")?;
+                }
+            }
+            VcpuPiece::Lapic => given(&state.lapic, |lapic| vcpu.set_lapic(lapic)).map_err(failed("KVM_SET_LAPIC"))?,
+            VcpuPiece::TscKhz => {
+                // Setting a frequency needs scaling in hardware; setting the one that is there needs nothing.
+                if let Some(khz) = state.tsc_khz.filter(|khz| spec.tsc_khz && vcpu.get_tsc_khz() != Ok(*khz)) {
+                    vcpu.set_tsc_khz(khz).map_err(failed("KVM_SET_TSC_KHZ"))?;
+                }
+            }
+            VcpuPiece::Cpuid => given(&state.cpuid, |cpuid: &CpuId| vcpu.set_cpuid2(cpuid)).map_err(failed("KVM_SET_CPUID2"))?,
+        }
+    }
+    Ok(())
+}
+
+/// Reads what all vCPUs share. None of them runs.
+///
+/// # Errors
+/// [`StateError::Ioctl`] where the kernel refuses. `state` is then a mixture of old and new.
+pub fn capture_vm(vm: &VmFd, spec: &CaptureSpec, state: &mut VmState) -> Result<(), StateError> {
+    for piece in VM_CAPTURE_ORDER.iter().copied().filter(|piece| spec.vm_has(*piece)) {
+        let failed = |ioctl| failed(ioctl, piece.name(), None);
+        match piece {
+            VmPiece::Pit2 => state.pit2 = Some(vm.get_pit2().map_err(failed("KVM_GET_PIT2"))?),
+            VmPiece::Clock => state.clock = Some(vm.get_clock().map_err(failed("KVM_GET_CLOCK"))?),
+            VmPiece::PicMaster | VmPiece::PicSlave | VmPiece::IoApic => {
+                let place = chip(state, piece);
+                let chip = place.get_or_insert_default();
+                chip.chip_id = chip_id(piece);
+                vm.get_irqchip(chip).map_err(failed("KVM_GET_IRQCHIP"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes what all vCPUs share to a fresh VM, after its vCPUs were applied. `spec` is the fresh VM's.
+///
+/// The clock goes on from where it was, as the time stamp counters do: to the guest no time has passed.
+///
+/// # Errors
+/// [`StateError::Missing`] and [`StateError::Unsupported`] where the state and this VM do not fit, found before anything is written;
+/// [`StateError::Ioctl`] where the kernel refuses: the VM must then not run.
+pub fn apply_vm(vm: &VmFd, spec: &CaptureSpec, state: &VmState) -> Result<(), StateError> {
+    for piece in VmPiece::ALL {
+        let there = match piece {
+            VmPiece::Pit2 => state.pit2.is_some(),
+            VmPiece::PicMaster => state.pic_master.is_some(),
+            VmPiece::PicSlave => state.pic_slave.is_some(),
+            VmPiece::IoApic => state.ioapic.is_some(),
+            VmPiece::Clock => state.clock.is_some(),
+        };
+        fits(piece.name(), None, there, spec.vm_has(*piece))?;
+    }
+    for piece in VM_APPLY_ORDER {
+        let failed = |ioctl| failed(ioctl, piece.name(), None);
+        let chip = match piece {
+            VmPiece::PicMaster => &state.pic_master,
+            VmPiece::PicSlave => &state.pic_slave,
+            VmPiece::IoApic => &state.ioapic,
+            VmPiece::Pit2 => {
+                given(&state.pit2, |pit| vm.set_pit2(pit)).map_err(failed("KVM_SET_PIT2"))?;
+                continue;
+            }
+            VmPiece::Clock => {
+                // Without flags the kernel takes the value as it is; with KVM_CLOCK_REALTIME it would add the time since then.
+                let value = |clock: &kvm_clock_data| kvm_clock_data { clock: clock.clock, ..Default::default() };
+                given(&state.clock, |clock| vm.set_clock(&value(clock))).map_err(failed("KVM_SET_CLOCK"))?;
+                continue;
+            }
+        };
+        given(chip, |chip| vm.set_irqchip(chip)).map_err(failed("KVM_SET_IRQCHIP"))?;
+    }
+    Ok(())
+}
+
+/// Tells the guest that it was paused, so that its watchdog does not mistake the pause for a lock-up. Returns whether the guest can be
+/// told: only one that uses kvmclock can.
+///
+/// # Errors
+/// [`StateError::Ioctl`] where the kernel refuses for another reason.
+pub fn notify_paused(vcpu: &VcpuFd) -> Result<bool, StateError> {
+    match vcpu.kvmclock_ctrl() {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.errno(), libc::EINVAL | libc::ENOTTY) => Ok(false),
+        Err(error) => Err(failed("KVM_KVMCLOCK_CTRL", VmPiece::Clock.name(), None)(error)),
+    }
+}
+
+/// Which chip `KVM_GET_IRQCHIP` is asked for; 0 for pieces that are none.
+pub(super) const fn chip_id(piece: VmPiece) -> u32 {
+    match piece {
+        VmPiece::PicSlave => kvm_bindings::KVM_IRQCHIP_PIC_SLAVE,
+        VmPiece::IoApic => kvm_bindings::KVM_IRQCHIP_IOAPIC,
+        VmPiece::PicMaster | VmPiece::Pit2 | VmPiece::Clock => kvm_bindings::KVM_IRQCHIP_PIC_MASTER,
+    }
+}
+
+/// The place of one of the three chips.
+pub(super) const fn chip(state: &mut VmState, piece: VmPiece) -> &mut Option<kvm_irqchip> {
+    match piece {
+        VmPiece::PicSlave => &mut state.pic_slave,
+        VmPiece::IoApic => &mut state.ioapic,
+        VmPiece::PicMaster | VmPiece::Pit2 | VmPiece::Clock => &mut state.pic_master,
+    }
+}
+
+fn failed(ioctl: &'static str, piece: &'static str, vcpu: Option<u32>) -> impl Fn(kvm_ioctls::Error) -> StateError {
+    move |error| StateError::Ioctl { ioctl, piece, vcpu, source: error.into() }
+}
+
+fn given<T, E>(value: &Option<T>, write: impl FnOnce(&T) -> Result<(), E>) -> Result<(), E> {
+    value.as_ref().map_or(Ok(()), write)
+}
+
+fn fits(piece: &'static str, vcpu: Option<u32>, there: bool, wanted: bool) -> Result<(), StateError> {
+    match (there, wanted) {
+        (true, true) | (false, false) => Ok(()),
+        (false, true) => Err(StateError::Missing { piece, vcpu }),
+        (true, false) => {
+            Err(StateError::Unsupported { piece, vcpu, reason: "the state has it and this virtual machine does not" })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use zerocopy::FromBytes;
+
+    use super::*;
+    use crate::machine::NOT_CAPTURED;
+
+    fn named(error: Option<StateError>) -> Option<&'static str> {
+        error.map(|error| match error {
+            StateError::Unsupported { piece, vcpu: Some(4), .. } => {
+                assert!(NOT_CAPTURED.iter().any(|(name, _)| *name == piece), "{piece} is listed");
+                piece
+            }
+            other => panic!("{other}"),
+        })
+    }
+
+    #[test]
+    fn system_management_mode_is_refused() {
+        let mut state = VcpuState::new(4);
+        assert_eq!(named(refuse_smm(&state)), None);
+        state.events.smi.pending = 1;
+        assert_eq!(named(refuse_smm(&state)), None);
+        state.events.smi.smm = 1;
+        assert_eq!(named(refuse_smm(&state)), Some("system management mode"));
+    }
+
+    #[test]
+    fn shadow_stacks_are_refused_once_enabled() {
+        let mut state = VcpuState::new(4);
+        for (index, data, cr4, refused) in [
+            (MSR_U_CET, 1, CR4_CET, true),
+            (MSR_S_CET, 0x1d, CR4_CET, true),
+            (MSR_U_CET, 1, 0, false),
+            (MSR_S_CET, 4, CR4_CET, false), // Indirect branch tracking alone.
+            (0x6a4, 1, CR4_CET, false),
+        ] {
+            state.sregs.cr4 = cr4;
+            state.msrs =
+                Some(msr_list(&[kvm_msr_entry::default(), kvm_msr_entry { index, data, ..Default::default() }]).unwrap());
+            assert_eq!(
+                named(refuse_shadow_stack(&state)),
+                refused.then_some("shadow stack pointer"),
+                "{index:#x} {data} {cr4:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn nested_state_is_refused_where_it_matters() {
+        let nested = |flags: u16, format: u16, vmxon: u64| {
+            let mut bytes = vec![0; size_of::<KvmNestedStateBuffer>()];
+            bytes[..2].copy_from_slice(&flags.to_le_bytes());
+            bytes[2..4].copy_from_slice(&format.to_le_bytes());
+            bytes[8..16].copy_from_slice(&vmxon.to_le_bytes());
+            nested_in_use(&KvmNestedStateBuffer::read_from_bytes(&bytes).unwrap()).is_some()
+        };
+        let (vmx, svm, guest_mode, gif) = (0, 1, 1, 0x100);
+        assert!(!nested(0, vmx, VMX_OFF));
+        assert!(nested(0, vmx, 0x1000));
+        assert!(nested(guest_mode, vmx, 0x1000));
+        assert!(!nested(gif, svm, 0));
+        assert!(nested(0, svm, 0));
+        assert!(nested(gif | guest_mode, svm, 0));
+    }
+}

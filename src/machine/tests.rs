@@ -1,0 +1,619 @@
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{
+    CpuId, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, Msrs, kvm_cpuid_entry2, kvm_fpu, kvm_irqchip, kvm_msr_entry,
+    kvm_pit_config,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use proptest::prelude::*;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::*;
+use crate::kvm::xsave::{self, XSAVE_BYTES_MAX, XsaveError};
+
+// Records
+
+/// A generator of bytes, seeded.
+struct Noise(u64);
+
+impl Noise {
+    fn byte(&mut self) -> u8 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0.to_le_bytes()[6]
+    }
+
+    fn value<T: FromBytes>(&mut self) -> T {
+        let bytes: Vec<u8> = (0..size_of::<T>()).map(|_| self.byte()).collect();
+        T::read_from_bytes(&bytes).unwrap()
+    }
+
+    fn list<T: FromBytes>(&mut self, count: usize) -> Vec<T> {
+        (0..count).map(|_| self.value()).collect()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    seed: u64,
+    vcpus: u32,
+    irqchip: bool,
+    optional: bool,
+    xsave_words: Option<usize>,
+    entries: usize,
+}
+
+fn machine(shape: Shape) -> MachineState {
+    let noise = &mut Noise(shape.seed);
+    let chip = |noise: &mut Noise, chip_id| shape.irqchip.then(|| kvm_irqchip { chip_id, ..noise.value() });
+    let mut machine = MachineState::new(shape.vcpus);
+    machine.vm = VmState {
+        pit2: shape.optional.then(|| noise.value()),
+        pic_master: chip(noise, 0),
+        pic_slave: chip(noise, 1),
+        ioapic: chip(noise, 2),
+        clock: shape.optional.then(|| noise.value()),
+    };
+    for vcpu in &mut machine.vcpus {
+        (vcpu.mp_state, vcpu.events, vcpu.regs, vcpu.sregs) = (noise.value(), noise.value(), noise.value(), noise.value());
+        vcpu.debugregs = noise.value();
+        vcpu.xcrs = shape.optional.then(|| noise.value());
+        vcpu.tsc_khz = shape.optional.then(|| noise.value());
+        vcpu.lapic = shape.irqchip.then(|| noise.value());
+        match shape.xsave_words {
+            Some(words) => vcpu.xsave = noise.list(words * 4),
+            None => {
+                vcpu.fpu = Some(kvm_fpu {
+                    fpr: noise.value(),
+                    fcw: noise.value(),
+                    fsw: noise.value(),
+                    ftwx: noise.value(),
+                    pad1: noise.value(),
+                    last_opcode: noise.value(),
+                    last_ip: noise.value(),
+                    last_dp: noise.value(),
+                    xmm: noise.value(),
+                    mxcsr: noise.value(),
+                    pad2: noise.value(),
+                });
+            }
+        }
+        let msrs: Vec<kvm_msr_entry> = noise.list(shape.entries);
+        let msrs: Vec<_> = msrs.into_iter().map(|msr| kvm_msr_entry { reserved: 0, ..msr }).collect();
+        vcpu.msrs = Some(Msrs::from_entries(&msrs).unwrap());
+        vcpu.cpuid = Some(CpuId::from_entries(&noise.list::<kvm_cpuid_entry2>(shape.entries)).unwrap());
+    }
+    machine.devices =
+        (0..3).map(|index| DeviceState { name: "serial".to_owned(), index, version: 7, data: noise.list(11) }).collect();
+    machine
+}
+
+const SHAPE: Shape = Shape { seed: 1, vcpus: 2, irqchip: true, optional: true, xsave_words: Some(1024), entries: 5 };
+
+fn shapes() -> impl Strategy<Value = Shape> {
+    let xsave = prop_oneof![Just(None), Just(Some(1024)), Just(Some(2751)), Just(Some(XSAVE_BYTES_MAX / 4))];
+    let entries = prop_oneof![Just(0), 1usize..60, Just(256)];
+    (any::<u64>(), 1u32..4, any::<bool>(), any::<bool>(), xsave, entries).prop_map(
+        |(seed, vcpus, irqchip, optional, xsave_words, entries)| Shape { seed, vcpus, irqchip, optional, xsave_words, entries },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn records_give_back_the_state(shape in shapes()) {
+        let state = machine(shape);
+        let mut records = state.to_records();
+        for record in &records {
+            prop_assert!(record.version >= 1 && (1..=64).contains(&record.name.len()));
+            prop_assert!(record.name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_')));
+        }
+        // They may come in any order.
+        records.reverse();
+        let mut back = MachineState::from_records(&records, shape.vcpus).unwrap();
+        back.devices.reverse();
+        prop_assert_eq!(back, state);
+    }
+
+    #[test]
+    fn hostile_records_never_panic(seed: u64, edits in prop::collection::vec((any::<u16>(), 0u8..8, any::<u32>()), 1..6), vcpus in 0u32..5) {
+        let mut records = machine(Shape { seed, ..SHAPE }).to_records();
+        for (place, edit, value) in edits {
+            if records.is_empty() {
+                break;
+            }
+            let place = usize::from(place) % records.len();
+            let [low, ..] = value.to_le_bytes();
+            let record = &mut records[place];
+            match edit {
+                0 => record.data.truncate(usize::from(low)),
+                1 => record.data.resize(record.data.len() + usize::from(low) * 300, low),
+                2 => record.index = value,
+                3 => record.version = u16::from(low),
+                4 => record.name.push(char::from(low)),
+                5 => record.data.iter_mut().for_each(|byte| *byte ^= low),
+                6 => drop(records.remove(place)),
+                _ => {
+                    let copy = record.clone();
+                    records.push(copy);
+                }
+            }
+        }
+        if let Ok(state) = MachineState::from_records(&records, vcpus) {
+            let mut back = state.to_records();
+            back.sort_by(|one, two| (&one.name, one.index).cmp(&(&two.name, two.index)));
+            records.sort_by(|one, two| (&one.name, one.index).cmp(&(&two.name, two.index)));
+            prop_assert_eq!(back, records);
+        }
+    }
+}
+
+#[test]
+fn every_record_is_needed_once_and_exact() {
+    let records = machine(SHAPE).to_records();
+    let read = |records: &[StateRecord]| MachineState::from_records(records, SHAPE.vcpus);
+    assert!(read(&records).is_ok());
+    assert!(matches!(MachineState::from_records(&records, 3), Err(StateError::Missing { vcpu: Some(2), .. })));
+    assert!(matches!(MachineState::from_records(&records, 1), Err(StateError::UnknownRecord { index: 1, .. })));
+    assert!(matches!(MachineState::from_records(&records, u32::MAX), Err(StateError::Missing { .. })));
+    for place in 0..records.len() {
+        let name = &records[place].name;
+        let with = |edit: &dyn Fn(&mut Vec<StateRecord>)| {
+            let mut records = records.clone();
+            edit(&mut records);
+            read(&records)
+        };
+        let missing = with(&|records| drop(records.remove(place)));
+        match name.as_str() {
+            "vm.pit2" | "vm.clock" | "device.serial" => assert!(missing.is_ok(), "{name}"),
+            _ => assert!(matches!(missing, Err(StateError::Missing { piece, .. }) if piece == name), "{name}"),
+        }
+        let twice = with(&|records| records.push(records[place].clone()));
+        assert!(matches!(twice, Err(StateError::Duplicate { name: found, .. }) if found == *name), "{name}");
+        if name == "device.serial" {
+            continue;
+        }
+        for change in [-1isize, 1] {
+            let size = with(&|records| {
+                let len = records[place].data.len().checked_add_signed(change).unwrap();
+                records[place].data.resize(len, 0);
+            });
+            assert!(matches!(size, Err(StateError::Size { piece, .. }) if piece == name), "{name} {change}");
+        }
+        let version = with(&|records| records[place].version = 2);
+        assert!(matches!(version, Err(StateError::UnknownRecord { name: found, version: 2, .. }) if found == *name), "{name}");
+        let unknown = with(&|records| records[place].name.push('x'));
+        assert!(matches!(unknown, Err(StateError::UnknownRecord { .. })), "{name}");
+    }
+}
+
+#[test]
+fn counts_and_sizes_are_bounded() {
+    let edited = |name: &str, data: Vec<u8>| {
+        let mut records = machine(SHAPE).to_records();
+        records.iter_mut().find(|record| record.name == name).unwrap().data = data;
+        MachineState::from_records(&records, SHAPE.vcpus)
+    };
+    assert!(edited("vcpu.msrs", vec![0; 256 * 16]).is_ok());
+    assert!(matches!(edited("vcpu.msrs", vec![0; 257 * 16]), Err(StateError::Size { expected: 4096, .. })));
+    assert!(matches!(edited("vcpu.msrs", [[0; 16], [1; 16]].concat()), Err(StateError::Malformed { offset: 20, .. })));
+    assert!(edited("vcpu.cpuid", vec![0; 256 * 40]).is_ok());
+    assert!(matches!(edited("vcpu.cpuid", vec![0; 257 * 40]), Err(StateError::Size { .. })));
+    for (bytes, good) in [(0, false), (4092, false), (4096, true), (4098, false), (65_536, true), (65_540, false)] {
+        assert_eq!(edited("vcpu.xsave", vec![0; bytes]).is_ok(), good, "{bytes}");
+    }
+    assert!(matches!(
+        edited("vm.ioapic", kvm_irqchip::default().as_bytes().to_vec()),
+        Err(StateError::Malformed { offset: 0, .. })
+    ));
+    let device = |name: &str, version| StateRecord { name: name.to_owned(), index: 0, version, data: Vec::new() };
+    let records = machine(SHAPE).to_records();
+    for device in [device("device.", 1), device("device.x", 0), device("devices.x", 1), device("", 1)] {
+        let records: Vec<_> = records.iter().cloned().chain([device]).collect();
+        assert!(matches!(MachineState::from_records(&records, 2), Err(StateError::UnknownRecord { .. })));
+    }
+}
+
+/// `docs/kernel.md` gives the size of every record.
+#[test]
+fn records_have_the_sizes_that_the_docs_give() {
+    let docs = include_str!("../../docs/kernel.md");
+    let shapes = [SHAPE, Shape { xsave_words: None, ..SHAPE }];
+    for record in shapes.iter().flat_map(|shape| machine(*shape).to_records()) {
+        let row = docs.lines().find(|line| line.starts_with(&format!("| `{}` |", record.name)));
+        let Some(row) = row else {
+            assert!(record.name.starts_with("device."), "{}", record.name);
+            continue;
+        };
+        let cell = row.split('|').nth(2).unwrap().trim().replace(',', "");
+        match (cell.parse::<usize>(), cell.split_once(" each").map(|(bytes, _)| bytes.parse::<usize>().unwrap())) {
+            (Ok(bytes), _) => assert_eq!(record.data.len(), bytes, "{row}"),
+            (_, Some(bytes)) => assert_eq!(record.data.len(), bytes * SHAPE.entries, "{row}"),
+            _ => assert_eq!(record.name, "vcpu.xsave", "{row}"),
+        }
+    }
+}
+
+/// `docs/kernel.md` gives every piece's place in both orders.
+#[test]
+fn orders_are_those_that_the_docs_give() {
+    let docs = include_str!("../../docs/kernel.md");
+    let vcpu = |order: &[VcpuPiece]| order.iter().map(|piece| piece.name()).collect::<Vec<_>>();
+    let vm = |order: &[VmPiece]| order.iter().map(|piece| piece.name()).collect::<Vec<_>>();
+    let orders = [(vcpu(CAPTURE_ORDER), vcpu(APPLY_ORDER)), (vm(VM_CAPTURE_ORDER), vm(VM_APPLY_ORDER))];
+    for (capture, apply) in orders {
+        for name in &capture {
+            let row = docs.lines().find(|line| line.starts_with(&format!("| `{name}` |"))).unwrap();
+            let cell = |at: usize| row.split('|').nth(at).unwrap().trim().parse::<usize>().unwrap();
+            let place = |order: &[&str]| order.iter().position(|other| other == name).unwrap() + 1;
+            assert_eq!((cell(4), cell(5)), (place(&capture), place(&apply)), "{row}");
+        }
+    }
+}
+
+#[test]
+fn state_goes_between_threads() {
+    fn is_send<T: Send + Sync + 'static>() {}
+    is_send::<MachineState>();
+    is_send::<CaptureSpec>();
+    is_send::<StateError>();
+}
+
+#[test]
+fn errors_name_piece_and_vcpu() {
+    let piece = VcpuPiece::Xsave.name();
+    let of = StateError::Missing { piece, vcpu: Some(3) };
+    assert_eq!(of.to_string(), "vcpu.xsave of vCPU 3 is missing");
+    let msr = StateError::Msr { vcpu: 1, index: 0x174, action: "written" };
+    assert_eq!(msr.to_string(), "model-specific register 0x174 of vCPU 1 could not be written");
+}
+
+// Native
+
+/// The KVM of this machine; without one, the test says so and ends.
+fn kvm(test: &str) -> Option<Kvm> {
+    match Kvm::new() {
+        Ok(kvm) => Some(kvm),
+        Err(error) => {
+            assert!(std::env::var_os("SLACKWATER_REQUIRE_KVM").is_none(), "{test} needs /dev/kvm: {error}");
+            eprintln!("SKIP {test}: no /dev/kvm ({error})");
+            None
+        }
+    }
+}
+
+struct Machine {
+    vm: VmFd,
+    vcpus: Vec<VcpuFd>,
+    spec: CaptureSpec,
+}
+
+impl Machine {
+    /// Chips, timer and two vCPUs, with the host's CPUID.
+    fn new(kvm: &Kvm, chips: bool, cpuid: bool) -> Self {
+        let vm = kvm.create_vm().unwrap();
+        if chips {
+            vm.create_irq_chip().unwrap();
+            vm.create_pit2(kvm_pit_config::default()).unwrap();
+        }
+        let vcpus: Vec<_> = (0..2).map(|index| vm.create_vcpu(index).unwrap()).collect();
+        if cpuid {
+            let supported = kvm.get_supported_cpuid(256).unwrap();
+            for (vcpu, apic) in vcpus.iter().zip(0u32..) {
+                let mut entries = supported.as_slice().to_vec();
+                for entry in entries.iter_mut().filter(|entry| entry.function == 1) {
+                    entry.ebx = (entry.ebx & 0x00ff_ffff) | apic << 24;
+                }
+                vcpu.set_cpuid2(&CpuId::from_entries(&entries).unwrap()).unwrap();
+            }
+        }
+        let spec = CaptureSpec::probe(kvm, &vm, &vcpus[0]).unwrap();
+        Self { vm, vcpus, spec }
+    }
+
+    fn capture(&self) -> MachineState {
+        let mut state = MachineState::new(2);
+        capture_vm(&self.vm, &self.spec, &mut state.vm).unwrap();
+        for (vcpu, state) in self.vcpus.iter().zip(&mut state.vcpus) {
+            capture_vcpu(vcpu, &self.spec, state).unwrap();
+        }
+        state
+    }
+
+    fn apply(&self, state: &MachineState) {
+        for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
+            apply_vcpu(vcpu, &self.spec, state).unwrap();
+        }
+        apply_vm(&self.vm, &self.spec, &state.vm).unwrap();
+    }
+}
+
+const TSC: u32 = 0x10;
+const STAR: u32 = 0xc000_0081;
+const LSTAR: u32 = 0xc000_0082;
+const KERNEL_GS_BASE: u32 = 0xc000_0102;
+const TSC_AUX: u32 = 0xc000_0103;
+
+/// Gives vCPU number `n` state that no reset gives and no other vCPU has.
+fn distinguish(vcpu: &VcpuFd, n: u64, spec: &CaptureSpec) {
+    let mut noise = Noise(n + 100);
+    let mut regs: kvm_bindings::kvm_regs = noise.value();
+    regs.rflags = 0x2 | 0x8d5; // The arithmetic flags and a trap flag that is clear.
+    regs.rip = 0x1000 + n;
+    vcpu.set_regs(&regs).unwrap();
+    let mut sregs = vcpu.get_sregs().unwrap();
+    (sregs.cr2, sregs.gdt.base, sregs.idt.limit, sregs.fs.base) = (0xdead_0000 + n, 0x4000 + n * 64, 0x7ff, 0x1234_5000 + n);
+    (sregs.cr3, sregs.cr4, sregs.cr0, sregs.efer) = (0x9000, 0x4_0620, 0x8005_0033, 0xd01);
+    (sregs.cs.l, sregs.cs.type_, sregs.cs.db, sregs.cs.g) = (1, 11, 0, 1);
+    if vcpu.set_sregs(&sregs).is_err() {
+        sregs.cr4 = 0x620; // No CPUID, so no OSXSAVE.
+        sregs.efer = 0x500;
+        vcpu.set_sregs(&sregs).unwrap();
+    }
+    if let Some(size) = spec.xsave {
+        let mut area = vec![0; size.bytes()];
+        xsave::get(vcpu, size, &mut area).unwrap();
+        for (byte, n) in area[160..416].iter_mut().zip(n.to_le_bytes().into_iter().cycle()) {
+            *byte = n ^ noise.byte(); // xmm0 to xmm15
+        }
+        area[512] |= 3; // The header says that x87 and SSE are in use.
+        xsave::set(vcpu, size, &area).unwrap();
+    }
+    let mut debug = vcpu.get_debug_regs().unwrap();
+    debug.db = [0x1000 + n, 0x2000 + n, 0x3000 + n, 0x4000 + n];
+    (debug.dr6, debug.dr7) = (0xffff_0ff1, 0x455);
+    vcpu.set_debug_regs(&debug).unwrap();
+    let msrs: Vec<_> = [
+        (STAR, 0x0023_0010_0000_0000 + n),
+        (LSTAR, 0x7fff_0000 + n),
+        (KERNEL_GS_BASE, 0x5555_0000 + n),
+        (TSC_AUX, n + 9),
+        (0x2ff, 0xc06),
+        (0x200, 0x6),
+    ]
+    .into_iter()
+    .filter(|(index, _)| spec.msrs().contains(index))
+    .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() })
+    .collect();
+    assert!(msrs.len() >= 3, "the host lists {:x?}", spec.msrs());
+    assert_eq!(vcpu.set_msrs(&Msrs::from_entries(&msrs).unwrap()).unwrap(), msrs.len());
+    if spec.lapic {
+        let mut lapic = vcpu.get_lapic().unwrap();
+        let register = |lapic: &mut kvm_bindings::kvm_lapic_state, at: usize, value: u32| {
+            for (place, byte) in lapic.regs[at..at + 4].iter_mut().zip(value.to_le_bytes()) {
+                *place = byte.cast_signed();
+            }
+        };
+        register(&mut lapic, 0xf0, 0x1ff); // Enabled, spurious vector 255.
+        register(&mut lapic, 0x80, 0x20); // Task priority.
+        register(&mut lapic, 0x210, 1 << 17); // Vector 49 is pending.
+        register(&mut lapic, 0x320, 0x1_0000 | 0x31); // The timer is masked.
+        register(&mut lapic, 0x350, 0x700);
+        vcpu.set_lapic(&lapic).unwrap();
+    }
+    let mut events = vcpu.get_vcpu_events().unwrap();
+    (events.exception.injected, events.exception.nr, events.exception.has_error_code) = (1, 14, 1);
+    events.exception.error_code = 0x6 + u32::try_from(n).unwrap();
+    (events.nmi.pending, events.nmi.masked, events.interrupt.shadow) = (1, 1, 1);
+    vcpu.set_vcpu_events(&events).unwrap();
+    let mp_state = if n == 0 || !spec.lapic { KVM_MP_STATE_RUNNABLE } else { KVM_MP_STATE_HALTED };
+    vcpu.set_mp_state(kvm_bindings::kvm_mp_state { mp_state }).unwrap();
+}
+
+/// Takes out of `state` what time alone changes, and says what it was.
+fn without_time(state: &mut MachineState) -> (Vec<u64>, Option<u64>) {
+    let mut counters = Vec::new();
+    for msr in state.vcpus.iter_mut().flat_map(|vcpu| vcpu.msrs.as_mut().unwrap().as_mut_slice()) {
+        if msr.index == TSC {
+            counters.push(std::mem::take(&mut msr.data));
+        }
+    }
+    for channel in state.vm.pit2.iter_mut().flat_map(|pit| &mut pit.channels) {
+        channel.count_load_time = 0;
+    }
+    (counters, state.vm.clock.take().map(|clock| clock.clock))
+}
+
+fn round_trip(kvm: &Kvm, chips: bool, cpuid: bool) {
+    let first = Machine::new(kvm, chips, cpuid);
+    for (vcpu, n) in first.vcpus.iter().zip(0..) {
+        distinguish(vcpu, n, &first.spec);
+    }
+    if chips {
+        let mut pit = first.vm.get_pit2().unwrap();
+        (pit.channels[2].count, pit.channels[2].mode, pit.channels[2].gate) = (0x4321, 3, 1);
+        (pit.channels[0].count, pit.channels[0].mode, pit.channels[0].rw_mode) = (0x8000, 2, 3);
+        pit.flags = 1; // HPET in legacy mode: no ticks, so that nothing but time itself differs.
+        first.vm.set_pit2(&pit).unwrap();
+        let mut chip = kvm_irqchip { chip_id: 2, ..Default::default() };
+        first.vm.get_irqchip(&mut chip).unwrap();
+        // Pins 4 and 5, masked, at the end of the chip's bytes: offset 24 and eight for each pin.
+        let mut bytes = chip.as_bytes().to_vec();
+        bytes[8 + 24 + 4 * 8] = 0x34;
+        bytes[8 + 24 + 4 * 8 + 2] = 1;
+        bytes[8 + 24 + 5 * 8] = 0x35;
+        bytes[8 + 24 + 5 * 8 + 2] = 1;
+        first.vm.set_irqchip(&kvm_irqchip::read_from_bytes(&bytes).unwrap()).unwrap();
+        let mut pic = kvm_irqchip::default();
+        first.vm.get_irqchip(&mut pic).unwrap();
+        let mut bytes = pic.as_bytes().to_vec();
+        (bytes[8 + 3], bytes[8 + 5]) = (0xfb, 0x28); // Mask and vector base.
+        first.vm.set_irqchip(&kvm_irqchip::read_from_bytes(&bytes).unwrap()).unwrap();
+    }
+    first.vm.set_clock(&kvm_bindings::kvm_clock_data { clock: 3_600_000_000_000, ..Default::default() }).unwrap();
+
+    let before = first.capture();
+    assert_eq!(before.vcpus[0].events.exception.nr, 14);
+    assert_ne!(before.vcpus[0].regs, before.vcpus[1].regs);
+    assert_ne!(before.vcpus[0].msrs, before.vcpus[1].msrs);
+    let records = before.to_records();
+    drop(first);
+
+    let second = Machine::new(kvm, chips, cpuid);
+    let mut fresh = second.capture();
+    second.apply(&MachineState::from_records(&records, 2).unwrap());
+    let mut after = second.capture();
+    let mut before = before;
+    let ((_, clock), (_, restored), _) = (without_time(&mut before), without_time(&mut after), without_time(&mut fresh));
+    assert!(
+        restored >= clock && restored.unwrap() - clock.unwrap() < 60_000_000_000,
+        "the clock went on: {clock:?}, {restored:?}"
+    );
+    for (before, after) in before.vcpus.iter().zip(&after.vcpus) {
+        for (one, two) in before.msrs.as_ref().unwrap().as_slice().iter().zip(after.msrs.as_ref().unwrap().as_slice()) {
+            assert_eq!(one, two, "{:#x}", one.index);
+        }
+        assert_eq!(before, after);
+    }
+    assert_eq!(before.vm.pit2, after.vm.pit2);
+    assert_eq!(before, after);
+    // The comparison would find a piece that was not applied.
+    for (before, fresh) in before.vcpus.iter().zip(&fresh.vcpus) {
+        assert_ne!(before.regs, fresh.regs);
+        assert_ne!(before.sregs, fresh.sregs);
+        assert_ne!(before.xsave, fresh.xsave);
+        assert_ne!(before.debugregs, fresh.debugregs);
+        assert_ne!(before.msrs, fresh.msrs);
+        assert_ne!(before.events, fresh.events);
+        assert!(!chips || before.lapic != fresh.lapic);
+    }
+    assert!(!chips || before.vm.ioapic.unwrap().as_bytes() != fresh.vm.ioapic.unwrap().as_bytes());
+    assert!(!chips || before.vm.pic_master.unwrap().as_bytes() != fresh.vm.pic_master.unwrap().as_bytes());
+    assert!(!chips || before.vm.pit2 != fresh.vm.pit2);
+}
+
+#[test]
+fn a_machine_is_captured_and_applied() {
+    if let Some(kvm) = kvm("a_machine_is_captured_and_applied") {
+        round_trip(&kvm, true, true);
+    }
+}
+
+#[test]
+fn a_machine_without_chips_and_cpuid_is_captured_and_applied() {
+    if let Some(kvm) = kvm("a_machine_without_chips_and_cpuid_is_captured_and_applied") {
+        round_trip(&kvm, false, false);
+    }
+}
+
+#[test]
+fn state_that_does_not_fit_the_machine_is_refused_before_it_is_written() {
+    let Some(kvm) = kvm("state_that_does_not_fit_the_machine_is_refused_before_it_is_written") else { return };
+    let (with, without) = (Machine::new(&kvm, true, true), Machine::new(&kvm, false, true));
+    let state = with.capture();
+    let vcpu = |edit: &dyn Fn(&mut VcpuState)| {
+        let mut vcpu = state.vcpus[0].clone();
+        vcpu.regs.rax = 0x7777;
+        edit(&mut vcpu);
+        apply_vcpu(&with.vcpus[0], &with.spec, &vcpu)
+    };
+    assert!(matches!(vcpu(&|vcpu| vcpu.xsave.push(0)), Err(StateError::Size { piece: "vcpu.xsave", .. })));
+    assert!(matches!(vcpu(&|vcpu| vcpu.xsave.clear()), Err(StateError::Missing { piece: "vcpu.xsave", vcpu: Some(0) })));
+    assert!(matches!(vcpu(&|vcpu| vcpu.lapic = None), Err(StateError::Missing { piece: "vcpu.lapic", .. })));
+    assert!(matches!(vcpu(&|vcpu| vcpu.msrs = None), Err(StateError::Missing { piece: "vcpu.msrs", .. })));
+    assert!(matches!(vcpu(&|vcpu| vcpu.cpuid = None), Err(StateError::Missing { piece: "vcpu.cpuid", .. })));
+    assert!(matches!(vcpu(&|vcpu| vcpu.fpu = Some(kvm_fpu::default())), Err(StateError::Unsupported { piece: "vcpu.fpu", .. })));
+    assert_ne!(with.vcpus[0].get_regs().unwrap().rax, 0x7777);
+    let lapic = apply_vcpu(&without.vcpus[0], &without.spec, &state.vcpus[0]);
+    assert!(matches!(lapic, Err(StateError::Unsupported { piece: "vcpu.lapic", vcpu: Some(0), .. })));
+    let chips = apply_vm(&without.vm, &without.spec, &state.vm);
+    assert!(matches!(chips, Err(StateError::Unsupported { piece: "vm.pit2", vcpu: None, .. })));
+    let none = apply_vm(&with.vm, &with.spec, &VmState { pic_slave: None, ..state.vm });
+    assert!(matches!(none, Err(StateError::Missing { piece: "vm.pic_slave", vcpu: None })));
+    // What the kernel itself refuses.
+    let registers = vcpu(&|vcpu| {
+        let mut entries = vcpu.msrs.as_ref().unwrap().as_slice().to_vec();
+        entries.insert(1, kvm_msr_entry { index: 0xdead_beef, ..Default::default() });
+        vcpu.msrs = Some(Msrs::from_entries(&entries).unwrap());
+    });
+    assert!(matches!(registers, Err(StateError::Msr { vcpu: 0, index: 0xdead_beef, action: "written" })));
+    // A compacted layout, in the area's header.
+    let area = vcpu(&|vcpu| vcpu.xsave[520..528].fill(0xff));
+    assert!(matches!(area, Err(StateError::Ioctl { piece: "vcpu.xsave", vcpu: Some(0), .. })), "{area:?}");
+}
+
+#[test]
+fn extended_state_of_another_size_is_refused() {
+    let Some(kvm) = kvm("extended_state_of_another_size_is_refused") else { return };
+    let machine = Machine::new(&kvm, false, false);
+    let Some(size) = machine.spec.xsave else { return };
+    let vcpu = &machine.vcpus[0];
+    for bytes in [0, 4, size.bytes() - 4, size.bytes() + 4] {
+        let wrong = Err::<(), _>((size.bytes(), bytes));
+        let found = |result| match result {
+            Err(XsaveError::Size { expected, found }) => Err((expected, found)),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(found(xsave::get(vcpu, size, &mut vec![0; bytes])), wrong);
+        assert_eq!(found(xsave::set(vcpu, size, &vec![0; bytes])), wrong);
+    }
+}
+
+#[test]
+fn a_host_without_xsave_has_the_fpu() {
+    let Some(kvm) = kvm("a_host_without_xsave_has_the_fpu") else { return };
+    let mut machines = [Machine::new(&kvm, true, true), Machine::new(&kvm, true, true)];
+    for machine in &mut machines {
+        (machine.spec.xsave, machine.spec.xcrs) = (None, false);
+    }
+    let [first, second] = machines;
+    let mut fpu = first.vcpus[1].get_fpu().unwrap();
+    fpu.xmm[3] = [7; 16];
+    first.vcpus[1].set_fpu(&fpu).unwrap();
+    let state = MachineState::from_records(&first.capture().to_records(), 2).unwrap();
+    second.apply(&state);
+    assert!(state.vcpus.iter().all(|vcpu| vcpu.xsave.is_empty() && vcpu.xcrs.is_none()));
+    assert_eq!(second.vcpus[1].get_fpu().unwrap().xmm[3], [7; 16]);
+}
+
+#[test]
+fn what_is_not_captured_is_refused_where_it_shows() {
+    let Some(kvm) = kvm("what_is_not_captured_is_refused_where_it_shows") else { return };
+    let machine = Machine::new(&kvm, true, true);
+    let vcpu = &machine.vcpus[0];
+    let mut events = vcpu.get_vcpu_events().unwrap();
+    events.smi.smm = 1;
+    if let Err(error) = vcpu.set_vcpu_events(&events) {
+        eprintln!("SKIP system management mode: this KVM has none ({error})");
+        return;
+    }
+    let refused = capture_vcpu(vcpu, &machine.spec, &mut VcpuState::new(0)).unwrap_err();
+    assert!(
+        matches!(refused, StateError::Unsupported { piece, vcpu: Some(0), .. } if NOT_CAPTURED.iter().any(|(name, _)| *name == piece))
+    );
+    events.smi.smm = 0;
+    vcpu.set_vcpu_events(&events).unwrap();
+    capture_vcpu(vcpu, &machine.spec, &mut VcpuState::new(0)).unwrap();
+}
+
+#[test]
+fn a_guest_without_kvmclock_is_not_told() {
+    let Some(kvm) = kvm("a_guest_without_kvmclock_is_not_told") else { return };
+    assert!(!notify_paused(&Machine::new(&kvm, true, true).vcpus[0]).unwrap());
+}
+
+#[test]
+fn a_buffer_is_used_again() {
+    let Some(kvm) = kvm("a_buffer_is_used_again") else { return };
+    let machine = Machine::new(&kvm, true, true);
+    let mut state = VcpuState::new(1);
+    capture_vcpu(&machine.vcpus[1], &machine.spec, &mut state).unwrap();
+    let places = |state: &VcpuState| (state.xsave.as_ptr(), state.msrs.as_ref().unwrap().as_slice().as_ptr());
+    let before = places(&state);
+    let mut times = Vec::new();
+    for _ in 0..200 {
+        let start = Instant::now();
+        capture_vcpu(&machine.vcpus[1], &machine.spec, &mut state).unwrap();
+        times.push(start.elapsed());
+    }
+    times.sort();
+    println!("capture_vcpu: median {:?}", times[times.len() / 2]);
+    assert_eq!(places(&state), before);
+    assert!(times[0] < Duration::from_millis(100), "{:?}", times[0]);
+    // A list of registers from elsewhere is replaced.
+    state.msrs = Some(Msrs::from_entries(&[kvm_msr_entry { index: STAR, ..Default::default() }]).unwrap());
+    capture_vcpu(&machine.vcpus[1], &machine.spec, &mut state).unwrap();
+    assert_eq!(state.msrs.unwrap().as_slice().len(), machine.spec.msrs().len());
+}
