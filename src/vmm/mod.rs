@@ -1,1 +1,3 @@
 //! The reference VMM.
+
+pub mod churn;
