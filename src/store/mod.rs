@@ -1,1 +1,3 @@
 //! A chain of checkpoints in a directory.
+
+pub mod verify;
