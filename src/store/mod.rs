@@ -11,6 +11,8 @@ mod scan;
 pub(crate) mod testing;
 mod writer;
 
+pub mod verify;
+
 pub use error::StoreError;
 pub use read::Chain;
 pub(crate) use read::{FrameAt, SegmentReader};

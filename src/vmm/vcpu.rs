@@ -182,6 +182,8 @@ impl Guest for Cutting<'_> {
             vcpu.index = index;
         }
         let MachineState { vm, vcpus, .. } = into;
+        // The VM comes before the vCPUs: see `machine`, "Order".
+        capture_vm(&shared.fd, &shared.capture, vm)?;
         let mut own = self.me.map(|(index, fd)| (index, fd, VcpuState::default()));
         if let Some((index, _, state)) = &mut own {
             if let Some(vcpu) = vcpus.get_mut(*index) {
@@ -190,7 +192,7 @@ impl Guest for Cutting<'_> {
         }
         let mine = || {
             let captured = own.as_mut().map_or(Ok(()), |(_, fd, state)| capture_vcpu(fd, &shared.capture, state));
-            captured.and_then(|()| capture_vm(&shared.fd, &shared.capture, vm)).map_err(|error| CaptureFailed(Box::new(error)))
+            captured.map_err(|error| CaptureFailed(Box::new(error)))
         };
         let captured = shared.gate.capture(self.me.map(|(index, _)| index), mine, |index, state| {
             if let Some(vcpu) = vcpus.get_mut(index) {

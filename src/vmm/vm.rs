@@ -162,11 +162,10 @@ impl Vm {
     /// # Errors
     /// [`VmmError::State`].
     pub fn apply(&mut self, state: &MachineState) -> Result<(), VmmError> {
-        apply_vm(&self.fd, &self.capture, &state.vm)?;
         for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
             apply_vcpu(vcpu, &self.capture, state)?;
         }
-        Ok(())
+        Ok(apply_vm(&self.fd, &self.capture, &state.vm)?)
     }
 
     /// Guest memory.

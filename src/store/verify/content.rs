@@ -1,0 +1,200 @@
+//! What stands in pages, zeros and state frames. No I/O.
+
+use std::collections::HashSet;
+
+use zstd::bulk::Decompressor;
+use zstd::zstd_safe;
+
+use super::frame::{hex, le, u16_at, u32_at, u64_at};
+use super::identity::Identity;
+use super::report::{DamageKind, Fault};
+use crate::page::{Gfn, PAGE_SIZE, PageRun};
+
+const BLOCK_PAGES_MAX: usize = 16;
+const ZERO_RUNS_MAX: usize = 65_536;
+const RECORDS_MAX: u32 = 65_536;
+const NAME_BYTES_MAX: u16 = 64;
+const DATA_BYTES_MAX: u32 = 16 << 20;
+
+/// Decodes pages frames, with one buffer of 64 KiB for all.
+#[derive(Default)]
+pub(super) struct Blocks {
+    decompressor: Decompressor<'static>,
+    pages: Vec<u8>,
+    gfns: Vec<Gfn>,
+}
+
+impl Blocks {
+    /// The pages of the payload `block`, which stands at `offset` of its file.
+    pub(super) fn decode<'a>(
+        &'a mut self,
+        block: &'a [u8],
+        offset: u64,
+        identity: &Identity,
+    ) -> Result<impl Iterator<Item = (Gfn, &'a [u8])> + use<'a>, Fault> {
+        let wrong = |kind, at: usize, expected: String, found: String| Fault::new(kind, offset + at as u64, expected, found);
+        self.gfns.clear();
+        let [encoding, count] = le(block, 0);
+        let count = usize::from(count);
+        let data_at = 16 + 4 * count;
+        let Some(data) = block.get(data_at..).filter(|_| (1..=BLOCK_PAGES_MAX).contains(&count)) else {
+            let expected = format!("a block of 1 to {BLOCK_PAGES_MAX} pages with their gfns");
+            return Err(wrong(DamageKind::Block, 1, expected, format!("{count} pages in {} bytes", block.len())));
+        };
+        let reserved = le::<6>(block, 2);
+        if reserved != [0; 6] {
+            return Err(wrong(DamageKind::Reserved, 2, "000000000000".to_owned(), hex(&reserved)));
+        }
+        let first = u64_at(block, 8);
+        let mut before = None;
+        for index in 0..count {
+            let at = 16 + 4 * index;
+            let less_first = u32_at(block, at);
+            if before.map_or(less_first != 0, |before| less_first <= before) {
+                let expected = before.map_or_else(|| "0".to_owned(), |before| format!("more than {before}"));
+                return Err(wrong(DamageKind::Block, at, expected, less_first.to_string()));
+            }
+            before = Some(less_first);
+            let gfn = first.checked_add(less_first.into()).map(Gfn);
+            match gfn.filter(|gfn| identity.holds(PageRun { first: *gfn, count: 1 })) {
+                Some(gfn) => self.gfns.push(gfn),
+                None => {
+                    let found = format!("{first:#x} + {less_first:#x}");
+                    return Err(wrong(DamageKind::GfnOutOfMemory, at, "a gfn in the machine's memory".to_owned(), found));
+                }
+            }
+        }
+        let bytes = count * PAGE_SIZE;
+        let pages = match encoding {
+            0 if data.len() == bytes => data,
+            0 => return Err(wrong(DamageKind::Block, data_at, format!("{bytes} bytes"), format!("{} bytes", data.len()))),
+            1 => {
+                decompress(&mut self.decompressor, &mut self.pages, data, bytes)
+                    .map_err(|(expected, found)| wrong(DamageKind::Zstd, data_at, expected, found))?;
+                &self.pages
+            }
+            _ => return Err(wrong(DamageKind::Block, 0, "encoding 0 or 1".to_owned(), encoding.to_string())),
+        };
+        Ok(self.gfns.iter().copied().zip(pages.chunks_exact(PAGE_SIZE)))
+    }
+}
+
+impl std::fmt::Debug for Blocks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Blocks").finish_non_exhaustive()
+    }
+}
+
+/// Decompresses `data` to `bytes` bytes in `pages`, or says what was expected and what was found.
+fn decompress(
+    decompressor: &mut Decompressor<'static>,
+    pages: &mut Vec<u8>,
+    data: &[u8],
+    bytes: usize,
+) -> Result<(), (String, String)> {
+    if data.len() >= bytes {
+        return Err((format!("fewer than {bytes} bytes: raw otherwise"), format!("{} bytes", data.len())));
+    }
+    let stated = zstd_safe::get_frame_content_size(data).map_err(|_| ("a zstd frame".to_owned(), "none".to_owned()))?;
+    if stated != Some(bytes as u64) {
+        let found = stated.map_or_else(|| "no content size".to_owned(), |stated| stated.to_string());
+        return Err((format!("a zstd frame that states {bytes} bytes of content"), found));
+    }
+    if let Some(dictionary) = zstd_safe::get_dict_id_from_frame(data) {
+        return Err(("no dictionary".to_owned(), format!("dictionary {dictionary}")));
+    }
+    match zstd_safe::find_frame_compressed_size(data) {
+        Ok(size) if size == data.len() => {}
+        Ok(size) => return Err((format!("one zstd frame of {} bytes", data.len()), format!("one of {size} bytes"))),
+        Err(code) => return Err(("a whole zstd frame".to_owned(), zstd_safe::get_error_name(code).to_owned())),
+    }
+    pages.clear();
+    pages.reserve(bytes);
+    match decompressor.decompress_to_buffer(data, pages) {
+        Ok(got) if got == bytes => Ok(()),
+        Ok(got) => Err((format!("{bytes} bytes"), format!("{got} bytes"))),
+        Err(error) => Err((format!("{bytes} bytes"), error.to_string())),
+    }
+}
+
+/// The runs of the payload `list`, which stands at `offset` of its file.
+pub(super) fn zero_runs(list: &[u8], offset: u64, identity: &Identity) -> Result<Vec<PageRun>, Fault> {
+    let (entries, rest) = list.as_chunks::<16>();
+    if !rest.is_empty() || entries.len() > ZERO_RUNS_MAX {
+        let expected = format!("up to {ZERO_RUNS_MAX} entries of 16 bytes");
+        return Err(Fault::new(DamageKind::Zeros, offset, expected, format!("{} bytes", list.len())));
+    }
+    let mut runs: Vec<PageRun> = Vec::with_capacity(entries.len());
+    for (entry, at) in entries.iter().zip((offset..).step_by(16)) {
+        let run = PageRun { first: Gfn(u64_at(entry, 0)), count: u64_at(entry, 8) };
+        if run.count == 0 {
+            return Err(Fault::new(DamageKind::Zeros, at + 8, "at least 1 page", "0"));
+        }
+        if !identity.holds(run) {
+            let found = format!("{} pages from {:#x}", run.count, run.first.0);
+            return Err(Fault::new(DamageKind::GfnOutOfMemory, at, "pages in the machine's memory", found));
+        }
+        if let Some(end) = runs.last().and_then(|before| before.end()).filter(|end| *end > run.first) {
+            return Err(Fault::new(DamageKind::Zeros, at, format!("a gfn from {end} on"), run.first.to_string()));
+        }
+        runs.push(run);
+    }
+    Ok(runs)
+}
+
+/// Checks the state records of the payload `list`, which stands at `offset` of its file.
+pub(super) fn check_state(list: &[u8], offset: u64) -> Result<(), Fault> {
+    let wrong = |at: usize, expected: String, found: String| {
+        Err(Fault::new(DamageKind::StateRecords, offset + at as u64, expected, found))
+    };
+    let count = u32_at(list, 0);
+    if list.len() < 8 || count > RECORDS_MAX {
+        return wrong(0, format!("a list of up to {RECORDS_MAX} records"), format!("{count} records in {} bytes", list.len()));
+    }
+    if u32_at(list, 4) != 0 {
+        return wrong(4, "0".to_owned(), u32_at(list, 4).to_string());
+    }
+    let mut seen: HashSet<(&[u8], u32)> = HashSet::new();
+    let mut at: usize = 8;
+    for number in 0..count {
+        let record = list.get(at..).filter(|record| record.len() >= 16);
+        let Some(record) = record else {
+            return wrong(at, format!("{count} records"), format!("{number}, and {} bytes", list.len().saturating_sub(at)));
+        };
+        let (name_bytes, version, index) = (u16_at(record, 0), u16_at(record, 2), u32_at(record, 4));
+        let (data_bytes, reserved) = (u32_at(record, 8), u32_at(record, 12));
+        if !(1..=NAME_BYTES_MAX).contains(&name_bytes) {
+            return wrong(at, format!("1 to {NAME_BYTES_MAX} bytes of name"), name_bytes.to_string());
+        }
+        if version == 0 {
+            return wrong(at + 2, "a version from 1 on".to_owned(), "0".to_owned());
+        }
+        if data_bytes > DATA_BYTES_MAX {
+            return wrong(at + 8, format!("at most {DATA_BYTES_MAX} bytes of data"), data_bytes.to_string());
+        }
+        if reserved != 0 {
+            return wrong(at + 12, "0".to_owned(), reserved.to_string());
+        }
+        let name_end = 16 + usize::from(name_bytes);
+        let data_end = name_end + usize::try_from(data_bytes).unwrap_or(usize::MAX - name_end);
+        let end = data_end.next_multiple_of(8);
+        let (Some(name), Some(padding)) = (record.get(16..name_end), record.get(data_end..end)) else {
+            return wrong(at, format!("{end} bytes of record"), format!("{} to the end of the payload", record.len()));
+        };
+        if let Some(byte) = name.iter().find(|byte| !matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_')) {
+            return wrong(at + 16, "a name of `a-z 0-9 . - _`".to_owned(), format!("byte {byte:02x}"));
+        }
+        if padding.iter().any(|byte| *byte != 0) {
+            return wrong(at + data_end, "zeros up to a multiple of 8".to_owned(), hex(padding));
+        }
+        if !seen.insert((name, index)) {
+            let found = format!("{} {index} twice", String::from_utf8_lossy(name));
+            return wrong(at, "records with different names or indexes".to_owned(), found);
+        }
+        at += end;
+    }
+    if at != list.len() {
+        return wrong(at, format!("the end of the payload after {count} records"), format!("{} more bytes", list.len() - at));
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! `identity.json`: what the chain is.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::report::VerifyError;
+use crate::page::{Gfn, PageRun};
+
+const NAME: &str = "identity.json";
+const BYTES_MAX: u64 = 1 << 20;
+const RUNS_MAX: usize = 64;
+const FRAMES_MAX: u64 = 1 << 40;
+
+/// What a reader needs of the identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    /// The chain's identifier.
+    pub(super) chain: [u8; 16],
+    /// Guest memory: rising, and neighbours joined.
+    memory: Vec<PageRun>,
+}
+
+impl Identity {
+    /// Whether all of `run` is guest memory.
+    pub(super) fn holds(&self, run: PageRun) -> bool {
+        let behind = self.memory.partition_point(|memory| memory.first <= run.first);
+        let memory = behind.checked_sub(1).and_then(|index| self.memory.get(index));
+        memory.is_some_and(|memory| run.end().zip(memory.end()).is_some_and(|(end, memory_end)| end <= memory_end))
+    }
+}
+
+#[derive(Deserialize)]
+struct Fields {
+    chain: String,
+    page_size: u64,
+    #[serde(rename = "created_unix_ns")]
+    _created_unix_ns: u64,
+    #[serde(rename = "created_by")]
+    _created_by: String,
+    memory: Vec<PageRun>,
+    vcpus: u64,
+    #[serde(rename = "machine")]
+    _machine: Value,
+}
+
+/// Reads the identity of the chain in `dir`.
+pub(super) fn read(dir: &Path) -> Result<Identity, VerifyError> {
+    let path = dir.join(NAME);
+    let io = |path: &Path, source| VerifyError::Io { path: path.to_owned(), offset: 0, source };
+    match fs::metadata(dir) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Err(VerifyError::NotADirectory { path: dir.to_owned() }),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Err(VerifyError::NoDirectory { path: dir.to_owned() }),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => {
+            return Err(VerifyError::NotADirectory { path: dir.to_owned() });
+        }
+        Err(error) => return Err(io(dir, error)),
+    }
+    match fs::metadata(&path) {
+        Ok(found) if found.is_file() => {}
+        Ok(_) => return Err(VerifyError::NotAFile { path }),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Err(VerifyError::NoIdentity { path }),
+        Err(error) => return Err(io(&path, error)),
+    }
+    let mut bytes = Vec::new();
+    File::open(&path).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut bytes)).map_err(|source| VerifyError::Io {
+        path: path.clone(),
+        offset: 0,
+        source,
+    })?;
+    parse(&bytes).map_err(|problem| match problem {
+        Problem::Version(found) => VerifyError::Version { path, found },
+        Problem::Content(expected, found) => VerifyError::Identity { path, expected, found },
+    })
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Problem {
+    Version(String),
+    Content(String, String),
+}
+
+fn content(expected: impl Into<String>, found: impl Into<String>) -> Problem {
+    Problem::Content(expected.into(), found.into())
+}
+
+pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
+    if bytes.len() as u64 > BYTES_MAX {
+        return Err(content(format!("at most {BYTES_MAX} bytes"), "more"));
+    }
+    let split = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    let (line, rest) = bytes.split_at(split);
+    let value: Value = serde_json::from_slice(line).map_err(|error| content("a JSON object in line 1", error.to_string()))?;
+    // The version comes before the hash: another version may hash in another way.
+    match value.get("format") {
+        Some(format) if format.as_u64() == Some(1) => {}
+        Some(format) => return Err(Problem::Version(format.to_string())),
+        None => return Err(content("the field `format`", "none")),
+    }
+    let expected = format!("\nxxh3-64 {:016x}", xxh3_64(line));
+    let hash = rest.strip_suffix(b"\n").unwrap_or(rest);
+    if hash != expected.as_bytes() {
+        return Err(content(
+            format!("`{}` and nothing more in line 2", expected.trim_start()),
+            format!("`{}`", String::from_utf8_lossy(hash.get(1..hash.len().min(64)).unwrap_or_default()).escape_debug()),
+        ));
+    }
+    // Parsed again from the text, because a field that stands there twice shows only then.
+    let fields: Fields = serde_json::from_slice(line).map_err(|error| content("the fields of format 1", error.to_string()))?;
+    if fields.page_size != 4096 {
+        return Err(content("`page_size` 4096", fields.page_size.to_string()));
+    }
+    if !(1..=4096).contains(&fields.vcpus) {
+        return Err(content("`vcpus` from 1 to 4096", fields.vcpus.to_string()));
+    }
+    Ok(Identity { chain: chain(&fields.chain)?, memory: memory(&fields.memory)? })
+}
+
+fn chain(text: &str) -> Result<[u8; 16], Problem> {
+    let wrong = || content("`chain` of 32 hexadecimal digits", format!("`{}`", text.escape_debug()));
+    let digits: Vec<u8> = text
+        .chars()
+        .map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
+        .collect::<Option<_>>()
+        .ok_or_else(wrong)?;
+    let pairs: Vec<u8> = digits.chunks_exact(2).filter_map(|pair| Some(pair.first()? << 4 | pair.last()?)).collect();
+    if digits.len() != 32 {
+        return Err(wrong());
+    }
+    pairs.try_into().map_err(|_| wrong())
+}
+
+fn memory(runs: &[PageRun]) -> Result<Vec<PageRun>, Problem> {
+    if runs.len() > RUNS_MAX {
+        return Err(content(format!("at most {RUNS_MAX} runs in `memory`"), runs.len().to_string()));
+    }
+    let mut joined: Vec<PageRun> = Vec::new();
+    for run in runs {
+        let text = || format!("{} frames from {:#x}", run.count, run.first.0);
+        let end = run.end().filter(|end| run.count > 0 && end.0 <= FRAMES_MAX);
+        let Some(Gfn(end)) = end else {
+            return Err(content("runs in `memory` of at least one frame, below 2^40", text()));
+        };
+        match joined.last_mut() {
+            Some(last) if last.first.0 + last.count > run.first.0 => {
+                return Err(content("runs in `memory` that rise and are disjoint", text()));
+            }
+            Some(last) if last.first.0 + last.count == run.first.0 => last.count = end - last.first.0,
+            _ => joined.push(*run),
+        }
+    }
+    Ok(joined)
+}

@@ -1,0 +1,254 @@
+//! Segment files, read in pieces.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::frame::{Close, Commit, HEADER_BYTES, HEADER_BYTES_U64, Header, Kind};
+use super::report::{DamageKind, Fault, VerifyError};
+
+/// Bytes that one read asks for, where a frame does not need more.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// A segment file as it was when the chain was listed.
+#[derive(Clone, Debug)]
+pub(super) struct Segment {
+    pub(super) number: u32,
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+    /// Bytes. What a writer appends later is not looked at.
+    pub(super) bytes: u64,
+}
+
+/// The name of segment `number`.
+pub(super) fn segment_name(number: u32) -> String {
+    format!("segment-{number:08}")
+}
+
+fn segment_number(name: &OsStr) -> Option<u32> {
+    let name = name.to_str()?;
+    let number = name.strip_prefix("segment-")?.parse().ok().filter(|number| (1..=100_000_000).contains(number))?;
+    (segment_name(number) == name).then_some(number)
+}
+
+/// The segments in `dir`, in order, with their lengths.
+pub(super) fn segments(dir: &Path) -> Result<Vec<Segment>, VerifyError> {
+    let mut numbers = numbers(dir)?;
+    // A listing that runs while a writer makes segments may show a later one and miss an earlier one.
+    if numbers.last().is_some_and(|last| u64::from(*last) != numbers.len() as u64) {
+        numbers = self::numbers(dir)?;
+    }
+    let mut segments = Vec::with_capacity(numbers.len());
+    for number in numbers {
+        let name = segment_name(number);
+        let path = dir.join(&name);
+        match fs::metadata(&path) {
+            Ok(found) if found.is_file() => segments.push(Segment { number, name, path, bytes: found.len() }),
+            Ok(_) => return Err(VerifyError::NotAFile { path }),
+            // A writer has just removed it with a torn tail.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(source) => return Err(VerifyError::Io { path, offset: 0, source }),
+        }
+    }
+    Ok(segments)
+}
+
+fn numbers(dir: &Path) -> Result<Vec<u32>, VerifyError> {
+    let io = |source| VerifyError::Io { path: dir.to_owned(), offset: 0, source };
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir).map_err(io)? {
+        numbers.extend(segment_number(&entry.map_err(io)?.file_name()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// What stands at a place where a frame may begin.
+#[derive(Debug)]
+pub(super) enum Look {
+    /// The end of the file.
+    End,
+    /// No frame.
+    Fault(Fault),
+    /// A frame whose header is intact. Its payload was not looked at.
+    Frame(Header),
+}
+
+/// One segment, through a window of at most one frame's payload.
+#[derive(Debug)]
+pub(super) struct Pieces<'a> {
+    segment: &'a Segment,
+    chain: &'a [u8; 16],
+    file: File,
+    bytes: u64,
+    window: Vec<u8>,
+    window_at: u64,
+}
+
+impl<'a> Pieces<'a> {
+    pub(super) fn open(segment: &'a Segment, chain: &'a [u8; 16]) -> Result<Self, VerifyError> {
+        let file =
+            File::open(&segment.path).map_err(|source| VerifyError::Io { path: segment.path.clone(), offset: 0, source })?;
+        Ok(Self { segment, chain, file, bytes: segment.bytes, window: Vec::new(), window_at: 0 })
+    }
+
+    /// Where the file ends.
+    pub(super) fn end(&self) -> u64 {
+        self.bytes
+    }
+
+    /// `count` bytes from `at` on, or `None` where the file ends before. Nothing is allocated beyond the file's length.
+    fn bytes(&mut self, at: u64, count: u64) -> Result<Option<&[u8]>, VerifyError> {
+        let Some(end) = at.checked_add(count).filter(|end| *end <= self.bytes) else { return Ok(None) };
+        if at < self.window_at || end > self.window_at + self.window.len() as u64 {
+            let want = count.max(PIECE_BYTES).min(self.bytes - at);
+            let Ok(want) = usize::try_from(want) else { return Ok(None) };
+            self.window.resize(want, 0);
+            self.window_at = at;
+            let got = self.fill()?;
+            self.window.truncate(got);
+            if got < want {
+                // A writer has cut the file back: it ends here now.
+                self.bytes = at + got as u64;
+            }
+        }
+        let range = usize::try_from(at - self.window_at).ok().zip(usize::try_from(end - self.window_at).ok());
+        Ok(range.and_then(|(from, to)| self.window.get(from..to)))
+    }
+
+    fn fill(&mut self) -> Result<usize, VerifyError> {
+        let mut got = 0;
+        while let Some(rest) = self.window.get_mut(got..).filter(|rest| !rest.is_empty()) {
+            let at = self.window_at + got as u64;
+            match self.file.read_at(rest, at) {
+                Ok(0) => break,
+                Ok(count) => got += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(source) => return Err(VerifyError::Io { path: self.segment.path.clone(), offset: at, source }),
+            }
+        }
+        Ok(got)
+    }
+
+    /// What stands at `at`.
+    pub(super) fn look(&mut self, at: u64) -> Result<Look, VerifyError> {
+        let chain = self.chain;
+        let Some(raw) = self.bytes(at, HEADER_BYTES_U64)? else {
+            if at >= self.bytes {
+                return Ok(Look::End);
+            }
+            let found = format!("{} to the end of the file", self.bytes - at);
+            return Ok(Look::Fault(Fault::new(
+                DamageKind::Truncated,
+                at,
+                format!("{HEADER_BYTES} bytes of frame header"),
+                found,
+            )));
+        };
+        let raw = raw.first_chunk().copied().unwrap_or([0; HEADER_BYTES]);
+        Ok(Header::parse(&raw, at, chain).map_or_else(Look::Fault, Look::Frame))
+    }
+
+    /// The payload of the frame at `at`, with its checksum and padding checked.
+    pub(super) fn payload(&mut self, at: u64, header: &Header) -> Result<Result<&[u8], Fault>, VerifyError> {
+        if header.kind.length().is_some_and(|length| length != header.length) {
+            let expected = header.kind.length().unwrap_or_default();
+            let expected = format!("{expected} bytes of payload in a frame of its kind");
+            return Ok(Err(Fault::new(DamageKind::Length, at + 20, expected, header.length.to_string())));
+        }
+        let end = self.bytes;
+        let Some(padded) = self.bytes(at + HEADER_BYTES_U64, u64::from(header.padded()))? else {
+            let expected = format!("{} bytes of payload and padding", header.padded());
+            let found = format!("{} to the end of the file", end.saturating_sub(at + HEADER_BYTES_U64));
+            return Ok(Err(Fault::new(DamageKind::Truncated, at + HEADER_BYTES_U64, expected, found)));
+        };
+        let length = usize::try_from(header.length).unwrap_or(usize::MAX).min(padded.len());
+        let (payload, padding) = padded.split_at(length);
+        let found = xxh3_64(payload);
+        if found != header.checksum {
+            let expected = format!("{:016x}", header.checksum);
+            return Ok(Err(Fault::new(DamageKind::PayloadChecksum, at + HEADER_BYTES_U64, expected, format!("{found:016x}"))));
+        }
+        if let Some(index) = padding.iter().position(|byte| *byte != 0) {
+            let offset = at + HEADER_BYTES_U64 + (length + index) as u64;
+            let found = padding.get(index).copied().unwrap_or_default();
+            return Ok(Err(Fault::new(DamageKind::Padding, offset, "00", format!("{found:02x}"))));
+        }
+        Ok(Ok(payload))
+    }
+
+    /// The first place at or behind `from` where a frame's header is intact.
+    pub(super) fn next_intact(&mut self, from: u64) -> Result<Option<u64>, VerifyError> {
+        let chain = self.chain;
+        let mut at = from.next_multiple_of(8);
+        while at.checked_add(HEADER_BYTES_U64).is_some_and(|end| end <= self.bytes) {
+            // What is in the window comes first: asking for a whole piece each time would read it again for every place.
+            let window = if at < self.window_at { 0 } else { (self.window_at + self.window.len() as u64).saturating_sub(at) };
+            let count = if window < HEADER_BYTES_U64 { PIECE_BYTES } else { window }.min(self.bytes - at);
+            let Some(piece) = self.bytes(at, count)? else { continue };
+            for (raw, place) in piece.windows(HEADER_BYTES).step_by(8).zip((at..).step_by(8)) {
+                // The cheap half of the test first: most places do not even have the magic.
+                if raw.first() == Some(&0xD7)
+                    && let Some(raw) = raw.first_chunk()
+                    && Header::parse(raw, place, chain).is_ok()
+                {
+                    return Ok(Some(place));
+                }
+            }
+            at += (count - HEADER_BYTES_U64) / 8 * 8 + 8;
+        }
+        Ok(None)
+    }
+
+    /// Whether the header of a frame stands at `at`. Leaves the window alone: `at` may be far ahead, and wrong.
+    fn is_intact(&self, at: u64) -> Result<bool, VerifyError> {
+        let mut raw = [0; HEADER_BYTES];
+        if at.checked_add(HEADER_BYTES_U64).is_none_or(|end| end > self.bytes) {
+            return Ok(false);
+        }
+        match self.file.read_exact_at(&mut raw, at) {
+            Ok(()) => Ok(Header::parse(&raw, at, self.chain).is_ok()),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
+            Err(source) => Err(VerifyError::Io { path: self.segment.path.clone(), offset: at, source }),
+        }
+    }
+
+    /// The newest epoch that an intact commit or close frame at or behind `from` calls durable.
+    ///
+    /// Steps from frame to frame where one follows the other, so that what a guest had in its memory is not taken for a frame.
+    fn durable(&mut self, from: u64) -> Result<u64, VerifyError> {
+        let mut durable = 0;
+        let mut at = from;
+        while let Some(place) = self.next_intact(at)? {
+            at = place + 8;
+            let Look::Frame(header) = self.look(place)? else { continue };
+            if matches!(header.kind, Kind::Commit | Kind::Close)
+                && let Ok(payload) = self.payload(place, &header)?
+            {
+                let claim =
+                    if header.kind == Kind::Commit { Commit::parse(payload).durable } else { Close::parse(payload).epoch };
+                durable = durable.max(claim);
+            }
+            let end = place + header.bytes();
+            if end == self.bytes || self.is_intact(end)? {
+                at = end;
+            }
+        }
+        Ok(durable)
+    }
+}
+
+/// The newest epoch that any intact commit or close frame calls durable, from `offset` of the first of `segments` on.
+pub(super) fn durable(segments: &[Segment], offset: u64, chain: &[u8; 16]) -> Result<u64, VerifyError> {
+    let mut durable = 0;
+    let mut from = offset;
+    for segment in segments {
+        durable = durable.max(Pieces::open(segment, chain)?.durable(from)?);
+        from = 0;
+    }
+    Ok(durable)
+}
