@@ -1,1 +1,70 @@
-//! The command: one file per verb.
+//! The command: one file per verb. Data goes to standard output, everything else to standard error.
+
+mod checkpoint;
+mod demo;
+mod digest;
+mod error;
+mod host;
+mod log;
+mod output;
+mod protect;
+mod restore;
+mod units;
+mod verify;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use error::CliError;
+
+/// Checkpoints KVM virtual machines, driven by the dirty ring.
+///
+/// Exit codes: 0 done, 1 failed, 2 usage, 3 damage found, 4 another writer.
+#[derive(Debug, Parser)]
+#[command(name = "slackwater", version, max_term_width = 100)]
+struct Command {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Demo(demo::Demo),
+    Checkpoint(checkpoint::Checkpoint),
+    Restore(restore::Restore),
+    Log(log::Log),
+    Verify(verify::Verify),
+    Digest(digest::Digest),
+    Host(host::HostVerb),
+}
+
+/// Runs the command of this process's arguments. `process_start` is what times are counted from.
+#[must_use]
+pub fn main(process_start: Instant) -> ExitCode {
+    let command = match Command::try_parse() {
+        Ok(command) => command,
+        Err(error) => {
+            // Help and version are data and exit with 0; clap's own code for usage is 2.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let filter = EnvFilter::try_from_env("SLACKWATER_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let outcome = match command.verb {
+        Verb::Demo(verb) => verb.run(),
+        Verb::Checkpoint(verb) => verb.run(),
+        Verb::Restore(verb) => verb.run(process_start),
+        Verb::Log(verb) => verb.run(),
+        Verb::Verify(verb) => verb.run(),
+        Verb::Digest(verb) => verb.run(),
+        Verb::Host(verb) => verb.run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.report(),
+    }
+}

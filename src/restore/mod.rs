@@ -16,6 +16,7 @@
 //! ```
 
 mod found;
+mod memory;
 mod plan;
 #[cfg(test)]
 mod tests;

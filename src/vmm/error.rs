@@ -1,9 +1,8 @@
 //! What can go wrong in the reference VMM.
 
-use std::path::PathBuf;
-
 use super::churn::{ChurnError, Inconsistency};
 use crate::epoch::{BudgetError, EngineError};
+use crate::kvm::host::HostError;
 use crate::kvm::ring::RingError;
 use crate::machine::StateError;
 use crate::memory::MemoryError;
@@ -14,14 +13,8 @@ use crate::track::TrackError;
 #[non_exhaustive]
 pub enum VmmError {
     /// KVM's device can't be used.
-    #[error("opening {}", path.display())]
-    OpenKvm {
-        /// The device.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: kvm_ioctls::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// KVM refused a step.
     #[error("{step}")]
     Kvm {

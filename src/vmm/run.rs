@@ -12,7 +12,7 @@ use super::gate::Gate;
 use super::monitor::{GuestReport, Monitor};
 use super::vcpu::{Cutting, VcpuThread};
 use super::vm::{GuestSpec, Vm};
-use crate::epoch::{Cut, Engine, EngineError, Report};
+use crate::epoch::{Cut, Engine, Report};
 use crate::format::Trigger;
 use crate::kvm::kick::{self, Kick};
 use crate::machine::{CaptureSpec, MachineState};
@@ -172,6 +172,7 @@ pub struct Running {
     threads: Vec<JoinHandle<()>>,
     interval: Option<Duration>,
     started: Instant,
+    passes_at_start: u64,
 }
 
 impl Running {
@@ -210,7 +211,9 @@ impl Running {
             error: Mutex::new(None),
             stop,
         });
-        let mut running = Self { shared: shared.clone(), threads: Vec::new(), interval, started: Instant::now() };
+        let passes_at_start = shared.monitor.read().0.passes;
+        let threads = Vec::with_capacity(vcpus.len());
+        let mut running = Self { shared: shared.clone(), threads, interval, started: Instant::now(), passes_at_start };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let shared = shared.clone();
             let thread = Builder::new().name(format!("vcpu-{index}")).spawn(move || {
@@ -272,6 +275,12 @@ impl Running {
         let over = || shared.monitor.all_checked() || shared.gate.is_halted() || shared.stop.is_asked();
         shared.stop.wait_until(Some(Instant::now() + CHECK_LIMIT), over);
         if over() { Ok(()) } else { Err(VmmError::CheckTimeout { seconds: CHECK_LIMIT.as_secs() }) }
+    }
+
+    /// The guest's passes before this run.
+    #[must_use]
+    pub const fn passes_at_start(&self) -> u64 {
+        self.passes_at_start
     }
 
     /// What the guest says of itself now.
@@ -350,10 +359,4 @@ impl Drop for Leaving<'_> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl From<EngineError> for Box<VmmError> {
-    fn from(error: EngineError) -> Self {
-        Self::new(error.into())
-    }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -12,6 +12,7 @@ use super::churn;
 use super::error::{VmmError, kvm, system};
 use crate::epoch::RingPlan;
 use crate::kvm::VmHandle;
+use crate::kvm::host;
 use crate::kvm::ring::{self, RingSize, VmRings};
 use crate::machine::{CaptureSpec, MachineState, apply_vcpu, apply_vm};
 use crate::memory::GuestMemory;
@@ -96,7 +97,7 @@ impl Vm {
         // The guest's own bounds are checked before anything is started.
         let GuestSpec::Churn(options) = &spec.guest;
         churn::Image::build(options, spec.memory_bytes, spec.vcpus)?;
-        let hypervisor = open(kvm_path)?;
+        let hypervisor = host::open(kvm_path)?;
         let max = u32::try_from(hypervisor.get_max_vcpus()).unwrap_or(u32::MAX);
         if spec.vcpus == 0 || spec.vcpus > max {
             return Err(VmmError::Vcpus { found: spec.vcpus, max });
@@ -190,13 +191,6 @@ impl Vm {
     pub const fn take_tracker(&mut self) -> Option<Box<dyn Tracker>> {
         self.tracker.take()
     }
-}
-
-fn open(path: &Path) -> Result<Kvm, VmmError> {
-    use std::os::unix::ffi::OsStrExt;
-    let failed = |source| VmmError::OpenKvm { path: path.into(), source };
-    let name = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|_| failed(kvm_ioctls::Error::new(libc::EINVAL)))?;
-    Kvm::new_with_path(&name).map_err(failed)
 }
 
 fn ring_plan(vm: &VmHandle, spec: &MachineSpec, tracking: Tracking) -> Result<Option<RingPlan>, VmmError> {

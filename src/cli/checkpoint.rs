@@ -1,0 +1,66 @@
+//! `slackwater checkpoint`: a guest under continuous checkpoints.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::error::CliError;
+use super::output;
+use super::protect::{ProtectArgs, RunReport, stop_on_signals};
+use super::units::size;
+use crate::epoch::Start;
+use crate::page::PAGE_SIZE_U64;
+use crate::store::{NewChain, Writer, WriterOptions};
+use crate::vmm::{GuestSpec, MachineSpec, Running, Vm, VmmError, churn, memory_regions};
+
+/// Run a guest under continuous checkpoints, into a new store.
+#[derive(Debug, Args)]
+pub(super) struct Checkpoint {
+    /// The directory for the store; it is made if it does not exist.
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// The built-in guest: `churn` or `churn:key=value,...` (pages, pattern, hot, content, burst, every, seed).
+    #[arg(long, value_name = "GUEST", default_value = "churn")]
+    guest: churn::Options,
+    /// Guest memory.
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size)]
+    memory: u64,
+    /// vCPUs.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    vcpus: u32,
+    /// The KVM device.
+    #[arg(long, value_name = "FILE", default_value = crate::kvm::host::KVM_PATH)]
+    kvm: PathBuf,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    protect: ProtectArgs,
+}
+
+impl Checkpoint {
+    pub(super) fn run(self) -> Result<(), CliError> {
+        if !self.memory.is_multiple_of(PAGE_SIZE_U64) {
+            let memory = self.memory;
+            return Err(CliError::Usage(format!("`--memory {memory}`: memory is made of whole pages of {PAGE_SIZE_U64} bytes")));
+        }
+        let spec = MachineSpec { memory_bytes: self.memory, vcpus: self.vcpus, guest: GuestSpec::Churn(self.guest) };
+        // The machine comes first: if it can't be built, no store is made.
+        let mut vm = Vm::build(&self.kvm, spec, self.protect.tracking()?)?;
+        let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
+        let new = NewChain { memory: memory_regions(self.memory), vcpus: self.vcpus, machine };
+        let writer = Writer::create(&self.store, &new, WriterOptions::default())?;
+        vm.load()?;
+        let protection = self.protect.protect(&mut vm, writer, Start::Fresh)?;
+        let stop = stop_on_signals()?;
+        let spinner = output::spinner("the guest runs under checkpoints; Ctrl-C ends it with a last one");
+        let mut running = Running::start(vm, Some(protection), stop)?;
+        running.supervise(self.protect.limits());
+        let outcome = running.finish();
+        spinner.finish_and_clear();
+        if let Some(report) = RunReport::new(&outcome) {
+            if self.json { output::json(&report)? } else { report.print()? }
+        }
+        outcome.error.map_or(Ok(()), |error| Err(error.into()))
+    }
+}

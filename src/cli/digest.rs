@@ -1,0 +1,63 @@
+//! `slackwater digest`: one number for all memory and state of an epoch.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::error::CliError;
+use super::output;
+use crate::format::hash_bytes;
+use crate::page::EpochId;
+use crate::restore;
+use crate::store::Chain;
+
+/// Print a hash of all memory and state of an epoch.
+#[derive(Debug, Args)]
+pub(super) struct Digest {
+    /// The directory of the store.
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// The epoch [default: the newest].
+    #[arg(long, value_name = "N")]
+    epoch: Option<u64>,
+    /// Print it as JSON, with its parts.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct DigestReport {
+    epoch: EpochId,
+    digest: String,
+    memory: String,
+    state: String,
+    /// The digest of memory that the engine took from the guest, where the epoch was audited.
+    audit: Option<String>,
+    audit_matches: Option<bool>,
+}
+
+impl Digest {
+    pub(super) fn run(self) -> Result<(), CliError> {
+        let chain = Chain::open(&self.store)?;
+        let epoch = chain.epoch(self.epoch.map_or(chain.newest(), EpochId))?;
+        let audit = epoch.commit.audit;
+        let epoch = epoch.commit.epoch;
+        let restore::Digest { memory, state } = restore::digest(&chain, epoch)?;
+        let whole = hash_bytes(&[memory.0.to_le_bytes(), state.to_le_bytes()].concat());
+        let report = DigestReport {
+            epoch,
+            digest: format!("{whole:032x}"),
+            memory: memory.to_string(),
+            state: format!("{state:032x}"),
+            audit: audit.map(|audit| audit.to_string()),
+            audit_matches: audit.map(|audit| audit == memory),
+        };
+        if self.json {
+            output::json(&report)?
+        } else {
+            output::line(&report.digest)?
+        }
+        if report.audit_matches == Some(false) { Err(CliError::Damaged { dir: self.store }) } else { Ok(()) }
+    }
+}

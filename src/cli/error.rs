@@ -1,0 +1,153 @@
+//! Errors as a person sees them: the chain of causes, a hint, and an exit code.
+
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::epoch::EngineError;
+use crate::kvm::host::HostError;
+use crate::kvm::ring::RingError;
+use crate::machine::StateError;
+use crate::memory::MemoryError;
+use crate::page::EpochId;
+use crate::restore::RestoreError;
+use crate::store::StoreError;
+use crate::store::verify::VerifyError;
+use crate::vmm::VmmError;
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const DAMAGE: u8 = 3;
+const FENCED: u8 = 4;
+
+/// Why a verb did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CliError {
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error("writing to standard output")]
+    Output(#[source] io::Error),
+    #[error("{step}")]
+    System {
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the state of epoch {epoch} can't be used")]
+    State {
+        epoch: EpochId,
+        #[source]
+        source: StateError,
+    },
+    #[error("the store {} is damaged", dir.display())]
+    Damaged { dir: PathBuf },
+    #[error("the store {} is damaged behind epoch {newest}: {found}", dir.display())]
+    DamagedBehind { dir: PathBuf, newest: EpochId, found: String },
+    #[error("{}: the machine that it describes is not the one whose memory it lists", file.display())]
+    MachineMismatch { file: PathBuf },
+    #[error("epoch {epoch} is not the newest, which is {newest}: going on from an older one would drop what came after it")]
+    NotNewest { epoch: EpochId, newest: EpochId },
+    #[error("{what}")]
+    Check { what: String },
+}
+
+impl From<EngineError> for CliError {
+    fn from(error: EngineError) -> Self {
+        Self::Vmm(error.into())
+    }
+}
+
+impl CliError {
+    /// Prints the error and gives the exit code.
+    pub(super) fn report(&self) -> ExitCode {
+        if let Self::Output(error) = self {
+            // Whoever read our output has gone away: nothing is wrong.
+            if error.kind() == io::ErrorKind::BrokenPipe {
+                return ExitCode::SUCCESS;
+            }
+        }
+        let mut text = format!("error: {self}");
+        let mut source = self.source();
+        while let Some(error) = source {
+            let cause = error.to_string();
+            if !text.ends_with(&cause) {
+                text.push_str(&format!("\n  because: {cause}"));
+            }
+            source = error.source();
+        }
+        if let Some(hint) = self.hint() {
+            text.push_str(&format!("\n\nhint: {hint}"));
+        }
+        eprintln!("{text}");
+        ExitCode::from(self.code())
+    }
+
+    const fn code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::NotNewest { .. } => USAGE,
+            Self::Vmm(error) => match error {
+                VmmError::Guest(_) | VmmError::Budget(_) | VmmError::Vcpus { .. } => USAGE,
+                VmmError::Ring(RingError::TooLarge { .. } | RingError::Size { .. }) => USAGE,
+                VmmError::Memory(MemoryError::Empty | MemoryError::Range { .. }) => USAGE,
+                VmmError::Machine(_) => DAMAGE,
+                _ => FAILED,
+            },
+            Self::Store(error) | Self::Restore(RestoreError::Store(error)) => {
+                if error.is_damage() {
+                    DAMAGE
+                } else if error.is_in_use() {
+                    FENCED
+                } else {
+                    FAILED
+                }
+            }
+            Self::Verify(VerifyError::Identity { .. })
+            | Self::State { .. }
+            | Self::Damaged { .. }
+            | Self::DamagedBehind { .. }
+            | Self::MachineMismatch { .. } => DAMAGE,
+            Self::Restore(_) | Self::Verify(_) | Self::Host(_) | Self::Output(_) | Self::System { .. } | Self::Check { .. } => {
+                FAILED
+            }
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Host(error) | Self::Vmm(VmmError::Host(error)) => error.hint(),
+            Self::Store(StoreError::Exists { .. }) => {
+                "`slackwater restore --continue` goes on from its newest epoch; or name another directory"
+            }
+            Self::Store(StoreError::InUse { .. }) => {
+                "one process at a time may write to a store; `log`, `verify` and `restore` read it meanwhile"
+            }
+            Self::Vmm(VmmError::Ring(RingError::TooLarge { .. })) => "`slackwater host` prints what this machine's KVM takes",
+            Self::Vmm(VmmError::Ring(RingError::Unsupported)) => "`--tracker bitmap` works on every KVM",
+            Self::Vmm(VmmError::Engine(EngineError::Storage { .. })) => {
+                "what was committed can be restored; `--on-storage-error continue` keeps the guest running and tries again"
+            }
+            Self::DamagedBehind { newest, .. } if newest.0 > 0 => {
+                return Some(format!(
+                    "`--epoch {newest}` restores the newest epoch before the damage; `slackwater verify` lists what is damaged"
+                ));
+            }
+            Self::Damaged { .. } | Self::DamagedBehind { .. } => "`slackwater verify` lists what is damaged",
+            Self::Restore(error) if error.is_damage() => {
+                "`slackwater verify` lists what is damaged; an epoch before it may be whole"
+            }
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}

@@ -1,0 +1,90 @@
+//! `slackwater log`: the epochs of a store.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::error::CliError;
+use super::output;
+use super::units::bytes_text;
+use crate::page::{EpochId, PAGE_SIZE_U64};
+use crate::store::{Chain, Epoch};
+
+/// List the committed epochs of a store.
+#[derive(Debug, Args)]
+pub(super) struct Log {
+    /// The directory of the store.
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// Print one JSON object per epoch.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Entry {
+    epoch: EpochId,
+    time: String,
+    pages: u64,
+    zero_pages: u64,
+    unchanged_pages: u64,
+    bytes_raw: u64,
+    bytes_written: u64,
+    trigger: &'static str,
+    audited: bool,
+    base: bool,
+    recovery: bool,
+}
+
+impl Entry {
+    fn new(epoch: &Epoch) -> Self {
+        let commit = &epoch.commit;
+        let time = jiff::Timestamp::from_nanosecond(commit.time_unix_ns.into());
+        Self {
+            epoch: commit.epoch,
+            time: time.map_or_else(|_| commit.time_unix_ns.to_string(), |time| format!("{time:.6}")),
+            pages: commit.captured_pages,
+            zero_pages: commit.zero_pages,
+            unchanged_pages: commit.unchanged_pages,
+            bytes_raw: commit.captured_pages.saturating_mul(PAGE_SIZE_U64),
+            bytes_written: commit.bytes_written,
+            trigger: commit.trigger.as_str(),
+            audited: commit.audit.is_some(),
+            base: commit.base,
+            recovery: commit.recovery,
+        }
+    }
+
+    fn line(&self) -> String {
+        let mark = |set, text| if set { text } else { "" };
+        format!(
+            "{:>8}  {}  {:>8} pages  {:>10}  {:<9}{}{}{}",
+            self.epoch,
+            self.time,
+            self.pages,
+            bytes_text(self.bytes_written),
+            self.trigger,
+            mark(self.base, " base"),
+            mark(self.recovery, " recovery"),
+            mark(self.audited, " audited"),
+        )
+    }
+}
+
+impl Log {
+    pub(super) fn run(self) -> Result<(), CliError> {
+        let chain = Chain::open(&self.store)?;
+        for epoch in chain.epochs() {
+            let entry = Entry::new(epoch);
+            if self.json { output::json(&entry)? } else { output::line(entry.line())? }
+        }
+        if let Some(tail) = chain.tail() {
+            eprintln!("note: {tail}; it was never committed");
+        }
+        match chain.damage().first() {
+            None => Ok(()),
+            Some(damage) => Err(CliError::DamagedBehind { dir: self.store, newest: chain.newest(), found: damage.to_string() }),
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! What goes to standard output.
+
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::error::CliError;
+
+/// Prints a line of data.
+pub(super) fn line(text: impl Display) -> Result<(), CliError> {
+    writeln!(std::io::stdout(), "{text}").map_err(CliError::Output)
+}
+
+/// Prints a line of JSON.
+pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string(value).map_err(|error| CliError::Output(error.into()))?;
+    line(text)
+}
+
+/// A bar on standard error, where that is a terminal.
+pub(super) fn bar(message: &'static str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {percent}%").unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(0).with_style(style).with_message(message)
+}
+
+/// A sign of life on standard error, where that is a terminal.
+pub(super) fn spinner(message: &'static str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let spinner = ProgressBar::new_spinner().with_message(message);
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}

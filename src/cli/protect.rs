@@ -1,0 +1,211 @@
+//! The options of a run under checkpoints, and what it came to.
+
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::error::CliError;
+use super::units::{bytes_text, time_above_zero};
+use super::{output, units};
+use crate::epoch::{Durability, Engine, EngineOptions, OnStorageError, PhasesReport, Report, Start, Triggers, WhenBehind};
+use crate::format::Compression;
+use crate::kvm::ring::RingSize;
+use crate::store::Writer;
+use crate::vmm::{GuestReport, Limits, Outcome, Protection, Stop, Tracking, Vm};
+
+/// What a bitmap run has unless told otherwise: nothing but an interval ends its epochs.
+const BITMAP_INTERVAL: Duration = Duration::from_millis(50);
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TrackerName {
+    /// The dirty ring: an epoch ends when it is full.
+    Ring,
+    /// The dirty bitmap: an epoch ends by the interval.
+    Bitmap,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum WhenBehindName {
+    /// Longer epochs, as long as the budget holds.
+    Lengthen,
+    /// The guest waits.
+    Wait,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OnStorageErrorName {
+    /// Stop the guest.
+    Stop,
+    /// Keep it running and try again.
+    Continue,
+}
+
+/// How to take checkpoints.
+#[derive(Debug, Args)]
+pub(super) struct ProtectArgs {
+    /// The most pages in an epoch.
+    #[arg(long, value_name = "PAGES", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..=1 << 28))]
+    budget: u64,
+    /// End an epoch after this time at the latest.
+    #[arg(long, value_name = "TIME", value_parser = time_above_zero)]
+    interval: Option<Duration>,
+    /// How to track writes.
+    #[arg(long, value_enum, default_value_t = TrackerName::Ring)]
+    tracker: TrackerName,
+    /// Entries of each vCPU's ring, a power of two [default: the most that fit in the budget].
+    #[arg(long, value_name = "ENTRIES")]
+    ring: Option<u32>,
+    /// When an epoch is durable: `epoch` (the guest waits for it), `group[:MS]` (at most that much later), `none`.
+    #[arg(long, value_name = "MODE", default_value = "group:10", value_parser = durability)]
+    durability: Durability,
+    /// How to store pages: `zstd[:LEVEL]` or `none`.
+    #[arg(long, value_name = "CODEC", default_value = "zstd:1")]
+    compression: Compression,
+    /// A digest of all memory with every Nth epoch.
+    #[arg(long, value_name = "N")]
+    audit: Option<NonZeroU64>,
+    /// Epochs in flight between guest and storage. Memory: two budgets each.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..=256))]
+    in_flight: u16,
+    /// What to do when storage is slower than the guest.
+    #[arg(long, value_enum, default_value_t = WhenBehindName::Lengthen)]
+    when_behind: WhenBehindName,
+    /// What to do when an epoch can't be stored.
+    #[arg(long, value_enum, default_value_t = OnStorageErrorName::Stop)]
+    on_storage_error: OnStorageErrorName,
+    /// End after this time.
+    #[arg(long = "for", value_name = "TIME", value_parser = units::time)]
+    time: Option<Duration>,
+    /// End after so many epochs.
+    #[arg(long, value_name = "N", conflicts_with = "time")]
+    epochs: Option<u64>,
+}
+
+fn durability(text: &str) -> Result<Durability, String> {
+    let window = |text: &str| match text.parse::<u64>() {
+        Ok(ms) if ms > 0 => Ok(Duration::from_millis(ms)),
+        Ok(_) => Err("a group window is at least 1 ms".to_owned()),
+        Err(_) => time_above_zero(text),
+    };
+    match text.split_once(':') {
+        None if text == "epoch" => Ok(Durability::Epoch),
+        None if text == "none" => Ok(Durability::None),
+        None if text == "group" => Ok(Durability::Group(Durability::GROUP_DEFAULT)),
+        Some(("group", ms)) => Ok(Durability::Group(window(ms)?)),
+        _ => Err("`epoch`, `group`, `group:MS` or `none`".to_owned()),
+    }
+}
+
+impl ProtectArgs {
+    /// How a machine is to be built for it.
+    pub(super) fn tracking(&self) -> Result<Tracking, CliError> {
+        Ok(match self.tracker {
+            TrackerName::Ring => {
+                let ring = self.ring.map(RingSize::new).transpose();
+                Tracking::Ring { budget: self.budget, ring: ring.map_err(|error| CliError::Vmm(error.into()))? }
+            }
+            TrackerName::Bitmap if self.ring.is_some() => {
+                return Err(CliError::Usage("`--ring` goes with `--tracker ring`".to_owned()));
+            }
+            TrackerName::Bitmap => Tracking::Bitmap { manual_protect: true },
+        })
+    }
+
+    /// The engine for `vm`, which commits to `writer`.
+    pub(super) fn protect(&self, vm: &mut Vm, writer: Writer, start: Start) -> Result<Protection, CliError> {
+        let share_pages = vm.ring_plan().map_or(0, |plan| plan.share);
+        let options = EngineOptions {
+            budget_pages: usize::try_from(self.budget).unwrap_or(usize::MAX),
+            share_pages,
+            slots: self.in_flight.into(),
+            durability: self.durability,
+            compression: self.compression,
+            when_behind: match self.when_behind {
+                WhenBehindName::Lengthen => WhenBehind::Lengthen,
+                WhenBehindName::Wait => WhenBehind::Wait,
+            },
+            on_storage_error: match self.on_storage_error {
+                OnStorageErrorName::Stop => OnStorageError::Stop,
+                OnStorageErrorName::Continue => OnStorageError::Continue { retry_after: Duration::from_millis(200) },
+            },
+            audit_every: self.audit,
+            on_commit: None,
+        };
+        let tracker = vm.take_tracker().ok_or_else(|| CliError::Usage("the machine has no tracker".to_owned()))?;
+        let interval = match (self.interval, self.tracker) {
+            (None, TrackerName::Bitmap) => {
+                eprintln!(
+                    "note: `--tracker bitmap` without `--interval`: an epoch ends every {} ms",
+                    BITMAP_INTERVAL.as_millis()
+                );
+                Some(BITMAP_INTERVAL)
+            }
+            (interval, _) => interval,
+        };
+        let engine = Engine::new(vm.memory().clone(), tracker, Box::new(writer), start, options)?;
+        Ok(Protection { engine, interval, base_first: start == Start::Fresh, share_pages })
+    }
+
+    /// When the run ends by itself.
+    pub(super) const fn limits(&self) -> Limits {
+        Limits { time: self.time, epochs: self.epochs }
+    }
+}
+
+/// Ends the run on the signals that ask a program to end.
+pub(super) fn stop_on_signals() -> Result<Stop, CliError> {
+    let stop = Stop::default();
+    let asked = stop.clone();
+    ctrlc::set_handler(move || asked.ask()).map_err(|error| CliError::Usage(format!("signal handler: {error}")))?;
+    Ok(stop)
+}
+
+/// The last line of `checkpoint --json`.
+#[derive(Debug, Serialize)]
+pub(super) struct RunReport {
+    #[serde(flatten)]
+    pub(super) engine: Report,
+    pub(super) guest: GuestReport,
+    pub(super) elapsed_s: f64,
+}
+
+impl RunReport {
+    pub(super) fn new(outcome: &Outcome) -> Option<Self> {
+        let elapsed_s = (outcome.elapsed.as_secs_f64() * 1e6).round() / 1e6;
+        Some(Self { engine: outcome.report.clone()?, guest: outcome.guest, elapsed_s })
+    }
+
+    /// The same for people.
+    #[expect(clippy::cast_precision_loss, reason = "for people, to three digits")]
+    pub(super) fn print(&self) -> Result<(), CliError> {
+        let Report { epochs, durable_epochs, pages, bytes_raw, bytes_written, pause_us, phases_us, triggers, .. } = &self.engine;
+        let Triggers { ring_full, interval, request, r#final } = triggers;
+        let PhasesReport { kick, state, harvest, copy, reset } = phases_us;
+        let rate = *epochs as f64 / self.elapsed_s.max(1e-9);
+        let ratio = *bytes_raw as f64 / (*bytes_written).max(1) as f64;
+        let ok = if self.guest.ok { "no inconsistency" } else { "AN INCONSISTENCY" };
+        output::line(format_args!("{epochs} epochs in {:.2} s ({rate:.0} a second), {durable_epochs} durable", self.elapsed_s))?;
+        output::line(format_args!(
+            "  ended by      ring full {ring_full}, interval {interval}, request {request}, final {final}"
+        ))?;
+        output::line(format_args!(
+            "  pages         {pages}, at most {} in an epoch (budget {})",
+            self.engine.max_epoch_pages, self.engine.budget_pages
+        ))?;
+        output::line(format_args!(
+            "  stored        {} of {} ({ratio:.1} to 1)",
+            bytes_text(*bytes_written),
+            bytes_text(*bytes_raw)
+        ))?;
+        output::line(format_args!("  pause         p50 {} us, p99 {} us, max {} us", pause_us.p50, pause_us.p99, pause_us.max))?;
+        output::line(format_args!(
+            "  of which      kick {kick}, state {state}, harvest {harvest}, copy {copy}, reset {reset} us"
+        ))?;
+        if self.engine.tracking_lost > 0 {
+            output::line(format_args!("  tracking      LOST {} times; all memory was compared", self.engine.tracking_lost))?;
+        }
+        output::line(format_args!("  guest         {} passes, {ok}", self.guest.passes))
+    }
+}

@@ -1,0 +1,80 @@
+//! Sizes and times as people write them.
+
+use std::time::Duration;
+
+/// Reads bytes: a number, or one with `K`, `M`, `G` or `T` (powers of 1024).
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let shift = match unit {
+        "" => 0,
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        "T" | "t" => 40,
+        _ => return Err(format!("`{unit}` is not a unit of size: K, M, G or T")),
+    };
+    let number: u64 =
+        digits.parse().map_err(|_| "a size is a whole number, or one with K, M, G or T, such as `512M`".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "that is more than 2^64 bytes".to_owned())
+}
+
+/// Reads a time: a whole number with `us`, `ms`, `s`, `m` or `h`.
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let number: u64 = digits.parse().map_err(|_| "a time is a whole number with us, ms, s, m or h, such as `50ms`".to_owned())?;
+    let limit = || "that is more than 100 years".to_owned();
+    let seconds =
+        |factor: u64| number.checked_mul(factor).filter(|s| *s < 100 * 366 * 86_400).map(Duration::from_secs).ok_or_else(limit);
+    match unit {
+        "us" => Ok(Duration::from_micros(number)),
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => seconds(1),
+        "m" => seconds(60),
+        "h" => seconds(3600),
+        _ => Err(format!("`{text}` has no unit of time: us, ms, s, m or h, such as `50ms`")),
+    }
+}
+
+/// [`time`] that is more than nothing.
+pub(super) fn time_above_zero(text: &str) -> Result<Duration, String> {
+    let time = time(text)?;
+    if time.is_zero() { Err("must be more than nothing".to_owned()) } else { Ok(time) }
+}
+
+/// Bytes for people.
+#[expect(clippy::cast_precision_loss, reason = "for people, to three digits")]
+pub(super) fn bytes_text(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("4K"), Ok(4096));
+        assert_eq!(size("2G"), Ok(2 << 30));
+        for bad in ["", "M", "4X", "-1", "1.5G", "99999999999T", "4 K"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+        assert_eq!(time("50ms"), Ok(Duration::from_millis(50)));
+        assert_eq!(time("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "5", "ms", "5d", "1.5s", "99999999999999h"] {
+            assert!(time(bad).is_err(), "{bad}");
+        }
+        assert!(time_above_zero("0s").is_err());
+        assert_eq!(bytes_text(1023), "1023 B");
+        assert_eq!(bytes_text(3 << 29), "1.5 GiB");
+    }
+}
