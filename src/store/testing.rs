@@ -192,11 +192,12 @@ impl Disk {
             for op in &inode.pending {
                 match op {
                     FileOp::Write(offset, data) if matches!(cut, Cut::Torn(_)) && random.one_in(2) => {
-                        // Any piece of it.
-                        let from = random.below(data.len() as u64 + 1);
-                        let to = from + random.below(data.len() as u64 - from + 1);
-                        let piece = &data[usize::try_from(from).unwrap()..usize::try_from(to).unwrap()];
-                        FileOp::Write(offset + from, piece.to_vec()).apply(&mut bytes);
+                        // Any of its sectors.
+                        for (sector, data) in (0u64..).zip(data.chunks(512)) {
+                            if !random.one_in(8) {
+                                FileOp::Write(offset + sector * 512, data.to_vec()).apply(&mut bytes);
+                            }
+                        }
                     }
                     op if keep(&mut random) => op.apply(&mut bytes),
                     _ => {}

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::testing::{Cut, Disk, Model, Random, new_chain};
 use super::*;
@@ -296,6 +297,52 @@ fn frames_of(bytes: &[u8], chain: ChainId) -> Vec<(usize, FrameHeader)> {
         at += usize::try_from(header.frame_bytes()).unwrap();
     }
     frames
+}
+
+#[test]
+fn an_epoch_that_was_exchanged_is_noticed_by_the_next() {
+    let (mut files, _) = small_chain(true);
+    let chain = Disk::holding(&files).chain().unwrap();
+    // Two of one segment, so that the hash in the next segment's header is not what tells.
+    let pair = chain.epochs().windows(2).find(|pair| pair[0].segment == pair[1].segment).unwrap();
+    let commit = Commit { run_ns: 12345, ..pair[0].commit };
+    let at = usize::try_from(pair[0].commit_offset).unwrap();
+    let frame = commit.encode_frame(chain.identity().chain);
+    files.get_mut(&segment_name(pair[0].segment)).unwrap()[at..at + frame.len()].copy_from_slice(&frame);
+    let chain = Disk::holding(&files).chain().unwrap();
+    assert_eq!(chain.newest(), commit.epoch);
+    assert!(
+        matches!(chain.damage(), [damage] if damage.epoch == pair[1].commit.epoch && damage.expected.contains("parent hash"))
+    );
+}
+
+#[test]
+fn readers_see_whole_epochs_while_a_writer_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let mut model = Model::new(21, Compression::None);
+    let mut writer = Writer::create(&path, &new_chain(), SMALL).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut newest, mut opened) = (EpochId::NONE, 0);
+            while !done.load(Ordering::Relaxed) || opened == 0 {
+                let chain = Chain::open(&path).unwrap();
+                assert_eq!(chain.damage(), []);
+                assert!(chain.newest() >= newest);
+                newest = chain.newest();
+                if newest != EpochId::NONE {
+                    let digest = restore::digest(&chain, newest).unwrap();
+                    assert_eq!(Some(digest.memory), chain.epoch(newest).unwrap().commit.audit);
+                }
+                opened += 1;
+            }
+        });
+        model.run(&mut writer, 120);
+        done.store(true, Ordering::Relaxed);
+        reader.join().unwrap();
+    });
+    model.check(&Chain::open(&path).unwrap());
 }
 
 #[test]
