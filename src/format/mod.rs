@@ -13,6 +13,8 @@ mod frame;
 mod identity;
 mod segment;
 mod state;
+#[cfg(test)]
+mod tests;
 mod writer;
 mod zeros;
 

@@ -1,1 +1,248 @@
+//! Restoring gives what was committed, and hostile content is refused.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use super::*;
+use crate::epoch::Sink;
+use crate::format::{
+    BlockEncoder, ChainId, Commit, Compression, EpochTotals, FRAME_HEADER_BYTES, FrameHeader, FrameKind, MemoryDigest,
+};
+use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes};
+use crate::store::WriterOptions;
+use crate::store::testing::{Disk, Memory, Model, Random, empty_memory, memory_digest, new_chain, state_of};
+
+/// Memory as zeros, which refuses pages that come twice, are zero or are not in it.
+#[derive(Debug)]
+struct Target {
+    memory: Memory,
+    seen: std::collections::BTreeSet<Gfn>,
+}
+
+impl PageTarget for Target {
+    fn write_page(&mut self, gfn: Gfn, page: &PageBytes) -> Result<(), TargetError> {
+        assert!(self.seen.insert(gfn) && page != &[0; PAGE_SIZE], "{gfn}");
+        **self.memory.get_mut(&gfn).ok_or("no such page")? = *page;
+        Ok(())
+    }
+}
+
+#[test]
+fn every_epoch_restores_to_what_was_committed() {
+    for seed in 0..25 {
+        let compression = if seed % 3 == 0 { Compression::None } else { Compression::Zstd { level: 1 } };
+        let disk = Disk::new();
+        let mut model = Model::new(seed, compression);
+        let mut writer = disk.create(&new_chain(), WriterOptions { segment_bytes: 50_000, ..Default::default() }).unwrap();
+        model.run(&mut writer, 30);
+        let chain = disk.chain().unwrap();
+        assert!(chain.epochs().len() > 15 && chain.segments() > 1);
+        for epoch in chain.epochs() {
+            let epoch = epoch.commit.epoch;
+            let plan = Plan::new(&chain, epoch).unwrap();
+            let mut target = Target { memory: empty_memory(), seen: std::collections::BTreeSet::new() };
+            let mut last = 0;
+            let filled = plan
+                .fill(&mut target, &mut |done, total| {
+                    assert!(done > last && done <= total && total == plan.pages());
+                    last = done;
+                })
+                .unwrap();
+            assert_eq!(last, plan.pages());
+            assert_eq!(filled.pages, target.seen.len() as u64);
+            assert_eq!(filled.blocks, plan.blocks() as u64);
+            assert!(target.memory == model.offered[&epoch].1, "seed {seed}, epoch {epoch}");
+            assert_eq!(plan.state(), state_of(epoch));
+            assert_eq!(digest(&chain, epoch).unwrap().memory, memory_digest(&target.memory));
+        }
+    }
+}
+
+#[test]
+fn a_plan_reads_nothing_older_than_a_base() {
+    let disk = Disk::new();
+    let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
+    let chain = writer.chain();
+    let page = |byte: u8| [byte; PAGE_SIZE];
+    let block = |gfn, page: &PageBytes| {
+        let mut out = Vec::new();
+        BlockEncoder::new(Compression::None).encode(&mut out, &[(Gfn(gfn), page)]).unwrap();
+        (FrameKind::Pages, out)
+    };
+    commit(&mut writer, chain, 1, false, &[block(1, &page(1)), block(2, &page(1)), state()]);
+    commit(&mut writer, chain, 2, true, &[block(2, &page(2)), state()]);
+    commit(&mut writer, chain, 3, false, &[block(3, &page(3)), state()]);
+    let chain = disk.chain().unwrap();
+    let expected = |pages: &[(u64, u8)]| {
+        let mut digest = MemoryDigest::default();
+        pages.iter().for_each(|(gfn, byte)| digest.add_page(Gfn(*gfn), &page(*byte)));
+        digest
+    };
+    assert_eq!(digest(&chain, EpochId(1)).unwrap().memory, expected(&[(1, 1), (2, 1)]));
+    assert_eq!(digest(&chain, EpochId(2)).unwrap().memory, expected(&[(2, 2)]));
+    assert_eq!(digest(&chain, EpochId(3)).unwrap().memory, expected(&[(2, 2), (3, 3)]));
+    let error = Plan::new(&chain, EpochId(4)).unwrap_err();
+    assert!(error.to_string().contains("the newest is 3"), "{error}");
+}
+
+#[test]
+fn a_target_that_fails_ends_the_fill() {
+    struct Full;
+    impl PageTarget for Full {
+        fn write_page(&mut self, _: Gfn, _: &PageBytes) -> Result<(), TargetError> {
+            Err("full".into())
+        }
+    }
+    let disk = Disk::new();
+    let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
+    let mut model = Model::new(1, Compression::None);
+    model.run(&mut writer, 3);
+    let chain = disk.chain().unwrap();
+    let error = Plan::new(&chain, chain.newest()).unwrap().fill(&mut Full, &mut |_, _| {}).unwrap_err();
+    assert!(matches!(error, RestoreError::Target { .. }) && !error.is_damage());
+}
+
+/// The payload of a state frame without records.
+fn state() -> (FrameKind, Vec<u8>) {
+    (FrameKind::State, vec![0; 8])
+}
+
+/// Commits an epoch of these payloads, whatever they are, with sound checksums.
+fn commit(sink: &mut dyn Sink, chain: ChainId, epoch: u64, base: bool, payloads: &[(FrameKind, Vec<u8>)]) {
+    let (mut frames, mut headers, mut totals) = (Vec::new(), Xxh3::new(), EpochTotals::default());
+    for (kind, payload) in payloads {
+        let length = u32::try_from(payload.len()).unwrap();
+        let header =
+            FrameHeader { kind: *kind, epoch: EpochId(epoch), sequence: totals.frames, length, payload_hash: xxh3_64(payload) };
+        frames.extend(header.encode(chain));
+        headers.update(&header.encode(chain));
+        frames.extend(payload);
+        frames.resize(frames.len().next_multiple_of(8), 0);
+        totals.frames += 1;
+        totals.blocks += u32::from(*kind == FrameKind::Pages);
+    }
+    totals.frames_bytes = frames.len() as u64;
+    totals.frames_hash = headers.digest128();
+    sink.commit(&frames, Commit { epoch: EpochId(epoch), base, totals, ..Commit::default() }).unwrap();
+}
+
+/// A block's list with a sound checksum, and data behind it.
+fn block(encoding: u8, first: u64, more: &[u32], data: &[u8]) -> (FrameKind, Vec<u8>) {
+    let mut list = first.to_le_bytes().to_vec();
+    list.extend(more.iter().flat_map(|more| more.to_le_bytes()));
+    let mut payload = vec![encoding, u8::try_from(more.len()).unwrap(), 0, 0];
+    payload.extend(&xxh3_64(&list).to_le_bytes()[..4]);
+    payload.extend(list);
+    payload.extend(data);
+    (FrameKind::Pages, payload)
+}
+
+#[test]
+fn hostile_content_is_refused_by_name_and_place() {
+    let page = [7; PAGE_SIZE];
+    let zstd = |bytes: &[u8]| zstd::bulk::compress(bytes, 1).unwrap();
+    // A frame that does not state how much it holds.
+    let unstated = zstd::stream::encode_all(&page[..], 1).unwrap();
+    let bomb = zstd(&vec![0; 16 << 20]);
+    let zeros = |runs: &[(u64, u64)]| {
+        (
+            FrameKind::Zeros,
+            runs.iter().flat_map(|(first, count)| [first.to_le_bytes(), count.to_le_bytes()]).flatten().collect::<Vec<_>>(),
+        )
+    };
+    let record = |name: &[u8], version: u16, data: u32| {
+        let mut payload = vec![1, 0, 0, 0, 0, 0, 0, 0];
+        payload.extend(u16::try_from(name.len()).unwrap().to_le_bytes());
+        payload.extend(version.to_le_bytes());
+        payload.extend([0; 4]);
+        payload.extend(data.to_le_bytes());
+        payload.extend([0; 4]);
+        payload.extend(name);
+        payload.resize(payload.len().next_multiple_of(8) + 8, 0);
+        vec![(FrameKind::State, payload)]
+    };
+    let cases: Vec<(&str, Vec<_>)> = vec![
+        ("gfn a page of guest memory", vec![block(0, 20, &[0], &page), state()]),
+        ("gfn a page of guest memory", vec![block(0, u64::MAX, &[0], &page), state()]),
+        ("gfn rising numbers from 0", vec![block(0, u64::MAX, &[0, 1], &page), state()]),
+        ("gfn rising numbers from 0", vec![block(0, 1, &[1], &page), state()]),
+        ("gfn rising numbers from 0", vec![block(0, 1, &[0, 2, 2], &page), state()]),
+        ("number of pages 1 to 16", vec![block(0, 1, &[0; 17], &page), state()]),
+        ("number of pages 1 to 16", vec![block(0, 1, &[], &page), state()]),
+        ("encoding 0 or 1", vec![block(2, 1, &[0], &page), state()]),
+        ("bytes of pages 4096", vec![block(0, 1, &[0], &page[1..]), state()]),
+        ("content size of zstd data 4096", vec![block(1, 1, &[0], &bomb), state()]),
+        ("content size of zstd data 4096", vec![block(1, 1, &[0], &unstated), state()]),
+        ("content size of zstd data 8192", vec![block(1, 1, &[0, 1], &zstd(&page)), state()]),
+        ("content size of zstd data 4096", vec![block(1, 1, &[0], &[]), state()]),
+        ("bytes of zstd data", vec![block(1, 1, &[0], &[zstd(&page), vec![0; 8]].concat()), state()]),
+        ("run pages of guest memory", vec![zeros(&[(0, 21)]), state()]),
+        ("run pages of guest memory", vec![zeros(&[(0, 1 << 40)]), state()]),
+        ("pages of a run", vec![zeros(&[(u64::MAX, 2)]), state()]),
+        ("pages of a run", vec![zeros(&[(1, 0)]), state()]),
+        ("first page of a run at least", vec![zeros(&[(3, 2), (4, 1)]), state()]),
+        ("number of records up to 0", vec![(FrameKind::State, [u32::MAX.to_le_bytes(), [0; 4]].concat())]),
+        ("name of a record", record(b"Name", 1, 0)),
+        ("bytes of name", record(b"", 1, 3)),
+        ("version of a record", record(b"name", 0, 0)),
+        ("bytes of data up to", record(b"name", 1, u32::MAX)),
+        ("data of a record", record(b"name", 1, 1 << 20)),
+        ("no more bytes", vec![(FrameKind::State, vec![0; 16])]),
+    ];
+    for (expected, payloads) in cases {
+        let disk = Disk::new();
+        let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
+        let id = writer.chain();
+        commit(&mut writer, id, 1, false, &payloads);
+        let chain = disk.chain().unwrap();
+        assert_eq!(chain.epochs().len(), 1);
+        let error = digest(&chain, EpochId(1)).unwrap_err();
+        let text = error.to_string();
+        assert!(error.is_damage() && text.contains(expected) && text.contains("segment-00000001"), "{expected}: {text}");
+    }
+}
+
+#[test]
+fn any_content_with_sound_checksums_ends_in_an_answer() {
+    let disk = Disk::new();
+    let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
+    let id = writer.chain();
+    let (mut memory, mut encoder) = (empty_memory(), BlockEncoder::new(Compression::default()));
+    let mut answers = [0; 2];
+    for seed in 0..1500 {
+        let mut random = Random(seed);
+        let before = empty_memory();
+        for _ in 0..3 {
+            crate::store::testing::run_guest(&mut memory, &mut random, false);
+        }
+        let epoch = EpochId(seed + 1);
+        let (parts, _) = crate::store::testing::epoch_frames(id, epoch, &before, &memory, &mut encoder, &mut random);
+        let bytes = parts.concat();
+        let (mut payloads, mut at) = (Vec::new(), 0);
+        while at < bytes.len() {
+            let header = FrameHeader::parse(&bytes[at..], id).unwrap();
+            let body = at + FRAME_HEADER_BYTES;
+            payloads.push((header.kind, bytes[body..body + usize::try_from(header.length).unwrap()].to_vec()));
+            at += usize::try_from(header.frame_bytes()).unwrap();
+        }
+        let frame = usize::try_from(random.below(payloads.len() as u64)).unwrap();
+        let (kind, payload) = &mut payloads[frame];
+        let at = usize::try_from(random.below(payload.len() as u64)).unwrap();
+        payload[at] = random.next().to_le_bytes()[0];
+        if *kind == FrameKind::Pages && random.one_in(2) {
+            // The list's own checksum agrees too.
+            let end = (16 + 4 * usize::from(payload[1])).min(payload.len());
+            let hash = xxh3_64(&payload[8..end]).to_le_bytes();
+            payload[4..8].copy_from_slice(&hash[..4]);
+        }
+        commit(&mut writer, id, epoch.0, true, &payloads);
+    }
+    let chain = disk.chain().unwrap();
+    assert_eq!(chain.epochs().len(), 1500);
+    for epoch in chain.epochs() {
+        let result = digest(&chain, epoch.commit.epoch);
+        assert!(result.as_ref().map_or_else(RestoreError::is_damage, |_| true));
+        answers[usize::from(result.is_ok())] += 1;
+    }
+    assert!(answers[0] > 100 && answers[1] > 10, "{answers:?}");
+}

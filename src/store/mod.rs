@@ -9,6 +9,8 @@ mod read;
 mod scan;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub mod verify;

@@ -1,1 +1,569 @@
+//! A disk that loses power, fails and fills up, and a model of a guest that commits to it.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::medium::{Lock, Medium, MediumFile};
+use super::{Chain, NewChain, StoreError, Writer, WriterOptions};
+use crate::epoch::{Sink, SinkError};
+use crate::format::{BlockEncoder, ChainId, Commit, Compression, EpochWriter, MemoryDigest, is_zero};
+use crate::machine::StateRecord;
+use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun, runs};
+use crate::restore;
+
+/// splitmix64.
+#[derive(Clone, Debug)]
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound.max(1)
+    }
+
+    pub(crate) fn one_in(&mut self, bound: u64) -> bool {
+        self.below(bound) == 0
+    }
+}
+
+/// What was asked of a file since its last sync.
+#[derive(Clone, Debug)]
+enum FileOp {
+    Write(u64, Vec<u8>),
+    SetLen(u64),
+}
+
+impl FileOp {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Write(offset, data) => {
+                let offset = usize::try_from(*offset).unwrap();
+                if bytes.len() < offset + data.len() {
+                    bytes.resize(offset + data.len(), 0);
+                }
+                bytes[offset..offset + data.len()].copy_from_slice(data);
+            }
+            Self::SetLen(len) => bytes.resize(usize::try_from(*len).unwrap(), 0),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum NameOp {
+    Create(String, usize),
+    Rename(String, String),
+    Remove(String),
+}
+
+impl NameOp {
+    fn apply(&self, names: &mut BTreeMap<String, usize>) {
+        match self {
+            Self::Create(name, inode) => {
+                names.insert(name.clone(), *inode);
+            }
+            Self::Rename(from, to) => {
+                if let Some(inode) = names.remove(from) {
+                    names.insert(to.clone(), inode);
+                }
+            }
+            Self::Remove(name) => {
+                names.remove(name);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Inode {
+    /// What the system shows.
+    live: Vec<u8>,
+    /// What the medium holds for sure.
+    durable: Vec<u8>,
+    pending: Vec<FileOp>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    inodes: Vec<Inode>,
+    live: BTreeMap<String, usize>,
+    durable: BTreeMap<String, usize>,
+    pending: Vec<NameOp>,
+    /// Operations so far that change the medium.
+    operations: u64,
+    cut_at: Option<u64>,
+    dead: bool,
+    /// Where faults are drawn from: one operation in so many fails.
+    faults: Option<(Random, u64)>,
+    /// Bytes of all files together that fit.
+    capacity: Option<u64>,
+}
+
+/// What survives a power cut of what was not synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    Kept,
+    Dropped,
+    /// Any part, by seed.
+    Torn(u64),
+}
+
+/// A directory on a simulated disk.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Disk {
+    state: Arc<Mutex<State>>,
+}
+
+impl Disk {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// A disk that holds these files, durable.
+    pub(crate) fn holding(files: &BTreeMap<String, Vec<u8>>) -> Self {
+        let disk = Self::new();
+        {
+            let mut state = disk.state();
+            for (inode, (name, bytes)) in files.iter().enumerate() {
+                state.inodes.push(Inode { live: bytes.clone(), durable: bytes.clone(), pending: Vec::new() });
+                state.live.insert(name.clone(), inode);
+                state.durable.insert(name.clone(), inode);
+            }
+        }
+        disk
+    }
+
+    pub(crate) fn with_faults(self, seed: u64, one_in: u64) -> Self {
+        self.state().faults = Some((Random(seed), one_in));
+        self
+    }
+
+    pub(crate) fn without_faults(self) -> Self {
+        self.state().faults = None;
+        self
+    }
+
+    pub(crate) fn cutting_at(self, operation: u64) -> Self {
+        self.state().cut_at = Some(operation);
+        self
+    }
+
+    pub(crate) fn set_capacity(&self, bytes: Option<u64>) {
+        self.state().capacity = bytes;
+    }
+
+    pub(crate) fn operations(&self) -> u64 {
+        self.state().operations
+    }
+
+    /// What the system shows.
+    pub(crate) fn files(&self) -> BTreeMap<String, Vec<u8>> {
+        let state = self.state();
+        state.live.iter().map(|(name, inode)| (name.clone(), state.inodes[*inode].live.clone())).collect()
+    }
+
+    /// The disk after the power came back.
+    pub(crate) fn after(&self, cut: Cut) -> Self {
+        let state = self.state();
+        let mut random = Random(if let Cut::Torn(seed) = cut { seed } else { 0 });
+        let keep = |random: &mut Random| match cut {
+            Cut::Kept => true,
+            Cut::Dropped => false,
+            Cut::Torn(_) => random.one_in(2),
+        };
+        let mut names = state.durable.clone();
+        for op in &state.pending {
+            if keep(&mut random) {
+                op.apply(&mut names);
+            }
+        }
+        let files = names.into_iter().map(|(name, inode)| {
+            let inode = &state.inodes[inode];
+            let mut bytes = inode.durable.clone();
+            for op in &inode.pending {
+                match op {
+                    FileOp::Write(offset, data) if matches!(cut, Cut::Torn(_)) && random.one_in(2) => {
+                        // Any of its sectors.
+                        for (sector, data) in (0u64..).zip(data.chunks(512)) {
+                            if !random.one_in(8) {
+                                FileOp::Write(offset + sector * 512, data.to_vec()).apply(&mut bytes);
+                            }
+                        }
+                    }
+                    op if keep(&mut random) => op.apply(&mut bytes),
+                    _ => {}
+                }
+            }
+            (name, bytes)
+        });
+        Self::holding(&files.collect())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn medium(&self) -> Arc<dyn Medium> {
+        Arc::new(self.clone())
+    }
+
+    pub(crate) fn chain(&self) -> Result<Chain, StoreError> {
+        Chain::open_on(Path::new("disk"), self.medium())
+    }
+
+    pub(crate) fn writer(&self, options: WriterOptions) -> Result<Writer, StoreError> {
+        Writer::open_on(Path::new("disk"), self.medium(), options).map(|(writer, _)| writer)
+    }
+
+    pub(crate) fn create(&self, new: &NewChain, options: WriterOptions) -> Result<Writer, StoreError> {
+        Writer::create_on(Path::new("disk"), self.medium(), new, options)
+    }
+}
+
+impl State {
+    /// Counts an operation. `Err` where the power is off already; `Ok(true)` where it goes off during this one.
+    fn step(&mut self) -> io::Result<bool> {
+        if self.dead {
+            return Err(io::Error::other("the power is off"));
+        }
+        self.dead = self.cut_at == Some(self.operations);
+        self.operations += 1;
+        Ok(self.dead)
+    }
+
+    fn fault(&mut self) -> bool {
+        self.faults.as_mut().is_some_and(|(random, one_in)| random.one_in(*one_in))
+    }
+
+    fn name(&mut self, op: NameOp) -> io::Result<()> {
+        let cut = self.step()?;
+        op.apply(&mut self.live);
+        self.pending.push(op);
+        if cut { Err(io::Error::other("the power is off")) } else { Ok(()) }
+    }
+}
+
+impl Medium for Disk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(self.state().live.keys().cloned().collect())
+    }
+
+    fn open(&self, name: &str, _write: bool) -> io::Result<Box<dyn MediumFile>> {
+        let inode = self.state().live.get(name).copied().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(DiskFile { disk: self.clone(), inode }))
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn MediumFile>> {
+        let mut state = self.state();
+        if state.live.contains_key(name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let inode = state.inodes.len();
+        state.inodes.push(Inode::default());
+        state.name(NameOp::Create(name.to_owned(), inode))?;
+        drop(state);
+        Ok(Box::new(DiskFile { disk: self.clone(), inode }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.state().name(NameOp::Rename(from.to_owned(), to.to_owned()))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.state().name(NameOp::Remove(name.to_owned()))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut state = self.state();
+        if state.step()? {
+            return Err(io::Error::other("the power is off"));
+        }
+        let State { durable, pending, .. } = &mut *state;
+        pending.drain(..).for_each(|op| op.apply(durable));
+        Ok(())
+    }
+
+    fn lock(&self, _: &str, _: &str) -> io::Result<Lock> {
+        Ok(Lock::Held(Box::new(())))
+    }
+}
+
+#[derive(Debug)]
+struct DiskFile {
+    disk: Disk,
+    inode: usize,
+}
+
+impl DiskFile {
+    fn apply(&self, op: FileOp) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let cut = state.step()?;
+        let inode = &mut state.inodes[self.inode];
+        op.apply(&mut inode.live);
+        inode.pending.push(op);
+        if cut { Err(io::Error::other("the power is off")) } else { Ok(()) }
+    }
+}
+
+impl MediumFile for DiskFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.disk.state().inodes[self.inode].live.len() as u64)
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let state = self.disk.state();
+        let bytes = &state.inodes[self.inode].live;
+        let from = bytes.len().min(usize::try_from(offset).unwrap());
+        let count = buffer.len().min(bytes.len() - from);
+        buffer[..count].copy_from_slice(&bytes[from..from + count]);
+        Ok(count)
+    }
+
+    fn write(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        let mut data = parts.concat();
+        let (mut fault, used) = {
+            let mut state = self.disk.state();
+            let fault = state.fault();
+            (
+                fault,
+                state.capacity.map(|capacity| (capacity, state.inodes.iter().map(|inode| inode.live.len() as u64).sum::<u64>())),
+            )
+        };
+        if fault {
+            let kept = self.disk.state().faults.as_mut().unwrap().0.below(data.len() as u64 + 1);
+            data.truncate(usize::try_from(kept).unwrap());
+        }
+        if let Some((capacity, used)) = used {
+            let room = usize::try_from(capacity.saturating_sub(used)).unwrap();
+            fault |= data.len() > room;
+            data.truncate(room);
+        }
+        self.apply(FileOp::Write(offset, data))?;
+        if fault { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if self.disk.state().fault() {
+            return Err(io::Error::other("cannot cut"));
+        }
+        self.apply(FileOp::SetLen(len))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut state = self.disk.state();
+        if state.step()? {
+            return Err(io::Error::other("the power is off"));
+        }
+        let fault = state.fault();
+        let State { inodes, faults, .. } = &mut *state;
+        let Inode { durable, pending, .. } = &mut inodes[self.inode];
+        for op in pending.drain(..) {
+            // After a failed sync the system keeps as clean what never reached the medium.
+            if !fault || faults.as_mut().is_some_and(|(random, _)| random.one_in(2)) {
+                op.apply(durable);
+            }
+        }
+        if fault { Err(io::Error::other("input/output error")) } else { Ok(()) }
+    }
+
+    fn preallocate(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn forget_cached(&self) {
+        let mut state = self.disk.state();
+        let inode = &mut state.inodes[self.inode];
+        inode.live = inode.durable.clone();
+        for op in &inode.pending {
+            op.apply(&mut inode.live);
+        }
+    }
+}
+
+/// Frames of the model's memory: two runs, with a hole between them.
+pub(crate) const MEMORY: [PageRun; 2] = [PageRun { first: Gfn(0), count: 20 }, PageRun { first: Gfn(1000), count: 20 }];
+
+pub(crate) type Memory = BTreeMap<Gfn, Box<PageBytes>>;
+
+pub(crate) fn new_chain() -> NewChain {
+    NewChain { memory: MEMORY.to_vec(), vcpus: 1, machine: serde_json::json!({"model": true}) }
+}
+
+pub(crate) fn empty_memory() -> Memory {
+    MEMORY.iter().flat_map(|run| run.first.0..run.first.0 + run.count).map(|gfn| (Gfn(gfn), Box::new([0; PAGE_SIZE]))).collect()
+}
+
+pub(crate) fn memory_digest(memory: &Memory) -> MemoryDigest {
+    let mut digest = MemoryDigest::default();
+    memory.iter().for_each(|(gfn, page)| digest.add_page(*gfn, page));
+    digest
+}
+
+/// Writes some pages: zeros, text, noise.
+pub(crate) fn run_guest(memory: &mut Memory, random: &mut Random, noise: bool) {
+    let gfns: Vec<_> = memory.keys().copied().collect();
+    for _ in 0..=random.below(10) {
+        let page = memory.get_mut(&gfns[usize::try_from(random.below(gfns.len() as u64)).unwrap()]).unwrap();
+        match random.below(4) {
+            0 => page.fill(0),
+            1 if noise => page.iter_mut().for_each(|byte| *byte = u8::try_from(random.next() & 255).unwrap()),
+            _ => {
+                let at = usize::try_from(random.below(PAGE_SIZE as u64 - 8)).unwrap();
+                page[at..at + 8].copy_from_slice(&random.next().to_le_bytes());
+            }
+        }
+    }
+}
+
+pub(crate) fn state_of(epoch: EpochId) -> Vec<StateRecord> {
+    vec![
+        StateRecord { name: "vcpu.regs".to_owned(), index: 0, version: 1, data: epoch.0.to_le_bytes().to_vec() },
+        StateRecord { name: "vm.clock".to_owned(), index: 0, version: 2, data: vec![7; usize::try_from(epoch.0 % 30).unwrap()] },
+    ]
+}
+
+/// The frames of an epoch that turns `before` into `after`, in parts, and its commit. Some pages are mentioned before with other
+/// content, as a base does that is copied while the guest runs.
+pub(crate) fn epoch_frames(
+    chain: ChainId,
+    epoch: EpochId,
+    before: &Memory,
+    after: &Memory,
+    encoder: &mut BlockEncoder,
+    random: &mut Random,
+) -> (Vec<Vec<u8>>, Commit) {
+    let mut writer = EpochWriter::new(chain, epoch);
+    let base = before.values().all(|page| is_zero(page));
+    let changed: Vec<_> = after.iter().filter(|(gfn, page)| before[gfn] != **page).map(|(gfn, page)| (*gfn, &**page)).collect();
+    let mut parts = vec![Vec::new()];
+    let stale = [random.next().to_le_bytes()[0]; PAGE_SIZE];
+    let repeated: Vec<_> = changed.iter().filter(|_| random.one_in(5)).map(|(gfn, _)| (*gfn, &stale)).collect();
+    for block in repeated.chunks(16) {
+        writer.pages(parts.last_mut().unwrap(), encoder, block).unwrap();
+    }
+    let (zero, rest): (Vec<_>, Vec<_>) = changed.iter().copied().partition(|(_, page)| is_zero(page));
+    let zero_runs: Vec<_> = runs(zero.iter().map(|(gfn, _)| *gfn)).collect();
+    writer.zeros(parts.last_mut().unwrap(), &zero_runs).unwrap();
+    let size = 1 + usize::try_from(random.below(16)).unwrap();
+    for block in rest.chunks(size) {
+        if random.one_in(3) {
+            parts.push(Vec::new());
+        }
+        writer.pages(parts.last_mut().unwrap(), encoder, block).unwrap();
+    }
+    writer.state(parts.last_mut().unwrap(), &state_of(epoch)).unwrap();
+    let commit = Commit {
+        epoch,
+        totals: writer.totals(),
+        captured_pages: changed.len() as u64,
+        zero_pages: zero.len() as u64,
+        base,
+        audit: Some(memory_digest(after)),
+        ..Commit::default()
+    };
+    (parts, commit)
+}
+
+/// What a guest that is checkpointed to a sink was like, and what it was told.
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub(crate) random: Random,
+    pub(crate) memory: Memory,
+    /// Every epoch that was offered: its parent and its memory.
+    pub(crate) offered: BTreeMap<EpochId, (EpochId, Memory)>,
+    /// The newest epoch that was said to be durable.
+    pub(crate) durable: EpochId,
+    next: EpochId,
+    aborts: bool,
+    noise: bool,
+    encoder: BlockEncoder,
+}
+
+impl Model {
+    pub(crate) fn new(seed: u64, compression: Compression) -> Self {
+        let offered = BTreeMap::from([(EpochId::NONE, (EpochId::NONE, empty_memory()))]);
+        Self {
+            random: Random(seed),
+            memory: empty_memory(),
+            offered,
+            durable: EpochId::NONE,
+            next: EpochId(1),
+            aborts: true,
+            noise: true,
+            encoder: BlockEncoder::new(compression),
+        }
+    }
+
+    /// No epoch is given up on purpose, and pages compress well.
+    pub(crate) const fn quiet(&mut self) {
+        self.aborts = false;
+        self.noise = false;
+    }
+
+    /// Epochs go on from this number.
+    pub(crate) const fn skip_to(&mut self, next: EpochId) {
+        self.next = next;
+    }
+
+    /// Cuts an epoch and offers it.
+    pub(crate) fn epoch(&mut self, sink: &mut dyn Sink) -> Result<(), SinkError> {
+        run_guest(&mut self.memory, &mut self.random, self.noise);
+        let (epoch, tip) = (self.next, sink.tip());
+        self.next = EpochId(epoch.0 + 1 + u64::from(self.aborts && self.random.one_in(6)));
+        let before = &self.offered[&tip].1;
+        let (parts, commit) = epoch_frames(sink.chain(), epoch, before, &self.memory, &mut self.encoder, &mut self.random);
+        self.offered.insert(epoch, (tip, self.memory.clone()));
+        let (last, parts) = parts.split_last().unwrap();
+        for part in parts {
+            sink.append(epoch, part)?;
+        }
+        if self.aborts && self.random.one_in(10) {
+            return sink.abort();
+        }
+        sink.commit(last, commit).map(|_| ())
+    }
+
+    pub(crate) fn sync(&mut self, sink: &mut dyn Sink) -> Result<(), SinkError> {
+        self.durable = sink.sync()?;
+        Ok(())
+    }
+
+    /// Runs some epochs. Gives up where the sink cannot be opened again.
+    pub(crate) fn run(&mut self, sink: &mut dyn Sink, epochs: u64) {
+        for _ in 0..epochs {
+            let mut result = self.epoch(sink);
+            if result.is_ok() && self.random.one_in(3) {
+                result = self.sync(sink);
+            }
+            if let Err(SinkError::Latched(_)) = result {
+                assert!(matches!(self.epoch(sink), Err(SinkError::Latched(_))), "a latched sink takes nothing");
+                let Some(tip) = (0..3).find_map(|_| sink.reopen().ok()) else { return };
+                assert!(tip >= self.durable, "epoch {} was durable, and {tip} is the newest after reopening", self.durable);
+                self.durable = tip;
+            }
+        }
+    }
+
+    /// Checks that every epoch of `chain` is one that was offered, whole and in its place, and that what was durable is there.
+    pub(crate) fn check(&self, chain: &Chain) {
+        assert_eq!(chain.damage(), [], "no crash leaves damage");
+        assert!(chain.newest() >= self.durable, "epoch {} was durable, and {} is the newest", self.durable, chain.newest());
+        for epoch in chain.epochs() {
+            let commit = epoch.commit;
+            let (parent, memory) = self.offered.get(&commit.epoch).expect("only what was offered exists");
+            assert_eq!(commit.parent, *parent);
+            let digest = restore::digest(chain, commit.epoch).expect("what exists restores");
+            assert_eq!(digest.memory, memory_digest(memory), "epoch {}", commit.epoch);
+            assert_eq!(chain.state(commit.epoch).unwrap(), state_of(commit.epoch));
+        }
+    }
+}

@@ -1,0 +1,479 @@
+//! Crashes, faults and damage on a simulated disk; the rest on a real one.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::testing::{Cut, Disk, Model, Random, new_chain};
+use super::*;
+use crate::epoch::{Sink, SinkError};
+use crate::format::{ChainId, Commit, Compression, EpochWriter, FormatError, FrameHeader, FrameKind, MemoryDigest};
+use crate::page::EpochId;
+use crate::restore;
+
+/// Small segments, so that there are many.
+const SMALL: WriterOptions = WriterOptions { segment_bytes: 60_000, preallocate_bytes: 1 << 16 };
+
+/// A guest's whole life on `disk`: epochs, syncs, an orderly end, another writer, no end.
+fn life(disk: &Disk, model: &mut Model) -> Result<(), StoreError> {
+    let mut writer = disk.create(&new_chain(), SMALL)?;
+    model.run(&mut writer, 7);
+    if let Ok(durable) = writer.close(true) {
+        model.durable = durable;
+    }
+    drop(writer);
+    let mut writer = disk.writer(SMALL)?;
+    model.durable = model.durable.max(writer.tip());
+    model.run(&mut writer, 6);
+    Ok(())
+}
+
+/// Opens what a crash left, checks it, goes on with it, and checks again.
+fn survives(disk: &Disk, model: &Model, seed: u64) {
+    let mut guest = Model::new(seed, Compression::None);
+    guest.offered = model.offered.clone();
+    guest.memory = model.memory.clone();
+    guest.durable = model.durable;
+    guest.skip_to(EpochId(1000));
+    let mut writer = match disk.chain() {
+        Ok(chain) => {
+            guest.check(&chain);
+            disk.writer(SMALL).unwrap()
+        }
+        Err(StoreError::Empty { .. } | StoreError::NotAStore { .. }) => {
+            assert_eq!(model.durable, EpochId::NONE);
+            disk.create(&new_chain(), SMALL).unwrap()
+        }
+        Err(error) => panic!("a crash left something that cannot be opened: {error}"),
+    };
+    guest.durable = writer.tip();
+    guest.run(&mut writer, 2);
+    guest.durable = writer.close(true).unwrap();
+    let chain = disk.chain().unwrap();
+    assert!(chain.tail().is_none());
+    assert_eq!(chain.is_closed(), chain.newest() != EpochId::NONE);
+    guest.check(&chain);
+}
+
+#[test]
+fn every_power_cut_leaves_what_was_committed() {
+    for seed in 0..4 {
+        // Odd seeds: operations fail as well.
+        let disk = || if seed % 2 == 1 { Disk::new().with_faults(seed, 12) } else { Disk::new() };
+        let whole = disk();
+        let _ = life(&whole, &mut Model::new(seed, Compression::None));
+        let operations = whole.operations();
+        assert!(operations > 40, "seed {seed}: the life is too short: {operations} operations");
+        for at in 0..operations {
+            let mut model = Model::new(seed, Compression::None);
+            let disk = disk().cutting_at(at);
+            let _ = life(&disk, &mut model);
+            let mut cuts = vec![Cut::Kept, Cut::Dropped];
+            cuts.extend((0..2).map(|torn| Cut::Torn(seed * 1_000_003 + at * 101 + torn)));
+            for cut in cuts {
+                let _context = Context(format!("seed {seed}, cut at operation {at}, {cut:?}"));
+                let left = disk.after(cut);
+                // The power goes again while the chain is being opened.
+                let again = left.after(Cut::Kept).cutting_at(at % 7);
+                let _ = again.writer(SMALL);
+                survives(&again.after(Cut::Torn(at)), &model, seed);
+                survives(&left, &model, seed);
+            }
+        }
+    }
+}
+
+/// Says in which case a test failed.
+struct Context(String);
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("failed with {}", self.0);
+        }
+    }
+}
+
+#[test]
+fn a_killed_process_loses_nothing_that_was_appended() {
+    let disk = Disk::new();
+    let mut model = Model::new(5, Compression::default());
+    let mut writer = disk.create(&new_chain(), SMALL).unwrap();
+    model.run(&mut writer, 12);
+    let tip = writer.tip();
+    drop(writer);
+    let mut writer = disk.writer(SMALL).unwrap();
+    assert_eq!(writer.tip(), tip);
+    // It is durable before anything builds on it.
+    model.durable = tip;
+    model.check(&disk.after(Cut::Dropped).chain().unwrap());
+    model.run(&mut writer, 3);
+    model.check(&disk.chain().unwrap());
+}
+
+#[test]
+fn a_full_disk_rejects_the_epoch_and_only_that() {
+    let disk = Disk::new();
+    let mut model = Model::new(9, Compression::None);
+    let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
+    model.run(&mut writer, 4);
+    model.sync(&mut writer).unwrap();
+    let (tip, files) = (writer.tip(), disk.files());
+    let used: usize = files.values().map(Vec::len).sum();
+    for room in [0, 1, 47, 48, 49, 4000] {
+        disk.set_capacity(Some((used + room) as u64));
+        assert!(matches!(model.epoch(&mut writer), Err(SinkError::Rejected(_))));
+        assert_eq!(writer.tip(), tip);
+        assert_eq!(disk.files(), files, "the chain is as it was");
+    }
+    disk.set_capacity(None);
+    model.run(&mut writer, 3);
+    model.sync(&mut writer).unwrap();
+    assert!(writer.tip() > tip);
+    model.check(&disk.chain().unwrap());
+}
+
+#[test]
+fn nothing_is_taken_after_a_failed_sync() {
+    for seed in 0..40 {
+        let _context = Context(format!("seed {seed}"));
+        let disk = Disk::new();
+        let mut model = Model::new(seed, Compression::None);
+        let mut writer = disk.create(&new_chain(), SMALL).unwrap();
+        model.run(&mut writer, 3);
+        let broken = disk.clone().with_faults(seed, 1);
+        assert!(matches!(writer.sync(), Err(SinkError::Latched(_))) || writer.durable() == writer.tip());
+        drop(broken.without_faults());
+        if writer.durable() < writer.tip() {
+            assert!(matches!(model.epoch(&mut writer), Err(SinkError::Latched(_))));
+            assert!(matches!(writer.sync(), Err(SinkError::Latched(_))));
+            // What reopening finds is what the medium has, and not what the system kept of it.
+            model.durable = writer.reopen().unwrap();
+            model.check(&disk.after(Cut::Dropped).chain().unwrap());
+        }
+        model.run(&mut writer, 2);
+        model.sync(&mut writer).unwrap();
+        model.check(&disk.after(Cut::Dropped).chain().unwrap());
+    }
+}
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// A small chain of several segments, closed in order, and what its epochs hold.
+fn small_chain(closed: bool) -> (Files, Vec<(EpochId, MemoryDigest)>) {
+    let disk = Disk::new();
+    let mut model = Model::new(3, Compression::Zstd { level: 3 });
+    model.quiet();
+    let mut writer = disk.create(&new_chain(), WriterOptions { segment_bytes: 900, ..SMALL }).unwrap();
+    for _ in 0..5 {
+        model.epoch(&mut writer).unwrap();
+    }
+    if closed {
+        writer.close(true).unwrap();
+    }
+    let digests = disk.chain().unwrap().epochs().iter().map(|epoch| (epoch.commit.epoch, epoch.commit.audit.unwrap())).collect();
+    (disk.files(), digests)
+}
+
+/// Everything a reader gives of damaged files is what was there, and a writer changes nothing that is damaged. Returns whether the
+/// damage was noticed, or else all is given as it was: damage in what no restore needs is `verify`'s to find.
+fn gives_nothing_wrong(files: &Files, digests: &[(EpochId, MemoryDigest)]) -> bool {
+    let disk = Disk::holding(files);
+    let Ok(chain) = disk.chain() else { return true };
+    let mut noticed = chain.tail().is_some() || !chain.damage().is_empty();
+    for (epoch, expected) in chain.epochs().iter().zip(digests) {
+        assert_eq!(epoch.commit.epoch, expected.0);
+        match restore::digest(&chain, epoch.commit.epoch) {
+            Ok(digest) => assert_eq!(digest.memory, expected.1),
+            Err(error) => {
+                assert!(error.is_damage(), "{error}");
+                noticed = true;
+            }
+        }
+    }
+    assert!(chain.epochs().len() <= digests.len());
+    let before = disk.files();
+    match disk.writer(SMALL) {
+        Ok(_) => assert!(chain.damage().is_empty()),
+        Err(error) => {
+            assert!(error.is_damage(), "{error}");
+            assert_eq!(disk.files(), before, "a writer changes nothing where there is damage");
+        }
+    }
+    noticed || chain.epochs().len() == digests.len()
+}
+
+#[test]
+fn every_flipped_byte_is_noticed_or_harmless() {
+    for closed in [false, true] {
+        let (files, digests) = small_chain(closed);
+        assert!(files.len() >= 3 && digests.len() == 5, "{:?}", files.keys());
+        let mut random = Random(u64::from(closed));
+        for (name, bytes) in &files {
+            for at in 0..bytes.len() {
+                let _context = Context(format!("closed {closed}, {name} at {at}"));
+                let mut damaged = files.clone();
+                damaged.get_mut(name).unwrap()[at] ^= 1 << random.below(8);
+                assert!(gives_nothing_wrong(&damaged, &digests));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_truncation_and_lost_file_is_noticed_or_harmless() {
+    let (files, digests) = small_chain(true);
+    let identity = crate::format::Identity::parse(&files[IDENTITY]).unwrap();
+    for (name, bytes) in files.iter().filter(|(name, _)| *name != IDENTITY) {
+        let last = files.keys().next_back() == Some(name);
+        let mut frames = frames_of(bytes, identity.chain);
+        frames.retain(|(_, header)| matches!(header.kind, FrameKind::SegmentHeader | FrameKind::Commit));
+        let ends: Vec<_> = frames.iter().map(|(at, header)| at + usize::try_from(header.frame_bytes()).unwrap()).collect();
+        for len in 0..bytes.len() {
+            let _context = Context(format!("{name} cut to {len}"));
+            let mut damaged = files.clone();
+            damaged.get_mut(name).unwrap().truncate(len);
+            // The end of a chain can go missing unseen, where that leaves whole epochs.
+            let noticed = gives_nothing_wrong(&damaged, &digests);
+            assert!(noticed || (last && ends.contains(&len)));
+        }
+        let mut damaged = files.clone();
+        damaged.remove(name);
+        let noticed = gives_nothing_wrong(&damaged, &digests);
+        assert!(noticed || last, "{name}");
+    }
+}
+
+#[test]
+fn damage_is_told_from_a_torn_tail() {
+    for (closed, is_damage) in [(true, true), (false, false)] {
+        let (mut files, _) = small_chain(closed);
+        let (name, bytes) = files.iter_mut().next_back().unwrap();
+        let name = name.clone();
+        // The first byte of the last segment's first epoch.
+        bytes[SEGMENT_FRAME] ^= 1;
+        let disk = Disk::holding(&files);
+        let chain = disk.chain().unwrap();
+        let (file, offset) = match (chain.damage(), chain.tail()) {
+            ([damage], None) if is_damage => (&damage.file, damage.offset),
+            ([], Some(tail)) if !is_damage => (&tail.file, tail.offset),
+            other => panic!("closed {closed}: {other:?}"),
+        };
+        assert_eq!((file.file_name().unwrap().to_str().unwrap(), offset), (name.as_str(), SEGMENT_FRAME as u64));
+        assert_eq!(disk.writer(SMALL).is_err(), is_damage);
+    }
+}
+
+const SEGMENT_FRAME: usize = crate::format::SEGMENT_HEADER_FRAME_BYTES;
+
+#[test]
+fn damage_before_the_last_segment_is_damage_even_without_a_later_commit() {
+    // The last segment has only its header: that alone proves that the segment before was synced.
+    let disk = Disk::new();
+    let mut model = Model::new(3, Compression::None);
+    model.quiet();
+    let mut writer = disk.create(&new_chain(), WriterOptions { segment_bytes: 1, ..SMALL }).unwrap();
+    model.epoch(&mut writer).unwrap();
+    model.epoch(&mut writer).unwrap();
+    let mut files = disk.files();
+    files.get_mut(&segment_name(2)).unwrap().truncate(SEGMENT_FRAME);
+    let state = usize::try_from(disk.chain().unwrap().epochs()[0].state_offset).unwrap();
+    files.get_mut(&segment_name(1)).unwrap()[state + 60] ^= 4;
+    let chain = Disk::holding(&files).chain().unwrap();
+    assert_eq!(chain.durable(), EpochId(1));
+    // A payload of a durable epoch is checked when it is needed.
+    assert_eq!(chain.epochs().len(), 1);
+    assert!(restore::digest(&chain, EpochId(1)).unwrap_err().is_damage());
+    files.get_mut(&segment_name(1)).unwrap()[SEGMENT_FRAME + 10] ^= 4;
+    assert_eq!(Disk::holding(&files).chain().unwrap().damage().len(), 1);
+}
+
+fn frames_of(bytes: &[u8], chain: ChainId) -> Vec<(usize, FrameHeader)> {
+    let (mut frames, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        let header = FrameHeader::parse(&bytes[at..], chain).unwrap();
+        frames.push((at, header));
+        at += usize::try_from(header.frame_bytes()).unwrap();
+    }
+    frames
+}
+
+#[test]
+fn an_epoch_that_was_exchanged_is_noticed_by_the_next() {
+    let (mut files, _) = small_chain(true);
+    let chain = Disk::holding(&files).chain().unwrap();
+    // Two of one segment, so that the hash in the next segment's header is not what tells.
+    let pair = chain.epochs().windows(2).find(|pair| pair[0].segment == pair[1].segment).unwrap();
+    let commit = Commit { run_ns: 12345, ..pair[0].commit };
+    let at = usize::try_from(pair[0].commit_offset).unwrap();
+    let frame = commit.encode_frame(chain.identity().chain);
+    files.get_mut(&segment_name(pair[0].segment)).unwrap()[at..at + frame.len()].copy_from_slice(&frame);
+    let chain = Disk::holding(&files).chain().unwrap();
+    assert_eq!(chain.newest(), commit.epoch);
+    assert!(
+        matches!(chain.damage(), [damage] if damage.epoch == pair[1].commit.epoch && damage.expected.contains("parent hash"))
+    );
+}
+
+#[test]
+fn readers_see_whole_epochs_while_a_writer_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let mut model = Model::new(21, Compression::None);
+    let mut writer = Writer::create(&path, &new_chain(), SMALL).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut newest, mut opened) = (EpochId::NONE, 0);
+            while !done.load(Ordering::Relaxed) || opened == 0 {
+                let chain = Chain::open(&path).unwrap();
+                assert_eq!(chain.damage(), []);
+                assert!(chain.newest() >= newest);
+                newest = chain.newest();
+                if newest != EpochId::NONE {
+                    let digest = restore::digest(&chain, newest).unwrap();
+                    assert_eq!(Some(digest.memory), chain.epoch(newest).unwrap().commit.audit);
+                }
+                opened += 1;
+            }
+        });
+        model.run(&mut writer, 120);
+        done.store(true, Ordering::Relaxed);
+        reader.join().unwrap();
+    });
+    model.check(&Chain::open(&path).unwrap());
+}
+
+#[test]
+fn a_walk_over_noise_is_linear() {
+    let disk = Disk::new();
+    let mut writer = disk.create(&new_chain(), SMALL).unwrap();
+    Model::new(1, Compression::None).epoch(&mut writer).unwrap();
+    let mut files = disk.files();
+    let chain = disk.chain().unwrap().identity().chain;
+    // Sound headers one behind the other, each of which claims more than there is, and magics everywhere else.
+    let header = FrameHeader { kind: FrameKind::State, epoch: EpochId(9), sequence: 0, length: 60 << 20, payload_hash: 0 };
+    let bytes = files.get_mut(&segment_name(1)).unwrap();
+    for _ in 0..20_000 {
+        bytes.extend(header.encode(chain));
+        bytes.extend(crate::format::FRAME_MAGIC.repeat(20));
+    }
+    let chain = Disk::holding(&files).chain().unwrap();
+    assert!(chain.tail().is_some() && chain.damage().is_empty());
+}
+
+#[test]
+fn a_commit_that_does_not_fit_is_refused() {
+    let disk = Disk::new();
+    let mut writer = disk.create(&new_chain(), SMALL).unwrap();
+    let mut model = Model::new(1, Compression::None);
+    model.quiet();
+    model.epoch(&mut writer).unwrap();
+    let (tip, files) = (writer.tip(), disk.files());
+    let frames = |epoch| {
+        let mut out = Vec::new();
+        let mut epoch = EpochWriter::new(writer.chain(), epoch);
+        epoch.state(&mut out, &[]).unwrap();
+        (out, epoch.totals())
+    };
+    let (next, totals) = frames(EpochId(50));
+    let commit = |epoch| Commit { epoch, totals, ..Commit::default() };
+    assert!(matches!(writer.commit(&next, commit(tip)), Err(SinkError::Rejected(_))));
+    assert!(matches!(writer.commit(&next[8..], commit(EpochId(50))), Err(SinkError::Rejected(_))));
+    writer.append(EpochId(50), &next).unwrap();
+    assert!(matches!(writer.append(EpochId(51), &next), Err(SinkError::Rejected(_))));
+    assert_eq!(disk.files(), files);
+    writer.commit(&next, commit(EpochId(50))).unwrap();
+    assert_eq!(disk.chain().unwrap().newest(), EpochId(50));
+}
+
+#[test]
+fn a_chain_in_a_real_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let mut model = Model::new(11, Compression::default());
+    let options = WriterOptions { segment_bytes: 100_000, preallocate_bytes: 1 << 20 };
+    let mut writer = Writer::create(&path, &new_chain(), options).unwrap();
+    model.run(&mut writer, 20);
+
+    // Readers need no lock; another writer gets none.
+    model.check(&Chain::open(&path).unwrap());
+    let error = Writer::open(&path, options).unwrap_err();
+    assert!(error.is_in_use() && error.to_string().contains(&format!("pid {}", std::process::id())), "{error}");
+    let error = Writer::create(&path, &new_chain(), options).unwrap_err();
+    assert!(matches!(error, StoreError::Exists { .. }), "{error}");
+
+    // A killed writer leaves a tail.
+    let (tip, segments) = (writer.tip(), Chain::open(&path).unwrap().segments());
+    assert!(segments > 1);
+    drop(writer);
+    let last = path.join(segment_name(u32::try_from(segments).unwrap()));
+    let whole = fs::read(&last).unwrap();
+    fs::write(&last, [&whole[..], &[0xD7, 0x53, 0x57, 0x1A, 1, 2, 3]].concat()).unwrap();
+    let chain = Chain::open(&path).unwrap();
+    assert_eq!((chain.tail().unwrap().bytes, chain.tail().unwrap().offset), (7, whole.len() as u64));
+    let (mut writer, recovered) = Writer::open(&path, options).unwrap();
+    assert_eq!((recovered.tip, recovered.torn.unwrap().bytes, recovered.closed), (tip, 7, false));
+    assert_eq!(fs::read(&last).unwrap(), whole);
+    model.run(&mut writer, 5);
+    model.durable = writer.close(true).unwrap();
+    drop(writer);
+    let chain = Chain::open(&path).unwrap();
+    model.check(&chain);
+    assert!(chain.is_closed() && chain.tail().is_none());
+    let (writer, recovered) = Writer::open(&path, options).unwrap();
+    assert!(recovered.closed && writer.durable() == chain.newest());
+}
+
+#[test]
+fn without_sync_nothing_claims_to_be_durable() {
+    let disk = Disk::new();
+    let mut model = Model::new(2, Compression::None);
+    model.quiet();
+    let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
+    model.epoch(&mut writer).unwrap();
+    model.epoch(&mut writer).unwrap();
+    assert_eq!(writer.close(false).unwrap(), EpochId::NONE);
+    let chain = disk.chain().unwrap();
+    assert_eq!((chain.durable(), chain.newest(), chain.is_closed()), (EpochId::NONE, EpochId(2), false));
+}
+
+#[test]
+fn what_is_no_store_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("file"), "x").unwrap();
+    fs::create_dir(at("empty")).unwrap();
+    fs::create_dir(at("other")).unwrap();
+    fs::write(at("other/notes.txt"), "x").unwrap();
+    let both = |name: &str| {
+        let (reader, writer) = (Chain::open(at(name)).unwrap_err(), Writer::open(at(name), SMALL).unwrap_err());
+        assert_eq!(reader.to_string(), writer.to_string());
+        assert!(!reader.is_damage() && !reader.is_in_use());
+        reader
+    };
+    assert!(matches!(both("missing"), StoreError::Missing { .. }));
+    assert!(matches!(both("file"), StoreError::NotADirectory { .. }));
+    assert!(matches!(both("empty"), StoreError::Empty { .. }));
+    assert!(matches!(both("other"), StoreError::NotAStore { .. }));
+    assert!(
+        matches!(Writer::create(at("other"), &new_chain(), SMALL).unwrap_err(), StoreError::NotEmpty { name, .. } if name == "notes.txt")
+    );
+    assert!(matches!(Writer::create(at("file"), &new_chain(), SMALL).unwrap_err(), StoreError::NotADirectory { .. }));
+
+    drop(Writer::create(at("store"), &new_chain(), SMALL).unwrap());
+    let identity = fs::read_to_string(at("store/identity.json")).unwrap();
+    fs::write(at("store/identity.json"), identity.replace("\"format\":1", "\"format\":2")).unwrap();
+    assert!(matches!(both("store"), StoreError::Version { found: 2, .. }));
+    let chain = Chain::open(at("store"));
+    assert!(chain.unwrap_err().to_string().contains("identity.json"));
+    fs::write(at("store/identity.json"), identity.replace("\"vcpus\":1", "\"vcpus\":2")).unwrap();
+    let error = Chain::open(at("store")).unwrap_err();
+    assert!(error.is_damage(), "{error}");
+
+    let mut new = new_chain();
+    new.vcpus = 0;
+    let error = Writer::create(at("none"), &new, SMALL).unwrap_err();
+    assert!(matches!(error, StoreError::Input(FormatError::Input { what: "vcpus", .. })), "{error}");
+}
