@@ -196,8 +196,8 @@ pub struct Host {
     pub ring: Option<RingSupport>,
     /// Whether the processor logs dirty pages itself (page modification logging).
     pub pml: bool,
-    /// Whether this kernel's release says that `KVM_RESET_DIRTY_RINGS` returns early when a signal is pending (6.17 and later); `None`
-    /// where the release can't be read. Older kernels may have got the change too.
+    /// Whether this kernel's release says that `KVM_RESET_DIRTY_RINGS` returns early when a signal is pending (6.17 and later);
+    /// `None` where the release can't be read. Older kernels may have got the change too.
     pub reset_stops_on_signal: Option<bool>,
     /// The dirty bitmap.
     pub bitmap: BitmapSupport,

@@ -54,8 +54,8 @@ pub enum XsaveError {
 
 /// How many bytes the extended state of this process's vCPUs has.
 ///
-/// A value of this type exists only where a vCPU does, and from the first vCPU on the size is final for the process: the kernel then
-/// locks the set of features that guests may have (`arch/x86/kernel/fpu/core.c`, `fpu_init_guest_permissions`), and
+/// A value of this type exists only where a vCPU does, and from the first vCPU on the size is final for the process: the kernel
+/// then locks the set of features that guests may have (`arch/x86/kernel/fpu/core.c`, `fpu_init_guest_permissions`), and
 /// `KVM_CAP_XSAVE2` states the size of all of that set (`arch/x86/kvm/x86.c`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct XsaveSize {
@@ -116,8 +116,8 @@ pub fn get(vcpu: &VcpuFd, size: XsaveSize, buffer: &mut [u8]) -> Result<(), Xsav
 /// [`XsaveError::Size`], and [`XsaveError::Ioctl`] where the kernel refuses.
 pub fn set(vcpu: &VcpuFd, size: XsaveSize, bytes: &[u8]) -> Result<(), XsaveError> {
     size.check(bytes.len())?;
-    // SAFETY: KVM_SET_XSAVE reads at most `size.bytes` (see `XsaveSize`); the slice, borrowed for the call, has exactly that many.
-    // The file descriptor is a vCPU's.
+    // SAFETY: KVM_SET_XSAVE reads at most `size.bytes` (see `XsaveSize`); the slice, borrowed for the call, has exactly that
+    // many. The file descriptor is a vCPU's.
     let result = unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_SET_XSAVE, bytes.as_ptr()) };
     finish(result, "KVM_SET_XSAVE")
 }

@@ -25,15 +25,16 @@ const VMX_OFF: u64 = u64::MAX;
 
 /// Reads the state of `vcpu` into `state`, whose `index` says which it is.
 ///
-/// The vCPU does not run, and its last exit is complete: after an exit for port or memory-mapped I/O `KVM_RUN` was entered again with
-/// `immediate_exit` set. Best called on the vCPU's own thread: elsewhere the kernel moves the vCPU to the other processor first.
+/// The vCPU does not run, and its last exit is complete: after an exit for port or memory-mapped I/O `KVM_RUN` was entered again
+/// with `immediate_exit` set. Best called on the vCPU's own thread: elsewhere the kernel moves the vCPU to the other processor
+/// first.
 ///
-/// Nothing is allocated after the first call with this `state`. What can't change once the vCPU has run (CPUID, the frequency of the
-/// time stamp counter) is read by the first call only.
+/// Nothing is allocated after the first call with this `state`. What can't change once the vCPU has run (CPUID, the frequency of
+/// the time stamp counter) is read by the first call only.
 ///
 /// # Errors
-/// [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel refuses; [`StateError::Unsupported`] where the guest is in a state that
-/// is not captured. `state` is then a mixture of old and new.
+/// [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel refuses; [`StateError::Unsupported`] where the guest is in a
+/// state that is not captured. `state` is then a mixture of old and new.
 pub fn capture_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) -> Result<(), StateError> {
     let index = state.index;
     for piece in CAPTURE_ORDER.iter().copied().filter(|piece| spec.has(*piece)) {
@@ -150,8 +151,9 @@ fn nested_in_use(nested: &KvmNestedStateBuffer) -> Option<&'static str> {
 /// `spec` is the fresh VM's. Writing can make the kernel write guest memory (see [the module](super)).
 ///
 /// # Errors
-/// [`StateError::Missing`], [`StateError::Unsupported`] and [`StateError::Size`] where the state and this VM do not fit, found before
-/// anything is written; [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel refuses: the vCPU must then not run.
+/// [`StateError::Missing`], [`StateError::Unsupported`] and [`StateError::Size`] where the state and this VM do not fit, found
+/// before anything is written; [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel refuses: the vCPU must then not
+/// run.
 pub fn apply_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &VcpuState) -> Result<(), StateError> {
     for piece in VcpuPiece::ALL {
         let there = match piece {
@@ -228,8 +230,8 @@ pub fn capture_vm(vm: &VmFd, spec: &CaptureSpec, state: &mut VmState) -> Result<
 /// The clock goes on from where it was, as the time stamp counters do: to the guest no time has passed.
 ///
 /// # Errors
-/// [`StateError::Missing`] and [`StateError::Unsupported`] where the state and this VM do not fit, found before anything is written;
-/// [`StateError::Ioctl`] where the kernel refuses: the VM must then not run.
+/// [`StateError::Missing`] and [`StateError::Unsupported`] where the state and this VM do not fit, found before anything is
+/// written; [`StateError::Ioctl`] where the kernel refuses: the VM must then not run.
 pub fn apply_vm(vm: &VmFd, spec: &CaptureSpec, state: &VmState) -> Result<(), StateError> {
     for piece in VmPiece::ALL {
         let there = match piece {
@@ -263,8 +265,8 @@ pub fn apply_vm(vm: &VmFd, spec: &CaptureSpec, state: &VmState) -> Result<(), St
     Ok(())
 }
 
-/// Tells the guest that it was paused, so that its watchdog does not mistake the pause for a lock-up. Returns whether the guest can be
-/// told: only one that uses kvmclock can.
+/// Tells the guest that it was paused, so that its watchdog does not mistake the pause for a lock-up. Returns whether the guest
+/// can be told: only one that uses kvmclock can.
 ///
 /// # Errors
 /// [`StateError::Ioctl`] where the kernel refuses for another reason.

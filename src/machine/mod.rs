@@ -11,9 +11,9 @@
 //! - Capture the VM before the vCPUs. Timers in the kernel run on while the vCPUs stand still, and an interrupt goes from the PIT
 //!   through the interrupt chips to a local APIC: reading in that direction may see a tick twice, but never loses one.
 //! - Harvest dirty pages after all state was read: reading state can write guest memory (pvclock, steal time).
-//! - Restore memory first, then apply the vCPUs, then the VM. Applying special registers may read page directory pointers from guest
-//!   memory. Applying the I/O APIC delivers what it has pending to the local APICs. The clock comes after the vCPUs' time stamp
-//!   counters, on which it is based.
+//! - Restore memory first, then apply the vCPUs, then the VM. Applying special registers may read page directory pointers from
+//!   guest memory. Applying the I/O APIC delivers what it has pending to the local APICs. The clock comes after the vCPUs' time
+//!   stamp counters, on which it is based.
 //! - Applying state can write guest memory too (the wall clock MSR): track writes, or have dirty logging on, before it.
 //!
 //! `docs/kernel.md` has the same in a table, with what is not captured.

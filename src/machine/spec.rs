@@ -16,10 +16,10 @@ const MTRRS: [u32; 28] = [
     0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f, 0x2ff,
 ];
 
-/// Whether a write to the register is an action and not only a change of value, even where the value stays: the time stamp counter and
-/// its deadline, and the paravirtual ones (KVM's and Hyper-V's), many of which make KVM write guest memory. Where they hold something
-/// but zero, which turns them off, they are taken to be writable because somebody wrote them, and are not written when the host is
-/// probed.
+/// Whether a write to the register is an action and not only a change of value, even where the value stays: the time stamp
+/// counter and its deadline, and the paravirtual ones (KVM's and Hyper-V's), many of which make KVM write guest memory. Where
+/// they hold something but zero, which turns them off, they are taken to be writable because somebody wrote them, and are not
+/// written when the host is probed.
 const fn is_action(index: u32) -> bool {
     matches!(index, TSC | TSC_DEADLINE | 0x11 | 0x12 | 0x4b56_4d00..=0x4b56_4d07 | 0x4000_0000..=0x4000_01ff)
 }
@@ -28,8 +28,8 @@ const ASYNC_PF_EN: u32 = 0x4b56_4d02;
 const TSC: u32 = 0x10;
 const TSC_DEADLINE: u32 = 0x6e0;
 
-/// The place of a register among those written back: the deadline is compared with the time stamp counter, and enabling asynchronous
-/// page faults uses the vector that another register holds.
+/// The place of a register among those written back: the deadline is compared with the time stamp counter, and enabling
+/// asynchronous page faults uses the vector that another register holds.
 const fn rank(index: u32) -> u8 {
     match index {
         ASYNC_PF_EN => 1,
@@ -60,8 +60,8 @@ impl CaptureSpec {
     /// Model-specific registers are read and written back with what was read, except those where a write is an action.
     ///
     /// # Errors
-    /// [`StateError::Ioctl`] where the kernel can't list registers, and [`StateError::Size`] where extended state has an impossible
-    /// size.
+    /// [`StateError::Ioctl`] where the kernel can't list registers, and [`StateError::Size`] where extended state has an
+    /// impossible size.
     pub fn probe(kvm: &Kvm, vm: &VmFd, vcpu: &VcpuFd) -> Result<Self, StateError> {
         let xsave =
             if kvm.check_extension(Cap::Xsave) { Some(XsaveSize::probe(vm, vcpu).map_err(xsave_error(None))?) } else { None };

@@ -6,8 +6,8 @@ use kvm_bindings::{
 };
 use zerocopy::IntoBytes;
 
-/// The state of one vCPU. Made empty, filled by [`capture_vcpu`](super::capture_vcpu) again and again, without allocating after the
-/// first time.
+/// The state of one vCPU. Made empty, filled by [`capture_vcpu`](super::capture_vcpu) again and again, without allocating after
+/// the first time.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct VcpuState {
     /// The number of the vCPU, from 0.

@@ -505,7 +505,7 @@ fn state_that_does_not_fit_the_machine_is_refused_before_it_is_written() {
     let state = with.capture();
     let vcpu = |edit: &dyn Fn(&mut VcpuState)| {
         let mut vcpu = state.vcpus[0].clone();
-        vcpu.regs.rax = 0x7777;
+        (vcpu.regs.rax, vcpu.sregs.cr2) = (0x7777, 0x7777);
         edit(&mut vcpu);
         apply_vcpu(&with.vcpus[0], &with.spec, &vcpu)
     };
@@ -516,6 +516,7 @@ fn state_that_does_not_fit_the_machine_is_refused_before_it_is_written() {
     assert!(matches!(vcpu(&|vcpu| vcpu.cpuid = None), Err(StateError::Missing { piece: "vcpu.cpuid", .. })));
     assert!(matches!(vcpu(&|vcpu| vcpu.fpu = Some(kvm_fpu::default())), Err(StateError::Unsupported { piece: "vcpu.fpu", .. })));
     assert_ne!(with.vcpus[0].get_regs().unwrap().rax, 0x7777);
+    assert_ne!(with.vcpus[0].get_sregs().unwrap().cr2, 0x7777);
     let lapic = apply_vcpu(&without.vcpus[0], &without.spec, &state.vcpus[0]);
     assert!(matches!(lapic, Err(StateError::Unsupported { piece: "vcpu.lapic", vcpu: Some(0), .. })));
     let chips = apply_vm(&without.vm, &without.spec, &state.vm);
