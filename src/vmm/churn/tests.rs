@@ -332,14 +332,14 @@ fn every_vcpu_count_starts() {
 #[test]
 fn whole_checks_find_nothing_while_others_write() {
     for vcpus in [2, 3] {
-        let text = "churn:pages=12,burst=1,content=words";
+        let text = "churn:pages=96,burst=40,content=words";
         let Some(mut guest) = Guest::new("whole_checks_find_nothing_while_others_write", text, vcpus) else { return };
         // The first vCPU checks after each pass; the others write until it is done.
         let done = AtomicBool::new(false);
         let turn = AtomicUsize::new(0);
         let said = guest.all(|vcpu| {
             let checks = turn.fetch_add(1, Ordering::Relaxed) == 0;
-            let mut left = 3000;
+            let mut left = 1000;
             let said = drive(vcpu, if checks { COMMAND_CHECK } else { 0 }, |said| {
                 left -= i32::from(matches!(said, Said::Checked(_)));
                 if checks { left == 0 } else { done.load(Ordering::Acquire) }
@@ -350,7 +350,7 @@ fn whole_checks_find_nothing_while_others_write() {
             said
         });
         guest.found(&said).unwrap();
-        assert_eq!(guest.check(), Ok(12));
+        assert_eq!(guest.check(), Ok(96));
     }
 }
 
@@ -556,6 +556,12 @@ fn every_check_catches_what_it_is_for() {
         broken.set(second, new.get(first).wrapping_add(u64::from(new.get(first) == new.get(second))));
         assert_eq!(pair.check(&broken).code, Code::Checksum, "{content}");
 
+        // Two words that change the first sum only: they count twice and once in the second.
+        broken = new.clone();
+        broken.set(pair.page(7) + 8 * 508, new.get(pair.page(7) + 8 * 508).wrapping_add(1));
+        broken.set(pair.page(7) + 8 * 509, new.get(pair.page(7) + 8 * 509).wrapping_sub(2));
+        assert_eq!(pair.check(&broken).code, Code::Checksum, "{content}");
+
         // A page torn: half is zero, as it was before.
         broken = new.clone();
         broken.take(&old, pair.page(30), 2048);
@@ -599,6 +605,11 @@ fn every_check_catches_what_it_is_for() {
         let found = pair.check(&broken);
         assert_eq!((found.code, found.index, found.expected), (Code::LastWrite, last, new.counter()), "{content}");
 
+        // A last write that is nowhere.
+        broken.clone_from(&new);
+        broken.set(private + private_at::LAST_INDEX as u64, 1 << 50);
+        assert_eq!(pair.check(&broken).code, Code::LastWrite, "{content}");
+
         // A page in another's place, with a ledger that agrees.
         broken = new.clone();
         let moved: Vec<u64> = (0..512).map(|at| new.get(pair.page(3) + at * 8)).collect();
@@ -627,6 +638,11 @@ fn every_check_catches_what_it_is_for() {
         broken = new.clone();
         broken.vcpus[0].0.r13 += 1;
         assert_eq!(pair.check(&broken).code, Code::Pass, "{content}");
+        assert_eq!(pair.run(&broken).code, Code::Pass, "{content}");
+        broken = new.clone();
+        broken.vcpus[0].0.r15 -= 1;
+        assert_eq!(pair.check(&broken).code, Code::Register, "{content}");
+        assert_eq!(pair.run(&broken).code, Code::Register, "{content}");
 
         // Registers and private page of another instant than the pages.
         broken = Snapshot { memory: new.memory.clone(), vcpus: old.vcpus.clone() };
@@ -653,6 +669,15 @@ fn every_check_catches_what_it_is_for() {
             broken.word(address / 8 * 8)[usize::try_from(address % 8).unwrap()] ^= 1;
             assert_eq!(pair.check(&broken).code, Code::Tables, "{content}");
         }
+
+        broken = new.clone();
+        broken.set(0x18_0000, new.get(0x18_0008));
+        broken.set(0x18_0008, new.get(0x18_0000));
+        assert_eq!(pair.check(&broken).code, Code::Tables, "{content}: words that changed places");
+        broken = new.clone();
+        broken.set(0x18_7ff0, new.get(0x18_7ff0).wrapping_add(1));
+        broken.set(0x18_7ff8, new.get(0x18_7ff8).wrapping_sub(2));
+        assert_eq!(pair.check(&broken).code, Code::Tables, "{content}: words that change the first sum only");
 
         // And nothing of that comes from the way the test does it.
         pair.guest.put(&new);
@@ -719,6 +744,30 @@ fn a_vcpu_of_another_instant_is_found() {
     let last = (0..2).map(|vcpu| new.private(vcpu).last_ticket);
     broken.set(COUNTER_ADDRESS, last.max().unwrap() - 1);
     assert!(matches!(pair.check(&broken).code, Code::AboveCounter | Code::PeerAboveCounter));
+}
+
+/// A single write of one vCPU is within what the counter allows, but the other vCPU saw it.
+#[test]
+fn a_vcpu_that_is_older_by_one_write_is_found_once_it_was_seen() {
+    let test = "a_vcpu_that_is_older_by_one_write_is_found_once_it_was_seen";
+    for vcpu in [0u32, 1] {
+        let Some(mut guest) = Guest::new(test, "churn:pages=64,burst=1", 2) else { return };
+        guest.run(10).unwrap();
+        let old = guest.snapshot();
+        guest.run(1).unwrap();
+        guest.check().unwrap();
+        let mut broken = guest.snapshot();
+        let set = guest.image.working_set().start;
+        broken.vcpus[vcpu as usize] = old.vcpus[vcpu as usize];
+        broken.take(&old, private_page_address(vcpu), PAGE_SIZE_U64);
+        for index in (u64::from(vcpu)..64).step_by(2) {
+            broken.take(&old, set + index * PAGE_SIZE_U64, PAGE_SIZE_U64);
+            broken.take(&old, guest.image.ledger().start + index * 8, 8);
+        }
+        guest.put(&broken);
+        let found = guest.check().expect_err("nothing found");
+        assert_eq!((found.vcpu, found.code, found.index), (1 - vcpu, Code::Seen, u64::from(vcpu)), "{found}");
+    }
 }
 
 #[test]
