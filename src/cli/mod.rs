@@ -18,8 +18,6 @@ use std::time::Instant;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use error::CliError;
-
 /// Checkpoints KVM virtual machines, driven by the dirty ring.
 ///
 /// Exit codes: 0 done, 1 failed, 2 usage, 3 damage found, 4 another writer.
