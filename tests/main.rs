@@ -1,1 +1,9 @@
-//! One integration binary.
+//! One integration binary: linked once. Tests whose path contains `native` need `/dev/kvm`.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::allow_attributes, reason = "a test fails by panicking")]
+
+mod bad_input;
+mod engine;
+mod fixtures;
+mod house;
+mod native;
+mod support;

@@ -1,0 +1,1 @@
+//! The engine on a simulated tracker: no KVM, no clock, no disk.

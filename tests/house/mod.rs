@@ -1,0 +1,1 @@
+//! Rules of the house: imports go only up, comments and lists are complete.
