@@ -212,6 +212,11 @@ fn each_broken_promise_is_named() {
         ("zstd cut", payload(0, cut), K::Zstd),
         ("zstd trailing", payload(0, trailing), K::Zstd),
         (
+            "skippable frame behind",
+            payload(0, |payload| payload.extend([0x50, 0x2A, 0x4D, 0x18, 4, 0, 0, 0, 1, 2, 3, 4])),
+            K::Zstd,
+        ),
+        (
             "zstd of fewer pages",
             payload(0, |payload| {
                 payload[1] = 2;

@@ -176,7 +176,12 @@ fn resynchronising_takes_linear_time() {
         writer.segments[segment].extend([0xD7, 0x53, 0x57, 0x1A, 0, 0, 0, 0].repeat(100_000));
     }
     writer.segments[segment].append(&mut tail);
-    let report = verify(writer.save().path(), &VerifyOptions { damage_max: 3, audits: true }, &mut |_| {}).unwrap();
+    let dir = writer.save();
+    let segments = pieces::segments(dir.path()).unwrap();
+    let mut pieces = pieces::Pieces::open(&segments[1], &CHAIN).unwrap();
+    assert_eq!(pieces.durable(0).unwrap(), 5);
+    assert!(pieces.bytes_read < 2 * segments[1].bytes, "{} of {}", pieces.bytes_read, segments[1].bytes);
+    let report = verify(dir.path(), &VerifyOptions { damage_max: 3, audits: true }, &mut |_| {}).unwrap();
     assert_eq!((report.epochs, report.damage.len()), (3, 3));
 }
 

@@ -26,21 +26,17 @@ const STATE: u8 = 4;
 const COMMIT: u8 = 5;
 const CLOSE: u8 = 6;
 
-fn frame_of(chain: [u8; 16], kind: u8, epoch: u64, sequence: u32, payload: &[u8]) -> Vec<u8> {
+fn frame(kind: u8, epoch: u64, sequence: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0xD7, 0x53, 0x57, 0x1A, kind, 0, 0, 0];
     frame.extend(epoch.to_le_bytes());
     frame.extend(sequence.to_le_bytes());
     frame.extend(u32::try_from(payload.len()).unwrap().to_le_bytes());
-    frame.extend(&chain[..8]);
+    frame.extend(&CHAIN[..8]);
     frame.extend(xxh3_64(payload).to_le_bytes());
     frame.extend(xxh3_64(&frame).to_le_bytes());
     frame.extend(payload);
     frame.resize(frame.len().next_multiple_of(8), 0);
     frame
-}
-
-fn frame(kind: u8, epoch: u64, sequence: u32, payload: &[u8]) -> Vec<u8> {
-    frame_of(CHAIN, kind, epoch, sequence, payload)
 }
 
 /// Makes a frame's checksums right again after its bytes were changed.
