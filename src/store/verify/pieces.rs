@@ -87,13 +87,25 @@ pub(super) struct Pieces<'a> {
     bytes: u64,
     window: Vec<u8>,
     window_at: u64,
+    /// Bytes that were read, so that tests can bound them.
+    #[cfg(test)]
+    pub(super) bytes_read: u64,
 }
 
 impl<'a> Pieces<'a> {
     pub(super) fn open(segment: &'a Segment, chain: &'a [u8; 16]) -> Result<Self, VerifyError> {
         let file =
             File::open(&segment.path).map_err(|source| VerifyError::Io { path: segment.path.clone(), offset: 0, source })?;
-        Ok(Self { segment, chain, file, bytes: segment.bytes, window: Vec::new(), window_at: 0 })
+        Ok(Self {
+            segment,
+            chain,
+            file,
+            bytes: segment.bytes,
+            window: Vec::new(),
+            window_at: 0,
+            #[cfg(test)]
+            bytes_read: 0,
+        })
     }
 
     /// Where the file ends.
@@ -111,6 +123,10 @@ impl<'a> Pieces<'a> {
             self.window_at = at;
             let got = self.fill()?;
             self.window.truncate(got);
+            #[cfg(test)]
+            {
+                self.bytes_read += got as u64;
+            }
             if got < want {
                 // A writer has cut the file back: it ends here now.
                 self.bytes = at + got as u64;
@@ -220,7 +236,7 @@ impl<'a> Pieces<'a> {
     /// The newest epoch that an intact commit or close frame at or behind `from` calls durable.
     ///
     /// Steps from frame to frame where one follows the other, so that what a guest had in its memory is not taken for a frame.
-    fn durable(&mut self, from: u64) -> Result<u64, VerifyError> {
+    pub(super) fn durable(&mut self, from: u64) -> Result<u64, VerifyError> {
         let mut durable = 0;
         let mut at = from;
         while let Some(place) = self.next_intact(at)? {
