@@ -198,7 +198,9 @@ fn each_broken_promise_is_named() {
             K::Block,
         ),
         ("empty block", payload(0, Vec::clear), K::Block),
-        ("block reserved", payload(0, put(5, [1])), K::Reserved),
+        ("block reserved", payload(0, put(3, [1])), K::Reserved),
+        ("list checksum", payload(0, put(5, [1])), K::ListChecksum),
+        ("another gfn of the list", payload(0, put(8, 101u64.to_le_bytes())), K::ListChecksum),
         ("first difference", payload(0, put(16, [1])), K::Block),
         ("equal gfns", payload(0, put(20, [0])), K::Block),
         ("falling gfns", payload(0, put(20, [3])), K::Block),
@@ -221,6 +223,7 @@ fn each_broken_promise_is_named() {
             payload(0, |payload| {
                 payload[1] = 2;
                 payload.drain(24..28);
+                relist(payload);
             }),
             K::Zstd,
         ),

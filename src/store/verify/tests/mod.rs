@@ -50,6 +50,12 @@ fn reseal(frame: &mut [u8]) {
     frame[40..48].copy_from_slice(&checksum.to_le_bytes());
 }
 
+/// Makes the checksum of a block's list right.
+fn relist(block: &mut [u8]) {
+    let checksum = xxh3_64(&block[8..16 + 4 * usize::from(block[1])]);
+    block[4..8].copy_from_slice(&checksum.to_le_bytes()[..4]);
+}
+
 fn block(encoding: u8, pages: &[PageOf]) -> Vec<u8> {
     let first = pages[0].0;
     let mut block = vec![encoding, u8::try_from(pages.len()).unwrap(), 0, 0, 0, 0, 0, 0];
@@ -57,6 +63,7 @@ fn block(encoding: u8, pages: &[PageOf]) -> Vec<u8> {
     for (gfn, _) in pages {
         block.extend(u32::try_from(gfn - first).unwrap().to_le_bytes());
     }
+    relist(&mut block);
     let bytes: Vec<u8> = pages.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
     if encoding == 1 {
         block.extend(zstd::bulk::compress(&bytes, 1).unwrap())
