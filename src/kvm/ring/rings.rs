@@ -284,6 +284,13 @@ impl<'r> Harvest<'r> {
         self.finish(outcome)
     }
 
+    /// [`reset`](Self::reset) as it must not be done.
+    #[cfg(test)]
+    pub(super) fn reset_with_signals(self) -> Result<Reset<'r>, RingError> {
+        let outcome = self.rings.reset_ioctl();
+        self.finish(outcome)
+    }
+
     fn finish(self, outcome: io::Result<u64>) -> Result<Reset<'r>, RingError> {
         let reset = outcome.map_err(RingError::Reset)?;
         let harvested = self.rings.unreset;
