@@ -145,7 +145,10 @@ pub struct Engine<C: CapturedState> {
     storage_rests_until: Option<Instant>,
     resumed_at: Instant,
     cuts: u64,
-    last_pages: Vec<Gfn>,
+    /// The pages of the part in hand. Kept for its memory.
+    part_pages: Vec<Gfn>,
+    /// The pages of the newest epoch that a trigger ended while the guest worked: what the copy floor is measured with.
+    floor_pages: Vec<Gfn>,
 }
 
 /// The cut in hand.
@@ -201,7 +204,8 @@ impl<C: CapturedState> Engine<C> {
             storage_rests_until: None,
             resumed_at: Instant::now(),
             cuts: 0,
-            last_pages: Vec::with_capacity(budget_pages),
+            part_pages: Vec::with_capacity(budget_pages),
+            floor_pages: Vec::with_capacity(budget_pages),
         })
     }
 
@@ -332,6 +336,9 @@ impl<C: CapturedState> Engine<C> {
         self.submit_part(cut_at, Some(commit));
         self.next = epoch.next();
         self.cuts += 1;
+        if parts == 1 && matches!(trigger, Trigger::RingFull | Trigger::Interval) {
+            self.floor_pages.clone_from(&self.part_pages);
+        }
         // Before a failure is noticed below, which sets these again.
         (self.first, self.recovering, self.store_unchanged, self.base_in_progress) = (false, false, false, false);
         if waits {
@@ -405,11 +412,11 @@ impl<C: CapturedState> Engine<C> {
 
     /// Copies up to a budget of pending pages into the slot in hand.
     fn copy_part(&mut self) -> Result<(), EngineError> {
-        self.last_pages.clear();
-        self.pending.take(self.options.budget_pages, &mut self.last_pages);
+        self.part_pages.clear();
+        self.pending.take(self.options.budget_pages, &mut self.part_pages);
         let slot = self.pipeline.slot().ok_or(EngineError::Ended)?;
         slot.arena.clear();
-        slot.arena.copy_from(&self.memory, &mut self.last_pages.iter().copied())?;
+        slot.arena.copy_from(&self.memory, &mut self.part_pages.iter().copied())?;
         Ok(())
     }
 
@@ -531,10 +538,10 @@ impl<C: CapturedState> Engine<C> {
     /// The time that copying as many pages as the last epoch had takes, again and again: the least that a pause can be.
     fn measure_copy_floor(&mut self) -> Option<Duration> {
         const ROUNDS: usize = 32;
-        if self.last_pages.is_empty() || self.pipeline.has_failed() {
+        if self.floor_pages.is_empty() || self.pipeline.has_failed() {
             return None;
         }
-        let pages = self.last_pages.clone();
+        let pages = &self.floor_pages;
         let slot = self.pipeline.slot()?;
         let mut times = Vec::with_capacity(ROUNDS);
         for _ in 0..ROUNDS {
