@@ -115,8 +115,9 @@ fn checked_run(kvm: &Path, store: &Path, tracking: Tracking) -> Result<(u64, u64
     let engine = Engine::new(vm.memory().clone(), tracker, Box::new(writer), Start::Fresh, options)?;
     let interval = matches!(tracking, Tracking::Bitmap { .. }).then_some(std::time::Duration::from_millis(5));
     let protection = Protection { engine, interval, base_first: true, share_pages: 0 };
-    let mut running = Running::start(vm, Some(protection), Stop::default())?;
-    running.supervise(Limits { time: None, epochs: Some(CHECK_EPOCHS) });
+    let limits = Limits { time: None, epochs: Some(CHECK_EPOCHS) };
+    let mut running = Running::start(vm, Some(protection), limits, Stop::default())?;
+    running.supervise();
     let outcome = running.finish();
     if let Some(error) = outcome.error {
         return Err(error.into());

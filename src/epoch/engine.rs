@@ -138,6 +138,8 @@ pub struct Engine<C: CapturedState> {
     /// Tracking was lost since the last epoch.
     recovering: bool,
     base_in_progress: bool,
+    /// The most pages that a slot holds: the budget, unless the guest has less memory.
+    part_pages_max: usize,
     /// No epoch yet: the next one is the base.
     first: bool,
     /// Cuts that are not known to be durable, oldest first.
@@ -179,10 +181,13 @@ impl<C: CapturedState> Engine<C> {
         if tip != expected {
             return Err(EngineError::OtherEpoch { expected, found: tip });
         }
-        let (budget_pages, slots) = (options.budget_pages.max(1), options.slots);
-        let pipeline = Pipeline::start(sink, memory.frames(), start == Start::Fresh, &mut options)
-            .map_err(|source| EngineError::Start { slots, budget_pages, source })?;
-        let mut pending = PageSet::new(memory.frames(), budget_pages);
+        options.budget_pages = options.budget_pages.max(1);
+        // No epoch has more pages than there are.
+        let part_pages_max = options.budget_pages.min(usize::try_from(memory.pages()).unwrap_or(usize::MAX));
+        let (budget_pages, slots) = (options.budget_pages, options.slots);
+        let pipeline = Pipeline::start(sink, memory.frames(), start == Start::Fresh, part_pages_max, &mut options)
+            .map_err(|source| EngineError::Start { slots, budget_pages: part_pages_max, source })?;
+        let mut pending = PageSet::new(memory.frames(), part_pages_max);
         if start == Start::InUse {
             memory.runs().for_each(|run| pending.insert_run(run));
         }
@@ -200,12 +205,13 @@ impl<C: CapturedState> Engine<C> {
             recovering: false,
             base_in_progress: start == Start::InUse,
             first: tip == EpochId::NONE,
+            part_pages_max,
             not_durable: VecDeque::new(),
             storage_rests_until: None,
             resumed_at: Instant::now(),
             cuts: 0,
-            part_pages: Vec::with_capacity(budget_pages),
-            floor_pages: Vec::with_capacity(budget_pages),
+            part_pages: Vec::with_capacity(part_pages_max),
+            floor_pages: Vec::with_capacity(part_pages_max),
         })
     }
 
@@ -259,7 +265,7 @@ impl<C: CapturedState> Engine<C> {
         if !self.base_in_progress || self.pipeline.has_failed() {
             return Ok(self.base_in_progress);
         }
-        if self.pending.len() <= self.options.budget_pages as u64 {
+        if self.pending.len() <= self.part_pages_max as u64 {
             self.base_in_progress = false;
             return Ok(false);
         }
@@ -360,7 +366,7 @@ impl<C: CapturedState> Engine<C> {
     /// Copies all pending pages. All parts but the last are sent off; returns how many parts there are.
     fn copy_all(&mut self, cut_at: Instant, hand: &mut InHand) -> Result<u64, EngineError> {
         let mut parts = 1;
-        while self.pending.len() > self.options.budget_pages as u64 {
+        while self.pending.len() > self.part_pages_max as u64 {
             self.copy_and_time(hand)?;
             self.submit_part(cut_at, None);
             parts += 1;
@@ -413,7 +419,7 @@ impl<C: CapturedState> Engine<C> {
     /// Copies up to a budget of pending pages into the slot in hand.
     fn copy_part(&mut self) -> Result<(), EngineError> {
         self.part_pages.clear();
-        self.pending.take(self.options.budget_pages, &mut self.part_pages);
+        self.pending.take(self.part_pages_max, &mut self.part_pages);
         let slot = self.pipeline.slot().ok_or(EngineError::Ended)?;
         slot.arena.clear();
         slot.arena.copy_from(&self.memory, &mut self.part_pages.iter().copied())?;

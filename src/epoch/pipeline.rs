@@ -124,10 +124,16 @@ pub(super) struct Pipeline<C> {
 }
 
 impl<C: CapturedState> Pipeline<C> {
-    /// Takes all memory and starts the threads. `frames` bounds the frames of guest memory; `known_zero` says that it begins as zeros.
-    pub(super) fn start(sink: Box<dyn Sink>, frames: u64, known_zero: bool, options: &mut EngineOptions) -> io::Result<Self> {
+    /// Takes all memory and starts the threads. `frames` bounds the frames of guest memory; `known_zero` says that it begins as zeros; `budget` is the most pages
+    /// of a part.
+    pub(super) fn start(
+        sink: Box<dyn Sink>,
+        frames: u64,
+        known_zero: bool,
+        budget: usize,
+        options: &mut EngineOptions,
+    ) -> io::Result<Self> {
         let slots = options.slots.max(2);
-        let budget = options.budget_pages.max(1);
         let blocks = budget.div_ceil(BLOCK_PAGES);
         let free = (0..slots)
             .map(|_| {
