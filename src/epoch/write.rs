@@ -201,10 +201,10 @@ impl<C> Writer<C> {
     }
 
     fn close(&mut self) {
-        if self.open_epoch.take().is_some() {
-            if let Err(error) = self.sink.abort() {
-                self.fail(error.into());
-            }
+        if self.open_epoch.take().is_some()
+            && let Err(error) = self.sink.abort()
+        {
+            self.fail(error.into());
         }
         if self.latched {
             return; // what is there is read back by whoever opens the chain next

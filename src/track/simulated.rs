@@ -99,10 +99,11 @@ impl Tracker for SimulatedTracker {
         let protect = ring.len() - forgotten;
         for (place, gfn) in ring.iter().enumerate() {
             insert(into, Some(*gfn), 0, gfn.0)?;
-            if let (true, Ok(index)) = (place < protect, usize::try_from(gfn.0)) {
-                if let Some(writable) = kernel.writable.get_mut(index) {
-                    *writable = false;
-                }
+            if place < protect
+                && let Ok(index) = usize::try_from(gfn.0)
+                && let Some(writable) = kernel.writable.get_mut(index)
+            {
+                *writable = false;
             }
         }
         kernel.ring = ring;

@@ -196,7 +196,7 @@ impl VmRings {
         let map = MmapOptions::new()
             .offset(offset)
             .len(entries * ENTRY_BYTES as usize)
-            .map_raw(&vcpu.as_raw_fd())
+            .map_raw(vcpu.as_raw_fd())
             .map_err(|source| RingError::Map { vcpu: self.rings.len(), source })?;
         self.rings.push(Ring { map, entries, cursor: Cursor::default() });
         self.pages.reserve(self.rings.len() * entries - self.pages.len());

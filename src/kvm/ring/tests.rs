@@ -115,8 +115,9 @@ fn native_signals_do_not_disturb_a_reset_and_a_short_one_is_noticed() {
         guest.write(run(0, pages));
         listed(&mut rings);
         let (storm, done) = (Storm { on: Arc::default(), blocked }, Arc::new(AtomicBool::new(false)));
+        let process = std::process::id();
         // SAFETY: takes nothing and can't fail.
-        let (process, thread) = unsafe { (libc::getpid(), libc::gettid()) };
+        let thread = unsafe { libc::gettid() };
         let thunder = {
             let (on, done) = (storm.on.clone(), done.clone());
             std::thread::spawn(move || {
