@@ -86,7 +86,7 @@ pub struct Report {
     pub phases_us: PhasesReport,
     /// Waiting for staging or for storage, by policy.
     pub stall_us: Distribution,
-    /// What copying the pages of one epoch takes alone, measured at the end of the run.
+    /// What copying as many pages as the last epoch had takes alone, measured at the end of the run.
     pub copy_floor_us: f64,
 }
 
