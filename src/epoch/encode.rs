@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 
 use super::contents::{Content, Contents};
 use super::guest::CapturedState;
-use super::pipeline::Slot;
+use super::slot::Slot;
 use crate::format::{BLOCK_PAGES, BlockEncoder, ChainId, Compression, EpochWriter, FormatError, is_zero};
 use crate::page::{EpochId, Gfn, PageBytes, runs};
 

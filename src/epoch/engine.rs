@@ -6,10 +6,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::guest::{CapturedState, Guest, GuestError};
 use super::options::{Durability, EngineOptions, OnStorageError};
-use super::pipeline::{FIRST_GENERATION, Part, Pipeline, PipelineError};
+use super::pipeline::Pipeline;
 use super::policy::{Action, Situation, decide};
 use super::report::{Counts, EpochCount, Report};
 use super::sink::{Sink, SinkError};
+use super::slot::{FIRST_GENERATION, Part, PipelineError, Progress};
 use crate::format::{Commit, MemoryDigest, Phases, Trigger};
 use crate::kvm::park::Parked;
 use crate::kvm::ring::Lost;
@@ -627,7 +628,7 @@ fn park<G: Guest>(guest: &mut G, hand: &mut InHand) -> Result<(), EngineError> {
     Ok(())
 }
 
-fn storage(progress: &super::pipeline::Progress, options: &EngineOptions, failure: PipelineError) -> EngineError {
+fn storage(progress: &Progress, options: &EngineOptions, failure: PipelineError) -> EngineError {
     let committed = if options.durability == Durability::None { progress.committed } else { progress.durable };
     EngineError::Storage { committed, source: Box::new(failure) }
 }

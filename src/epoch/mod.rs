@@ -20,6 +20,7 @@ mod pipeline;
 mod policy;
 mod report;
 mod sink;
+mod slot;
 mod write;
 
 pub use budget::{BudgetError, RingPlan};

@@ -1,8 +1,8 @@
 //! What lies between a cut and its commit: a fixed number of slots that go round, an encode thread and a writer thread.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
@@ -10,104 +10,12 @@ use super::contents::Contents;
 use super::encode::Encoder;
 use super::guest::CapturedState;
 use super::options::EngineOptions;
-use super::sink::{Sink, SinkError};
+use super::sink::Sink;
+use super::slot::{FIRST_GENERATION, Part, PipelineError, Progress, Shared, Slot, State};
 use super::write::Writer;
-use crate::format::{BLOCK_PAGES, Commit, FRAME_HEADER_BYTES, FormatError};
+use crate::format::{BLOCK_PAGES, FRAME_HEADER_BYTES};
 use crate::memory::Arena;
 use crate::page::{EpochId, PAGE_SIZE, PageSet};
-
-/// The generation of the first parts.
-pub(super) const FIRST_GENERATION: u64 = 1;
-
-/// A part of an epoch: all of it, or up to a budget of its pages.
-#[derive(Debug)]
-pub(super) struct Part {
-    pub(super) epoch: EpochId,
-    /// Failures count up; what was cut before one was noticed has an older number, and is thrown away.
-    pub(super) generation: u64,
-    /// Store pages even if their content is what an earlier epoch had: that epoch may never have reached the chain.
-    pub(super) store_unchanged: bool,
-    /// When the epoch was cut.
-    pub(super) cut_at: Instant,
-    /// What is known of the epoch, with its last part.
-    pub(super) commit: Option<Commit>,
-}
-
-/// Staging for one part, and its frames.
-#[derive(Debug)]
-pub(super) struct Slot<C> {
-    pub(super) arena: Arena,
-    pub(super) state: C,
-    pub(super) frames: Vec<u8>,
-    pub(super) part: Part,
-    pub(super) encoded: Result<(), FormatError>,
-}
-
-/// Why the newest failed epoch could not be stored.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub(super) enum PipelineError {
-    #[error(transparent)]
-    Sink(#[from] SinkError),
-    #[error("encoding")]
-    Format(#[from] FormatError),
-}
-
-/// What the pipeline has done.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Progress {
-    pub(super) committed: EpochId,
-    pub(super) durable: EpochId,
-    pub(super) epochs: u64,
-    pub(super) durable_epochs: u64,
-    pub(super) bytes_written: u64,
-    pub(super) zero_pages: u64,
-    pub(super) unchanged_pages: u64,
-    pub(super) failed_epochs: u64,
-}
-
-#[derive(Debug)]
-pub(super) struct State<C> {
-    free: Vec<Slot<C>>,
-    pub(super) progress: Progress,
-    /// The newest failure that the engine has not seen, and the pages that it must bring again.
-    pub(super) failure: Option<PipelineError>,
-    pub(super) failed_pages: PageSet,
-    /// What is of this generation or older is thrown away.
-    pub(super) failed_generation: u64,
-    /// What the engine cuts now is of this generation. A failure fails all of it: whatever the engine cut before it noticed may build on what
-    /// failed.
-    pub(super) generation: u64,
-    /// The threads are gone.
-    ended: bool,
-}
-
-/// What the engine and the writer share.
-#[derive(Debug)]
-pub(super) struct Shared<C> {
-    state: Mutex<State<C>>,
-    changed: Condvar,
-}
-
-impl<C> Shared<C> {
-    pub(super) fn lock(&self) -> MutexGuard<'_, State<C>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn notify(&self) {
-        self.changed.notify_all();
-    }
-
-    /// Gives a slot back.
-    pub(super) fn release(&self, slot: Slot<C>) {
-        self.lock().free.push(slot);
-        self.notify();
-    }
-
-    fn wait_while(&self, mut condition: impl FnMut(&mut State<C>) -> bool) -> MutexGuard<'_, State<C>> {
-        self.changed.wait_while(self.lock(), |state| !state.ended && condition(state)).unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Says that the threads are gone, however they went.
 struct Ending<C>(Arc<Shared<C>>);
@@ -152,18 +60,15 @@ impl<C: CapturedState> Pipeline<C> {
                 Ok(Slot { arena: Arena::new(part_pages)?, state: C::default(), frames, part, encoded: Ok(()) })
             })
             .collect::<io::Result<Vec<_>>>()?;
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                free,
-                progress: Progress { committed: sink.tip(), durable: sink.tip(), ..Progress::default() },
-                failure: None,
-                failed_pages: PageSet::new(frames, part_pages),
-                failed_generation: 0,
-                generation: FIRST_GENERATION,
-                ended: false,
-            }),
-            changed: Condvar::new(),
-        });
+        let shared = Arc::new(Shared::new(State {
+            free,
+            progress: Progress { committed: sink.tip(), durable: sink.tip(), ..Progress::default() },
+            failure: None,
+            failed_pages: PageSet::new(frames, part_pages),
+            failed_generation: 0,
+            generation: FIRST_GENERATION,
+            ended: false,
+        }));
         let (parts, to_encode) = sync_channel::<Slot<C>>(slots);
         let (encoded, to_write) = sync_channel::<Slot<C>>(slots);
         let contents = Contents::new(frames, known_zero, random_seed());

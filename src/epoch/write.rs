@@ -5,8 +5,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Instant;
 
 use super::options::{Durability, OnCommit};
-use super::pipeline::{PipelineError, Shared, Slot};
 use super::sink::{Sink, SinkError};
+use super::slot::{PipelineError, Shared, Slot};
 use crate::page::{EpochId, PageSet};
 
 /// The one who appends to the chain.

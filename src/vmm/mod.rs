@@ -4,14 +4,19 @@
 
 pub mod churn;
 
+mod cutting;
 mod error;
 mod gate;
 mod monitor;
 mod run;
+mod shared;
+mod stop;
 mod vcpu;
 mod vm;
 
 pub use error::VmmError;
 pub use monitor::GuestReport;
-pub use run::{Limits, Outcome, Protection, Running, Stop};
+pub use run::{Outcome, Protection, Running};
+pub use shared::Limits;
+pub use stop::Stop;
 pub use vm::{GuestSpec, MachineSpec, Tracking, Vm, memory_regions};

@@ -1,22 +1,22 @@
 //! Running a machine, with or without checkpoints.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::{VcpuFd, VmFd};
-
+use super::cutting::Vcpus;
 use super::error::{VmmError, system};
 use super::gate::Gate;
 use super::monitor::{GuestReport, Monitor};
-use super::vcpu::{Cutting, VcpuThread};
+use super::shared::{Limits, Shared, lock};
+use super::stop::Stop;
+use super::vcpu::VcpuThread;
 use super::vm::{GuestSpec, Vm};
-use crate::epoch::{Cut, Engine, Report};
+use crate::epoch::{Engine, Report};
 use crate::format::Trigger;
 use crate::kvm::kick::{self, Kick};
-use crate::machine::{CaptureSpec, MachineState};
-use crate::memory::GuestMemory;
+use crate::machine::MachineState;
 
 /// How long a guest has for its whole check.
 const CHECK_LIMIT: Duration = Duration::from_secs(60);
@@ -34,59 +34,6 @@ pub struct Protection {
     pub share_pages: u64,
 }
 
-/// When a run ends by itself.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Limits {
-    /// After this time.
-    pub time: Option<Duration>,
-    /// After so many epochs, the base included. The guest does not run on after the last.
-    pub epochs: Option<u64>,
-}
-
-/// Ends a run from elsewhere: a signal handler's thread, say.
-#[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<(AtomicBool, Mutex<()>, Condvar)>);
-
-impl Stop {
-    /// Asks for the end.
-    pub fn ask(&self) {
-        self.0.0.store(true, Ordering::SeqCst);
-        self.announce();
-    }
-
-    /// Whether it was asked for.
-    #[must_use]
-    pub fn is_asked(&self) -> bool {
-        self.0.0.load(Ordering::SeqCst)
-    }
-
-    fn announce(&self) {
-        drop(self.guard());
-        self.0.2.notify_all();
-    }
-
-    fn guard(&self) -> MutexGuard<'_, ()> {
-        self.0.1.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until `deadline`, or until `condition` holds; whoever changes that calls `announce`.
-    fn wait_until(&self, deadline: Option<Instant>, condition: impl Fn() -> bool) {
-        let mut guard = self.guard();
-        while !condition() {
-            guard = match deadline {
-                None => self.0.2.wait(guard).unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return;
-                    }
-                    self.0.2.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
-        }
-    }
-}
-
 /// What a run came to.
 #[derive(Debug)]
 pub struct Outcome {
@@ -100,70 +47,6 @@ pub struct Outcome {
     pub first_entry: Option<Instant>,
     /// Why the run ended, unless by its limits or on request.
     pub error: Option<VmmError>,
-}
-
-/// What all threads of a run share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) gate: Gate,
-    pub(super) fd: Arc<VmFd>,
-    pub(super) capture: CaptureSpec,
-    pub(super) vcpus: usize,
-    pub(super) monitor: Monitor,
-    pub(super) guest_period: Duration,
-    memory: GuestMemory,
-    engine: Option<Mutex<Engine<MachineState>>>,
-    share_pages: u64,
-    limits: Limits,
-    epochs: AtomicU64,
-    last_cut: Mutex<Instant>,
-    first_entry: Mutex<Option<Instant>>,
-    entered: AtomicBool,
-    error: Mutex<Option<VmmError>>,
-    stop: Stop,
-}
-
-impl Shared {
-    pub(super) fn announce(&self) {
-        self.stop.announce();
-    }
-
-    pub(super) fn note_first_entry(&self) {
-        if !self.entered.load(Ordering::Relaxed) && !self.entered.swap(true, Ordering::AcqRel) {
-            *lock(&self.first_entry) = Some(Instant::now());
-        }
-    }
-
-    pub(super) fn vmm_share_is_used(&self) -> bool {
-        let written = self.memory.written();
-        self.engine.is_some() && !written.is_empty() && written.len() as u64 >= self.share_pages
-    }
-
-    /// Leads a cut; the caller has closed the gate. It is open afterwards.
-    pub(super) fn cut(&self, trigger: Trigger, me: Option<(usize, &VcpuFd)>) {
-        let taken = self.epochs.load(Ordering::Acquire);
-        let last = trigger == Trigger::Final || self.limits.epochs.is_some_and(|limit| taken + 1 >= limit);
-        let mut cutting = Cutting::new(self, me, last);
-        let Some(engine) = &self.engine else { return };
-        let outcome = lock(engine).cut(&mut cutting, trigger);
-        drop(cutting);
-        match outcome {
-            Ok(Cut::Taken { .. }) => {
-                *lock(&self.last_cut) = Instant::now();
-                self.epochs.fetch_add(1, Ordering::AcqRel);
-            }
-            Ok(Cut::Lengthened { .. } | Cut::Skipped) => return,
-            Err(error) => self.fail(error.into()),
-        }
-        self.announce();
-    }
-
-    /// Ends the run because of `error`; the first one counts.
-    fn fail(&self, error: VmmError) {
-        lock(&self.error).get_or_insert(error);
-        self.gate.halt();
-        self.announce();
-    }
 }
 
 /// A machine whose vCPU threads have been started.
@@ -197,10 +80,7 @@ impl Running {
         };
         let GuestSpec::Churn(options) = &spec.guest;
         let shared = Arc::new(Shared {
-            gate: Gate::closed(kicks),
-            fd,
-            capture,
-            vcpus: vcpus.len(),
+            vcpus: Vcpus { gate: Gate::closed(kicks), vm: fd, capture, count: vcpus.len() },
             monitor: Monitor::new(memory.clone(), spec.vcpus),
             guest_period: options.every(),
             memory,
@@ -236,7 +116,7 @@ impl Running {
         if base_first {
             shared.cut(Trigger::Request, None);
         } else {
-            shared.gate.open();
+            shared.vcpus.gate.open();
         }
         running.started = Instant::now();
         Ok(running)
@@ -246,7 +126,7 @@ impl Running {
     pub fn supervise(&mut self) {
         let shared = &self.shared;
         let end = shared.limits.time.map(|time| self.started + time);
-        let over = || shared.stop.is_asked() || shared.gate.is_halted();
+        let over = || shared.stop.is_asked() || shared.vcpus.gate.is_halted();
         while !over() && end.is_none_or(|end| Instant::now() < end) {
             let Some(interval) = self.interval else {
                 shared.stop.wait_until(end, over);
@@ -255,10 +135,10 @@ impl Running {
             let due = || *lock(&shared.last_cut) + interval;
             if Instant::now() < due() {
                 shared.stop.wait_until(Some(end.map_or(due(), |end| end.min(due()))), over);
-            } else if shared.gate.lead() {
+            } else if shared.vcpus.gate.lead() {
                 // Another cut may have come first.
                 if Instant::now() < due() {
-                    shared.gate.open();
+                    shared.vcpus.gate.open();
                     continue;
                 }
                 shared.cut(Trigger::Interval, None);
@@ -278,7 +158,7 @@ impl Running {
     pub fn check(&self) -> Result<(), VmmError> {
         let shared = &self.shared;
         shared.monitor.want_checks();
-        let over = || shared.monitor.all_checked() || shared.gate.is_halted() || shared.stop.is_asked();
+        let over = || shared.monitor.all_checked() || shared.vcpus.gate.is_halted() || shared.stop.is_asked();
         shared.stop.wait_until(Some(Instant::now() + CHECK_LIMIT), over);
         if over() { Ok(()) } else { Err(VmmError::CheckTimeout { seconds: CHECK_LIMIT.as_secs() }) }
     }
@@ -306,7 +186,7 @@ impl Running {
     /// # Errors
     /// Whatever ended the run.
     pub fn request(&self) -> Result<(), VmmError> {
-        if self.shared.gate.lead() {
+        if self.shared.vcpus.gate.lead() {
             self.shared.cut(Trigger::Request, None);
         }
         if let Some(engine) = &self.shared.engine {
@@ -322,7 +202,7 @@ impl Running {
     /// Takes the last epoch, ends all threads and closes the chain.
     #[must_use]
     pub fn finish(mut self) -> Outcome {
-        if self.shared.engine.is_some() && self.shared.gate.lead() {
+        if self.shared.engine.is_some() && self.shared.vcpus.gate.lead() {
             self.shared.cut(Trigger::Final, None);
         }
         let elapsed = self.started.elapsed();
@@ -349,8 +229,8 @@ impl Running {
     }
 
     fn halt(&self) {
-        self.shared.gate.halt();
-        self.shared.gate.open();
+        self.shared.vcpus.gate.halt();
+        self.shared.vcpus.gate.open();
     }
 }
 
@@ -362,11 +242,7 @@ struct Leaving<'s> {
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        self.shared.gate.leave(self.index);
+        self.shared.vcpus.gate.leave(self.index);
         self.shared.announce();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,106 @@
+//! The machine, as the engine sees it during a cut.
+
+use std::sync::Arc;
+
+use kvm_ioctls::{VcpuFd, VmFd};
+
+use super::gate::{Gate, GateError};
+use crate::epoch::{Guest, GuestError};
+use crate::kvm::park::Parked;
+use crate::machine::{CaptureSpec, MachineState, VcpuState, capture_vcpu, capture_vm};
+
+/// What a cut needs of the machine.
+#[derive(Debug)]
+pub(super) struct Vcpus {
+    pub(super) gate: Gate,
+    pub(super) vm: Arc<VmFd>,
+    pub(super) capture: CaptureSpec,
+    pub(super) count: usize,
+}
+
+/// The machine, as the engine sees it during a cut that this thread leads.
+pub(super) struct Cutting<'s> {
+    vcpus: &'s Vcpus,
+    /// The vCPU of the leading thread, if it is one's.
+    me: Option<(usize, &'s VcpuFd)>,
+    /// The guest is not to run again after this cut.
+    last: bool,
+    open: bool,
+}
+
+impl<'s> Cutting<'s> {
+    pub(super) fn new(vcpus: &'s Vcpus, me: Option<(usize, &'s VcpuFd)>, last: bool) -> Self {
+        Self { vcpus, me, last, open: false }
+    }
+}
+
+impl Drop for Cutting<'_> {
+    /// A cut that was skipped never parked anybody, but the gate was closed for it.
+    fn drop(&mut self) {
+        self.resume();
+    }
+}
+
+/// An error of the gate or of the state, on its way to the engine.
+struct CaptureFailed(GuestError);
+
+impl From<GateError> for CaptureFailed {
+    fn from(error: GateError) -> Self {
+        Self(Box::new(error))
+    }
+}
+
+impl Guest for Cutting<'_> {
+    type State = MachineState;
+
+    fn park(&mut self) -> Result<(), GuestError> {
+        self.vcpus.gate.park_others(self.me.map(|(index, _)| index));
+        Ok(())
+    }
+
+    fn capture(&mut self, _parked: &Parked<'_>, into: &mut MachineState) -> Result<(), GuestError> {
+        let machine = self.vcpus;
+        into.vcpus.resize_with(machine.count, VcpuState::default);
+        for (vcpu, index) in into.vcpus.iter_mut().zip(0..) {
+            vcpu.index = index;
+        }
+        let MachineState { vm, vcpus, .. } = into;
+        // The VM comes before the vCPUs: see `machine`, "Order".
+        capture_vm(&machine.vm, &machine.capture, vm)?;
+        let mut own = self.me.map(|(index, fd)| (index, fd, VcpuState::default()));
+        if let Some((index, _, state)) = &mut own
+            && let Some(vcpu) = vcpus.get_mut(*index)
+        {
+            std::mem::swap(vcpu, state);
+        }
+        let mine = || {
+            let captured = own.as_mut().map_or(Ok(()), |(_, fd, state)| capture_vcpu(fd, &machine.capture, state));
+            captured.map_err(|error| CaptureFailed(Box::new(error)))
+        };
+        let captured = machine.gate.capture(self.me.map(|(index, _)| index), mine, |index, state| {
+            if let Some(vcpu) = vcpus.get_mut(index) {
+                std::mem::swap(vcpu, state);
+            }
+        });
+        if let Some((index, _, state)) = own
+            && let Some(vcpu) = vcpus.get_mut(index)
+        {
+            *vcpu = state;
+        }
+        captured.map_err(|CaptureFailed(error)| error)
+    }
+
+    fn resume(&mut self) {
+        if !std::mem::replace(&mut self.open, true) {
+            if self.last {
+                self.vcpus.gate.halt();
+            }
+            self.vcpus.gate.open();
+        }
+    }
+
+    fn halt(&mut self) {
+        self.vcpus.gate.halt();
+        self.resume();
+    }
+}

@@ -1,0 +1,90 @@
+//! What all threads of a run share.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::VcpuFd;
+
+use super::cutting::{Cutting, Vcpus};
+use super::error::VmmError;
+use super::monitor::Monitor;
+use super::stop::Stop;
+use crate::epoch::{Cut, Engine};
+use crate::format::Trigger;
+use crate::machine::MachineState;
+use crate::memory::GuestMemory;
+
+/// When a run ends by itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// After this time.
+    pub time: Option<Duration>,
+    /// After so many epochs, the base included. The guest does not run on after the last.
+    pub epochs: Option<u64>,
+}
+
+/// What all threads of a run share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) vcpus: Vcpus,
+    pub(super) monitor: Monitor,
+    pub(super) guest_period: Duration,
+    pub(super) memory: GuestMemory,
+    pub(super) engine: Option<Mutex<Engine<MachineState>>>,
+    pub(super) share_pages: u64,
+    pub(super) limits: Limits,
+    pub(super) epochs: AtomicU64,
+    pub(super) last_cut: Mutex<Instant>,
+    pub(super) first_entry: Mutex<Option<Instant>>,
+    pub(super) entered: AtomicBool,
+    pub(super) error: Mutex<Option<VmmError>>,
+    pub(super) stop: Stop,
+}
+
+impl Shared {
+    pub(super) fn announce(&self) {
+        self.stop.announce();
+    }
+
+    pub(super) fn note_first_entry(&self) {
+        if !self.entered.load(Ordering::Relaxed) && !self.entered.swap(true, Ordering::AcqRel) {
+            *lock(&self.first_entry) = Some(Instant::now());
+        }
+    }
+
+    pub(super) fn vmm_share_is_used(&self) -> bool {
+        let written = self.memory.written();
+        self.engine.is_some() && !written.is_empty() && written.len() as u64 >= self.share_pages
+    }
+
+    /// Leads a cut; the caller has closed the gate. It is open afterwards.
+    pub(super) fn cut(&self, trigger: Trigger, me: Option<(usize, &VcpuFd)>) {
+        let taken = self.epochs.load(Ordering::Acquire);
+        let last = trigger == Trigger::Final || self.limits.epochs.is_some_and(|limit| taken + 1 >= limit);
+        let mut cutting = Cutting::new(&self.vcpus, me, last);
+        let Some(engine) = &self.engine else { return };
+        let outcome = lock(engine).cut(&mut cutting, trigger);
+        drop(cutting);
+        match outcome {
+            Ok(Cut::Taken { .. }) => {
+                *lock(&self.last_cut) = Instant::now();
+                self.epochs.fetch_add(1, Ordering::AcqRel);
+            }
+            Ok(Cut::Lengthened { .. } | Cut::Skipped) => return,
+            Err(error) => self.fail(error.into()),
+        }
+        self.announce();
+    }
+
+    /// Ends the run because of `error`; the first one counts.
+    pub(super) fn fail(&self, error: VmmError) {
+        lock(&self.error).get_or_insert(error);
+        self.vcpus.gate.halt();
+        self.announce();
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
