@@ -137,7 +137,10 @@ pub(super) struct Restored {
 /// Builds the machine of `chain` as it was at `epoch`.
 pub(super) fn restore_machine(chain: &Chain, epoch: EpochId, kvm: &Path, tracking: Tracking) -> Result<Restored, CliError> {
     let plan = Plan::new(chain, epoch)?;
-    let mut vm = Vm::build(kvm, machine_of(chain)?, tracking)?;
+    let mut vm = Vm::build(kvm, machine_of(chain)?, tracking).map_err(|error| match error {
+        source @ VmmError::Guest(_) => CliError::Unbuildable { file: chain.dir().join("identity.json"), source },
+        other => other.into(),
+    })?;
     let state = MachineState::from_records(plan.state(), vm.spec().vcpus);
     let state = state.map_err(|source| CliError::State { epoch, source })?;
     let bar = output::bar("restoring");

@@ -1,1 +1,1 @@
-//! The whole thing on real KVM.
+//! Tests on real KVM.
