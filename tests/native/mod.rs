@@ -1,1 +1,8 @@
 //! Tests on real KVM.
+
+mod audit;
+mod bound;
+pub(crate) mod follow;
+mod full;
+mod kill;
+mod restore;

@@ -2,7 +2,9 @@
 #![expect(unsafe_code, reason = "signals a child process")]
 
 use std::io::Read;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -184,4 +186,30 @@ pub(crate) fn number(value: &Value, path: &str) -> u64 {
 #[track_caller]
 pub(crate) fn guest_is_ok(value: &Value) -> bool {
     value.pointer("/guest/ok").and_then(Value::as_bool).unwrap_or_else(|| panic!("no guest.ok in {value}"))
+}
+
+/// A new directory that every user may enter and write to.
+pub(crate) fn open_to_all() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    dir
+}
+
+/// The command for a user without privileges: as `nobody` where this test is root. `dir` is where such a user can run it from.
+pub(crate) fn unprivileged(dir: &Path, args: impl IntoIterator<Item = impl AsRef<str>>) -> Command {
+    const NOBODY: u32 = 65534;
+    // SAFETY: takes nothing and can't fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    let mut command = slackwater(args);
+    if root {
+        // The build's own directory may be closed to others.
+        let program = dir.join("slackwater");
+        if !program.exists() {
+            std::fs::copy(env!("CARGO_BIN_EXE_slackwater"), &program).unwrap();
+        }
+        let mut copy = Command::new(&program);
+        copy.args(command.get_args()).uid(NOBODY).gid(NOBODY).current_dir("/");
+        command = copy;
+    }
+    command
 }
