@@ -1,5 +1,6 @@
 //! Slackwater checkpoints KVM virtual machines, driven by KVM's dirty ring.
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::allow_attributes, reason = "a test fails by panicking"))]
 
 pub mod page;
 

@@ -314,7 +314,7 @@ mod tests {
                 let mut taken = Vec::new();
                 while taken.len() < model.len() / 2 {
                     set.take(7, &mut taken);
-                    prop_assert_eq!(set.len() as usize + taken.len(), model.len());
+                    prop_assert_eq!(set.len() + taken.len() as u64, model.len() as u64);
                     for extra in 290..293 {
                         let new = !set.contains(Gfn(extra)) && model.contains(&Gfn(extra)) && taken.contains(&Gfn(extra));
                         if new {

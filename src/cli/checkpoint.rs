@@ -54,8 +54,8 @@ impl Checkpoint {
         let protection = self.protect.protect(&mut vm, writer, Start::Fresh)?;
         let stop = stop_on_signals()?;
         let spinner = output::spinner("the guest runs under checkpoints; Ctrl-C ends it with a last one");
-        let mut running = Running::start(vm, Some(protection), stop)?;
-        running.supervise(self.protect.limits());
+        let mut running = Running::start(vm, Some(protection), self.protect.limits(), stop)?;
+        running.supervise();
         let outcome = running.finish();
         spinner.finish_and_clear();
         if let Some(report) = RunReport::new(&outcome) {

@@ -104,14 +104,15 @@ impl Demo {
         let epoch = chain.newest();
         let restoring = Instant::now();
         let Restored { vm, pages, .. } = restore_machine(&chain, epoch, &self.kvm, Tracking::None)?;
-        let mut running = Running::start(vm, None, Stop::default())?;
+        let limits = Limits { time: Some(RESTORED_RUN), epochs: None };
+        let mut running = Running::start(vm, None, limits, Stop::default())?;
         let restored_ms = restoring.elapsed().as_secs_f64() * 1e3;
         self.say(format_args!(
             "4. Epoch {epoch}, the newest, is restored: {pages} pages in {restored_ms:.0} ms. The guest goes on in this process."
         ))?;
         let passes_at_restore = running.passes_at_start();
         running.check()?;
-        running.supervise(Limits { time: Some(RESTORED_RUN), epochs: None });
+        running.supervise();
         let outcome = running.finish();
         if let Some(error) = outcome.error {
             return Err(error.into());

@@ -1,14 +1,27 @@
-//! `slackwater host`: what this machine's KVM can do.
+//! `slackwater host`: what this machine's KVM can do, and whether tracking works on it.
 
-use std::path::PathBuf;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde::Serialize;
 
 use super::error::CliError;
 use super::output;
+use crate::epoch::{Engine, EngineOptions, Start};
 use crate::kvm::host::Host;
+use crate::kvm::ring::RingSize;
+use crate::store::verify::{VerifyOptions, verify};
+use crate::store::{NewChain, Writer, WriterOptions};
+use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Tracking, Vm, VmmError, churn, memory_regions};
 
-/// Print what this machine's KVM can do.
+const RINGS: [u32; 4] = [256, 1024, 4096, 65_536];
+const CHECK_MEMORY: u64 = 16 << 20;
+const CHECK_PAGES: &str = "churn:pages=1024,content=words";
+const CHECK_BUDGET: u64 = 256;
+const CHECK_EPOCHS: u64 = 30;
+
+/// Print what this machine's KVM can do, and check that tracking misses nothing on it.
 #[derive(Debug, Args)]
 pub(super) struct HostVerb {
     /// The KVM device.
@@ -17,11 +30,130 @@ pub(super) struct HostVerb {
     /// Print it as JSON.
     #[arg(long)]
     json: bool,
+    /// Leave out the self-checks, which run a guest for a moment.
+    #[arg(long)]
+    no_checks: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct HostReport {
+    #[serde(flatten)]
+    host: Host,
+    /// For some sizes of ring: entries, and entries in use at which the guest leaves.
+    ring_soft_limits: Vec<(u32, u32)>,
+    self_checks: Vec<SelfCheck>,
+}
+
+/// A guest was checkpointed with audits, and the chain recomputed.
+#[derive(Debug, Serialize)]
+struct SelfCheck {
+    tracker: &'static str,
+    ok: bool,
+    audits: u64,
+    tracking_lost: u64,
+    detail: String,
 }
 
 impl HostVerb {
     pub(super) fn run(self) -> Result<(), CliError> {
         let host = Host::probe(&self.kvm)?;
-        output::json(&host)
+        let ring = host.ring;
+        let soft = |entries| ring.and_then(|ring| Some((entries, ring.soft_limit(entries)?)));
+        let mut checks = Vec::new();
+        if !self.no_checks {
+            let ring_tracking = Tracking::Ring { budget: CHECK_BUDGET, ring: Some(RingSize::MIN) };
+            if ring.is_some() {
+                checks.push(self_check(&self.kvm, "ring", ring_tracking));
+            }
+            checks.push(self_check(&self.kvm, "bitmap", Tracking::Bitmap { manual_protect: host.bitmap.manual_protect }));
+        }
+        let report = HostReport { host, ring_soft_limits: RINGS.into_iter().filter_map(soft).collect(), self_checks: checks };
+        if self.json {
+            output::json(&report)?
+        } else {
+            report.print()?
+        }
+        match report.self_checks.iter().find(|check| !check.ok) {
+            None => Ok(()),
+            Some(check) => Err(CliError::Check { what: format!("the {} self-check failed: {}", check.tracker, check.detail) }),
+        }
+    }
+}
+
+fn self_check(kvm: &Path, tracker: &'static str, tracking: Tracking) -> SelfCheck {
+    let store = std::env::temp_dir().join(format!("slackwater-host-{tracker}-{}", std::process::id()));
+    let outcome = checked_run(kvm, &store, tracking);
+    // Nothing depends on it: a directory that stays is untidy, not wrong.
+    let _ = std::fs::remove_dir_all(&store);
+    match outcome {
+        Ok((audits, tracking_lost, failed)) => SelfCheck {
+            tracker,
+            ok: failed == 0 && audits > 0,
+            audits,
+            tracking_lost,
+            detail: format!("{audits} digests of all memory recomputed from the chain, {failed} differ"),
+        },
+        Err(error) => SelfCheck { tracker, ok: false, audits: 0, tracking_lost: 0, detail: error.to_string() },
+    }
+}
+
+/// Returns audits, how often tracking was lost, and how many audits differ.
+fn checked_run(kvm: &Path, store: &Path, tracking: Tracking) -> Result<(u64, u64, u64), CliError> {
+    let guest: churn::Options = CHECK_PAGES.parse().map_err(|error: churn::OptionsError| CliError::Usage(error.to_string()))?;
+    let spec = MachineSpec { memory_bytes: CHECK_MEMORY, vcpus: 1, guest: GuestSpec::Churn(guest) };
+    let mut vm = Vm::build(kvm, spec, tracking)?;
+    let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
+    let new = NewChain { memory: memory_regions(CHECK_MEMORY), vcpus: 1, machine };
+    let writer = Writer::create(store, &new, WriterOptions::default())?;
+    vm.load()?;
+    let options = EngineOptions {
+        budget_pages: usize::try_from(CHECK_BUDGET).unwrap_or(usize::MAX),
+        audit_every: NonZeroU64::new(1),
+        ..EngineOptions::default()
+    };
+    let tracker = vm.take_tracker().ok_or(CliError::Check { what: "the machine has no tracker".to_owned() })?;
+    let engine = Engine::new(vm.memory().clone(), tracker, Box::new(writer), Start::Fresh, options)?;
+    let interval = matches!(tracking, Tracking::Bitmap { .. }).then_some(std::time::Duration::from_millis(5));
+    let protection = Protection { engine, interval, base_first: true, share_pages: 0 };
+    let limits = Limits { time: None, epochs: Some(CHECK_EPOCHS) };
+    let mut running = Running::start(vm, Some(protection), limits, Stop::default())?;
+    running.supervise();
+    let outcome = running.finish();
+    if let Some(error) = outcome.error {
+        return Err(error.into());
+    }
+    let verified = verify(store, &VerifyOptions::default(), &mut |_| {})?;
+    let lost = outcome.report.map_or(0, |report| report.tracking_lost);
+    Ok((verified.audits_checked, lost, verified.audits_failed + verified.damage.len() as u64))
+}
+
+impl HostReport {
+    fn print(&self) -> Result<(), CliError> {
+        let Host { device, kernel, flavour, ring, pml, bitmap, xsave_bytes, msrs, vcpus_max, memslots_max, .. } = &self.host;
+        let flavour = format!("{flavour:?}").to_lowercase();
+        output::line(format_args!("{} of kernel {kernel}, {flavour}", device.display()))?;
+        match ring {
+            None => output::line("  dirty ring    none: only the bitmap tracker works here")?,
+            Some(ring) => {
+                let order = if ring.acquire_release { "with" } else { "without" };
+                output::line(format_args!(
+                    "  dirty ring    up to {} entries a vCPU, {order} acquire and release",
+                    ring.entries_max
+                ))?;
+                for (entries, soft) in &self.ring_soft_limits {
+                    output::line(format_args!("                {entries} entries: the guest leaves at {soft}"))?;
+                }
+            }
+        }
+        let yes = |is| if is { "yes" } else { "no" };
+        output::line(format_args!("  page modification logging (PML)  {}", yes(*pml)))?;
+        output::line(format_args!("  bitmap        manual protect {}", yes(bitmap.manual_protect)))?;
+        output::line(format_args!("  state         {xsave_bytes} bytes of XSAVE, {msrs} MSRs listed"))?;
+        output::line(format_args!("  limits        {vcpus_max} vCPUs, {memslots_max} memslots"))?;
+        for check in &self.self_checks {
+            let verdict = if check.ok { "ok" } else { "FAILED" };
+            output::line(format_args!("  self-check    {}: {verdict}, {}", check.tracker, check.detail))?;
+        }
+        Ok(())
     }
 }

@@ -73,10 +73,10 @@ impl Restore {
             None => None,
         };
         let ram_bytes = vm.spec().memory_bytes;
-        let mut running = Running::start(vm, protection, stop_on_signals()?)?;
+        let mut running = Running::start(vm, protection, self.protect.limits(), stop_on_signals()?)?;
         let passes_at_restore = running.passes_at_start();
         running.check()?;
-        running.supervise(self.protect.limits());
+        running.supervise();
         let outcome = running.finish();
         let report = RestoreReport {
             epoch,

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::guest::{CapturedState, Guest, GuestError};
 use super::options::{Durability, EngineOptions, OnStorageError};
-use super::pipeline::{Part, Pipeline, PipelineError};
+use super::pipeline::{FIRST_GENERATION, Part, Pipeline, PipelineError};
 use super::policy::{Action, Situation, decide};
 use super::report::{Counts, EpochCount, Report};
-use super::sink::Sink;
+use super::sink::{Sink, SinkError};
 use crate::format::{Commit, MemoryDigest, Phases, Trigger};
 use crate::kvm::park::Parked;
 use crate::kvm::ring::Lost;
@@ -73,6 +73,9 @@ pub enum EngineError {
     /// The pipeline's threads are gone.
     #[error("the engine's threads have ended")]
     Ended,
+    /// The engine gave up before, with another error: nothing is taken any more.
+    #[error("the engine has halted the guest")]
+    Halted,
 }
 
 /// What guest memory is when an engine is started.
@@ -135,9 +138,19 @@ pub struct Engine<C: CapturedState> {
     generation: u64,
     /// The next epoch follows a failed one: whatever it has, the chain may lack.
     store_unchanged: bool,
-    /// Tracking was lost since the last epoch.
+    /// Why that one failed.
+    failure: Option<PipelineError>,
+    /// Tracking was lost, and no epoch that compares memory has been stored or is on its way.
     recovering: bool,
+    /// The newest epoch that compared memory.
+    last_recovery: EpochId,
     base_in_progress: bool,
+    /// Pages that [`Engine::copy_base`] may yet copy: the guest may write as fast as it copies, and it has to end.
+    base_left: u64,
+    /// Pages of the next epoch that were sent off already.
+    sent_pages: u64,
+    /// The most pages in a part: a budget, or all of memory where that is less.
+    part_pages: usize,
     /// No epoch yet: the next one is the base.
     first: bool,
     /// Cuts that are not known to be durable, oldest first.
@@ -145,8 +158,16 @@ pub struct Engine<C: CapturedState> {
     storage_rests_until: Option<Instant>,
     resumed_at: Instant,
     cuts: u64,
+    /// The pages of the part in hand. Kept for its memory.
     last_pages: Vec<Gfn>,
+    /// The pages of the newest epoch that a trigger ended while the guest worked: what the copy floor is measured with.
+    floor_pages: Vec<Gfn>,
+    /// The guest was halted, or is to be.
+    halted: bool,
 }
+
+/// A rest that is longer than the clock can say is this long.
+const REST_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// The cut in hand.
 struct InHand {
@@ -176,15 +197,18 @@ impl<C: CapturedState> Engine<C> {
         if tip != expected {
             return Err(EngineError::OtherEpoch { expected, found: tip });
         }
-        let (budget_pages, slots) = (options.budget_pages.max(1), options.slots);
-        let pipeline = Pipeline::start(sink, memory.frames(), start == Start::Fresh, &mut options)
+        options.budget_pages = options.budget_pages.max(1);
+        let (budget_pages, slots) = (options.budget_pages, options.slots);
+        let part_pages = usize::try_from(memory.pages()).unwrap_or(usize::MAX).clamp(1, budget_pages);
+        let pipeline = Pipeline::start(sink, memory.frames(), part_pages, start == Start::Fresh, &mut options)
             .map_err(|source| EngineError::Start { slots, budget_pages, source })?;
-        let mut pending = PageSet::new(memory.frames(), budget_pages);
+        let mut pending = PageSet::new(memory.frames(), part_pages);
         if start == Start::InUse {
             memory.runs().for_each(|run| pending.insert_run(run));
         }
         Ok(Self {
             counts: Counts::new(budget_pages as u64),
+            base_left: memory.pages(),
             memory,
             tracker,
             pipeline,
@@ -192,16 +216,22 @@ impl<C: CapturedState> Engine<C> {
             pending,
             captured: C::default(),
             next: tip.next(),
-            generation: 1,
+            generation: FIRST_GENERATION,
             store_unchanged: false,
+            failure: None,
             recovering: false,
+            last_recovery: EpochId::NONE,
+            sent_pages: 0,
+            part_pages,
             base_in_progress: start == Start::InUse,
             first: tip == EpochId::NONE,
             not_durable: VecDeque::new(),
             storage_rests_until: None,
             resumed_at: Instant::now(),
             cuts: 0,
-            last_pages: Vec::with_capacity(budget_pages),
+            last_pages: Vec::with_capacity(part_pages),
+            floor_pages: Vec::with_capacity(part_pages),
+            halted: false,
         })
     }
 
@@ -212,17 +242,28 @@ impl<C: CapturedState> Engine<C> {
     /// if they must; the others do as [`super::WhenBehind`] says.
     ///
     /// # Errors
-    /// [`EngineError::Guest`]: no epoch was taken, nothing is lost, and the guest runs. All others: the guest was halted.
+    /// [`EngineError::Guest`]: no epoch was taken, nothing is lost, and the guest runs. All others: the guest was halted, and every further call is
+    /// answered by [`EngineError::Halted`].
     pub fn cut<G: Guest<State = C>>(&mut self, guest: &mut G, trigger: Trigger) -> Result<Cut, EngineError> {
+        let outcome = if self.halted { Err(EngineError::Halted) } else { self.try_cut(guest, trigger) };
+        if outcome.as_ref().is_err_and(|error| !matches!(error, EngineError::Guest { .. })) {
+            self.halted = true;
+            guest.halt();
+        }
+        outcome
+    }
+
+    /// As [`cut`](Self::cut). After any error but [`EngineError::Guest`], the guest may be parked.
+    fn try_cut<G: Guest<State = C>>(&mut self, guest: &mut G, trigger: Trigger) -> Result<Cut, EngineError> {
         let mut hand = InHand { phases: Phases::default(), entered_at: Instant::now() };
-        self.absorb_failure().inspect_err(|_| guest.halt())?;
+        self.absorb_failure()?;
         let must_cut = matches!(trigger, Trigger::Request | Trigger::Final);
         if must_cut {
-            self.complete_base().inspect_err(|_| guest.halt())?;
+            self.complete_base()?;
         }
         let situation = Situation {
             storage_keeps_up: self.storage_keeps_up(),
-            storage_rests: self.storage_rests_until.is_some_and(|until| Instant::now() < until),
+            storage_rests: self.storage_rests(),
             base_in_progress: self.base_in_progress,
             must_cut,
             when_behind: self.options.when_behind,
@@ -230,43 +271,63 @@ impl<C: CapturedState> Engine<C> {
         let action = decide(&situation);
         match (action, trigger) {
             (Action::Drain | Action::DrainOrWait, Trigger::Interval) => return Ok(Cut::Skipped),
-            (Action::WaitAndCut, _) => self.wait_for_storage(guest, &mut hand)?,
+            (Action::WaitAndCut, _) => self.wait_for_storage(&mut hand)?,
             _ => {}
         }
         park(guest, &mut hand)?;
         if matches!(action, Action::Drain | Action::DrainOrWait) {
-            self.collect(guest, &mut hand)?;
+            self.collect(&mut hand)?;
             if action == Action::Drain || self.holds_another_ring() {
                 self.resume(guest);
                 self.counts.drain();
                 return Ok(Cut::Lengthened { pages: self.pending.len() });
             }
-            self.wait_for_storage(guest, &mut hand)?;
+            self.wait_for_storage(&mut hand)?;
         }
         self.take(guest, trigger, &mut hand)
     }
 
     /// Copies up to a budget of pages of the base beside the running guest. Call it again, with cuts in between as they come, until it returns
-    /// false: the next cut then completes the base. Only for [`Start::InUse`].
+    /// false: the next cut then completes the base. It comes to that however much the guest writes. While storage is left alone after a failure, it
+    /// returns true and copies nothing. Only for [`Start::InUse`].
     ///
     /// # Errors
-    /// [`EngineError::Memory`], [`EngineError::Ended`].
+    /// [`EngineError::Storage`], [`EngineError::Memory`], [`EngineError::Ended`], [`EngineError::Halted`]. The next [`cut`](Self::cut) halts the
+    /// guest.
     pub fn copy_base(&mut self) -> Result<bool, EngineError> {
-        if !self.base_in_progress || self.pipeline.has_failed() {
-            return Ok(self.base_in_progress);
+        if self.halted {
+            return Err(EngineError::Halted);
         }
-        if self.pending.len() <= self.options.budget_pages as u64 {
+        if self.base_in_progress && self.storage_rests() && !self.pipeline.has_failed() {
+            return Ok(true);
+        }
+        self.copy_base_part().inspect_err(|_| self.halted = true)
+    }
+
+    fn copy_base_part(&mut self) -> Result<bool, EngineError> {
+        if !self.base_in_progress {
+            return Ok(false);
+        }
+        self.absorb_failure()?;
+        if self.pending.len() <= self.part_pages as u64 || self.base_left == 0 {
             self.base_in_progress = false;
             return Ok(false);
         }
         self.copy_part()?;
         self.submit_part(Instant::now(), None);
+        let copied = self.last_pages.len() as u64;
+        self.base_left = self.base_left.saturating_sub(copied);
+        self.sent_pages += copied;
         Ok(true)
     }
 
-    /// Waits until everything taken so far is in the chain, and durable where the mode promises that. Returns whether it is.
+    /// Waits until everything taken so far is in the chain, and durable where the mode promises that. Returns whether it is. After a failure it is not,
+    /// until another epoch was taken.
     #[must_use]
     pub fn flush(&self) -> bool {
+        if self.store_unchanged {
+            return false;
+        }
         let last = EpochId(self.next.0 - 1);
         match self.options.durability {
             Durability::None => self.pipeline.wait_committed(last),
@@ -293,8 +354,9 @@ impl<C: CapturedState> Engine<C> {
         if let Some(floor) = self.measure_copy_floor() {
             self.counts.copy_floor(floor);
         }
-        let Self { pipeline, counts, options, .. } = self;
+        let Self { pipeline, counts, options, failure: noticed, .. } = self;
         let (progress, failure) = pipeline.finish();
+        let failure = failure.or(noticed);
         Finished { report: counts.report(&progress), error: failure.map(|failure| storage(&progress, &options, failure)) }
     }
 
@@ -303,16 +365,16 @@ impl<C: CapturedState> Engine<C> {
         let cut_at = Instant::now();
         let time_unix_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, ns);
         if let Err(error) = self.capture(guest) {
-            // Nothing was collected yet.
+            // What was collected up to now stays pending.
             self.resume(guest);
             return Err(error);
         }
         hand.phases.state_ns = ns(cut_at.elapsed());
-        self.collect(guest, hand)?;
-        let pages = self.pending.len();
+        self.collect(hand)?;
+        let pages = self.sent_pages + self.pending.len();
         let whole = self.first || self.recovering || self.store_unchanged;
-        let copied = self.copy_all(cut_at, hand).and_then(|parts| Ok((parts, self.audit()?)));
-        let (parts, audit) = copied.inspect_err(|_| guest.halt())?;
+        let parts = self.copy_all(cut_at, hand)?;
+        let audit = self.audit()?;
         let epoch = self.next;
         let commit = Commit {
             epoch,
@@ -332,10 +394,18 @@ impl<C: CapturedState> Engine<C> {
         self.submit_part(cut_at, Some(commit));
         self.next = epoch.next();
         self.cuts += 1;
+        if self.recovering {
+            self.last_recovery = epoch;
+        }
+        if parts == 1 && matches!(trigger, Trigger::RingFull | Trigger::Interval) {
+            self.floor_pages.clone_from(&self.last_pages);
+        }
         // Before a failure is noticed below, which sets these again.
         (self.first, self.recovering, self.store_unchanged, self.base_in_progress) = (false, false, false, false);
+        (self.failure, self.storage_rests_until, self.sent_pages) = (None, None, 0);
         if waits {
-            self.wait_for_commit(guest, epoch, hand)?;
+            self.wait_for_commit(epoch, hand)?;
+            self.resume(guest);
         } else if self.options.durability != Durability::None {
             self.not_durable.push_back((epoch, cut_at));
         }
@@ -353,7 +423,7 @@ impl<C: CapturedState> Engine<C> {
     /// Copies all pending pages. All parts but the last are sent off; returns how many parts there are.
     fn copy_all(&mut self, cut_at: Instant, hand: &mut InHand) -> Result<u64, EngineError> {
         let mut parts = 1;
-        while self.pending.len() > self.options.budget_pages as u64 {
+        while self.pending.len() > self.part_pages as u64 {
             self.copy_and_time(hand)?;
             self.submit_part(cut_at, None);
             parts += 1;
@@ -363,7 +433,7 @@ impl<C: CapturedState> Engine<C> {
     }
 
     /// Adds what was written since the last collection to the pending pages.
-    fn collect<G: Guest<State = C>>(&mut self, guest: &mut G, hand: &mut InHand) -> Result<(), EngineError> {
+    fn collect(&mut self, hand: &mut InHand) -> Result<(), EngineError> {
         let mut scope = ();
         let parked = Parked::vouch(&mut scope);
         let start = Instant::now();
@@ -384,7 +454,6 @@ impl<C: CapturedState> Engine<C> {
         self.counts.tracking_lost();
         self.recovering = true;
         if let Err(source) = self.tracker.rearm(&parked) {
-            guest.halt();
             return Err(EngineError::Tracking { lost, source });
         }
         let Self { memory, pending, .. } = self;
@@ -406,7 +475,7 @@ impl<C: CapturedState> Engine<C> {
     /// Copies up to a budget of pending pages into the slot in hand.
     fn copy_part(&mut self) -> Result<(), EngineError> {
         self.last_pages.clear();
-        self.pending.take(self.options.budget_pages, &mut self.last_pages);
+        self.pending.take(self.part_pages, &mut self.last_pages);
         let slot = self.pipeline.slot().ok_or(EngineError::Ended)?;
         slot.arena.clear();
         slot.arena.copy_from(&self.memory, &mut self.last_pages.iter().copied())?;
@@ -468,8 +537,12 @@ impl<C: CapturedState> Engine<C> {
         (cut_at.elapsed() > window).then_some(oldest)
     }
 
-    /// Waits until storage keeps up. The guest may be parked or not; it is halted where storage has failed for good.
-    fn wait_for_storage<G: Guest<State = C>>(&mut self, guest: &mut G, hand: &mut InHand) -> Result<(), EngineError> {
+    fn storage_rests(&self) -> bool {
+        self.storage_rests_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Waits until storage keeps up. The guest may be parked or not.
+    fn wait_for_storage(&mut self, hand: &mut InHand) -> Result<(), EngineError> {
         let start = Instant::now();
         while let Some(oldest) = self.lag() {
             if !self.pipeline.wait_durable(oldest) {
@@ -478,30 +551,22 @@ impl<C: CapturedState> Engine<C> {
         }
         let slot = self.pipeline.slot().is_some();
         hand.phases.stall_ns += ns(start.elapsed());
-        let absorbed = if slot { self.absorb_failure() } else { Err(EngineError::Ended) };
-        absorbed.inspect_err(|_| guest.halt())
+        if slot { self.absorb_failure() } else { Err(EngineError::Ended) }
     }
 
-    fn wait_for_commit<G: Guest<State = C>>(
-        &mut self,
-        guest: &mut G,
-        epoch: EpochId,
-        hand: &mut InHand,
-    ) -> Result<(), EngineError> {
+    /// Waits until `epoch` is durable, or has failed and may be tried again.
+    fn wait_for_commit(&mut self, epoch: EpochId, hand: &mut InHand) -> Result<(), EngineError> {
         let start = Instant::now();
         let durable = self.pipeline.wait_durable(epoch);
         hand.phases.stall_ns += ns(start.elapsed());
-        if !durable {
-            self.absorb_failure().inspect_err(|_| guest.halt())?;
-        }
-        self.resume(guest);
-        Ok(())
+        if durable { Ok(()) } else { self.absorb_failure() }
     }
 
-    /// A base that is still being copied is completed by the cut itself, with the guest parked.
+    /// A base that is still being copied is completed by the cut itself: beside the guest, but for what storage has failed to take by then.
     fn complete_base(&mut self) -> Result<(), EngineError> {
-        while self.copy_base()? {
-            if self.pipeline.has_failed() {
+        let parts = self.memory.pages().div_ceil(self.part_pages as u64);
+        for _ in 0..parts {
+            if !self.copy_base_part()? {
                 break;
             }
         }
@@ -514,15 +579,22 @@ impl<C: CapturedState> Engine<C> {
             return Ok(());
         }
         let Some((failure, generation)) = self.pipeline.take_failure(&mut self.pending) else { return Err(EngineError::Ended) };
-        self.generation = generation + 1;
+        self.generation = generation;
         self.store_unchanged = true;
         self.not_durable.clear();
         // The number of an epoch of which parts went to the sink is not used again.
         self.next = self.next.next();
+        (self.sent_pages, self.base_left) = (0, self.memory.pages());
+        let progress = self.pipeline.progress();
+        // Of a chain that latched, only what is durable is known to be there.
+        let latched = matches!(failure, PipelineError::Sink(SinkError::Latched(_)));
+        self.recovering |= self.last_recovery > if latched { progress.durable } else { progress.committed };
         match self.options.on_storage_error {
-            OnStorageError::Stop => Err(storage(&self.pipeline.progress(), &self.options, failure)),
+            OnStorageError::Stop => Err(storage(&progress, &self.options, failure)),
             OnStorageError::Continue { retry_after } => {
-                self.storage_rests_until = Some(Instant::now() + retry_after);
+                let now = Instant::now();
+                self.storage_rests_until = now.checked_add(retry_after).or(now.checked_add(REST_MAX));
+                self.failure = Some(failure);
                 Ok(())
             }
         }
@@ -531,10 +603,10 @@ impl<C: CapturedState> Engine<C> {
     /// The time that copying as many pages as the last epoch had takes, again and again: the least that a pause can be.
     fn measure_copy_floor(&mut self) -> Option<Duration> {
         const ROUNDS: usize = 32;
-        if self.last_pages.is_empty() || self.pipeline.has_failed() {
+        if self.floor_pages.is_empty() || self.pipeline.has_failed() {
             return None;
         }
-        let pages = self.last_pages.clone();
+        let pages = &self.floor_pages;
         let slot = self.pipeline.slot()?;
         let mut times = Vec::with_capacity(ROUNDS);
         for _ in 0..ROUNDS {

@@ -16,6 +16,9 @@ use crate::format::{BLOCK_PAGES, Commit, FRAME_HEADER_BYTES, FormatError};
 use crate::memory::Arena;
 use crate::page::{EpochId, PAGE_SIZE, PageSet};
 
+/// The generation of the first parts.
+pub(super) const FIRST_GENERATION: u64 = 1;
+
 /// A part of an epoch: all of it, or up to a budget of its pages.
 #[derive(Debug)]
 pub(super) struct Part {
@@ -72,6 +75,9 @@ pub(super) struct State<C> {
     pub(super) failed_pages: PageSet,
     /// What is of this generation or older is thrown away.
     pub(super) failed_generation: u64,
+    /// What the engine cuts now is of this generation. A failure fails all of it: whatever the engine cut before it noticed may build on what
+    /// failed.
+    pub(super) generation: u64,
     /// The threads are gone.
     ended: bool,
 }
@@ -124,18 +130,26 @@ pub(super) struct Pipeline<C> {
 }
 
 impl<C: CapturedState> Pipeline<C> {
-    /// Takes all memory and starts the threads. `frames` bounds the frames of guest memory; `known_zero` says that it begins as zeros.
-    pub(super) fn start(sink: Box<dyn Sink>, frames: u64, known_zero: bool, options: &mut EngineOptions) -> io::Result<Self> {
+    /// Takes all memory and starts the threads. `frames` bounds the frames of guest memory, `part_pages` the pages of a part; `known_zero` says that
+    /// memory begins as zeros.
+    pub(super) fn start(
+        sink: Box<dyn Sink>,
+        frames: u64,
+        part_pages: usize,
+        known_zero: bool,
+        options: &mut EngineOptions,
+    ) -> io::Result<Self> {
         let slots = options.slots.max(2);
-        let budget = options.budget_pages.max(1);
-        let blocks = budget.div_ceil(BLOCK_PAGES);
+        let blocks = part_pages.div_ceil(BLOCK_PAGES);
+        // Address space only, until pages are touched: room for a part whose pages do not compress.
+        let frames_bytes = part_pages.saturating_mul(PAGE_SIZE).saturating_add(blocks * (FRAME_HEADER_BYTES + 128) + (64 << 10));
         let free = (0..slots)
             .map(|_| {
                 let part =
                     Part { epoch: EpochId::NONE, generation: 0, store_unchanged: false, cut_at: Instant::now(), commit: None };
-                // Address space only, until pages are touched: room for a budget of pages that do not compress.
-                let frames = Vec::with_capacity(budget * PAGE_SIZE + blocks * (FRAME_HEADER_BYTES + 128) + (64 << 10));
-                Ok(Slot { arena: Arena::new(budget)?, state: C::default(), frames, part, encoded: Ok(()) })
+                let mut frames = Vec::new();
+                frames.try_reserve_exact(frames_bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
+                Ok(Slot { arena: Arena::new(part_pages)?, state: C::default(), frames, part, encoded: Ok(()) })
             })
             .collect::<io::Result<Vec<_>>>()?;
         let shared = Arc::new(Shared {
@@ -143,8 +157,9 @@ impl<C: CapturedState> Pipeline<C> {
                 free,
                 progress: Progress { committed: sink.tip(), durable: sink.tip(), ..Progress::default() },
                 failure: None,
-                failed_pages: PageSet::new(frames, budget),
+                failed_pages: PageSet::new(frames, part_pages),
                 failed_generation: 0,
+                generation: FIRST_GENERATION,
                 ended: false,
             }),
             changed: Condvar::new(),
@@ -152,8 +167,8 @@ impl<C: CapturedState> Pipeline<C> {
         let (parts, to_encode) = sync_channel::<Slot<C>>(slots);
         let (encoded, to_write) = sync_channel::<Slot<C>>(slots);
         let contents = Contents::new(frames, known_zero, random_seed());
-        let encoder = Encoder::new(sink.chain(), options.compression, contents, budget);
-        let writer = Writer::new(sink, shared.clone(), frames, budget, options.durability, options.on_commit.take());
+        let encoder = Encoder::new(sink.chain(), options.compression, contents, part_pages);
+        let writer = Writer::new(sink, shared.clone(), frames, part_pages, options.durability, options.on_commit.take());
         let ending = Ending(shared.clone());
         let threads = vec![
             Builder::new().name("slackwater-encode".into()).spawn(move || encoder.run(&to_encode, &encoded))?,
@@ -212,8 +227,8 @@ impl<C: CapturedState> Pipeline<C> {
         state.failure.is_some() || state.ended
     }
 
-    /// If something failed: waits until nothing older is in flight, moves the pages that are not in the chain into `pages`, and returns why and the
-    /// generation that failed.
+    /// If something failed: waits until nothing of its generation is in flight, moves the pages that are not in the chain into `pages`, and returns why
+    /// and the generation that begins now.
     pub(super) fn take_failure(&mut self, pages: &mut PageSet) -> Option<(PipelineError, u64)> {
         self.shared.lock().failure.as_ref()?;
         let all = self.slots - usize::from(self.spare.is_some());
@@ -223,7 +238,8 @@ impl<C: CapturedState> Pipeline<C> {
             pages.insert(gfn);
         }
         state.failed_pages.clear();
-        Some((failure, state.failed_generation))
+        state.generation += 1;
+        Some((failure, state.generation))
     }
 
     /// Lets the pipeline run empty, closes the chain and ends the threads.

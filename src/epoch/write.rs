@@ -15,17 +15,49 @@ pub(super) struct Writer<C> {
     shared: Arc<Shared<C>>,
     durability: Durability,
     on_commit: Option<OnCommit>,
-    /// Pages of parts and epochs that were appended and are not durable.
-    unsynced: PageSet,
-    /// The first of these epochs was cut then.
-    unsynced_since: Option<Instant>,
-    unsynced_epochs: u64,
-    /// The newest generation seen.
-    generation: u64,
-    /// The sink takes nothing until it was opened again.
-    latched: bool,
     /// Parts of this epoch were appended, its commit was not.
     open_epoch: Option<EpochId>,
+    /// The pages of those parts. They are apart from `unsynced` because a sync that comes between two parts makes none of them durable.
+    open_pages: PageSet,
+    /// Epochs that were appended and are not known to be durable.
+    unsynced_epochs: EpochRuns,
+    /// Their pages.
+    unsynced: PageSet,
+    /// The first of them was cut then.
+    unsynced_since: Option<Instant>,
+    /// The sink takes nothing until it was opened again.
+    latched: bool,
+    /// The commit of this epoch latched the sink: it counts as failed, and may be found when the sink is opened again.
+    doubtful: Option<EpochId>,
+    /// The newest epoch that was told to `on_commit`.
+    released: EpochId,
+}
+
+/// Rising epoch numbers. Takes memory for each gap in them, and not for each number.
+#[derive(Debug, Default)]
+struct EpochRuns(Vec<(EpochId, u64)>);
+
+impl EpochRuns {
+    fn push(&mut self, epoch: EpochId) {
+        match self.0.last_mut() {
+            Some((first, count)) if first.0.saturating_add(*count) == epoch.0 => *count += 1,
+            _ => self.0.push((epoch, 1)),
+        }
+    }
+
+    fn len(&self) -> u64 {
+        self.0.iter().map(|(_, count)| count).sum()
+    }
+
+    /// How many are at most `newest`.
+    fn up_to(&self, newest: EpochId) -> u64 {
+        let within = |(first, count): &(EpochId, u64)| newest.next().0.saturating_sub(first.0).min(*count);
+        self.0.iter().map(within).sum()
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
+    }
 }
 
 impl<C> Writer<C> {
@@ -33,21 +65,23 @@ impl<C> Writer<C> {
         sink: Box<dyn Sink>,
         shared: Arc<Shared<C>>,
         frames: u64,
-        budget: usize,
+        part_pages: usize,
         durability: Durability,
         on_commit: Option<OnCommit>,
     ) -> Self {
         Self {
+            released: sink.tip(),
             sink,
             shared,
             durability,
             on_commit,
-            unsynced: PageSet::new(frames, budget.saturating_mul(4)),
-            unsynced_since: None,
-            unsynced_epochs: 0,
-            generation: 0,
-            latched: false,
             open_epoch: None,
+            open_pages: PageSet::new(frames, part_pages),
+            unsynced_epochs: EpochRuns::default(),
+            unsynced: PageSet::new(frames, part_pages.saturating_mul(4)),
+            unsynced_since: None,
+            latched: false,
+            doubtful: None,
         }
     }
 
@@ -73,54 +107,65 @@ impl<C> Writer<C> {
     /// When the epochs appended must be synced: half of the window is left for the sync itself.
     fn deadline(&self) -> Option<Instant> {
         match self.durability {
-            Durability::Group(window) => self.unsynced_since.map(|since| since + window / 2),
+            Durability::Group(window) => self.unsynced_since.and_then(|since| since.checked_add(window / 2)),
             Durability::Epoch | Durability::None => None,
         }
     }
 
     fn take(&mut self, mut slot: Slot<C>) {
         if slot.part.generation <= self.shared.lock().failed_generation {
-            self.fail_pages_of(&slot);
+            self.give_back(&slot);
             self.shared.release(slot);
             return;
         }
-        self.generation = slot.part.generation;
-        let outcome = self.append(&mut slot);
-        for gfn in slot.arena.gfns() {
-            self.unsynced.insert(*gfn);
-        }
-        let cut_at = slot.part.cut_at;
-        match outcome {
-            Ok(None) => {}
+        match self.append(&mut slot) {
+            Ok(None) => {
+                for gfn in slot.arena.gfns() {
+                    self.open_pages.insert(*gfn);
+                }
+            }
             Ok(Some(bytes)) => {
-                self.unsynced_since.get_or_insert(cut_at);
-                self.unsynced_epochs += 1;
+                for gfn in slot.arena.gfns().iter().copied().chain(self.open_pages.iter()) {
+                    self.unsynced.insert(gfn);
+                }
+                self.open_pages.clear();
+                self.unsynced_epochs.push(slot.part.epoch);
+                self.unsynced_since.get_or_insert(slot.part.cut_at);
                 self.count(&slot, bytes);
                 match self.durability {
                     Durability::Epoch => self.sync(),
                     Durability::Group(_) => {}
-                    Durability::None => self.released(slot.part.epoch),
+                    Durability::None => self.release_outputs(slot.part.epoch),
                 }
             }
-            Err(error) => self.fail(error),
+            Err(error) => {
+                self.give_back(&slot);
+                self.fail(error);
+            }
         }
         self.shared.release(slot);
     }
 
     /// Appends a part; with the last one, the bytes of the epoch.
     fn append(&mut self, slot: &mut Slot<C>) -> Result<Option<u64>, PipelineError> {
+        // The parts before one that could not be encoded stay in the sink until the next epoch comes.
         std::mem::replace(&mut slot.encoded, Ok(()))?;
         if self.latched {
-            self.sink.reopen()?;
-            self.latched = false;
+            let newest = self.sink.reopen()?;
+            self.reopened(newest);
         }
+        // After any error of the sink, what it had of the epoch is gone.
         if self.open_epoch.take().is_some_and(|open| open != slot.part.epoch) {
             self.sink.abort()?;
         }
         match slot.part.commit {
             Some(mut commit) => {
                 commit.base = self.sink.tip() == EpochId::NONE;
-                Ok(Some(self.sink.commit(&slot.frames, commit)?))
+                let committed = self.sink.commit(&slot.frames, commit);
+                if let Err(SinkError::Latched(_)) = committed {
+                    self.doubtful = Some(slot.part.epoch);
+                }
+                Ok(Some(committed?))
             }
             None => {
                 self.sink.append(slot.part.epoch, &slot.frames)?;
@@ -128,6 +173,26 @@ impl<C> Writer<C> {
                 Ok(None)
             }
         }
+    }
+
+    /// The chain ends at `newest` now, which is durable.
+    fn reopened(&mut self, newest: EpochId) {
+        self.latched = false;
+        self.open_epoch = None;
+        let found = self.unsynced_epochs.up_to(newest);
+        let lost = self.unsynced_epochs.len() - found;
+        let doubtful = self.doubtful.take().is_some_and(|epoch| epoch <= newest);
+        self.unsynced_epochs.clear();
+        let mut state = self.shared.lock();
+        let progress = &mut state.progress;
+        progress.committed = newest;
+        progress.durable = newest;
+        progress.epochs = progress.epochs - lost + u64::from(doubtful);
+        progress.failed_epochs = progress.failed_epochs + lost - u64::from(doubtful);
+        progress.durable_epochs += found + u64::from(doubtful);
+        drop(state);
+        self.shared.notify();
+        self.release_outputs(newest);
     }
 
     fn count(&self, slot: &Slot<C>, bytes: u64) {
@@ -154,45 +219,51 @@ impl<C> Writer<C> {
     fn synced(&mut self, durable: EpochId) {
         self.unsynced.clear();
         self.unsynced_since = None;
-        let epochs = std::mem::take(&mut self.unsynced_epochs);
+        let epochs = self.unsynced_epochs.len();
+        self.unsynced_epochs.clear();
         let mut state = self.shared.lock();
         state.progress.durable = durable;
         state.progress.durable_epochs += epochs;
         drop(state);
         self.shared.notify();
-        self.released(durable);
+        self.release_outputs(durable);
     }
 
-    fn released(&mut self, epoch: EpochId) {
+    fn release_outputs(&mut self, epoch: EpochId) {
+        if epoch <= self.released {
+            return;
+        }
+        self.released = epoch;
         if let Some(on_commit) = &mut self.on_commit {
             on_commit(epoch);
         }
     }
 
-    /// Gives up everything of the generation in hand. Pages of epochs that are not known to be durable must come again.
+    /// Gives up everything that is in flight. Pages that are not in the chain must come again, and where the sink latched, those of all epochs that
+    /// are not known to be durable.
     fn fail(&mut self, error: PipelineError) {
         tracing::warn!(error = &error as &dyn std::error::Error, "an epoch could not be stored");
-        self.latched |= matches!(error, PipelineError::Sink(SinkError::Latched(_)));
-        self.open_epoch = None;
         let mut state = self.shared.lock();
-        for gfn in self.unsynced.iter() {
+        for gfn in self.open_pages.iter() {
             state.failed_pages.insert(gfn);
         }
-        if !matches!(error, PipelineError::Sink(SinkError::Latched(_))) {
-            // What was appended before is in the chain and will be synced; it only comes again.
-            state.progress.failed_epochs += 1;
-        } else {
-            let lost = std::mem::take(&mut self.unsynced_epochs);
-            state.progress.failed_epochs += lost.max(1);
+        self.open_pages.clear();
+        if matches!(error, PipelineError::Sink(SinkError::Latched(_))) {
+            for gfn in self.unsynced.iter() {
+                state.failed_pages.insert(gfn);
+            }
+            self.unsynced.clear();
             self.unsynced_since = None;
+            self.latched = true;
         }
-        state.failed_generation = self.generation;
+        state.failed_generation = state.generation;
         state.failure = Some(error);
         drop(state);
         self.shared.notify();
     }
 
-    fn fail_pages_of(&self, slot: &Slot<C>) {
+    /// Has the pages of a part that is not stored come again.
+    fn give_back(&self, slot: &Slot<C>) {
         let mut state = self.shared.lock();
         for gfn in slot.arena.gfns() {
             state.failed_pages.insert(*gfn);
@@ -201,10 +272,10 @@ impl<C> Writer<C> {
     }
 
     fn close(&mut self) {
-        if self.open_epoch.take().is_some() {
-            if let Err(error) = self.sink.abort() {
-                self.fail(error.into());
-            }
+        if self.open_epoch.take().is_some()
+            && let Err(error) = self.sink.abort()
+        {
+            self.fail(error.into());
         }
         if self.latched {
             return; // what is there is read back by whoever opens the chain next
@@ -215,5 +286,20 @@ impl<C> Writer<C> {
             Ok(_) => {}
             Err(error) => self.fail(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_count_numbers_up_to_one() {
+        let mut runs = EpochRuns::default();
+        [2, 3, 4, 7, 9, 10].into_iter().for_each(|epoch| runs.push(EpochId(epoch)));
+        assert_eq!((runs.len(), runs.0.len()), (6, 3));
+        let counts: Vec<_> = (0..12).map(|newest| runs.up_to(EpochId(newest))).collect();
+        assert_eq!(counts, [0, 0, 1, 2, 3, 3, 3, 4, 4, 5, 6, 6]);
+        assert_eq!(runs.up_to(EpochId(u64::MAX)), 6);
     }
 }

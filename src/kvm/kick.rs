@@ -52,7 +52,7 @@ impl Kick {
     /// # Errors
     /// The error of `mmap`.
     pub fn new(vcpu: &impl AsRawFd, signal: i32) -> io::Result<Self> {
-        let run = MmapOptions::new().len(PAGE_SIZE).map_raw(&vcpu.as_raw_fd())?;
+        let run = MmapOptions::new().len(PAGE_SIZE).map_raw(vcpu.as_raw_fd())?;
         Ok(Self { run, signal, thread: AtomicI32::new(0) })
     }
 
@@ -70,7 +70,7 @@ impl Kick {
         if thread != 0 {
             // SAFETY: takes numbers. If the thread has ended, the call fails with ESRCH, or in the worst case another thread of this very
             // process gets a signal whose handler does nothing.
-            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, self.signal) };
+            unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), thread, self.signal) };
         }
     }
 

@@ -10,6 +10,8 @@ pub mod park;
 pub mod ring;
 pub mod xsave;
 
+#[cfg(all(test, feature = "vmm"))]
+pub(crate) mod test_guest;
 mod vm;
 
 pub use vm::VmHandle;

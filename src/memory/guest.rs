@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn writes_through_vm_memory_are_recorded_and_fills_are_not() {
         let memory = two_regions();
-        memory.ram().write_slice(&[7; 5000], GuestAddress(33 * PAGE_SIZE_U64 - 100)).expect_err("starts in the hole");
+        memory.ram().write_slice(&[7; 5000], GuestAddress(32 * PAGE_SIZE_U64 - 100)).expect_err("starts in the hole");
         memory.ram().write_slice(&[7; 5000], GuestAddress(33 * PAGE_SIZE_U64)).expect("write");
         memory.fill_page(Gfn(2), &[9; PAGE_SIZE]).expect("fill");
         let mut written = Vec::new();

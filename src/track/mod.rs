@@ -8,6 +8,8 @@
 mod bitmap;
 mod ring;
 mod simulated;
+#[cfg(all(test, feature = "vmm"))]
+mod tests;
 
 pub use bitmap::BitmapTracker;
 pub use ring::RingTracker;

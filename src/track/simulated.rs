@@ -90,7 +90,8 @@ impl Tracker for SimulatedTracker {
         let mut kernel = self.0.kernel();
         let ring = std::mem::take(&mut kernel.ring);
         let entries = ring.len() as u64;
-        let mut lost = (ring.len() == kernel.entries || std::mem::take(&mut kernel.overflowed))
+        let overflowed = std::mem::take(&mut kernel.overflowed);
+        let mut lost = (overflowed || ring.len() == kernel.entries)
             .then(|| Lost::Overflow { vcpu: 0, entries: u32::try_from(kernel.entries).unwrap_or(u32::MAX) });
         let forgotten = std::mem::take(&mut kernel.short_reset).min(ring.len());
         if forgotten > 0 {
@@ -99,10 +100,9 @@ impl Tracker for SimulatedTracker {
         let protect = ring.len() - forgotten;
         for (place, gfn) in ring.iter().enumerate() {
             insert(into, Some(*gfn), 0, gfn.0)?;
-            if let (true, Ok(index)) = (place < protect, usize::try_from(gfn.0)) {
-                if let Some(writable) = kernel.writable.get_mut(index) {
-                    *writable = false;
-                }
+            let index = usize::try_from(gfn.0).ok().filter(|_| place < protect);
+            if let Some(writable) = index.and_then(|index| kernel.writable.get_mut(index)) {
+                *writable = false;
             }
         }
         kernel.ring = ring;

@@ -118,6 +118,8 @@ impl Gate {
                 seat.kick.kick();
             }
         }
+        // A kick does not end the sleep of a vCPU that rests.
+        self.announce();
         self.wait_until(|| others().all(|seat| seat.state.load(Ordering::SeqCst) != RUNNING));
     }
 

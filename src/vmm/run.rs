@@ -39,7 +39,7 @@ pub struct Protection {
 pub struct Limits {
     /// After this time.
     pub time: Option<Duration>,
-    /// After so many epochs.
+    /// After so many epochs, the base included. The guest does not run on after the last.
     pub epochs: Option<u64>,
 }
 
@@ -114,6 +114,7 @@ pub(super) struct Shared {
     memory: GuestMemory,
     engine: Option<Mutex<Engine<MachineState>>>,
     share_pages: u64,
+    limits: Limits,
     epochs: AtomicU64,
     last_cut: Mutex<Instant>,
     first_entry: Mutex<Option<Instant>>,
@@ -140,7 +141,9 @@ impl Shared {
 
     /// Leads a cut; the caller has closed the gate. It is open afterwards.
     pub(super) fn cut(&self, trigger: Trigger, me: Option<(usize, &VcpuFd)>) {
-        let mut cutting = Cutting::new(self, me, trigger == Trigger::Final);
+        let taken = self.epochs.load(Ordering::Acquire);
+        let last = trigger == Trigger::Final || self.limits.epochs.is_some_and(|limit| taken + 1 >= limit);
+        let mut cutting = Cutting::new(self, me, last);
         let Some(engine) = &self.engine else { return };
         let outcome = lock(engine).cut(&mut cutting, trigger);
         drop(cutting);
@@ -152,9 +155,7 @@ impl Shared {
             Ok(Cut::Lengthened { .. } | Cut::Skipped) => return,
             Err(error) => self.fail(error.into()),
         }
-        if trigger == Trigger::RingFull {
-            self.announce();
-        }
+        self.announce();
     }
 
     /// Ends the run because of `error`; the first one counts.
@@ -176,11 +177,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts the vCPU threads; with protection whose base comes first, takes it before they enter the guest. `stop` ends the run.
+    /// Starts the vCPU threads; with protection whose base comes first, takes it before they enter the guest. `limits` and `stop` end the
+    /// run.
     ///
     /// # Errors
     /// [`VmmError`]: threads, or the base epoch.
-    pub fn start(vm: Vm, protection: Option<Protection>, stop: Stop) -> Result<Self, VmmError> {
+    pub fn start(vm: Vm, protection: Option<Protection>, limits: Limits, stop: Stop) -> Result<Self, VmmError> {
         let memory = vm.memory().clone();
         let Vm { fd, vcpus, capture, spec, .. } = vm;
         let signal = kick::default_signal();
@@ -204,6 +206,7 @@ impl Running {
             memory,
             engine,
             share_pages,
+            limits,
             epochs: AtomicU64::new(0),
             last_cut: Mutex::new(Instant::now()),
             first_entry: Mutex::new(None),
@@ -240,26 +243,29 @@ impl Running {
     }
 
     /// Lets the guest run until a limit is reached, it is asked to stop, or something fails.
-    pub fn supervise(&mut self, limits: Limits) {
-        let end = limits.time.map(|time| self.started + time);
+    pub fn supervise(&mut self) {
         let shared = &self.shared;
-        let enough = || limits.epochs.is_some_and(|limit| shared.epochs.load(Ordering::Acquire) >= limit);
-        let over = || shared.stop.is_asked() || shared.gate.is_halted() || enough();
+        let end = shared.limits.time.map(|time| self.started + time);
+        let over = || shared.stop.is_asked() || shared.gate.is_halted();
         while !over() && end.is_none_or(|end| Instant::now() < end) {
             let Some(interval) = self.interval else {
                 shared.stop.wait_until(end, over);
                 continue;
             };
-            let due = *lock(&shared.last_cut) + interval;
-            if Instant::now() < due {
-                let deadline = end.map_or(due, |end| end.min(due));
-                shared.stop.wait_until(Some(deadline), over);
+            let due = || *lock(&shared.last_cut) + interval;
+            if Instant::now() < due() {
+                shared.stop.wait_until(Some(end.map_or(due(), |end| end.min(due()))), over);
             } else if shared.gate.lead() {
+                // Another cut may have come first.
+                if Instant::now() < due() {
+                    shared.gate.open();
+                    continue;
+                }
                 shared.cut(Trigger::Interval, None);
-                // If storage is behind, nothing was cut: try again in a moment.
-                let retry = Instant::now() + (interval / 8).clamp(Duration::from_micros(200), Duration::from_millis(10));
-                if *lock(&shared.last_cut) + interval <= Instant::now() {
-                    shared.stop.wait_until(Some(retry), over);
+                if due() <= Instant::now() {
+                    // Storage is behind, and nothing was cut: try again in a moment.
+                    let moment = (interval / 8).clamp(Duration::from_micros(200), Duration::from_millis(10));
+                    shared.stop.wait_until(Some(Instant::now() + moment), over);
                 }
             }
         }
@@ -302,6 +308,10 @@ impl Running {
     pub fn request(&self) -> Result<(), VmmError> {
         if self.shared.gate.lead() {
             self.shared.cut(Trigger::Request, None);
+        }
+        if let Some(engine) = &self.shared.engine {
+            // Where this fails, the next cut says why.
+            let _ = lock(engine).flush();
         }
         match lock(&self.shared.error).take() {
             Some(error) => Err(error),

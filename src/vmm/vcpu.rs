@@ -185,10 +185,10 @@ impl Guest for Cutting<'_> {
         // The VM comes before the vCPUs: see `machine`, "Order".
         capture_vm(&shared.fd, &shared.capture, vm)?;
         let mut own = self.me.map(|(index, fd)| (index, fd, VcpuState::default()));
-        if let Some((index, _, state)) = &mut own {
-            if let Some(vcpu) = vcpus.get_mut(*index) {
-                std::mem::swap(vcpu, state);
-            }
+        if let Some((index, _, state)) = &mut own
+            && let Some(vcpu) = vcpus.get_mut(*index)
+        {
+            std::mem::swap(vcpu, state);
         }
         let mine = || {
             let captured = own.as_mut().map_or(Ok(()), |(_, fd, state)| capture_vcpu(fd, &shared.capture, state));
@@ -199,10 +199,10 @@ impl Guest for Cutting<'_> {
                 std::mem::swap(vcpu, state);
             }
         });
-        if let Some((index, _, state)) = own {
-            if let Some(vcpu) = vcpus.get_mut(index) {
-                *vcpu = state;
-            }
+        if let Some((index, _, state)) = own
+            && let Some(vcpu) = vcpus.get_mut(index)
+        {
+            *vcpu = state;
         }
         captured.map_err(|CaptureFailed(error)| error)
     }

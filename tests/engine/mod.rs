@@ -1,1 +1,13 @@
-//! The engine on a simulated tracker: no KVM, no clock, no disk.
+//! The engine on a simulated tracker: no KVM, no clock, and but for the audits no disk.
+//!
+//! The oracle of all tests is [`World::oracle`](harness::World::oracle): each epoch of the chain, decoded, is the guest's memory and state at that
+//! epoch's cut.
+
+mod behind;
+mod durability;
+mod failures;
+mod harness;
+mod model;
+mod starts;
+mod tracking;
+mod triggers;

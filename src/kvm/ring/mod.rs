@@ -37,6 +37,8 @@
 
 mod entry;
 mod rings;
+#[cfg(all(test, feature = "vmm"))]
+mod tests;
 
 pub use rings::{DirtyPage, Harvest, Lost, Reset, RingError, RingSize, VmRings, support};
 

@@ -196,7 +196,7 @@ impl VmRings {
         let map = MmapOptions::new()
             .offset(offset)
             .len(entries * ENTRY_BYTES as usize)
-            .map_raw(&vcpu.as_raw_fd())
+            .map_raw(vcpu.as_raw_fd())
             .map_err(|source| RingError::Map { vcpu: self.rings.len(), source })?;
         self.rings.push(Ring { map, entries, cursor: Cursor::default() });
         self.pages.reserve(self.rings.len() * entries - self.pages.len());
@@ -281,6 +281,13 @@ impl<'r> Harvest<'r> {
         let blocked = SignalsBlocked::new();
         let outcome = self.rings.reset_ioctl();
         drop(blocked);
+        self.finish(outcome)
+    }
+
+    /// [`reset`](Self::reset) as it must not be done.
+    #[cfg(test)]
+    pub(super) fn reset_with_signals(self) -> Result<Reset<'r>, RingError> {
+        let outcome = self.rings.reset_ioctl();
         self.finish(outcome)
     }
 

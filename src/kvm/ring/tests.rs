@@ -1,0 +1,156 @@
+//! Rings on real KVM.
+#![expect(unsafe_code, reason = "sends signals to a thread")]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::*;
+use crate::kvm::kick;
+use crate::kvm::park::Parked;
+use crate::kvm::test_guest::{FIRST_FREE, FRAMES, TestGuest, kvm_or_skip};
+use crate::page::{Gfn, PageRun};
+
+const ENTRIES: u32 = 4096;
+
+fn run(first: u64, count: u64) -> PageRun {
+    PageRun { first: Gfn(FIRST_FREE + first), count }
+}
+
+fn listed(rings: &mut VmRings) -> BTreeSet<u64> {
+    let harvest = rings.harvest();
+    let mut scope = ();
+    let pages = harvest.while_parked(&Parked::vouch(&mut scope)).iter().map(|page| page.offset).collect();
+    let reset = harvest.reset().unwrap();
+    assert_eq!(reset.lost, None);
+    pages
+}
+
+#[test]
+fn native_a_harvest_without_a_reset_is_noticed() {
+    if !kvm_or_skip("native_a_harvest_without_a_reset_is_noticed") {
+        return;
+    }
+    let (mut guest, rings) = TestGuest::new(Some(ENTRIES));
+    let mut rings = rings.unwrap();
+    guest.write(run(0, 10));
+    drop(rings.harvest());
+    // The pages are writable: this write is never listed.
+    guest.write(run(0, 10));
+    let harvest = rings.harvest();
+    assert_eq!(harvest.lost(), Some(Lost::NotReset));
+    assert_eq!(harvest.reset().unwrap().lost, Some(Lost::NotReset));
+    guest.write(run(0, 10));
+    assert!(listed(&mut rings).is_superset(&(FIRST_FREE..FIRST_FREE + 10).collect()));
+}
+
+#[test]
+fn native_the_guest_leaves_at_the_soft_limit() {
+    if !kvm_or_skip("native_the_guest_leaves_at_the_soft_limit") {
+        return;
+    }
+    let (mut guest, rings) = TestGuest::new(Some(256));
+    let mut rings = rings.unwrap();
+    listed(&mut rings);
+    let written = guest.write(run(0, 1000));
+    let pages = listed(&mut rings);
+    assert!(written < 256, "the guest ran on: {written}");
+    assert!((100..256).contains(&pages.len()), "{}", pages.len());
+    // Everything that was written is listed; the last page listed may not be written yet.
+    assert!((FIRST_FREE..FIRST_FREE + written).all(|gfn| pages.contains(&gfn)));
+}
+
+#[test]
+fn native_rings_come_before_vcpus_and_only_once() {
+    if !kvm_or_skip("native_rings_come_before_vcpus_and_only_once") {
+        return;
+    }
+    let (guest, rings) = TestGuest::new(None);
+    assert!(rings.is_none());
+    let late = VmRings::enable(guest.handle(), RingSize::MIN);
+    assert!(matches!(late, Err(RingError::Enable { entries: 256, .. })), "{late:?}");
+    let (max, _) = support(&guest.handle()).unwrap();
+    let large = RingSize::new(max.entries() * 2).unwrap();
+    let large = VmRings::enable(guest.handle(), large);
+    assert!(matches!(large, Err(RingError::TooLarge { max_entries, .. }) if max_entries == max.entries()), "{large:?}");
+    for entries in [0, 1, 128, 255, 257, 1000, u32::MAX] {
+        assert!(matches!(RingSize::new(entries), Err(RingError::Size { .. })), "{entries}");
+    }
+}
+
+/// Another thread that signals this one without pause while it is on.
+struct Storm {
+    on: Arc<AtomicBool>,
+    /// Whether the reset blocks signals, as it must.
+    blocked: bool,
+}
+
+/// One pass: dirty, harvest, reset while another thread signals this one without pause. Returns whether the reset said that it lost pages, and how many of the
+/// pages of the pass before were not listed although they were reset.
+fn storm_pass(guest: &mut TestGuest, rings: &mut VmRings, pages: u64, storm: &Storm) -> (bool, usize) {
+    guest.write(run(0, pages));
+    let harvest = rings.harvest();
+    let mut scope = ();
+    let seen: BTreeSet<_> = harvest.while_parked(&Parked::vouch(&mut scope)).iter().map(|page| page.offset).collect();
+    let missing = (FIRST_FREE..FIRST_FREE + pages).filter(|gfn| !seen.contains(gfn)).count();
+    // Only now: under a storm of signals the guest would not get on.
+    storm.on.store(true, Ordering::SeqCst);
+    let reset = if storm.blocked { harvest.reset() } else { harvest.reset_with_signals() };
+    storm.on.store(false, Ordering::SeqCst);
+    (reset.unwrap().lost.is_some(), missing)
+}
+
+#[test]
+fn native_signals_do_not_disturb_a_reset_and_a_short_one_is_noticed() {
+    if !kvm_or_skip("native_signals_do_not_disturb_a_reset_and_a_short_one_is_noticed") {
+        return;
+    }
+    let passes = if std::env::var_os("SLACKWATER_NESTED").is_some() { 10 } else { 60 };
+    let pages = 3000.min(FRAMES - FIRST_FREE);
+    kick::install_handler(kick::default_signal()).unwrap();
+    for blocked in [true, false] {
+        let (mut guest, rings) = TestGuest::new(Some(ENTRIES));
+        let mut rings = rings.unwrap();
+        listed(&mut rings);
+        guest.write(run(0, pages));
+        listed(&mut rings);
+        let (storm, done) = (Storm { on: Arc::default(), blocked }, Arc::new(AtomicBool::new(false)));
+        let process = std::process::id();
+        // SAFETY: takes nothing and can't fail.
+        let thread = unsafe { libc::gettid() };
+        let thunder = {
+            let (on, done) = (storm.on.clone(), done.clone());
+            std::thread::spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    if !on.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                        continue;
+                    }
+                    // SAFETY: takes numbers; the thread outlives this one, and the signal's handler does nothing.
+                    unsafe { libc::syscall(libc::SYS_tgkill, process, thread, kick::default_signal()) };
+                    // Time to take one in: a thread that is signalled faster than it can answer never gets on.
+                    (0..100).for_each(|_| std::hint::spin_loop());
+                }
+            })
+        };
+        let mut noticed = 0;
+        let mut unnoticed = 0;
+        for _ in 0..passes {
+            let before = noticed > 0;
+            let (lost, missing) = storm_pass(&mut guest, &mut rings, pages, &storm);
+            unnoticed += if before { 0 } else { missing };
+            noticed += usize::from(lost);
+        }
+        done.store(true, Ordering::Relaxed);
+        thunder.join().unwrap();
+        // No page may be missing before a reset has said that pages may be.
+        assert_eq!(unnoticed, 0, "signals blocked: {blocked}");
+        if blocked {
+            assert_eq!(noticed, 0, "a reset with signals blocked was cut short");
+        } else if let Some(true) =
+            crate::kvm::host::Host::probe(crate::kvm::host::KVM_PATH.as_ref()).unwrap().reset_stops_on_signal
+        {
+            assert!(noticed > 0, "no reset was cut short: the test can't fail");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! One test body for all trackers: what a guest wrote is listed, once, and again when it is written again.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::kvm::test_guest::{FIRST_FREE, FRAMES, TestGuest, kvm_or_skip};
+use crate::page::PageRun;
+
+/// A guest and its tracker.
+trait Harness {
+    /// The guest writes to a frame.
+    fn write(&mut self, gfn: Gfn);
+    fn tracker(&mut self) -> &mut dyn Tracker;
+    /// Frames that only the test writes to.
+    fn free(&self) -> std::ops::Range<u64>;
+}
+
+struct Simulated {
+    memory: SimulatedMemory,
+    tracker: SimulatedTracker,
+}
+
+impl Harness for Simulated {
+    fn write(&mut self, gfn: Gfn) {
+        let _full = self.memory.write(gfn);
+    }
+
+    fn tracker(&mut self) -> &mut dyn Tracker {
+        &mut self.tracker
+    }
+
+    fn free(&self) -> std::ops::Range<u64> {
+        0..512
+    }
+}
+
+struct Native {
+    guest: TestGuest,
+    tracker: Box<dyn Tracker>,
+}
+
+impl Harness for Native {
+    fn write(&mut self, gfn: Gfn) {
+        assert_eq!(self.guest.write(PageRun { first: gfn, count: 1 }), 1);
+    }
+
+    fn tracker(&mut self) -> &mut dyn Tracker {
+        &mut *self.tracker
+    }
+
+    fn free(&self) -> std::ops::Range<u64> {
+        FIRST_FREE..FRAMES
+    }
+}
+
+fn collect(harness: &mut dyn Harness) -> BTreeSet<u64> {
+    let free = harness.free();
+    let mut set = PageSet::new(FRAMES, 64);
+    let mut scope = ();
+    let collected = harness.tracker().collect(&Parked::vouch(&mut scope), &mut set).unwrap();
+    assert_eq!(collected.lost, None);
+    assert!(collected.entries >= set.len());
+    set.iter().map(|gfn| gfn.0).filter(|gfn| free.contains(gfn)).collect()
+}
+
+/// A small generator of numbers (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+fn random(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut value = *seed;
+    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+fn conformance(harness: &mut dyn Harness) {
+    let mut seed = 7;
+    println!("seed {seed}");
+    let free = harness.free();
+    collect(harness);
+    assert_eq!(collect(harness), BTreeSet::new(), "nothing was written");
+    let mut rewritten = Vec::new();
+    for round in 0..20 {
+        let count = random(&mut seed) % 150;
+        let mut model: BTreeSet<u64> = (0..count).map(|_| free.start + random(&mut seed) % (free.end - free.start)).collect();
+        // Pages of the round before are protected again, so writing to them is listed again.
+        model.extend(rewritten.iter().copied().take(20));
+        for gfn in model.iter().chain(model.iter().take(5)) {
+            harness.write(Gfn(*gfn));
+        }
+        assert_eq!(collect(harness), model, "round {round}");
+        rewritten = model.into_iter().collect();
+    }
+    assert_eq!(collect(harness), BTreeSet::new(), "the last round was taken");
+    // What is in the log when tracking begins anew is dropped, and everything is tracked afterwards.
+    for gfn in free.clone().take(40) {
+        harness.write(Gfn(gfn));
+    }
+    let mut scope = ();
+    harness.tracker().rearm(&Parked::vouch(&mut scope)).unwrap();
+    for gfn in free.clone().take(30) {
+        harness.write(Gfn(gfn));
+    }
+    assert_eq!(collect(harness), free.clone().take(30).collect());
+}
+
+#[test]
+fn simulated() {
+    let memory = SimulatedMemory::new(512, 256, 16);
+    conformance(&mut Simulated { tracker: SimulatedTracker::new(memory.clone()), memory });
+}
+
+#[test]
+fn simulated_faults_are_told() {
+    let memory = SimulatedMemory::new(512, 64, 16);
+    let mut tracker = SimulatedTracker::new(memory.clone());
+    let mut set = PageSet::new(512, 512);
+    let mut scope = ();
+    let parked = Parked::vouch(&mut scope);
+    let fulls: Vec<_> = (0..64).map(|gfn| memory.write(Gfn(gfn))).collect();
+    assert_eq!(fulls.iter().position(|full| *full), Some(47), "the ring is full at its soft limit");
+    let lost = tracker.collect(&parked, &mut set).unwrap().lost;
+    assert_eq!(lost, Some(Lost::Overflow { vcpu: 0, entries: 64 }));
+    memory.cut_next_reset_short(3);
+    for gfn in 0..10 {
+        let _full = memory.write(Gfn(gfn));
+    }
+    let lost = tracker.collect(&parked, &mut set).unwrap().lost;
+    assert_eq!(lost, Some(Lost::Reset { harvested: 10, reset: 7 }));
+    set.clear();
+    for gfn in 0..10 {
+        let _full = memory.write(Gfn(gfn));
+    }
+    tracker.collect(&parked, &mut set).unwrap();
+    assert_eq!(set.len(), 7, "three pages go unlogged");
+}
+
+#[test]
+fn native_ring() {
+    if !kvm_or_skip("native_ring") {
+        return;
+    }
+    let (guest, rings) = TestGuest::new(Some(1024));
+    let tracker = Box::new(RingTracker::new(guest.handle(), guest.memory.clone(), rings.unwrap()));
+    conformance(&mut Native { guest, tracker });
+}
+
+#[test]
+fn native_bitmap() {
+    for manual_protect in [false, true] {
+        if !kvm_or_skip("native_bitmap") {
+            return;
+        }
+        let (guest, _) = TestGuest::new(None);
+        let tracker = Box::new(BitmapTracker::new(guest.handle(), guest.memory.clone(), manual_protect).unwrap());
+        conformance(&mut Native { guest, tracker });
+    }
+}
