@@ -40,6 +40,9 @@ struct DigestReport {
 impl Digest {
     pub(super) fn run(self) -> Result<(), CliError> {
         let chain = Chain::open(&self.store)?;
+        if let (None, Some(damage)) = (self.epoch, chain.damage().first()) {
+            return Err(CliError::DamagedBehind { dir: self.store, newest: chain.newest(), found: damage.to_string() });
+        }
         let epoch = chain.epoch(self.epoch.map_or(chain.newest(), EpochId))?;
         let audit = epoch.commit.audit;
         let epoch = epoch.commit.epoch;

@@ -52,10 +52,18 @@ pub(super) enum CliError {
     },
     #[error("the store {} is damaged", dir.display())]
     Damaged { dir: PathBuf },
-    #[error("the store {} is damaged behind epoch {newest}: {found}", dir.display())]
+    #[error("the store {} is damaged", dir.display())]
+    Unsound { dir: PathBuf, hint: String },
+    #[error("the store {} is damaged {}: {found}", dir.display(), behind(*newest))]
     DamagedBehind { dir: PathBuf, newest: EpochId, found: String },
     #[error("{}: the machine that it describes is not the one whose memory it lists", file.display())]
     MachineMismatch { file: PathBuf },
+    #[error("{}: the machine that it describes can't be built", file.display())]
+    Unbuildable {
+        file: PathBuf,
+        #[source]
+        source: VmmError,
+    },
     #[error("epoch {epoch} is not the newest, which is {newest}: going on from an older one would drop what came after it")]
     NotNewest { epoch: EpochId, newest: EpochId },
     #[error("{what}")]
@@ -115,6 +123,8 @@ impl CliError {
             Self::Verify(VerifyError::Identity { .. })
             | Self::State { .. }
             | Self::Damaged { .. }
+            | Self::Unsound { .. }
+            | Self::Unbuildable { .. }
             | Self::DamagedBehind { .. }
             | Self::MachineMismatch { .. } => DAMAGE,
             Self::Restore(_) | Self::Verify(_) | Self::Host(_) | Self::Output(_) | Self::System { .. } | Self::Check { .. } => {
@@ -139,9 +149,10 @@ impl CliError {
             }
             Self::DamagedBehind { newest, .. } if newest.0 > 0 => {
                 return Some(format!(
-                    "`--epoch {newest}` restores the newest epoch before the damage; `slackwater verify` lists what is damaged"
+                    "`--epoch {newest}` asks for the newest epoch before the damage; `slackwater verify` lists what is damaged"
                 ));
             }
+            Self::Unsound { hint, .. } => hint,
             Self::Damaged { .. } | Self::DamagedBehind { .. } => "`slackwater verify` lists what is damaged",
             Self::Restore(error) if error.is_damage() => {
                 "`slackwater verify` lists what is damaged; an epoch before it may be whole"
@@ -150,4 +161,8 @@ impl CliError {
         };
         Some(hint.to_owned())
     }
+}
+
+fn behind(newest: EpochId) -> String {
+    if newest == EpochId::NONE { "from its first epoch on".to_owned() } else { format!("behind epoch {newest}") }
 }

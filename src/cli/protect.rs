@@ -46,7 +46,7 @@ enum OnStorageErrorName {
 #[derive(Debug, Args)]
 pub(super) struct ProtectArgs {
     /// The most pages in an epoch.
-    #[arg(long, value_name = "PAGES", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..=1 << 28))]
+    #[arg(long, value_name = "PAGES", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(..=1 << 28))]
     budget: u64,
     /// End an epoch after this time at the latest.
     #[arg(long, value_name = "TIME", value_parser = time_above_zero)]
@@ -108,6 +108,9 @@ impl ProtectArgs {
             }
             TrackerName::Bitmap if self.ring.is_some() => {
                 return Err(CliError::Usage("`--ring` goes with `--tracker ring`".to_owned()));
+            }
+            TrackerName::Bitmap if self.budget == 0 => {
+                return Err(CliError::Usage("`--budget 0`: the smallest that works with `--tracker bitmap` is 1".to_owned()));
             }
             TrackerName::Bitmap => Tracking::Bitmap { manual_protect: true },
         })

@@ -137,7 +137,10 @@ pub(super) struct Restored {
 /// Builds the machine of `chain` as it was at `epoch`.
 pub(super) fn restore_machine(chain: &Chain, epoch: EpochId, kvm: &Path, tracking: Tracking) -> Result<Restored, CliError> {
     let plan = Plan::new(chain, epoch)?;
-    let mut vm = Vm::build(kvm, machine_of(chain)?, tracking)?;
+    let mut vm = Vm::build(kvm, machine_of(chain)?, tracking).map_err(|error| match error {
+        source @ VmmError::Guest(_) => CliError::Unbuildable { file: chain.dir().join("identity.json"), source },
+        other => other.into(),
+    })?;
     let state = MachineState::from_records(plan.state(), vm.spec().vcpus);
     let state = state.map_err(|source| CliError::State { epoch, source })?;
     let bar = output::bar("restoring");
@@ -153,9 +156,11 @@ pub(super) fn restore_machine(chain: &Chain, epoch: EpochId, kvm: &Path, trackin
 /// The machine of a chain, whose description must fit the memory that the chain is about.
 fn machine_of(chain: &Chain) -> Result<MachineSpec, CliError> {
     let identity = chain.identity();
-    let spec: MachineSpec = serde_json::from_value(identity.machine.clone()).map_err(VmmError::Machine)?;
+    let file = || chain.dir().join("identity.json");
+    let spec: MachineSpec = serde_json::from_value(identity.machine.clone())
+        .map_err(|error| CliError::Unbuildable { file: file(), source: VmmError::Machine(error) })?;
     if memory_regions(spec.memory_bytes) != identity.memory || spec.vcpus != identity.vcpus {
-        return Err(CliError::MachineMismatch { file: chain.dir().join("identity.json") });
+        return Err(CliError::MachineMismatch { file: file() });
     }
     Ok(spec)
 }

@@ -7,7 +7,10 @@ use clap::Args;
 use super::error::CliError;
 use super::output;
 use super::units::bytes_text;
-use crate::store::verify::{VerifyOptions, VerifyReport, verify};
+use crate::store::verify::{DamageKind, VerifyOptions, VerifyReport, verify};
+
+/// How many pieces of damage people are shown; `--json` has more.
+const DAMAGE_SHOWN: usize = 20;
 
 /// Check a store: every frame, every page, every audit.
 #[derive(Debug, Args)]
@@ -23,7 +26,11 @@ pub(super) struct Verify {
 impl Verify {
     pub(super) fn run(self) -> Result<(), CliError> {
         let bar = output::bar("verifying");
-        let report = verify(&self.store, &VerifyOptions::default(), &mut |progress| {
+        let mut options = VerifyOptions::default();
+        if !self.json {
+            options.damage_max = DAMAGE_SHOWN;
+        }
+        let report = verify(&self.store, &options, &mut |progress| {
             bar.set_length(progress.bytes_total);
             bar.set_position(progress.bytes);
         })?;
@@ -33,7 +40,19 @@ impl Verify {
         } else {
             print(&report)?
         }
-        if report.is_sound() { Ok(()) } else { Err(CliError::Damaged { dir: self.store }) }
+        if report.is_sound() { Ok(()) } else { Err(CliError::Unsound { hint: hint(&report), dir: self.store }) }
+    }
+}
+
+/// What can still be had.
+fn hint(report: &VerifyReport) -> String {
+    let audit = report.damage.iter().find(|damage| damage.kind == DamageKind::AuditMismatch);
+    match (audit.and_then(|damage| damage.epoch), report.newest) {
+        (Some(epoch), _) => {
+            format!("from epoch {epoch} on, memory in the store is not what the guest had: restore an epoch before it")
+        }
+        (None, Some(newest)) => format!("`slackwater restore --epoch {newest}` restores the newest epoch before the damage"),
+        (None, None) => "no epoch comes before the damage".to_owned(),
     }
 }
 

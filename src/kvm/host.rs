@@ -94,8 +94,9 @@ pub enum HostError {
 impl HostError {
     /// What to do about it, in a sentence without a final stop.
     #[must_use]
-    pub const fn hint(&self) -> &'static str {
+    pub fn hint(&self) -> &'static str {
         match self {
+            Self::Absent { path } if path != Path::new(KVM_PATH) => "give the path of the KVM device, usually /dev/kvm",
             Self::Absent { .. } | Self::NoDriver { .. } => {
                 "enable virtualization in the firmware (or nested virtualization in the outer hypervisor), and load kvm_intel or kvm_amd"
             }

@@ -1,1 +1,6 @@
-//! Bad input to the command: each with a message that names what and where, and the exit code of the design.
+//! Bad input to the command: each gives its exit code and a message that says what and where, and changes nothing.
+
+mod flips;
+mod host;
+mod options;
+mod stores;

@@ -1,1 +1,8 @@
-//! The whole thing on real KVM.
+//! Tests on real KVM.
+
+mod audit;
+mod bound;
+pub(crate) mod follow;
+mod full;
+mod kill;
+mod restore;

@@ -1,0 +1,48 @@
+//! Watching a chain that a writer is at work on.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use slackwater::store::Chain;
+
+/// No chain of a test is waited for longer.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What a reader saw committed: each epoch's commit hash.
+pub(crate) type Seen = BTreeMap<u64, u128>;
+
+/// What is committed now.
+pub(crate) fn committed(store: &Path) -> Seen {
+    let Ok(chain) = Chain::open(store) else { return Seen::new() };
+    chain.epochs().iter().map(|epoch| (epoch.commit.epoch.0, epoch.hash)).collect()
+}
+
+/// Polls until `enough` holds of what is committed, and returns that.
+#[track_caller]
+pub(crate) fn wait_until(store: &Path, mut enough: impl FnMut(&Seen) -> bool) -> Seen {
+    let start = Instant::now();
+    loop {
+        let seen = committed(store);
+        if enough(&seen) {
+            return seen;
+        }
+        assert!(start.elapsed() < LIMIT, "{}: only {} epochs after {LIMIT:?}", store.display(), seen.len());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Waits until so many epochs are committed.
+#[track_caller]
+pub(crate) fn wait_for_epochs(store: &Path, epochs: usize) -> Seen {
+    wait_until(store, |seen| seen.len() >= epochs)
+}
+
+/// That every epoch that was seen committed is still there, the same.
+#[track_caller]
+pub(crate) fn nothing_is_missing(store: &Path, seen: &Seen) {
+    let now = committed(store);
+    for (epoch, hash) in seen {
+        assert_eq!(now.get(epoch), Some(hash), "epoch {epoch} was committed, and is gone or another");
+    }
+}

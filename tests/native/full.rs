@@ -1,0 +1,144 @@
+//! A full disk: said clearly, nothing committed is lost, and the chain goes on when there is space again.
+#![expect(unsafe_code, reason = "mounts a small tmpfs")]
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::native::follow;
+use crate::support::command::{Running, guest_is_ok, number, run, slackwater};
+use crate::support::{kvm_or_skip, skip};
+
+/// A tmpfs of a fixed size, unmounted at the end.
+struct Small {
+    place: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Small {
+    /// None, loudly, where this user may not mount.
+    fn mount(test: &str, megabytes: u32) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("disk");
+        std::fs::create_dir(&place).unwrap();
+        match mount(&place, megabytes, 0) {
+            Ok(()) => Some(Self { place, _dir: dir }),
+            Err(error) => {
+                skip(test, &format!("mounting a tmpfs: {error}"));
+                None
+            }
+        }
+    }
+
+    fn resize(&self, megabytes: u32) {
+        mount(&self.place, megabytes, libc::MS_REMOUNT).unwrap();
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let found = rustix::fs::statvfs(&self.place).unwrap();
+        found.f_bavail * found.f_frsize
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let place = CString::new(self.place.as_os_str().as_bytes()).unwrap();
+        // SAFETY: a path that ends in a zero byte.
+        unsafe { libc::umount2(place.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+fn mount(place: &Path, megabytes: u32, flags: libc::c_ulong) -> std::io::Result<()> {
+    let place = CString::new(place.as_os_str().as_bytes()).unwrap();
+    let options = CString::new(format!("size={megabytes}M")).unwrap();
+    let kind = c"tmpfs".as_ptr();
+    // SAFETY: all are texts that end in a zero byte, as tmpfs takes them.
+    let result = unsafe { libc::mount(kind, place.as_ptr(), kind, flags, options.as_ptr().cast()) };
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
+const GUEST: &str = "--memory 16M --vcpus 2 --guest churn:pages=1500,content=random --budget 512 --audit 1";
+
+#[test]
+fn the_guest_stops_and_goes_on_later() {
+    let test = "native::full::the_guest_stops_and_goes_on_later";
+    if !kvm_or_skip(test) {
+        return;
+    }
+    for durability in ["group:10", "epoch", "none"] {
+        let Some(disk) = Small::mount(test, 12) else { return };
+        let store = disk.place.join("store");
+        let path = store.display();
+        let stopped = run(&format!("checkpoint --store {path} {GUEST} --durability {durability} --on-storage-error stop --json"));
+        let stopped = stopped.expect(1).says(&[
+            "could not be stored",
+            "segment-00000001",
+            "No space left on device",
+            "--on-storage-error continue",
+        ]);
+        let report = stopped.json();
+        assert!(guest_is_ok(&report) && number(&report, "/failed_epochs") >= 1, "{report}");
+
+        let seen = follow::committed(&store);
+        assert!(seen.len() > 2, "{} epochs fit", seen.len());
+        // What the message calls committed is there.
+        let committed = stopped.stderr.split("epochs behind ").nth(1).unwrap().split_whitespace().next().unwrap();
+        assert!(seen.contains_key(&committed.parse().unwrap()), "{stopped}");
+        let verified = run(&format!("verify --store {path} --json")).expect(0).json();
+        assert_eq!((number(&verified, "/audits_failed"), number(&verified, "/epochs")), (0, seen.len() as u64), "{verified}");
+        let restored = run(&format!("restore --store {path} --for 50ms --json")).expect(0).json();
+        assert!(guest_is_ok(&restored), "{restored}");
+        // Still no space: the same message, and nothing lost.
+        run(&format!("restore --continue --store {path} --budget 512 --json")).expect(1).says(&["No space left on device"]);
+        follow::nothing_is_missing(&store, &seen);
+
+        disk.resize(200);
+        let restored =
+            run(&format!("restore --continue --store {path} --budget 512 --audit 1 --epochs 8 --json")).expect(0).json();
+        assert!(guest_is_ok(&restored), "{restored}");
+        assert!(number(&restored, "/checkpoint/epochs") >= 8, "{restored}");
+        follow::nothing_is_missing(&store, &seen);
+        let verified = run(&format!("verify --store {path} --json")).expect(0).json();
+        assert_eq!(number(&verified, "/audits_failed"), 0, "{verified}");
+        assert!(number(&verified, "/epochs") >= seen.len() as u64 + 8, "{verified}");
+    }
+}
+
+#[test]
+fn the_guest_runs_on_and_is_stored_when_there_is_space() {
+    let test = "native::full::the_guest_runs_on_and_is_stored_when_there_is_space";
+    if !kvm_or_skip(test) {
+        return;
+    }
+    for durability in ["group:10", "none"] {
+        let Some(disk) = Small::mount(test, 12) else { return };
+        let store = disk.place.join("store");
+        let path = store.display();
+        let line = format!("checkpoint --store {path} {GUEST} --durability {durability} --on-storage-error continue --json");
+        let mut running = Running::start(&mut slackwater(line.split_whitespace()));
+        // Full: no epoch fits any more, and none came for a while.
+        let (mut newest, mut since) = (0, Instant::now());
+        let seen = follow::wait_until(&store, |seen| {
+            if seen.len() != newest {
+                (newest, since) = (seen.len(), Instant::now());
+            }
+            newest > 2 && since.elapsed() > Duration::from_millis(700)
+        });
+        assert!(disk.free_bytes() < 6 << 20, "{} bytes are free", disk.free_bytes());
+        assert!(!running.has_ended(), "the guest was to run on");
+        disk.resize(400);
+        follow::wait_for_epochs(&store, seen.len() + 6);
+        running.signal(libc::SIGTERM);
+        let ended = running.wait().expect(0).says(&["could not be stored"]);
+        let report = ended.json();
+        assert!(guest_is_ok(&report) && number(&report, "/failed_epochs") >= 1, "{report}");
+        assert!(number(&report, "/max_epoch_pages") <= 512, "{report}");
+        follow::nothing_is_missing(&store, &seen);
+        let verified = run(&format!("verify --store {path} --json")).expect(0).json();
+        assert_eq!((number(&verified, "/audits_failed"), &verified["torn_tail"]), (0, &serde_json::Value::Null), "{verified}");
+        assert_eq!(number(&verified, "/audits_checked"), number(&verified, "/epochs"), "{verified}");
+        let restored = run(&format!("restore --store {path} --for 50ms --json")).expect(0).json();
+        assert!(guest_is_ok(&restored), "{restored}");
+    }
+}

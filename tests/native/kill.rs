@@ -1,0 +1,56 @@
+//! A process that is killed at any moment loses nothing that was committed.
+
+use std::time::Duration;
+
+use crate::native::follow::{self, Seen};
+use crate::support::command::{Running, guest_is_ok, number, run, slackwater};
+use crate::support::{Random, kvm_or_skip, rounds};
+
+/// Modes of durability: a killed process loses nothing in any of them.
+const DURABILITIES: [&str; 4] = ["epoch", "group:10", "none", "group:1"];
+
+#[test]
+fn a_killed_guest_goes_on_from_the_last_checkpoint() {
+    if !kvm_or_skip("native::kill::a_killed_guest_goes_on_from_the_last_checkpoint") {
+        return;
+    }
+    let mut random = Random::seeded("native::kill", 3);
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let path = store.display();
+    let mut seen = Seen::new();
+    let mut passes = 0;
+    for (round, durability) in (0..rounds(2, 8, 50)).zip(DURABILITIES.iter().cycle()) {
+        let verb = match round {
+            0 => "checkpoint --memory 32M --vcpus 2 --guest churn:pages=2000,content=words",
+            _ => "restore --continue",
+        };
+        let line = format!("{verb} --store {path} --budget 512 --durability {durability} --audit 5");
+        let running = Running::start(&mut slackwater(line.split_whitespace()));
+        let enough = seen.len() + 1 + usize::try_from(random.below(20)).unwrap();
+        follow::wait_for_epochs(&store, enough);
+        // Anywhere within an epoch: this is no wait for anything.
+        std::thread::sleep(Duration::from_micros(random.below(20_000)));
+        seen = follow::committed(&store);
+        running.kill();
+
+        follow::nothing_is_missing(&store, &seen);
+        seen = follow::committed(&store);
+        let newest = *seen.keys().next_back().unwrap();
+        let report = run(&format!("verify --store {path} --json")).expect(0).json();
+        assert_eq!((number(&report, "/audits_failed"), number(&report, "/epochs")), (0, seen.len() as u64), "{report}");
+        let report = run(&format!("restore --store {path} --for 200ms --json")).expect(0).json();
+        assert!(guest_is_ok(&report) && number(&report, "/guest/checks") >= 2, "round {round}: {report}");
+        assert_eq!(number(&report, "/epoch"), newest, "{report}");
+        // The guest's own count never falls back behind what was committed before.
+        let at_restore = number(&report, "/guest/passes_at_restore");
+        assert!(at_restore >= passes, "round {round}: {at_restore} passes after {passes}");
+        passes = at_restore;
+    }
+    let report = run(&format!("restore --continue --store {path} --budget 512 --for 200ms --json")).expect(0).json();
+    assert!(guest_is_ok(&report) && number(&report, "/checkpoint/epochs") >= 1, "{report}");
+    follow::nothing_is_missing(&store, &seen);
+    let report = run(&format!("verify --store {path} --json")).expect(0).json();
+    assert!(report["torn_tail"].is_null() && number(&report, "/audits_failed") == 0, "{report}");
+    assert!(number(&report, "/audits_checked") > 0, "{report}");
+}

@@ -1,0 +1,303 @@
+//! A small chain made frame by frame from what `docs/format.md` says of them, with all that its epochs hold. No clock, no chance, no writer.
+
+use std::collections::BTreeMap;
+
+use slackwater::format::{
+    BlockEncoder, ChainId, Close, Commit, Compression, EpochWriter, FORMAT_VERSION, FRAME_HEADER_BYTES, FrameHeader, FrameKind,
+    Identity, MemoryDigest, Phases, SegmentHeader, Trigger,
+};
+use slackwater::machine::StateRecord;
+use slackwater::page::{EpochId, Gfn, PAGE_SIZE_U64, PageBytes, PageRun};
+
+use super::Random;
+use super::copy::Files;
+
+/// A part of an epoch.
+#[derive(Clone, Debug)]
+pub(crate) enum Part {
+    /// A pages frame.
+    Pages(Compression, Vec<(u64, Box<PageBytes>)>),
+    /// A zeros frame of runs.
+    Zeros(Vec<(u64, u64)>),
+}
+
+/// What an epoch is to hold and to say of itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct NewEpoch {
+    pub(crate) number: u64,
+    pub(crate) trigger: Trigger,
+    pub(crate) base: bool,
+    pub(crate) recovery: bool,
+    pub(crate) audited: bool,
+    pub(crate) unchanged: u64,
+    pub(crate) parts: Vec<Part>,
+}
+
+/// All memory, without pages of zeros, and all state of an epoch.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Truth {
+    pub(crate) memory: BTreeMap<u64, Box<PageBytes>>,
+    pub(crate) state: Vec<StateRecord>,
+}
+
+impl Truth {
+    pub(crate) fn digest(&self) -> MemoryDigest {
+        let mut digest = MemoryDigest::default();
+        self.memory.iter().for_each(|(gfn, page)| digest.add_page(Gfn(*gfn), page));
+        digest
+    }
+}
+
+/// A chain in the making.
+#[derive(Debug)]
+pub(crate) struct Builder {
+    pub(crate) files: Files,
+    /// What each committed epoch holds.
+    pub(crate) truth: BTreeMap<u64, Truth>,
+    chain: ChainId,
+    segment: u32,
+    tip: EpochId,
+    tip_hash: u128,
+    durable: EpochId,
+    memory: BTreeMap<u64, Box<PageBytes>>,
+    clock_ns: u64,
+}
+
+impl Builder {
+    /// A chain with its identity and no segment.
+    pub(crate) fn new(chain: [u8; 16], memory: Vec<PageRun>, vcpus: u32, machine: serde_json::Value) -> Self {
+        let clock_ns = 1_790_000_000_000_000_000;
+        let identity = Identity {
+            format: FORMAT_VERSION,
+            chain: ChainId(chain),
+            page_size: PAGE_SIZE_U64,
+            created_unix_ns: clock_ns,
+            created_by: "slackwater tests".to_owned(),
+            memory,
+            vcpus,
+            machine,
+        };
+        Self {
+            files: Files::from([("identity.json".to_owned(), identity.encode().unwrap())]),
+            truth: BTreeMap::new(),
+            chain: ChainId(chain),
+            segment: 0,
+            tip: EpochId::NONE,
+            tip_hash: 0,
+            durable: EpochId::NONE,
+            memory: BTreeMap::new(),
+            clock_ns,
+        }
+    }
+
+    fn file(&mut self) -> &mut Vec<u8> {
+        self.files.get_mut(&format!("segment-{:08}", self.segment)).expect("a segment was begun")
+    }
+
+    /// Begins the next segment. The one before was synced.
+    pub(crate) fn segment(&mut self) {
+        self.segment += 1;
+        self.durable = self.tip;
+        let header = SegmentHeader {
+            number: self.segment,
+            chain: self.chain,
+            previous_hash: self.tip_hash,
+            previous: self.tip,
+            created_unix_ns: self.clock_ns,
+        };
+        self.files.insert(format!("segment-{:08}", self.segment), header.encode_frame());
+    }
+
+    /// Says that all epochs so far are durable.
+    pub(crate) const fn synced(&mut self) {
+        self.durable = self.tip;
+    }
+
+    /// Appends a whole epoch.
+    pub(crate) fn epoch(&mut self, new: &NewEpoch) {
+        let epoch = EpochId(new.number);
+        let mut writer = EpochWriter::new(self.chain, epoch);
+        let mut out = Vec::new();
+        let mut zero_pages = 0;
+        for part in &new.parts {
+            match part {
+                Part::Pages(compression, pages) => {
+                    let block: Vec<_> = pages.iter().map(|(gfn, page)| (Gfn(*gfn), &**page)).collect();
+                    writer.pages(&mut out, &mut BlockEncoder::new(*compression), &block).unwrap();
+                    self.memory.extend(pages.iter().cloned());
+                }
+                Part::Zeros(runs) => {
+                    let runs: Vec<_> = runs.iter().map(|(first, count)| PageRun { first: Gfn(*first), count: *count }).collect();
+                    writer.zeros(&mut out, &runs).unwrap();
+                    for run in runs {
+                        zero_pages += run.count;
+                        self.memory.retain(|gfn, _| !run.contains(Gfn(*gfn)));
+                    }
+                }
+            }
+        }
+        let state = state_of(new.number);
+        writer.state(&mut out, &state).unwrap();
+        let truth = Truth { memory: self.memory.clone(), state };
+        let totals = writer.totals();
+        self.clock_ns += 50_000_000;
+        let commit = Commit {
+            epoch,
+            parent: self.tip,
+            parent_hash: self.tip_hash,
+            totals,
+            time_unix_ns: self.clock_ns,
+            run_ns: 49_000_000,
+            phases: Phases { kick_ns: 1_000, state_ns: 2_000, harvest_ns: 300, copy_ns: 4_000, reset_ns: 500, stall_ns: 0 },
+            captured_pages: totals.stored_pages + zero_pages + new.unchanged,
+            zero_pages,
+            unchanged_pages: new.unchanged,
+            bytes_written: totals.frames_bytes + slackwater::format::COMMIT_FRAME_BYTES as u64,
+            durable: self.durable,
+            trigger: new.trigger,
+            base: new.base,
+            recovery: new.recovery,
+            audit: new.audited.then(|| truth.digest()),
+        };
+        let frame = commit.encode_frame(self.chain);
+        self.tip = epoch;
+        self.tip_hash = Commit::hash_frame(&frame);
+        out.extend(frame);
+        self.file().extend(out);
+        self.truth.insert(new.number, truth);
+    }
+
+    /// Ends the chain in order.
+    pub(crate) fn close(&mut self) {
+        self.durable = self.tip;
+        let frame = Close { epoch: self.tip, commit_hash: self.tip_hash }.encode_frame(self.chain);
+        self.file().extend(frame);
+    }
+}
+
+/// State that only the epoch `number` has.
+fn state_of(number: u64) -> Vec<StateRecord> {
+    let record = |name: &str, index: u32, version, bytes: usize| {
+        let mut random = Random::new(number << 8 | u64::from(index));
+        StateRecord { name: name.to_owned(), index, version, data: (0..bytes).map(|_| random.byte()).collect() }
+    };
+    vec![
+        record("sample.vm", 0, 1, 40),
+        record("sample.vcpu", 0, 2, 31),
+        record("sample.vcpu", 1, 2, 31),
+        record("empty", 0, 1, 0),
+    ]
+}
+
+/// Content that zstd makes small.
+pub(crate) fn text(seed: u64) -> Box<PageBytes> {
+    let mut page = Box::new([0; 4096]);
+    for (index, byte) in page.iter_mut().enumerate() {
+        *byte = (seed as usize + index / 64 * 7).to_le_bytes()[0];
+    }
+    page
+}
+
+/// Content that zstd can't make smaller.
+pub(crate) fn noise(seed: u64) -> Box<PageBytes> {
+    let mut random = Random::new(seed);
+    let mut page = Box::new([0; 4096]);
+    page.iter_mut().for_each(|byte| *byte = random.byte());
+    page
+}
+
+/// The chain of `checkpoints/v1/plain`: every kind of frame, three segments, a gap, a chain that went on behind a close. With `closed` it ends with a close
+/// frame, which proves every epoch durable; without, nothing proves the last three.
+pub(crate) fn sample(closed: bool) -> Builder {
+    let zstd = Compression::Zstd { level: 3 };
+    let texts = |range: std::ops::Range<u64>, seed: u64| range.map(|gfn| (gfn, text(seed + gfn))).collect::<Vec<_>>();
+    let machine = serde_json::json!({ "memory_bytes": 4 << 20, "vcpus": 2, "guest": { "churn": "churn:pages=64" } });
+    let mut chain = Builder::new(*b"slackwater plain", vec![PageRun { first: Gfn(0), count: 1024 }], 2, machine);
+    chain.segment();
+    chain.epoch(&NewEpoch {
+        number: 1,
+        trigger: Trigger::Request,
+        base: true,
+        audited: true,
+        parts: vec![
+            Part::Pages(zstd, texts(0..16, 1)),
+            Part::Pages(Compression::None, vec![(1000, noise(1))]),
+            Part::Pages(zstd, texts(16..20, 1)),
+        ],
+        ..NewEpoch::default()
+    });
+    chain.epoch(&NewEpoch {
+        number: 2,
+        trigger: Trigger::RingFull,
+        unchanged: 3,
+        parts: vec![
+            Part::Zeros(vec![(2, 3), (10, 1)]),
+            Part::Pages(zstd, vec![(0, text(100)), (7, text(101)), (1023, text(102))]),
+            Part::Pages(zstd, vec![(0, text(103)), (8, text(104)), (900, text(105))]),
+        ],
+        ..NewEpoch::default()
+    });
+    chain.close();
+    chain.epoch(&NewEpoch {
+        number: 3,
+        trigger: Trigger::Interval,
+        recovery: true,
+        parts: vec![Part::Pages(zstd, texts(30..40, 7)), Part::Zeros(vec![(0, 1), (1020, 2)])],
+        ..NewEpoch::default()
+    });
+    chain.segment();
+    // The epoch 4 could not be stored.
+    chain.epoch(&NewEpoch {
+        number: 5,
+        trigger: Trigger::RingFull,
+        audited: true,
+        parts: vec![Part::Pages(zstd, texts(10..26, 50)), Part::Pages(Compression::None, vec![(500, text(9)), (1000, text(10))])],
+        ..NewEpoch::default()
+    });
+    chain.segment();
+    chain.epoch(&NewEpoch { number: 6, trigger: Trigger::Interval, ..NewEpoch::default() });
+    chain.epoch(&NewEpoch {
+        number: 7,
+        trigger: Trigger::RingFull,
+        audited: true,
+        parts: vec![Part::Pages(zstd, texts(0..12, 200)), Part::Zeros(vec![(12, 4), (100, 1)])],
+        ..NewEpoch::default()
+    });
+    if closed {
+        chain.synced();
+    }
+    chain.epoch(&NewEpoch {
+        number: 8,
+        trigger: Trigger::Final,
+        parts: vec![Part::Pages(zstd, texts(60..63, 300))],
+        ..NewEpoch::default()
+    });
+    if closed {
+        chain.close();
+    }
+    chain
+}
+
+/// A frame of a segment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FrameOf {
+    pub(crate) offset: usize,
+    pub(crate) kind: FrameKind,
+    pub(crate) epoch: u64,
+    pub(crate) payload: usize,
+    /// With header and padding.
+    pub(crate) bytes: usize,
+}
+
+/// The frames of a sound segment.
+pub(crate) fn frames(segment: &[u8], chain: ChainId) -> Vec<FrameOf> {
+    let mut frames = Vec::new();
+    let mut offset = 0;
+    while offset < segment.len() {
+        let header = FrameHeader::parse(&segment[offset..], chain).unwrap();
+        let bytes = usize::try_from(header.frame_bytes()).unwrap();
+        frames.push(FrameOf { offset, kind: header.kind, epoch: header.epoch.0, payload: offset + FRAME_HEADER_BYTES, bytes });
+        offset += bytes;
+    }
+    frames
+}
