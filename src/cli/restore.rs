@@ -66,19 +66,8 @@ impl Restore {
         let writer = if self.r#continue { Some(open_writer(&self.store)?) } else { None };
         let chain = Chain::open(&self.store)?;
         let epoch = self.choose(&chain)?;
-        let spec = machine_of(&chain, &self.store)?;
         let tracking = if self.r#continue { self.protect.tracking()? } else { Tracking::None };
-        let mut vm = Vm::build(&self.kvm, spec, tracking)?;
-        let plan = Plan::new(&chain, epoch)?;
-        let state = MachineState::from_records(plan.state(), vm.spec().vcpus);
-        let state = state.map_err(|source| CliError::State { epoch, source })?;
-        let bar = output::bar("restoring");
-        let filled = plan.fill(&mut vm.memory().clone(), &mut |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        })?;
-        bar.finish_and_clear();
-        vm.apply(&state)?;
+        let Restored { mut vm, pages } = restore_machine(&chain, epoch, &self.kvm, tracking)?;
         let protection = match writer {
             Some(writer) => Some(self.protect.protect(&mut vm, writer, Start::Restored(epoch))?),
             None => None,
@@ -94,7 +83,7 @@ impl Restore {
             mode: "eager",
             first_run_us: outcome.first_entry.map_or(0, |entry| entry.duration_since(process_start).as_micros()),
             ram_bytes,
-            restored_pages: filled.pages,
+            restored_pages: pages,
             guest: RestoredGuest {
                 passes_at_restore,
                 passes: outcome.guest.passes,
@@ -137,12 +126,36 @@ fn open_writer(store: &Path) -> Result<Writer, CliError> {
     Ok(writer)
 }
 
+/// A machine that was built and filled from a chain.
+#[derive(Debug)]
+pub(super) struct Restored {
+    pub(super) vm: Vm,
+    /// Pages that are not zero.
+    pub(super) pages: u64,
+}
+
+/// Builds the machine of `chain` as it was at `epoch`.
+pub(super) fn restore_machine(chain: &Chain, epoch: EpochId, kvm: &Path, tracking: Tracking) -> Result<Restored, CliError> {
+    let plan = Plan::new(chain, epoch)?;
+    let mut vm = Vm::build(kvm, machine_of(chain)?, tracking)?;
+    let state = MachineState::from_records(plan.state(), vm.spec().vcpus);
+    let state = state.map_err(|source| CliError::State { epoch, source })?;
+    let bar = output::bar("restoring");
+    let filled = plan.fill(&mut vm.memory().clone(), &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    vm.apply(&state)?;
+    Ok(Restored { vm, pages: filled.pages })
+}
+
 /// The machine of a chain, whose description must fit the memory that the chain is about.
-fn machine_of(chain: &Chain, store: &Path) -> Result<MachineSpec, CliError> {
+fn machine_of(chain: &Chain) -> Result<MachineSpec, CliError> {
     let identity = chain.identity();
     let spec: MachineSpec = serde_json::from_value(identity.machine.clone()).map_err(VmmError::Machine)?;
     if memory_regions(spec.memory_bytes) != identity.memory || spec.vcpus != identity.vcpus {
-        return Err(CliError::MachineMismatch { file: store.join("identity.json") });
+        return Err(CliError::MachineMismatch { file: chain.dir().join("identity.json") });
     }
     Ok(spec)
 }

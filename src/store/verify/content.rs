@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use xxhash_rust::xxh3::xxh3_64;
 use zstd::bulk::Decompressor;
 use zstd::zstd_safe;
 
@@ -41,9 +42,9 @@ impl Blocks {
             let expected = format!("a block of 1 to {BLOCK_PAGES_MAX} pages with their gfns");
             return Err(wrong(DamageKind::Block, 1, expected, format!("{count} pages in {} bytes", block.len())));
         };
-        let reserved = le::<6>(block, 2);
-        if reserved != [0; 6] {
-            return Err(wrong(DamageKind::Reserved, 2, "000000000000".to_owned(), hex(&reserved)));
+        let reserved = le::<2>(block, 2);
+        if reserved != [0; 2] {
+            return Err(wrong(DamageKind::Reserved, 2, "0000".to_owned(), hex(&reserved)));
         }
         let first = u64_at(block, 8);
         let mut before = None;
@@ -63,6 +64,11 @@ impl Blocks {
                     return Err(wrong(DamageKind::GfnOutOfMemory, at, "a gfn in the machine's memory".to_owned(), found));
                 }
             }
+        }
+        let [list @ .., _, _, _, _] = xxh3_64(block.get(8..data_at).unwrap_or_default()).to_le_bytes();
+        let list_checksum = le::<4>(block, 4);
+        if list != list_checksum {
+            return Err(wrong(DamageKind::ListChecksum, 4, hex(&list), hex(&list_checksum)));
         }
         let bytes = count * PAGE_SIZE;
         let pages = match encoding {

@@ -80,12 +80,7 @@ impl Header {
         }
         let (checksum, expected) = (u64_at(raw, 40), xxh3_64(raw.get(..40).unwrap_or_default()));
         if checksum != expected {
-            return Err(Fault::new(
-                DamageKind::HeaderChecksum,
-                offset + 40,
-                format!("{expected:016x}"),
-                format!("{checksum:016x}"),
-            ));
+            return Err(Fault::new(DamageKind::HeaderChecksum, offset, format!("{expected:016x}"), format!("{checksum:016x}")));
         }
         let (found, expected) = (le::<8>(raw, 24), le::<8>(chain, 0));
         if found != expected {

@@ -10,6 +10,7 @@
 
 mod content;
 mod digest;
+mod epoch;
 mod frame;
 mod identity;
 mod pieces;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::frame::{Close, Commit, HEADER_BYTES, HEADER_BYTES_U64, Header, Kind};
+use super::frame::{Close, Commit, HEADER_BYTES, HEADER_BYTES_U64, Header, Kind, SegmentHeader};
 use super::report::{DamageKind, Fault, VerifyError};
 
 /// Bytes that one read asks for, where a frame does not need more.
@@ -87,13 +87,25 @@ pub(super) struct Pieces<'a> {
     bytes: u64,
     window: Vec<u8>,
     window_at: u64,
+    /// Bytes that were read, so that tests can bound them.
+    #[cfg(test)]
+    pub(super) bytes_read: u64,
 }
 
 impl<'a> Pieces<'a> {
     pub(super) fn open(segment: &'a Segment, chain: &'a [u8; 16]) -> Result<Self, VerifyError> {
         let file =
             File::open(&segment.path).map_err(|source| VerifyError::Io { path: segment.path.clone(), offset: 0, source })?;
-        Ok(Self { segment, chain, file, bytes: segment.bytes, window: Vec::new(), window_at: 0 })
+        Ok(Self {
+            segment,
+            chain,
+            file,
+            bytes: segment.bytes,
+            window: Vec::new(),
+            window_at: 0,
+            #[cfg(test)]
+            bytes_read: 0,
+        })
     }
 
     /// Where the file ends.
@@ -111,6 +123,10 @@ impl<'a> Pieces<'a> {
             self.window_at = at;
             let got = self.fill()?;
             self.window.truncate(got);
+            #[cfg(test)]
+            {
+                self.bytes_read += got as u64;
+            }
             if got < want {
                 // A writer has cut the file back: it ends here now.
                 self.bytes = at + got as u64;
@@ -217,21 +233,25 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    /// The newest epoch that an intact commit or close frame at or behind `from` calls durable.
+    /// The newest epoch that an intact commit frame, close frame or segment header at or behind `from` calls durable.
     ///
     /// Steps from frame to frame where one follows the other, so that what a guest had in its memory is not taken for a frame.
-    fn durable(&mut self, from: u64) -> Result<u64, VerifyError> {
+    pub(super) fn durable(&mut self, from: u64) -> Result<u64, VerifyError> {
         let mut durable = 0;
         let mut at = from;
         while let Some(place) = self.next_intact(at)? {
             at = place + 8;
             let Look::Frame(header) = self.look(place)? else { continue };
-            if matches!(header.kind, Kind::Commit | Kind::Close)
+            let claim: fn(&[u8]) -> u64 = match header.kind {
+                Kind::Commit => |payload| Commit::parse(payload).durable,
+                Kind::Close => |payload| Close::parse(payload).epoch,
+                Kind::Segment => |payload| SegmentHeader::parse(payload).epoch,
+                _ => |_| 0,
+            };
+            if matches!(header.kind, Kind::Commit | Kind::Close | Kind::Segment)
                 && let Ok(payload) = self.payload(place, &header)?
             {
-                let claim =
-                    if header.kind == Kind::Commit { Commit::parse(payload).durable } else { Close::parse(payload).epoch };
-                durable = durable.max(claim);
+                durable = durable.max(claim(payload));
             }
             let end = place + header.bytes();
             if end == self.bytes || self.is_intact(end)? {
@@ -242,7 +262,7 @@ impl<'a> Pieces<'a> {
     }
 }
 
-/// The newest epoch that any intact commit or close frame calls durable, from `offset` of the first of `segments` on.
+/// The newest epoch that any intact commit frame, close frame or segment header calls durable, from `offset` of the first of `segments` on.
 pub(super) fn durable(segments: &[Segment], offset: u64, chain: &[u8; 16]) -> Result<u64, VerifyError> {
     let mut durable = 0;
     let mut from = offset;

@@ -133,6 +133,8 @@ pub enum DamageKind {
     MissingSegment,
     /// A close frame names another epoch than the one before it.
     Close,
+    /// A block's list of pages does not match its checksum.
+    ListChecksum,
     /// A block of pages is not laid out as it must be.
     Block,
     /// Compressed pages that do not decompress to what they must.

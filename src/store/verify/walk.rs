@@ -6,6 +6,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::content::{self, Blocks};
 use super::digest::MemoryDigest;
+use super::epoch::Open;
 use super::frame::{Close, Commit, HEADER_BYTES_U64, Header, Kind, SegmentHeader, hex};
 use super::identity::Identity;
 use super::pieces::{self, Look, Pieces, Segment};
@@ -14,8 +15,6 @@ use crate::page::EpochId;
 
 /// Bytes between two calls of the progress callback.
 const PROGRESS_BYTES: u64 = 4 << 20;
-/// What a commit frame adds to the bytes that it counts.
-const COMMIT_FRAME_BYTES: u64 = 240;
 
 /// Whether the walk goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,65 +28,12 @@ enum Flow {
 /// The epoch that the next one changes.
 #[derive(Clone, Debug)]
 struct Last {
-    /// Its number; where it is not `certain`, a number that it is not below.
+    /// The number of the newest whose commit frame was read.
     epoch: u64,
     /// The hash of its commit frame.
     hash: u128,
-    /// Whether it is known which epoch it is. Not so where a commit frame may have been lost.
+    /// Whether there was none after it. Not known where a commit frame may have been lost.
     certain: bool,
-}
-
-/// An epoch whose commit frame has not come yet.
-struct Open {
-    epoch: u64,
-    /// Where its first frame begins.
-    start: u64,
-    /// The position of the next frame.
-    next: Option<u32>,
-    /// Some of its frames are missing or not readable: counts and hashes say nothing.
-    gap: bool,
-    /// Some of its pages are not known.
-    spoiled: bool,
-    blocks: u32,
-    bytes: u64,
-    headers: Xxh3,
-    stored: u64,
-    zero: u64,
-    states: u64,
-    /// What is wrong in frames that are intact. It counts only if the epoch exists.
-    findings: Vec<Fault>,
-    findings_omitted: u64,
-    /// The commit frame whose memory the digest showed before this epoch.
-    memory_before: Option<u128>,
-}
-
-impl Open {
-    fn new(epoch: u64, start: u64, gap: bool, memory_before: Option<u128>) -> Self {
-        Self {
-            epoch,
-            start,
-            next: Some(0),
-            gap,
-            spoiled: false,
-            blocks: 0,
-            bytes: 0,
-            headers: Xxh3::new(),
-            stored: 0,
-            zero: 0,
-            states: 0,
-            findings: Vec::new(),
-            findings_omitted: 0,
-            memory_before,
-        }
-    }
-
-    fn count(&mut self, header: &Header) {
-        self.next = header.sequence.checked_add(1);
-        self.bytes = self.bytes.saturating_add(header.bytes());
-        self.headers.update(&header.raw);
-        self.blocks = self.blocks.saturating_add(u32::from(header.kind == Kind::Pages));
-        self.states = self.states.saturating_add(u64::from(header.kind == Kind::State));
-    }
 }
 
 /// Where the walk is.
@@ -113,10 +59,14 @@ pub(super) struct Walk<'a> {
     options: &'a VerifyOptions,
     report: VerifyReport,
     last: Last,
+    /// The newest epoch of which any frame was seen.
+    seen: u64,
     /// The newest epoch that an accepted commit frame calls durable.
     durable: u64,
     /// The newest epoch that a frame behind the first fault calls durable; looked for only then.
     durable_behind: Option<u64>,
+    /// Whether the walk has come so far without passing over anything.
+    unbroken: bool,
     /// Whether nothing yet makes later epochs worthless.
     sound: bool,
     memory: MemoryDigest,
@@ -140,8 +90,10 @@ impl<'a> Walk<'a> {
                 ..VerifyReport::default()
             },
             last: Last { epoch: 0, hash: 0, certain: true },
+            seen: 0,
             durable: 0,
             durable_behind: None,
+            unbroken: true,
             sound: true,
             memory: MemoryDigest::default(),
             memory_of: Some(0),
@@ -180,7 +132,7 @@ impl<'a> Walk<'a> {
         let place = Place::new(index);
         let found = self.segments.get(index).map(|segment| segment.name.clone()).unwrap_or_default();
         let name = pieces::segment_name(expected);
-        if !self.is_damage(&place)? {
+        if !self.is_damage(&place, None)? {
             return Ok(self.tear(&place, None));
         }
         let fault = Fault::new(DamageKind::MissingSegment, 0, name.clone(), format!("{found} comes next"));
@@ -235,15 +187,16 @@ impl<'a> Walk<'a> {
 
     /// No frame stands where one should.
     fn unreadable(&mut self, place: &mut Place, pieces: &mut Pieces<'_>, fault: Fault) -> Result<Flow, VerifyError> {
-        let epoch = (place.at != 0).then(|| place.open.as_ref().map_or(self.last.epoch.saturating_add(1), |open| open.epoch));
-        if !self.is_damage(place)? {
+        let epoch = (place.at != 0).then(|| self.epoch_at(place, None));
+        if !self.is_damage(place, epoch)? {
             return Ok(self.tear(place, epoch));
         }
         let from = place.at;
         self.resynchronise(place, pieces)?;
         let mut fault = fault;
         fault.found = format!("{}; {} bytes are no frame", fault.found, place.at - from);
-        self.judge(place, epoch, vec![fault])
+        self.report_damage(place, epoch, vec![fault]);
+        Ok(Flow::On)
     }
 
     /// Goes to the next frame, wherever it is.
@@ -311,17 +264,20 @@ impl<'a> Walk<'a> {
                 let (expected, found) = (hex(&self.identity.chain), hex(&found.chain));
                 faults.push(Fault::new(DamageKind::SegmentHeader, payload + 8, expected, found));
             }
-            let belongs = faults.is_empty();
-            if self.last.certain && (found.epoch, found.hash) != (self.last.epoch, self.last.hash) {
+            let agrees = (found.epoch, found.hash) == (self.last.epoch, self.last.hash);
+            if self.last.certain && !agrees {
                 let expected = format!("epoch {}, hash {:032x} before this segment", self.last.epoch, self.last.hash);
                 let found = format!("epoch {}, hash {:032x}", found.epoch, found.hash);
                 faults.push(Fault::new(DamageKind::SegmentHeader, payload + 24, expected, found));
             }
-            if !faults.is_empty() && self.judge(place, None, faults)? == Flow::Torn {
+            if faults.is_empty() {
+                if found.epoch >= self.last.epoch {
+                    self.last = Last { epoch: found.epoch, hash: found.hash, certain: true };
+                }
+            } else if self.judge(place, None, faults)? == Flow::Torn {
                 return Ok(Flow::Torn);
-            }
-            if belongs && found.epoch >= self.last.epoch {
-                self.last = Last { epoch: found.epoch, hash: found.hash, certain: true };
+            } else {
+                self.last.certain &= agrees;
             }
         }
         place.at = at + header.bytes();
@@ -364,13 +320,14 @@ impl<'a> Walk<'a> {
             let found = format!("epoch {}, hash {:032x}", found.epoch, found.hash);
             faults.push(Fault::new(DamageKind::Close, at + HEADER_BYTES_U64, expected, found));
         }
-        if !faults.is_empty() && self.judge(place, None, faults)? == Flow::Torn {
+        if faults.is_empty() {
+            self.last = Last { epoch: found.epoch, hash: found.hash, certain: true };
+        } else if self.judge(place, None, faults)? == Flow::Torn {
             return Ok(Flow::Torn);
+        } else {
+            self.last.certain = false;
         }
         self.durable = self.durable.max(found.epoch);
-        if found.epoch >= self.last.epoch {
-            self.last = Last { epoch: found.epoch, hash: found.hash, certain: true };
-        }
         place.at = at + header.bytes();
         Ok(Flow::On)
     }
@@ -432,7 +389,7 @@ impl<'a> Walk<'a> {
         if open.states > 0 && header.kind != Kind::Passable {
             let fault =
                 Fault::new(DamageKind::Kind, at + 4, "the commit frame behind the state frame", format!("{:?}", header.kind));
-            note(open, fault, self.options);
+            open.note(fault, self.options.damage_max);
         }
         open.count(header);
         let checked = match header.kind {
@@ -455,7 +412,7 @@ impl<'a> Walk<'a> {
         };
         if let Err(fault) = checked {
             open.spoiled |= header.kind != Kind::State;
-            note(open, fault, self.options);
+            open.note(fault, self.options.damage_max);
         }
         place.at = at + header.bytes();
         Ok(Flow::On)
@@ -494,15 +451,13 @@ impl<'a> Walk<'a> {
             None
         };
         if let Some(fault) = fault
-            && self.judge(place, Some(epoch.max(self.last.epoch.saturating_add(1))), vec![fault])? == Flow::Torn
+            && self.judge(place, Some(epoch), vec![fault])? == Flow::Torn
         {
             return Ok(Flow::Torn);
         }
-        if lost {
-            // Any number of epochs may have been in what could not be read, all below this one.
-            self.last.certain = false;
-            self.last.epoch = self.last.epoch.max(epoch.saturating_sub(1));
-        }
+        // Any number of epochs may have been in what could not be read.
+        self.last.certain &= !lost;
+        self.seen = self.seen.max(epoch);
         self.memory.begin_epoch();
         place.open = Some(Open::new(epoch, at, !rises || sequence != 0, self.memory_of.take()));
         Ok(Flow::On)
@@ -511,14 +466,15 @@ impl<'a> Walk<'a> {
     fn commit(&mut self, place: &mut Place, header: &Header, commit: &Commit, hash: u128) -> Result<Flow, VerifyError> {
         let Some(open) = &place.open else { return Ok(Flow::On) };
         let epoch = open.epoch;
-        let faults = self.contradictions(place.at, open, header, commit);
+        let parent = self.last.certain.then_some((self.last.epoch, self.last.hash));
+        let faults = open.contradictions(place.at, header, commit, parent);
         let contradicted = !faults.is_empty();
         if contradicted && self.judge(place, Some(epoch), faults)? == Flow::Torn {
             return Ok(Flow::Torn);
         }
         let Some(mut open) = place.open.take() else { return Ok(Flow::On) };
-        for fault in breaches(place.at, &open, commit) {
-            note(&mut open, fault, self.options);
+        for fault in open.breaches(place.at, commit) {
+            open.note(fault, self.options.damage_max);
         }
         let whole = !contradicted && !open.gap && !open.spoiled && open.findings.is_empty() && open.findings_omitted == 0;
         self.flush(place.index, &mut open);
@@ -553,30 +509,6 @@ impl<'a> Walk<'a> {
         Ok(Flow::On)
     }
 
-    /// Why the epoch that `commit` ends does not exist.
-    fn contradictions(&self, at: u64, open: &Open, header: &Header, commit: &Commit) -> Vec<Fault> {
-        let mut faults = Vec::new();
-        let payload = at + HEADER_BYTES_U64;
-        let mut check = |kind, offset, name: &str, expected: String, found: String| {
-            if expected != found {
-                faults.push(Fault::new(kind, payload + offset, format!("{name} {expected}"), found));
-            }
-        };
-        check(DamageKind::Counts, 24, "frames", header.sequence.to_string(), commit.frames.to_string());
-        if !open.gap {
-            check(DamageKind::Counts, 28, "blocks", open.blocks.to_string(), commit.blocks.to_string());
-            check(DamageKind::Counts, 32, "bytes", open.bytes.to_string(), commit.bytes.to_string());
-            let frames_hash = open.headers.digest128();
-            check(DamageKind::FramesHash, 40, "hash", format!("{frames_hash:032x}"), format!("{:032x}", commit.frames_hash));
-        }
-        if self.last.certain {
-            let text = |epoch: u64, hash: u128| format!("{epoch}, hash {hash:032x}");
-            let (expected, found) = (text(self.last.epoch, self.last.hash), text(commit.parent, commit.parent_hash));
-            check(DamageKind::Parent, 0, "parent", expected, found);
-        }
-        faults
-    }
-
     fn audit(&mut self, place: &Place, epoch: u64, expected: u128) {
         if self.memory_of.is_none() || !self.options.audits {
             self.report.audits_unchecked += 1;
@@ -601,13 +533,12 @@ impl<'a> Walk<'a> {
     fn abandon(&mut self, place: &mut Place) {
         if let Some(mut open) = place.open.take() {
             self.flush(place.index, &mut open);
-            self.last.epoch = self.last.epoch.max(open.epoch);
             self.last.certain = false;
         }
     }
 
-    /// Whether a fault at `place` is damage: something behind the last epoch was durable.
-    fn is_damage(&mut self, place: &Place) -> Result<bool, VerifyError> {
+    /// Whether a fault at `place`, in `epoch` if that is known, is damage: something behind the last epoch was durable.
+    fn is_damage(&mut self, place: &Place, epoch: Option<u64>) -> Result<bool, VerifyError> {
         let behind = match self.durable_behind {
             Some(behind) => behind,
             None => {
@@ -617,14 +548,31 @@ impl<'a> Walk<'a> {
             }
         };
         self.durable_behind = Some(behind);
-        Ok(self.durable.max(behind) > self.last.epoch)
+        let durable = self.durable.max(behind);
+        if self.unbroken {
+            self.unbroken = durable <= self.last.epoch;
+            return Ok(!self.unbroken);
+        }
+        // Behind damage, no epoch is accepted any more, but what is above all that was durable is still a torn tail.
+        Ok(durable >= self.epoch_at(place, epoch))
+    }
+
+    /// The epoch that a fault at `place` is in: one more than the newest that is known, if its number can't be read.
+    fn epoch_at(&self, place: &Place, epoch: Option<u64>) -> u64 {
+        let open = place.open.as_ref().map(|open| open.epoch);
+        open.or(epoch).unwrap_or_else(|| self.seen.max(self.last.epoch).saturating_add(1))
     }
 
     /// Reports `faults`, which all have the same cause: as damage, or as the torn tail that ends the chain.
     fn judge(&mut self, place: &mut Place, epoch: Option<u64>, faults: Vec<Fault>) -> Result<Flow, VerifyError> {
-        if !self.is_damage(place)? {
+        if !self.is_damage(place, epoch)? {
             return Ok(self.tear(place, epoch));
         }
+        self.report_damage(place, epoch, faults);
+        Ok(Flow::On)
+    }
+
+    fn report_damage(&mut self, place: &mut Place, epoch: Option<u64>, faults: Vec<Fault>) {
         self.sound = false;
         if let Some(open) = &mut place.open {
             self.flush(place.index, open);
@@ -632,18 +580,17 @@ impl<'a> Walk<'a> {
         for fault in faults {
             self.push(self.name(place.index), epoch, fault);
         }
-        Ok(Flow::On)
     }
 
     fn tear(&mut self, place: &Place, epoch: Option<u64>) -> Flow {
-        let (offset, open) = place.open.as_ref().map_or((place.at, None), |open| (open.start, Some(open.epoch)));
+        let offset = place.open.as_ref().map_or(place.at, |open| open.start);
         let segments = self.segments.get(place.index..).unwrap_or_default();
         let bytes = segments.iter().map(|segment| segment.bytes).fold(0, u64::saturating_add);
         self.report.torn_tail = Some(TornTail {
             file: self.name(place.index),
             offset,
             bytes: bytes.saturating_sub(offset),
-            epoch: open.or(epoch).unwrap_or(self.last.epoch.saturating_add(1)),
+            epoch: self.epoch_at(place, epoch),
         });
         Flow::Torn
     }
@@ -669,50 +616,4 @@ impl<'a> Walk<'a> {
             self.report.damage_omitted = self.report.damage_omitted.saturating_add(1);
         }
     }
-}
-
-/// Keeps what is wrong with an open epoch until it is known whether the epoch exists.
-fn note(open: &mut Open, fault: Fault, options: &VerifyOptions) {
-    if open.findings.len() < options.damage_max {
-        open.findings.push(fault);
-    } else {
-        open.findings_omitted = open.findings_omitted.saturating_add(1);
-    }
-}
-
-/// What a commit frame says that may not be said, or that is not so, in an epoch that exists all the same.
-fn breaches(at: u64, open: &Open, commit: &Commit) -> Vec<Fault> {
-    let mut faults = Vec::new();
-    let payload = at + HEADER_BYTES_U64;
-    let mut check = |holds: bool, kind, offset: u64, expected: String, found: String| {
-        if !holds {
-            faults.push(Fault::new(kind, payload + offset, expected, found));
-        }
-    };
-    let Commit { pages, zero, unchanged, stored, bytes_written, durable, parent, trigger, flags, .. } = *commit;
-    check((1..=4).contains(&trigger), DamageKind::Flags, 168, "a trigger from 1 to 4".to_owned(), trigger.to_string());
-    let known = Commit::BASE | Commit::RECOVERY | Commit::AUDITED;
-    check(flags & !known == 0, DamageKind::Flags, 169, "flags 1, 2 and 4 only".to_owned(), flags.to_string());
-    check(commit.reserved == [0; 6], DamageKind::Reserved, 170, "000000000000".to_owned(), hex(&commit.reserved));
-    let audited = commit.has(Commit::AUDITED) || commit.audit == 0;
-    check(audited, DamageKind::Flags, 176, "no digest without audit".to_owned(), format!("{:032x}", commit.audit));
-    check(durable <= parent, DamageKind::Durable, 160, format!("at most the parent, {parent}"), durable.to_string());
-    let written = commit.bytes.saturating_add(COMMIT_FRAME_BYTES);
-    check(bytes_written == written, DamageKind::Counts, 152, format!("{written} bytes written"), bytes_written.to_string());
-    if open.gap {
-        return faults;
-    }
-    check(open.states == 1, DamageKind::Kind, 0, "one state frame before the commit frame".to_owned(), open.states.to_string());
-    if open.spoiled {
-        return faults;
-    }
-    check(stored == open.stored, DamageKind::Counts, 144, format!("{} pages stored", open.stored), stored.to_string());
-    // A base or a recovery is streamed in parts and may meet a page again, or leave out that a page is zero.
-    if !commit.has(Commit::BASE) && !commit.has(Commit::RECOVERY) {
-        check(zero == open.zero, DamageKind::Counts, 128, format!("{} zero pages", open.zero), zero.to_string());
-        let sum = zero.saturating_add(unchanged).saturating_add(stored);
-        let expected = format!("{sum} pages: {zero} zero, {unchanged} unchanged, {stored} stored");
-        check(pages == sum, DamageKind::Counts, 120, expected, pages.to_string());
-    }
-    faults
 }

@@ -1,0 +1,55 @@
+//! Lists a store's epochs and reads the newest: no KVM needed.
+//!
+//! `cargo run --release --example read_chain DIR`
+
+use std::error::Error;
+
+use slackwater::page::{Gfn, PageBytes};
+use slackwater::restore::{PageTarget, Plan, TargetError};
+use slackwater::store::Chain;
+
+/// Anything that takes pages can be filled. This one counts what the pages hold.
+#[derive(Default)]
+struct Census {
+    pages: u64,
+    highest: Gfn,
+    bytes_not_zero: usize,
+}
+
+impl PageTarget for Census {
+    fn write_page(&mut self, gfn: Gfn, page: &PageBytes) -> Result<(), TargetError> {
+        self.pages += 1;
+        self.highest = self.highest.max(gfn);
+        self.bytes_not_zero += page.iter().filter(|byte| **byte != 0).count();
+        Ok(())
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let store = std::env::args_os().nth(1).ok_or("usage: read_chain DIR")?;
+    let chain = Chain::open(store)?;
+    let identity = chain.identity();
+    println!("chain {} by {}, {} vCPUs", identity.chain, identity.created_by, identity.vcpus);
+    for epoch in chain.epochs() {
+        let commit = &epoch.commit;
+        println!(
+            "epoch {}: {} pages, {} bytes, {}",
+            commit.epoch,
+            commit.captured_pages,
+            commit.bytes_written,
+            commit.trigger.as_str()
+        );
+    }
+    for damage in chain.damage() {
+        println!("damage: {damage}");
+    }
+    let plan = Plan::new(&chain, chain.newest())?;
+    let mut census = Census::default();
+    let filled = plan.fill(&mut census, &mut |_done, _total| {})?;
+    println!("at epoch {}: {} pages in {} blocks, the highest is {}", plan.epoch(), census.pages, filled.blocks, census.highest);
+    println!("{} bytes that are not zero", census.bytes_not_zero);
+    for record in plan.state() {
+        println!("state {} {} version {}: {} bytes", record.name, record.index, record.version, record.data.len());
+    }
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! One epoch while it is read: what was counted in it, and whether its commit frame agrees.
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::frame::{Commit, HEADER_BYTES_U64, Header, Kind, hex};
+use super::report::{DamageKind, Fault};
+
+/// What a commit frame adds to the bytes that it counts.
+const COMMIT_FRAME_BYTES: u64 = 240;
+
+/// An epoch whose commit frame has not come yet.
+pub(super) struct Open {
+    pub(super) epoch: u64,
+    /// Where its first frame begins.
+    pub(super) start: u64,
+    /// The position of the next frame.
+    pub(super) next: Option<u32>,
+    /// Some of its frames are missing or not readable: counts and hashes say nothing.
+    pub(super) gap: bool,
+    /// Some of its pages are not known.
+    pub(super) spoiled: bool,
+    pub(super) blocks: u32,
+    pub(super) bytes: u64,
+    pub(super) headers: Xxh3,
+    pub(super) stored: u64,
+    pub(super) zero: u64,
+    pub(super) states: u64,
+    /// What is wrong in frames that are intact. It counts only if the epoch exists.
+    pub(super) findings: Vec<Fault>,
+    pub(super) findings_omitted: u64,
+    /// The commit frame whose memory the digest showed before this epoch.
+    pub(super) memory_before: Option<u128>,
+}
+
+impl Open {
+    pub(super) fn new(epoch: u64, start: u64, gap: bool, memory_before: Option<u128>) -> Self {
+        Self {
+            epoch,
+            start,
+            next: Some(0),
+            gap,
+            spoiled: false,
+            blocks: 0,
+            bytes: 0,
+            headers: Xxh3::new(),
+            stored: 0,
+            zero: 0,
+            states: 0,
+            findings: Vec::new(),
+            findings_omitted: 0,
+            memory_before,
+        }
+    }
+
+    /// Takes note of a frame's header.
+    pub(super) fn count(&mut self, header: &Header) {
+        self.next = header.sequence.checked_add(1);
+        self.bytes = self.bytes.saturating_add(header.bytes());
+        self.headers.update(&header.raw);
+        self.blocks = self.blocks.saturating_add(u32::from(header.kind == Kind::Pages));
+        self.states = self.states.saturating_add(u64::from(header.kind == Kind::State));
+    }
+
+    /// Keeps what is wrong in an intact frame until it is known whether the epoch exists; at most `max` of it.
+    pub(super) fn note(&mut self, fault: Fault, max: usize) {
+        if self.findings.len() < max {
+            self.findings.push(fault);
+        } else {
+            self.findings_omitted = self.findings_omitted.saturating_add(1);
+        }
+    }
+
+    /// Why the epoch, which `commit` in the frame at `at` ends, does not exist. `parent` is what it must name, where that is known.
+    pub(super) fn contradictions(&self, at: u64, header: &Header, commit: &Commit, parent: Option<(u64, u128)>) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        let payload = at + HEADER_BYTES_U64;
+        let mut check = |kind, offset, name: &str, expected: String, found: String| {
+            if expected != found {
+                faults.push(Fault::new(kind, payload + offset, format!("{name} {expected}"), found));
+            }
+        };
+        check(DamageKind::Counts, 24, "frames", header.sequence.to_string(), commit.frames.to_string());
+        if !self.gap {
+            check(DamageKind::Counts, 28, "blocks", self.blocks.to_string(), commit.blocks.to_string());
+            check(DamageKind::Counts, 32, "bytes", self.bytes.to_string(), commit.bytes.to_string());
+            let frames_hash = self.headers.digest128();
+            check(DamageKind::FramesHash, 40, "hash", format!("{frames_hash:032x}"), format!("{:032x}", commit.frames_hash));
+        }
+        if let Some((epoch, hash)) = parent {
+            let text = |epoch: u64, hash: u128| format!("{epoch}, hash {hash:032x}");
+            check(DamageKind::Parent, 0, "parent", text(epoch, hash), text(commit.parent, commit.parent_hash));
+        }
+        faults
+    }
+
+    /// What a commit frame says that may not be said, or that is not so, in an epoch that exists all the same.
+    pub(super) fn breaches(&self, at: u64, commit: &Commit) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        let payload = at + HEADER_BYTES_U64;
+        let mut check = |holds: bool, kind, offset: u64, expected: String, found: String| {
+            if !holds {
+                faults.push(Fault::new(kind, payload + offset, expected, found));
+            }
+        };
+        let Commit { pages, zero, unchanged, stored, bytes_written, durable, parent, trigger, flags, .. } = *commit;
+        check((1..=4).contains(&trigger), DamageKind::Flags, 168, "a trigger from 1 to 4".to_owned(), trigger.to_string());
+        let known = Commit::BASE | Commit::RECOVERY | Commit::AUDITED;
+        check(flags & !known == 0, DamageKind::Flags, 169, "flags 1, 2 and 4 only".to_owned(), flags.to_string());
+        check(commit.reserved == [0; 6], DamageKind::Reserved, 170, "000000000000".to_owned(), hex(&commit.reserved));
+        let audited = commit.has(Commit::AUDITED) || commit.audit == 0;
+        check(audited, DamageKind::Flags, 176, "no digest without audit".to_owned(), format!("{:032x}", commit.audit));
+        check(durable <= parent, DamageKind::Durable, 160, format!("at most the parent, {parent}"), durable.to_string());
+        let written = commit.bytes.saturating_add(COMMIT_FRAME_BYTES);
+        check(bytes_written == written, DamageKind::Counts, 152, format!("{written} bytes written"), bytes_written.to_string());
+        if self.gap {
+            return faults;
+        }
+        check(
+            self.states == 1,
+            DamageKind::Kind,
+            0,
+            "one state frame before the commit frame".to_owned(),
+            self.states.to_string(),
+        );
+        if self.spoiled {
+            return faults;
+        }
+        check(stored == self.stored, DamageKind::Counts, 144, format!("{} pages stored", self.stored), stored.to_string());
+        // A base or a recovery is streamed in parts and may meet a page again, or leave out that a page is zero.
+        if !commit.has(Commit::BASE) && !commit.has(Commit::RECOVERY) {
+            check(zero == self.zero, DamageKind::Counts, 128, format!("{} zero pages", self.zero), zero.to_string());
+            let sum = zero.saturating_add(unchanged).saturating_add(stored);
+            let expected = format!("{sum} pages: {zero} zero, {unchanged} unchanged, {stored} stored");
+            check(pages == sum, DamageKind::Counts, 120, expected, pages.to_string());
+        }
+        faults
+    }
+}

@@ -1,0 +1,335 @@
+//! `verify` against chains made by a second writer, which is written from `docs/format.md` alone too: byte by byte, and able to
+//! break every promise on purpose.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod clean;
+mod damage;
+mod hostile;
+mod torn;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use tempfile::TempDir;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+use super::*;
+use crate::page::EpochId;
+
+const CHAIN: [u8; 16] = [0xA0, 0xA1, 0xA2, 0xA3, 0xA4, 0xA5, 0xA6, 0xA7, 0xA8, 0xA9, 0xAA, 0xAB, 0xAC, 0xAD, 0xAE, 0xAF];
+const SEGMENT: u8 = 1;
+const PAGES: u8 = 2;
+const ZEROS: u8 = 3;
+const STATE: u8 = 4;
+const COMMIT: u8 = 5;
+const CLOSE: u8 = 6;
+
+fn frame(kind: u8, epoch: u64, sequence: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0xD7, 0x53, 0x57, 0x1A, kind, 0, 0, 0];
+    frame.extend(epoch.to_le_bytes());
+    frame.extend(sequence.to_le_bytes());
+    frame.extend(u32::try_from(payload.len()).unwrap().to_le_bytes());
+    frame.extend(&CHAIN[..8]);
+    frame.extend(xxh3_64(payload).to_le_bytes());
+    frame.extend(xxh3_64(&frame).to_le_bytes());
+    frame.extend(payload);
+    frame.resize(frame.len().next_multiple_of(8), 0);
+    frame
+}
+
+/// Makes a frame's checksums right again after its bytes were changed.
+fn reseal(frame: &mut [u8]) {
+    let length = usize::try_from(u32::from_le_bytes(frame[20..24].try_into().unwrap())).unwrap();
+    if let Some(payload) = frame.get(48..48 + length) {
+        let checksum = xxh3_64(payload);
+        frame[32..40].copy_from_slice(&checksum.to_le_bytes());
+    }
+    let checksum = xxh3_64(&frame[..40]);
+    frame[40..48].copy_from_slice(&checksum.to_le_bytes());
+}
+
+/// Makes the checksum of a block's list right.
+fn relist(block: &mut [u8]) {
+    let checksum = xxh3_64(&block[8..16 + 4 * usize::from(block[1])]);
+    block[4..8].copy_from_slice(&checksum.to_le_bytes()[..4]);
+}
+
+fn block(encoding: u8, pages: &[PageOf]) -> Vec<u8> {
+    let first = pages[0].0;
+    let mut block = vec![encoding, u8::try_from(pages.len()).unwrap(), 0, 0, 0, 0, 0, 0];
+    block.extend(first.to_le_bytes());
+    for (gfn, _) in pages {
+        block.extend(u32::try_from(gfn - first).unwrap().to_le_bytes());
+    }
+    relist(&mut block);
+    let bytes: Vec<u8> = pages.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
+    if encoding == 1 {
+        block.extend(zstd::bulk::compress(&bytes, 1).unwrap())
+    } else {
+        block.extend(bytes)
+    }
+    block
+}
+
+fn zeros(runs: &[(u64, u64)]) -> Vec<u8> {
+    runs.iter().flat_map(|(first, count)| [first.to_le_bytes(), count.to_le_bytes()].concat()).collect()
+}
+
+fn state(records: &[(&str, u32, u16, &[u8])]) -> Vec<u8> {
+    let mut list = u32::try_from(records.len()).unwrap().to_le_bytes().to_vec();
+    list.extend([0; 4]);
+    for (name, index, version, data) in records {
+        list.extend(u16::try_from(name.len()).unwrap().to_le_bytes());
+        list.extend(version.to_le_bytes());
+        list.extend(index.to_le_bytes());
+        list.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
+        list.extend([0; 4]);
+        list.extend(name.as_bytes());
+        list.extend(*data);
+        list.resize(list.len().next_multiple_of(8), 0);
+    }
+    list
+}
+
+fn text_page(seed: u8) -> Vec<u8> {
+    (0..4096u32).map(|at| seed.wrapping_add(u8::try_from(at / 256).unwrap())).collect()
+}
+
+fn memory_digest(memory: &BTreeMap<u64, Vec<u8>>) -> u128 {
+    memory.iter().filter(|(_, page)| page.iter().any(|byte| *byte != 0)).fold(0, |sum, (gfn, page)| {
+        let text = [gfn.to_le_bytes().to_vec(), xxh3_128(page).to_le_bytes().to_vec()].concat();
+        sum.wrapping_add(xxh3_128(&text))
+    })
+}
+
+/// A page's gfn and its bytes.
+type PageOf = (u64, Vec<u8>);
+
+/// Breaks something on purpose.
+type Tweak<T> = Box<dyn Fn(&mut T)>;
+
+/// What the writer does with an epoch.
+#[derive(Default)]
+struct Plan {
+    /// Blocks: encoding and pages.
+    blocks: Vec<(u8, Vec<PageOf>)>,
+    zeros: Vec<(u64, u64)>,
+    flags: u8,
+    unchanged: u64,
+    /// A frame (by sequence) and what to do with its payload before it is hashed.
+    tweak: Option<(usize, Tweak<Vec<u8>>)>,
+    /// What to do with the commit frame's payload.
+    tweak_commit: Option<Tweak<Vec<u8>>>,
+    /// Further frames before the state frame.
+    extra: Vec<(u8, Vec<u8>)>,
+    /// State frames; one by default.
+    states: Option<Vec<Vec<u8>>>,
+    /// What to do with the frames, made one by one, before they are counted.
+    tweak_frames: Option<Tweak<Vec<Vec<u8>>>>,
+}
+
+struct Writer {
+    segments: Vec<Vec<u8>>,
+    last: (u64, u128),
+    durable: u64,
+    memory: BTreeMap<u64, Vec<u8>>,
+    /// Where each epoch begins and ends: segment, first byte, commit frame, end.
+    places: BTreeMap<u64, (usize, usize, usize, usize)>,
+    /// Every frame: segment, first byte, kind, epoch.
+    frames: Vec<(usize, usize, u8, u64)>,
+}
+
+impl Writer {
+    fn new() -> Self {
+        let mut writer = Self {
+            segments: Vec::new(),
+            last: (0, 0),
+            durable: 0,
+            memory: BTreeMap::new(),
+            places: BTreeMap::new(),
+            frames: Vec::new(),
+        };
+        writer.segment();
+        writer
+    }
+
+    fn append(&mut self, kind: u8, epoch: u64, bytes: &[u8]) {
+        let segment = self.segments.len() - 1;
+        self.frames.push((segment, self.segments[segment].len(), kind, epoch));
+        self.segments[segment].extend(bytes);
+    }
+
+    fn segment(&mut self) {
+        self.durable = self.last.0;
+        self.segments.push(Vec::new());
+        let mut payload = 1u32.to_le_bytes().to_vec();
+        payload.extend(u32::try_from(self.segments.len()).unwrap().to_le_bytes());
+        payload.extend(CHAIN);
+        payload.extend(self.last.1.to_le_bytes());
+        payload.extend(self.last.0.to_le_bytes());
+        payload.extend(1_700_000_000_000_000_000u64.to_le_bytes());
+        payload.extend(4096u32.to_le_bytes());
+        payload.extend(0u32.to_le_bytes());
+        self.append(SEGMENT, 0, &frame(SEGMENT, 0, 0, &payload));
+    }
+
+    fn epoch(&mut self, epoch: u64, plan: Plan) {
+        let mut payloads = Vec::new();
+        let (mut stored, mut zero) = (0u64, 0u64);
+        for (encoding, pages) in &plan.blocks {
+            payloads.push((PAGES, block(*encoding, pages)));
+            stored += pages.len() as u64;
+            self.memory.extend(pages.iter().cloned());
+        }
+        if !plan.zeros.is_empty() {
+            payloads.push((ZEROS, zeros(&plan.zeros)));
+            for (first, count) in &plan.zeros {
+                zero += count;
+                self.memory.retain(|gfn, _| !(*first..first + count).contains(gfn));
+            }
+        }
+        let blocks = plan.blocks.len();
+        payloads.extend(plan.extra);
+        let usual = state(&[("vcpu.regs", 0, 1, &[7; 19]), ("vcpu.regs", 1, 1, &[8; 19]), ("vm.clock", 0, 2, b"")]);
+        payloads.extend(plan.states.unwrap_or_else(|| vec![usual]).into_iter().map(|state| (STATE, state)));
+        if let Some((index, tweak)) = plan.tweak {
+            tweak(&mut payloads[index].1);
+        }
+        let mut frames: Vec<Vec<u8>> =
+            payloads.iter().zip(0..).map(|((kind, payload), sequence)| frame(*kind, epoch, sequence, payload)).collect();
+        if let Some(tweak) = plan.tweak_frames {
+            tweak(&mut frames);
+        }
+        let segment = self.segments.len() - 1;
+        let start = self.segments[segment].len();
+        for frame in &frames {
+            self.append(frame[4], epoch, frame);
+        }
+        let headers: Vec<u8> = frames.iter().flat_map(|frame| frame[..48].to_vec()).collect();
+        let bytes = frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+        let mut commit = self.last.0.to_le_bytes().to_vec();
+        commit.extend(self.last.1.to_le_bytes());
+        commit.extend(u32::try_from(frames.len()).unwrap().to_le_bytes());
+        commit.extend(u32::try_from(blocks).unwrap().to_le_bytes());
+        commit.extend(bytes.to_le_bytes());
+        commit.extend(xxh3_128(&headers).to_le_bytes());
+        commit.extend((1_700_000_000_000_000_000 + epoch).to_le_bytes());
+        commit.extend((0..7u64).flat_map(u64::to_le_bytes));
+        for count in [zero + stored + plan.unchanged, zero, plan.unchanged, stored, bytes + 240, self.durable] {
+            commit.extend(count.to_le_bytes());
+        }
+        commit.extend([1, plan.flags, 0, 0, 0, 0, 0, 0]);
+        let audit = if plan.flags & 4 == 0 { 0 } else { memory_digest(&self.memory) };
+        commit.extend(audit.to_le_bytes());
+        assert_eq!(commit.len(), 192);
+        if let Some(tweak) = plan.tweak_commit {
+            tweak(&mut commit);
+        }
+        let frame = frame(COMMIT, epoch, u32::try_from(frames.len()).unwrap(), &commit);
+        let at = self.segments[segment].len();
+        self.append(COMMIT, epoch, &frame);
+        self.last = (epoch, xxh3_128(&frame));
+        self.places.insert(epoch, (segment, start, at, self.segments[segment].len()));
+    }
+
+    fn sync(&mut self) {
+        self.durable = self.last.0;
+    }
+
+    fn close(&mut self) {
+        let payload = [self.last.0.to_le_bytes().to_vec(), self.last.1.to_le_bytes().to_vec()].concat();
+        self.append(CLOSE, self.last.0, &frame(CLOSE, self.last.0, 0, &payload));
+        self.sync();
+    }
+
+    /// Where the frame number `number` of those of `kind` and `epoch` begins.
+    fn find(&self, kind: u8, epoch: u64, number: usize) -> (usize, usize) {
+        let mut found = self.frames.iter().filter(|frame| (frame.2, frame.3) == (kind, epoch));
+        found.nth(number).map(|frame| (frame.0, frame.1)).unwrap()
+    }
+
+    /// Cuts the chain where `epoch`'s commit frame ends, plus `more` bytes.
+    fn cut(&mut self, epoch: u64, more: usize) {
+        let (segment, _, _, end) = self.places[&epoch];
+        self.segments.truncate(segment + 1);
+        self.segments[segment].truncate(end + more);
+    }
+
+    fn save(&self) -> TempDir {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("identity.json"), identity_text(&identity_line())).unwrap();
+        fs::write(dir.path().join("lock"), "writer").unwrap();
+        for (segment, number) in self.segments.iter().zip(1..) {
+            fs::write(dir.path().join(format!("segment-{number:08}")), segment).unwrap();
+        }
+        dir
+    }
+
+    fn verify(&self) -> VerifyReport {
+        run(self.save().path())
+    }
+}
+
+fn identity_line() -> String {
+    let memory = r#"[{"first": 0, "count": 160}, {"first": 1048576, "count": 256}]"#;
+    format!(
+        r#"{{"format": 1, "chain": "a0a1a2a3a4a5a6a7a8a9aaabacadaeaf", "page_size": 4096, "created_unix_ns": 1700000000000000000, "created_by": "test 1", "memory": {memory}, "vcpus": 2, "machine": {{"any": [1]}}, "later": null}}"#
+    )
+}
+
+fn identity_text(line: &str) -> String {
+    format!("{line}\nxxh3-64 {:016x}\n", xxh3_64(line.as_bytes()))
+}
+
+fn run(dir: &Path) -> VerifyReport {
+    try_run(dir).unwrap()
+}
+
+fn try_run(dir: &Path) -> Result<VerifyReport, VerifyError> {
+    verify(dir, &VerifyOptions::default(), &mut |_| {})
+}
+
+fn page(gfn: u64, seed: u8) -> PageOf {
+    (gfn, text_page(seed))
+}
+
+fn many(first: u64, count: u64, seed: u8) -> Vec<PageOf> {
+    (first..first + count).map(|gfn| page(gfn, seed.wrapping_add(u8::try_from(gfn % 200).unwrap()))).collect()
+}
+
+/// A second segment with epochs 4 and 5 after a first with 1 and 2; epoch 3 could not be committed.
+fn writer() -> Writer {
+    let mut writer = Writer::new();
+    writer.epoch(
+        1,
+        Plan {
+            blocks: vec![(1, many(0, 16, 3)), (0, vec![page(0x10_0000, 9)])],
+            zeros: vec![(20, 3), (0x10_0080, 128)],
+            flags: 1 | 4,
+            ..Plan::default()
+        },
+    );
+    writer.sync();
+    writer.epoch(2, Plan { blocks: vec![(1, many(4, 8, 90)), (1, many(100, 3, 1))], zeros: vec![(0, 2)], ..audited() });
+    writer.segment();
+    writer.epoch(4, Plan { blocks: vec![(0, vec![page(1, 200)])], unchanged: 5, ..audited() });
+    writer.sync();
+    writer.epoch(5, Plan { blocks: vec![(1, many(8, 4, 17))], extra: vec![(ZEROS, Vec::new())], ..audited() });
+    writer
+}
+
+fn closed() -> Writer {
+    let mut writer = writer();
+    writer.close();
+    writer
+}
+
+fn audited() -> Plan {
+    Plan { flags: 4, ..Plan::default() }
+}
+
+fn kinds(report: &VerifyReport) -> Vec<DamageKind> {
+    report.damage.iter().map(|damage| damage.kind).collect()
+}
