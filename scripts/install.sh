@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Installs what the test lanes need on Debian or Ubuntu, and does nothing when all of it is there.
-# usage: install.sh build|nested    build: what compiling needs; nested: that, QEMU, and a kernel that is unpacked, not installed
+# Provides what the test lanes need on Debian or Ubuntu, and does nothing when all of it is there.
+# usage: install.sh build|nested    build: what compiling needs; nested: that, QEMU, the tools around it, and a kernel
+# Only a missing compiler is installed. Everything else is downloaded with apt and unpacked in nested/ of cargo's target directory, as any
+# user, and leaves the system as it is.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
-work=${CARGO_TARGET_DIR:-$PWD/target}/nested
 
 fail() {
   printf 'install: %s\n' "$*" >&2
@@ -14,47 +15,115 @@ fail() {
 as_root() {
   if [ "$(id -u)" = 0 ]; then
     "$@"
-  elif command -v sudo >/dev/null; then
+  elif command -v sudo > /dev/null; then
     sudo "$@"
   else
-    fail "to install packages, run this as root or install sudo"
+    fail "to install a C compiler, run this as root or install sudo"
   fi
 }
 
-lists_are_new=no
-update_lists() {
-  [ "$lists_are_new" = yes ] || as_root apt-get update -q >&2
-  lists_are_new=yes
+install_compiler() {
+  ! command -v cc > /dev/null || return 0
+  command -v apt-get > /dev/null || fail "no C compiler (cc), and there is no apt-get here to install one with"
+  as_root apt-get update -q >&2
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends --no-remove -o DPkg::Lock::Timeout=300 gcc >&2 ||
+    fail "apt-get could not install gcc"
 }
 
-# install_commands COMMAND:PACKAGE ...: the packages of those commands that are missing
-install_commands() {
-  local pair commands=() packages=()
-  for pair in "$@"; do
-    if ! command -v "${pair%%:*}" >/dev/null; then
-      commands+=("${pair%%:*}")
-      packages+=("${pair#*:}")
-    fi
+# apt with lists, a cache and an empty package database of its own: root is not needed, nothing that is installed here can be in the
+# way, and a package comes with all that it depends on, down to the C library.
+apt_is_ready=no
+ready_apt() {
+  [ "$apt_is_ready" = no ] || return 0
+  command -v apt-get > /dev/null || fail "missing: $1, and there is no apt-get here to download it with"
+  rm -rf "$work/apt"
+  mkdir -p "$work/apt"/{state/lists/partial,cache/archives/partial}
+  # Hooks of the system's configuration are for its own lists and packages.
+  cat > "$work/apt/apt.conf" << CONFIGURATION
+Dir::State "$work/apt/state";
+Dir::State::status "/dev/null";
+Dir::Cache "$work/apt/cache";
+Dir::Cache::archives "archives/";
+Debug::NoLocking "true";
+APT::Sandbox::User "$(id -un)";
+APT::Install-Recommends "false";
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear DPkg::Post-Invoke;
+CONFIGURATION
+  apt-get -c "$work/apt/apt.conf" update -q >&2 || fail "apt-get could not get the lists of packages"
+  apt_is_ready=yes
+}
+
+# unpack TREE FILE...: as on a system whose /bin, /sbin and /lib are links into /usr, whatever the packages think
+unpack() {
+  local tree=$1 package name
+  shift
+  for name in bin sbin lib lib64; do
+    mkdir -p "$tree/usr/$name"
+    ln -sfn "usr/$name" "$tree/$name"
   done
-  [ ${#commands[@]} -gt 0 ] || return 0
-  command -v apt-get >/dev/null ||
-    fail "missing: ${commands[*]} (Debian's packages: ${packages[*]}), and there is no apt-get here to install them with"
-  update_lists
-  # Never trade what is installed here for what the lanes need, unless the machine is a throwaway one or its owner said so.
-  local may_remove=no
-  if [ "${CI-}" = true ] || [ "${SLACKWATER_INSTALL_MAY_REMOVE-}" = 1 ]; then
-    may_remove=yes
+  for package in "$@"; do
+    dpkg-deb --fsys-tarfile "$package" | tar -x --keep-directory-symlink --no-same-owner -C "$tree"
+  done
+}
+
+# missing COMMAND:PACKAGE ...: those pairs whose command is not there
+missing() {
+  local pair
+  for pair in "$@"; do
+    command -v "${pair%%:*}" > /dev/null || printf '%s\n' "$pair"
+  done
+}
+
+# place_tools COMMAND:PACKAGE ...: unpacks the packages of those commands that are missing into tools/tree, with a command in tools/bin
+# for each.
+place_tools() {
+  local pairs new=$work/tools.new pair
+  mapfile -t pairs < <(missing "$@")
+  [ ${#pairs[@]} -gt 0 ] || return 0
+  # All of them anew: one tree has one version of each library.
+  rm -rf "$work/tools"
+  mapfile -t pairs < <(missing "$@")
+  ready_apt "${pairs[*]%%:*}"
+  apt-get -c "$work/apt/apt.conf" install -qy --download-only "${pairs[@]#*:}" >&2 || fail "apt-get could not download ${pairs[*]#*:}"
+  rm -rf "$new"
+  mkdir -p "$new/bin"
+  unpack "$new/tree" "$work"/apt/cache/archives/*.deb
+  for pair in "${pairs[@]}"; do
+    place_command "$new" "${pair%%:*}"
+  done
+  mv "$new" "$work/tools"
+}
+
+place_command() { # PLACE COMMAND
+  local program=$1/tree/usr/bin/$2 target
+  [ -e "$program" ] || [ -L "$program" ] || program=$1/tree/usr/sbin/$2
+  while [ -L "$program" ]; do
+    target=$(readlink "$program")
+    case $target in
+      /*) program=$1/tree$target ;;
+      *) program=$(dirname "$program")/$target ;;
+    esac
+  done
+  [ -x "$program" ] || fail "no $2 in the packages that were unpacked"
+  program=$(realpath "$program")
+  program=${program#"$1/tree/"}
+  if ! grep -aq 'ld-linux-x86-64\.so' "$1/tree/$program"; then
+    ln -s "../tree/$program" "$1/bin/$2" # static
+    return
   fi
-  local apt=(apt-get install -qy --no-install-recommends -o DPkg::Lock::Timeout=300)
-  local removed
-  removed=$("${apt[@]}" --simulate "${packages[@]}" 2> /dev/null | sed -n 's/^Remv \([^ ]*\).*/\1/p' | paste -sd ' ' || true)
-  if [ -n "$removed" ]; then
-    [ "$may_remove" = yes ] ||
-      fail "installing ${packages[*]} would remove: $removed. SLACKWATER_INSTALL_MAY_REMOVE=1 allows that; nothing was changed"
-    printf 'install: installing %s removes: %s\n' "${packages[*]}" "$removed" >&2
-  fi
-  [ "$may_remove" = yes ] || apt+=(--no-remove)
-  as_root env DEBIAN_FRONTEND=noninteractive "${apt[@]}" "${packages[@]}" >&2 || fail "apt-get could not install ${packages[*]}"
+  # With the tree's own loader and libraries, and for QEMU its modules and firmware.
+  cat > "$1/bin/$2" << WRAPPER
+#!/bin/bash
+tree=\$(dirname "\$(dirname "\$(readlink -f "\$0")")")/tree
+lib=\$tree/usr/lib/x86_64-linux-gnu
+export QEMU_MODULE_DIR=\$lib/qemu
+exec "\$lib/ld-linux-x86-64.so.2" --library-path "\$lib:\$lib/pulseaudio:\$tree/usr/lib" --argv0 $2 "\$tree/$program" \
+  $([[ $2 != qemu-* ]] || printf '%s' '-L "$tree/usr/share/qemu" -L "$tree/usr/share/seabios"') "\$@"
+WRAPPER
+  chmod +x "$1/bin/$2"
 }
 
 # Sets `packages` to those that the kernel behind a metapackage consists of, for example linux-image-6.1.0-1-cloud-amd64. Debian's
@@ -70,33 +139,24 @@ find_kernel_packages() {
       return
     fi
   done
+  fail "apt-get knows neither linux-image-cloud-amd64 nor linux-image-virtual"
 }
-dependency() { apt-cache depends "$1" 2> /dev/null | sed -n "s/^ *Depends: \\($2-[0-9].*\\)/\\1/p"; }
-
-download_kernel() { # PLACE
-  # As root apt would drop to a user who cannot write here.
-  [ ${#packages[@]} -gt 0 ] && (cd "$1" && apt-get download -q -o APT::Sandbox::User="$(id -un)" "${packages[@]}" >&2)
+dependency() {
+  apt-cache -c "$work/apt/apt.conf" depends "$1" 2> /dev/null | sed -n "s/^ *Depends: \\($2-[0-9].*\\)/\\1/p"
 }
 
-install_kernel() {
+place_kernel() {
   [ ! -e "$work/kernel/vmlinuz" ] || return 0
-  command -v apt-get > /dev/null || fail "no kernel in $work/kernel, and there is no apt-get here to download one with"
-  local new=$work/kernel.new package image modules
+  local new=$work/kernel.new image modules
   rm -rf "$new"
   mkdir -p "$new/download"
+  ready_apt "a kernel"
   find_kernel_packages
-  # There may be no package lists yet, or they are older than the archive: renew them once and try again.
-  if ! download_kernel "$new/download"; then
-    update_lists
-    find_kernel_packages
-    [ ${#packages[@]} -gt 0 ] || fail "apt-get knows neither linux-image-cloud-amd64 nor linux-image-virtual"
-    download_kernel "$new/download" || fail "apt-get could not download ${packages[*]}"
-  fi
-  for package in "$new"/download/*.deb; do
-    dpkg -x "$package" "$new/tree"
-  done
+  (cd "$new/download" && apt-get -c "$work/apt/apt.conf" download -q "${packages[@]}" >&2) ||
+    fail "apt-get could not download ${packages[*]}"
+  unpack "$new/tree" "$new"/download/*.deb
   image=$(find "$new/tree/boot" -name 'vmlinuz-*' -print -quit)
-  modules=$(find "$new/tree" -type d -path '*lib/modules/*' -print -quit)
+  modules=$(find "$new/tree/usr/lib/modules" -mindepth 1 -maxdepth 1 -print -quit)
   if [ -z "$image" ] || [ -z "$modules" ]; then
     fail "no kernel with modules in ${packages[*]}"
   fi
@@ -113,20 +173,24 @@ install_kernel() {
 
 case ${1-} in
   build)
-    install_commands cc:gcc
+    install_compiler
     ;;
   nested)
-    install_commands cc:gcc qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod xz:xz-utils \
-      zstd:zstd flock:util-linux
+    install_compiler
+    work=${CARGO_TARGET_DIR:-target}/nested
     mkdir -p "$work"
+    work=$(realpath "$work")
+    PATH=$PATH:$work/tools/bin
     # Two runs that share a target directory must not both unpack.
     exec 9> "$work/lock"
     flock -w 600 9 || fail "another run has held $work/lock for 10 minutes"
-    install_kernel
+    place_tools qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod modprobe:kmod xz:xz-utils zstd:zstd
+    place_kernel
+    rm -rf "$work/apt"
     ;;
   *)
     printf 'usage: install.sh build|nested\n' >&2
     exit 2
     ;;
 esac
-command -v cargo >/dev/null || fail "cargo is missing: install Rust 1.90 or newer (rustup, or the distribution's packages where they are new enough)"
+command -v cargo > /dev/null || fail "cargo is missing: install Rust 1.90 or newer (rustup, or the distribution's packages where they are new enough)"

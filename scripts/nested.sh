@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # The nested lane: the native tests on mainline KVM. QEMU emulates an AMD processor with SVM and nested paging in software, boots
 # a stock kernel with kvm-amd in it, and runs the tests of the library and of tests/main.rs whose path contains `native`.
-# usage: nested.sh [TEST-FILTER]    default filter: native
-# The kernel and the console's last log (serial.log) are kept in nested/ of cargo's target directory.
+# usage: nested.sh [TEST-FILTER]    default filter: native, and then the command is tried as well
+# The kernel, tools that this machine lacks, and the console's last log (serial.log) are kept in nested/ of cargo's target directory.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
+export LC_ALL=C
 filter=${1:-native}
 home=$PWD
-work=${CARGO_TARGET_DIR:-$PWD/target}/nested
+work=$(realpath -m "${CARGO_TARGET_DIR:-target}/nested")
+export PATH="$PATH:/usr/sbin:/sbin:$work/tools/bin"
 build_limit_s=1500
 limit_s=${SLACKWATER_NESTED_LIMIT_S:-480}
 
@@ -122,7 +123,17 @@ for tests in lib integration; do
   code=\$?
   [ \$code = 0 ] || { say "the tests of \$tests ended with exit code \$code"; result=failed; }
 done
-say "tests done, up for \$(cut -d ' ' -f 1 /proc/uptime) s"
+smoke() {
+  for arguments in "checkpoint --vcpus 2 --memory 16M --budget 512 --audit 1 --for 5s" verify "restore --for 1s"; do
+    say "slackwater \$arguments"
+    verb=\${arguments%% *}
+    /slackwater/slackwater \$verb --store /tmp/smoke \${arguments#\$verb} || { say "slackwater \$verb ended with exit code \$?"; return 1; }
+  done
+}
+if [ $(quoted "$filter") = native ]; then
+  smoke || result=failed
+fi
+say "all done, up for \$(cut -d ' ' -f 1 /proc/uptime) s"
 verdict \$result
 INIT
 chmod +x "$root/init"

@@ -90,7 +90,7 @@ mod private;
 mod program;
 
 #[cfg(test)]
-mod tests;
+mod native_tests;
 
 pub use image::{ChurnError, Image, MEMORY_MAX, MEMORY_MIN, Segment};
 pub use options::{Content, Options, OptionsError, Pattern};
