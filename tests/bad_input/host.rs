@@ -53,7 +53,7 @@ fn native_rings_and_budgets() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
     let line = |options: &str| format!("checkpoint --store {} --memory 16M --guest churn:pages=1500 {options}", store.display());
-    let host = run("host").expect(0).json();
+    let host = run("host --json").expect(0).json();
     let most = host["ring"]["entries_max"].as_u64().unwrap();
     run(&line(&format!("--ring {} --budget 10000000", most * 2)))
         .refused(2, &[&format!("a ring of {} entries: this KVM takes at most {most}", most * 2), "slackwater host"]);

@@ -166,8 +166,8 @@ fn a_page_that_is_left_out_is_found() {
     let options = EngineOptions { budget_pages: 512, audit_every: std::num::NonZeroU64::new(1), ..EngineOptions::default() };
     let engine = Engine::new(vm.memory().clone(), Box::new(tracker), Box::new(writer), Start::Fresh, options).unwrap();
     let protection = Protection { engine, interval: None, base_first: true, share_pages: 0 };
-    let mut running =
-        slackwater::vmm::Running::start(vm, Some(protection), Limits { time: None, epochs: Some(12) }, Stop::default()).unwrap();
+    let limits = Limits { time: None, epochs: Some(12) };
+    let mut running = slackwater::vmm::Running::start(vm, Some(protection), limits, Stop::default()).unwrap();
     running.supervise();
     let outcome = running.finish();
     assert!(outcome.error.is_none(), "{:?}", outcome.error);
