@@ -15,7 +15,7 @@ use slackwater::vmm::{GuestSpec, Limits, MachineSpec, Protection, Stop, Tracking
 
 use crate::native::follow;
 use crate::support::command::{Running, guest_is_ok, number, run, slackwater};
-use crate::support::{kvm_or_skip, rounds};
+use crate::support::{as_time_allows, kvm_or_skip, rounds};
 
 /// Sends signals to every thread of a process, as fast as it can.
 struct Storm {
@@ -94,7 +94,7 @@ fn nothing_is_missed_by_the_ring_in_a_storm_of_signals() {
     if !kvm_or_skip("native::audit::nothing_is_missed_by_the_ring_in_a_storm_of_signals") {
         return;
     }
-    for pattern in ["sequential", "uniform", "zipf", "hotcold"] {
+    for pattern in as_time_allows(&["uniform", "hotcold", "zipf", "sequential"], 1) {
         check(pattern, "--budget 512", rounds(10, 100, 1500));
     }
 }
@@ -104,7 +104,7 @@ fn nothing_is_missed_by_the_bitmap_in_a_storm_of_signals() {
     if !kvm_or_skip("native::audit::nothing_is_missed_by_the_bitmap_in_a_storm_of_signals") {
         return;
     }
-    for pattern in ["uniform", "hotcold"] {
+    for pattern in as_time_allows(&["uniform", "hotcold"], 1) {
         check(pattern, "--tracker bitmap --interval 3ms", rounds(10, 50, 1500));
     }
 }
