@@ -60,17 +60,25 @@ impl Shared {
 
     /// Leads a cut; the caller has closed the gate. It is open afterwards.
     pub(super) fn cut(&self, trigger: Trigger, me: Option<(usize, &VcpuFd)>) {
-        let taken = self.epochs.load(Ordering::Acquire);
-        let last = trigger == Trigger::Final || self.limits.epochs.is_some_and(|limit| taken + 1 >= limit);
+        // The guest runs again before a cut is over, and the next cut may begin: epochs are counted under the engine's lock.
+        let mut engine = self.engine.as_ref().map(lock);
+        let left = self.limits.epochs.map(|limit| limit.saturating_sub(self.epochs.load(Ordering::Acquire)));
+        let last = trigger == Trigger::Final || left.is_some_and(|left| left <= 1);
         let mut cutting = Cutting::new(&self.vcpus, me, last);
-        let Some(engine) = &self.engine else { return };
-        let outcome = lock(engine).cut(&mut cutting, trigger);
+        if left == Some(0) && self.vcpus.gate.is_halted() {
+            return;
+        }
+        let Some(engine_held) = &mut engine else { return };
+        // The last one is taken whatever the storage says: the guest does not run on to another.
+        let outcome = engine_held.cut(&mut cutting, if last { Trigger::Final } else { trigger });
         drop(cutting);
+        if let Ok(Cut::Taken { .. }) = outcome {
+            *lock(&self.last_cut) = Instant::now();
+            self.epochs.fetch_add(1, Ordering::AcqRel);
+        }
+        drop(engine);
         match outcome {
-            Ok(Cut::Taken { .. }) => {
-                *lock(&self.last_cut) = Instant::now();
-                self.epochs.fetch_add(1, Ordering::AcqRel);
-            }
+            Ok(Cut::Taken { .. }) => {}
             Ok(Cut::Lengthened { .. } | Cut::Skipped) => return,
             Err(error) => self.fail(error.into()),
         }

@@ -6,7 +6,7 @@ use slackwater::epoch::{Cut, Durability, Engine, EngineError, EngineOptions, OnS
 use slackwater::format::Trigger;
 use slackwater::page::EpochId;
 
-use super::harness::{BUDGET, Counter, Event, FOR_EVER, Fault, PAGES, RING, World, chain_of, gfn, options};
+use super::harness::{BUDGET, Counter, Event, FOR_EVER, Fault, PAGES, RING, World, chain_of, gfn, options, wait_until};
 
 const AT_ONCE: OnStorageError = OnStorageError::Continue { retry_after: Duration::ZERO };
 
@@ -316,9 +316,7 @@ fn while_storage_rests_only_lists_are_taken() {
     world.write_all([1]);
     world.take(&mut engine, Trigger::Request);
     world.disk.wait_operations(2);
-    while engine.report().failed_epochs == 0 {
-        std::thread::yield_now();
-    }
+    wait_until("no epoch fails", || engine.report().failed_epochs > 0);
     for round in 0..5 {
         world.write_all(10 * round..10 * round + 10);
         assert_eq!(world.cut(&mut engine, Trigger::Interval).unwrap(), Cut::Skipped);
@@ -349,9 +347,7 @@ fn state_that_no_chain_takes_fails_its_epoch_and_no_other() {
         world.guest.unsound_state = true;
         world.take(&mut engine, Trigger::Request);
         world.guest.unsound_state = false;
-        while engine.report().failed_epochs == 0 {
-            std::thread::yield_now();
-        }
+        wait_until("no epoch fails", || engine.report().failed_epochs > 0);
         world.write_all([50]);
         world.take(&mut engine, Trigger::Request);
         world.take(&mut engine, Trigger::Final);

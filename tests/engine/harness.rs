@@ -1,9 +1,10 @@
 //! A guest, a chain and trackers for tests of the engine: all in memory, with faults on demand.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use slackwater::epoch::{CapturedState, Cut, Durability, Engine, EngineError, EngineOptions, Finished, Guest, GuestError};
 use slackwater::epoch::{Sink, SinkError, Start};
@@ -30,6 +31,9 @@ pub(crate) const SHARE: usize = 4;
 pub(crate) const BUDGET: usize = 24;
 /// Far longer than any test: nothing happens because of it.
 pub(crate) const FOR_EVER: Duration = Duration::from_secs(1_000_000);
+
+/// How long a test waits for what must come, before it fails.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The `index`th page of memory.
 pub(crate) fn gfn(index: usize) -> Gfn {
@@ -68,7 +72,8 @@ impl Watchdog {
         let test = std::thread::current().name().unwrap_or("a test").to_owned();
         std::thread::spawn(move || {
             if waits.recv_timeout(Duration::from_secs(90)) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("{test} hangs");
+                // Not captured, as a print would be.
+                let _ = writeln!(std::io::stderr(), "{test} hangs");
                 std::process::abort();
             }
         });
@@ -279,12 +284,18 @@ impl Disk {
 
     /// Waits until an operation waits.
     pub(crate) fn wait_blocked(&self) {
-        drop(self.state.1.wait_while(self.lock(), |state| !state.blocked).unwrap());
+        self.wait_while("no operation waits", |state| !state.blocked);
     }
 
     /// Waits until so many operations were begun.
     pub(crate) fn wait_operations(&self, operations: u64) {
-        drop(self.state.1.wait_while(self.lock(), |state| state.operations < operations).unwrap());
+        self.wait_while("too few operations", |state| state.operations < operations);
+    }
+
+    #[track_caller]
+    fn wait_while(&self, what: &str, mut condition: impl FnMut(&DiskState) -> bool) {
+        let (_state, waited) = self.state.1.wait_timeout_while(self.lock(), PATIENCE, |state| condition(state)).unwrap();
+        assert!(!waited.timed_out(), "{what}");
     }
 
     pub(crate) fn fail_at(&self, operation: u64, fault: Fault) {
@@ -378,7 +389,7 @@ impl DiskSink {
         }
         state.blocked = state.shut;
         changed.notify_all();
-        let (mut state, waited) = changed.wait_timeout_while(state, Duration::from_secs(20), |state| state.shut).unwrap();
+        let (mut state, waited) = changed.wait_timeout_while(state, PATIENCE, |state| state.shut).unwrap();
         if waited.timed_out() {
             // The test has failed, and drops its engine.
             state.shut = false;
@@ -808,13 +819,10 @@ impl World {
     /// Waits until every epoch that was cut is in the chain or has failed.
     pub(crate) fn settle(&self, engine: &Engine<Counter>, captures_before: usize) {
         let captures = (self.guest.snapshots.len() - captures_before) as u64;
-        loop {
+        wait_until("an epoch is neither stored nor failed", || {
             let report = engine.report();
-            if report.epochs + report.failed_epochs == captures {
-                return;
-            }
-            std::thread::yield_now();
-        }
+            report.epochs + report.failed_epochs == captures
+        });
     }
 
     /// The oracle: every epoch in the chain is what the guest was at its cut, byte for byte; the counts add up.
@@ -868,6 +876,16 @@ impl World {
         let newest = self.guest.snapshots.last_key_value().map(|(counter, _)| *counter);
         assert_eq!(self.disk.stored().last().map(|last| last.counter), newest, "the last cut is in the chain");
         finished
+    }
+}
+
+/// Waits for another thread's work.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "{what}");
+        std::thread::yield_now();
     }
 }
 

@@ -8,7 +8,9 @@ use slackwater::restore::Plan;
 use slackwater::store::verify::{DamageKind, VerifyOptions, verify};
 use slackwater::store::{Chain, NewChain, Writer, WriterOptions};
 
-use super::harness::{BUDGET, Counter, Event, Fault, Lies, PAGES, REGIONS, RING, World, chain_of, gfn, options, snapshot};
+use super::harness::{
+    BUDGET, Counter, Event, Fault, Lies, PAGES, REGIONS, RING, World, chain_of, gfn, options, snapshot, wait_until,
+};
 
 /// A run in which tracking is lost `how`; ends in order.
 fn run(lies: Lies, how: impl Fn(&mut World)) -> (World, slackwater::epoch::Finished) {
@@ -78,9 +80,7 @@ fn a_recovery_that_could_not_be_stored_is_a_recovery_all_the_same() {
         world.take(&mut engine, Trigger::RingFull);
         // The base, and four parts at the most; what failed ends the epoch early.
         world.disk.wait_operations((operation + 1).min(5));
-        while operation < 5 && engine.report().failed_epochs == 0 {
-            std::thread::yield_now();
-        }
+        wait_until("no epoch fails", || operation >= 5 || engine.report().failed_epochs > 0);
         world.write_all([4]);
         world.take(&mut engine, Trigger::RingFull);
         let finished = engine.finish();

@@ -15,7 +15,7 @@ use slackwater::vmm::{GuestSpec, Limits, MachineSpec, Protection, Stop, Tracking
 
 use crate::native::follow;
 use crate::support::command::{Running, guest_is_ok, number, run, slackwater};
-use crate::support::{kvm_or_skip, rounds};
+use crate::support::{as_time_allows, kvm_or_skip, rounds};
 
 /// Sends signals to every thread of a process, as fast as it can.
 struct Storm {
@@ -94,7 +94,7 @@ fn nothing_is_missed_by_the_ring_in_a_storm_of_signals() {
     if !kvm_or_skip("native::audit::nothing_is_missed_by_the_ring_in_a_storm_of_signals") {
         return;
     }
-    for pattern in ["sequential", "uniform", "zipf", "hotcold"] {
+    for pattern in as_time_allows(&["uniform", "hotcold", "zipf", "sequential"], 1) {
         check(pattern, "--budget 512", rounds(10, 100, 1500));
     }
 }
@@ -104,7 +104,7 @@ fn nothing_is_missed_by_the_bitmap_in_a_storm_of_signals() {
     if !kvm_or_skip("native::audit::nothing_is_missed_by_the_bitmap_in_a_storm_of_signals") {
         return;
     }
-    for pattern in ["uniform", "hotcold"] {
+    for pattern in as_time_allows(&["uniform", "hotcold"], 1) {
         check(pattern, "--tracker bitmap --interval 3ms", rounds(10, 50, 1500));
     }
 }
@@ -166,8 +166,8 @@ fn a_page_that_is_left_out_is_found() {
     let options = EngineOptions { budget_pages: 512, audit_every: std::num::NonZeroU64::new(1), ..EngineOptions::default() };
     let engine = Engine::new(vm.memory().clone(), Box::new(tracker), Box::new(writer), Start::Fresh, options).unwrap();
     let protection = Protection { engine, interval: None, base_first: true, share_pages: 0 };
-    let mut running =
-        slackwater::vmm::Running::start(vm, Some(protection), Limits { time: None, epochs: Some(12) }, Stop::default()).unwrap();
+    let limits = Limits { time: None, epochs: Some(12) };
+    let mut running = slackwater::vmm::Running::start(vm, Some(protection), limits, Stop::default()).unwrap();
     running.supervise();
     let outcome = running.finish();
     assert!(outcome.error.is_none(), "{:?}", outcome.error);

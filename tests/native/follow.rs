@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use slackwater::store::Chain;
 
+use crate::support::patience;
+
 /// No chain of a test is waited for longer.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -27,7 +29,7 @@ pub(crate) fn wait_until(store: &Path, mut enough: impl FnMut(&Seen) -> bool) ->
         if enough(&seen) {
             return seen;
         }
-        assert!(start.elapsed() < LIMIT, "{}: only {} epochs after {LIMIT:?}", store.display(), seen.len());
+        assert!(start.elapsed() < patience(LIMIT), "{}: only {} epochs after {LIMIT:?}", store.display(), seen.len());
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::native::follow;
 use crate::support::command::{Running, guest_is_ok, number, run, slackwater};
-use crate::support::{kvm_or_skip, skip};
+use crate::support::{as_time_allows, kvm_or_skip, skip};
 
 /// A tmpfs of a fixed size, unmounted at the end.
 struct Small {
@@ -66,7 +66,7 @@ fn the_guest_stops_and_goes_on_later() {
     if !kvm_or_skip(test) {
         return;
     }
-    for durability in ["group:10", "epoch", "none"] {
+    for durability in as_time_allows(&["group:10", "epoch", "none"], 1) {
         let Some(disk) = Small::mount(test, 12) else { return };
         let store = disk.place.join("store");
         let path = store.display();
@@ -111,7 +111,7 @@ fn the_guest_runs_on_and_is_stored_when_there_is_space() {
     if !kvm_or_skip(test) {
         return;
     }
-    for durability in ["group:10", "none"] {
+    for durability in as_time_allows(&["group:10", "none"], 1) {
         let Some(disk) = Small::mount(test, 12) else { return };
         let store = disk.place.join("store");
         let path = store.display();

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use slackwater::store::Chain;
+
 use crate::native::follow::{self, Seen};
 use crate::support::command::{Running, guest_is_ok, number, run, slackwater};
-use crate::support::{Random, kvm_or_skip, rounds};
+use crate::support::{Random, full, kvm_or_skip, rounds};
 
 /// Modes of durability: a killed process loses nothing in any of them.
 const DURABILITIES: [&str; 4] = ["epoch", "group:10", "none", "group:1"];
@@ -19,15 +21,17 @@ fn a_killed_guest_goes_on_from_the_last_checkpoint() {
     let store = dir.path().join("store");
     let path = store.display();
     let mut seen = Seen::new();
-    let mut passes = 0;
+    let (mut passes, mut torn) = (0, 0);
     for (round, durability) in (0..rounds(2, 8, 50)).zip(DURABILITIES.iter().cycle()) {
         let verb = match round {
             0 => "checkpoint --memory 32M --vcpus 2 --guest churn:pages=2000,content=words",
             _ => "restore --continue",
         };
-        let line = format!("{verb} --store {path} --budget 512 --durability {durability} --audit 5");
+        // Every other round appends so much at once that a kill tears it.
+        let (budget, most) = if round % 2 == 0 { ("512", 20) } else { ("4096 --compression none --interval 4ms", 6) };
+        let line = format!("{verb} --store {path} --budget {budget} --durability {durability} --audit 5");
         let running = Running::start(&mut slackwater(line.split_whitespace()));
-        let enough = seen.len() + 1 + usize::try_from(random.below(20)).unwrap();
+        let enough = seen.len() + 1 + usize::try_from(random.below(most)).unwrap();
         follow::wait_for_epochs(&store, enough);
         // Anywhere within an epoch: this is no wait for anything.
         std::thread::sleep(Duration::from_micros(random.below(20_000)));
@@ -35,6 +39,7 @@ fn a_killed_guest_goes_on_from_the_last_checkpoint() {
         running.kill();
 
         follow::nothing_is_missing(&store, &seen);
+        torn += u64::from(Chain::open(&store).unwrap().tail().is_some());
         seen = follow::committed(&store);
         let newest = *seen.keys().next_back().unwrap();
         let report = run(&format!("verify --store {path} --json")).expect(0).json();
@@ -47,6 +52,8 @@ fn a_killed_guest_goes_on_from_the_last_checkpoint() {
         assert!(at_restore >= passes, "round {round}: {at_restore} passes after {passes}");
         passes = at_restore;
     }
+    println!("{torn} torn tails");
+    assert!(!full() || torn > 0, "no kill tore an append");
     let report = run(&format!("restore --continue --store {path} --budget 512 --for 200ms --json")).expect(0).json();
     assert!(guest_is_ok(&report) && number(&report, "/checkpoint/epochs") >= 1, "{report}");
     follow::nothing_is_missing(&store, &seen);

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::patience;
+
 /// No command of a test may take longer.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -109,7 +111,7 @@ impl Running {
         let pid = child.id();
         let (ended, end) = mpsc::channel();
         let watchdog = thread::spawn(move || {
-            let late = end.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout);
+            let late = end.recv_timeout(patience(LIMIT)) == Err(mpsc::RecvTimeoutError::Timeout);
             if late {
                 send(pid, libc::SIGKILL);
             }
@@ -205,7 +207,9 @@ pub(crate) fn unprivileged(dir: &Path, args: impl IntoIterator<Item = impl AsRef
         // The build's own directory may be closed to others.
         let program = dir.join("slackwater");
         if !program.exists() {
-            std::fs::copy(env!("CARGO_BIN_EXE_slackwater"), &program).unwrap();
+            // By another process: a descriptor for writing that a child of another test inherits would make the file busy.
+            let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_slackwater")).arg(&program).status();
+            assert!(copied.unwrap().success());
         }
         let mut copy = Command::new(&program);
         copy.args(command.get_args()).uid(NOBODY).gid(NOBODY).current_dir("/");

@@ -6,6 +6,7 @@ pub(crate) mod copy;
 
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 /// Whether there is a KVM to test on. Where there is none, says loudly that `test` is skipped; with `SLACKWATER_REQUIRE_KVM` set, panics instead.
 pub(crate) fn kvm_or_skip(test: &str) -> bool {
@@ -41,6 +42,16 @@ pub(crate) fn rounds(nested_rounds: u64, plain: u64, full_rounds: u64) -> u64 {
     } else {
         plain
     }
+}
+
+/// All of `cases`, or where time is short the first few.
+pub(crate) fn as_time_allows<T>(cases: &[T], nested_cases: usize) -> &[T] {
+    if nested() { &cases[..nested_cases.min(cases.len())] } else { cases }
+}
+
+/// `limit`, or where everything is slow much more.
+pub(crate) fn patience(limit: Duration) -> Duration {
+    if nested() { limit * 3 } else { limit }
 }
 
 /// splitmix64. The seed is printed by whoever makes one.
