@@ -141,15 +141,16 @@ chmod +x "$root/init"
 # Boot. The emulated machine itself hangs now and then (QEMU's SVM in software, with two processors: a test stops anywhere, in no call of
 # its own). Then nothing is printed any more: it is ended and started a second time, said aloud. A test that hangs does so twice, and fails.
 quiet_limit_s=180
+qemu=
 boot() {
-  local left_s=$1 last=0 size qemu status=0
+  local left_s=$1 last=0 size status=0
   rm -f "$verdict"
   qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -serial "file:$work/serial.log" -serial "file:$verdict" \
     -accel tcg,thread=multi -cpu max -smp 2 -m 2048 \
     -kernel "$kernel/vmlinuz" -initrd "$run/initrd" -append 'console=ttyS0 panic=-1 mitigations=off quiet' \
     < /dev/null > "$run/qemu.log" 2>&1 &
   qemu=$!
-  trap 'kill "$qemu" 2> /dev/null || true; rm -rf "$run"' EXIT
+  trap '[ -z "$qemu" ] || kill "$qemu" 2> /dev/null || true; rm -rf "$run"' EXIT
   tail -n +1 -F "$work/serial.log" --pid "$qemu" 2> /dev/null &
   local grew_s=$SECONDS begun_s=$SECONDS
   while kill -0 "$qemu" 2> /dev/null; do
@@ -160,10 +161,10 @@ boot() {
       grew_s=$SECONDS
     fi
     if [ $((SECONDS - grew_s)) -ge "$quiet_limit_s" ]; then
-      kill "$qemu"
+      kill "$qemu" 2> /dev/null || true
       status=quiet
     elif [ $((SECONDS - begun_s)) -ge "$left_s" ]; then
-      kill "$qemu"
+      kill "$qemu" 2> /dev/null || true
       status=late
     fi
   done
