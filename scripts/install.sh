@@ -110,8 +110,9 @@ place_command() { # PLACE COMMAND
   [ -x "$program" ] || fail "no $2 in the packages that were unpacked"
   program=$(realpath "$program")
   program=${program#"$1/tree/"}
-  if ! grep -aq 'ld-linux-x86-64\.so' "$1/tree/$program"; then
-    ln -s "../tree/$program" "$1/bin/$2" # static
+  # A dynamic program names its loader near its beginning; a static one is used as it is.
+  if ! head -c 4096 "$1/tree/$program" | grep -a 'ld-linux-x86-64\.so' > /dev/null; then
+    ln -s "../tree/$program" "$1/bin/$2"
     return
   fi
   # With the tree's own loader and libraries, and for QEMU its modules and firmware.

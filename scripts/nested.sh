@@ -124,7 +124,7 @@ for tests in lib integration; do
   [ \$code = 0 ] || { say "the tests of \$tests ended with exit code \$code"; result=failed; }
 done
 smoke() {
-  for arguments in "checkpoint --vcpus 2 --memory 16M --budget 512 --audit 1 --for 5s" verify "restore --for 1s"; do
+  for arguments in "checkpoint --vcpus 2 --memory 16M --guest churn:pages=1024 --budget 512 --audit 1 --for 5s" verify "restore --for 1s"; do
     say "slackwater \$arguments"
     verb=\${arguments%% *}
     /slackwater/slackwater \$verb --store /tmp/smoke \${arguments#\$verb} || { say "slackwater \$verb ended with exit code \$?"; return 1; }

@@ -62,7 +62,8 @@ pub fn capture_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) ->
             }
             VcpuPiece::Cpuid => {
                 if state.cpuid.is_none() {
-                    state.cpuid = Some(vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_CPUID2"))?);
+                    let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_CPUID2"))?;
+                    state.cpuid = Some(without_room(cpuid));
                 }
             }
         }
@@ -187,6 +188,7 @@ pub fn apply_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &VcpuState) -> Resul
             VcpuPiece::DebugRegs => vcpu.set_debug_regs(&state.debugregs).map_err(failed("KVM_SET_DEBUGREGS"))?,
             VcpuPiece::Msrs => {
                 if let Some(msrs) = &state.msrs {
+                    detach_counter(vcpu, state.index, msrs)?;
                     let written = vcpu.set_msrs(msrs).map_err(failed("KVM_SET_MSRS"))?;
                     all_msrs(msrs, written, state.index, "written")?;
                 }
@@ -198,7 +200,12 @@ pub fn apply_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &VcpuState) -> Resul
                     vcpu.set_tsc_khz(khz).map_err(failed("KVM_SET_TSC_KHZ"))?;
                 }
             }
-            VcpuPiece::Cpuid => given(&state.cpuid, |cpuid: &CpuId| vcpu.set_cpuid2(cpuid)).map_err(failed("KVM_SET_CPUID2"))?,
+            VcpuPiece::Cpuid => {
+                // A vCPU that was never told has no entries. Telling it none would be something else: the kernel then refuses special
+                // registers with features that no entry announces.
+                let told = state.cpuid.as_ref().filter(|cpuid| !cpuid.as_slice().is_empty());
+                given(&told, |cpuid| vcpu.set_cpuid2(cpuid)).map_err(failed("KVM_SET_CPUID2"))?;
+            }
         }
     }
     Ok(())
@@ -298,6 +305,29 @@ pub(super) const fn chip(state: &mut VmState, piece: VmPiece) -> &mut Option<kvm
 
 fn failed(ioctl: &'static str, piece: &'static str, vcpu: Option<u32>) -> impl Fn(kvm_ioctls::Error) -> StateError {
     move |error| StateError::Ioctl { ioctl, piece, vcpu, source: error.into() }
+}
+
+/// Before 6.5 (commit ab322c43cce9), `KVM_GET_CPUID2` leaves the number of entries as it was asked for, and the rest are zeros.
+fn without_room(cpuid: CpuId) -> CpuId {
+    let entries = cpuid.as_slice();
+    let told = entries.iter().rposition(|entry| entry.as_bytes().iter().any(|byte| *byte != 0)).map_or(0, |last| last + 1);
+    entries.get(..told).and_then(|told| CpuId::from_entries(told).ok()).unwrap_or(cpuid)
+}
+
+/// Before 6.7, KVM drops a time stamp counter that is within a second of what a new vCPU's would be by now, and goes on from that
+/// one (docs/kernel.md, "Time"). So the first vCPU's is written far away first; those of the others are meant to be within a second of it.
+fn detach_counter(vcpu: &VcpuFd, index: u32, msrs: &Msrs) -> Result<(), StateError> {
+    const TSC: u32 = 0x10;
+    /// Minutes, at any frequency.
+    const FAR: u64 = 1 << 42;
+    // A zero means "agree with the one written last" and is left alone.
+    let Some(counter) = msrs.as_slice().iter().find(|msr| index == 0 && msr.index == TSC && msr.data != 0) else { return Ok(()) };
+    let far = kvm_msr_entry { data: counter.data.wrapping_add(FAR), ..*counter };
+    let failed = failed("KVM_SET_MSRS", VcpuPiece::Msrs.name(), Some(index));
+    let one =
+        Msrs::from_entries(&[far]).map_err(|_| StateError::Size { piece: VcpuPiece::Msrs.name(), expected: 1, found: 0 })?;
+    let written = vcpu.set_msrs(&one).map_err(failed)?;
+    all_msrs(&one, written, index, "written")
 }
 
 fn given<T, E>(value: &Option<T>, write: impl FnOnce(&T) -> Result<(), E>) -> Result<(), E> {

@@ -161,8 +161,8 @@ pub const CAPTURE_CONSTRAINTS: &[Constraint<VcpuPiece>] = &[
     Constraint {
         before: VcpuPiece::Msrs,
         after: VcpuPiece::Lapic,
-        reason: "a deadline timer that fires in between is then seen twice; the other way round it is in neither piece and lost",
-        source: "arch/x86/kvm/lapic.c, kvm_apic_inject_pending_timer_irqs: the deadline is cleared as the interrupt is requested",
+        reason: "a deadline timer whose interrupt is requested in between is then seen twice; the other way round it is in neither piece and lost",
+        source: "arch/x86/kvm/lapic.c, kvm_apic_inject_pending_timer_irqs: the deadline is cleared as the interrupt is requested, at the latest at the next KVM_RUN",
     },
 ];
 
@@ -306,6 +306,10 @@ pub const NOT_CAPTURED: &[(&str, &str)] = &[
     (
         "TSC offsets and other vCPU device attributes",
         "the time stamp counter is captured as a value: it stands still while the VM does",
+    ),
+    (
+        "ticks of the PIT and of a periodic local timer that were due and not yet delivered when the vCPUs were parked",
+        "KVM counts them where it can't be read; they are lost at restore",
     ),
     (
         "PIT reinjection policy, boot processor, TSS and identity map addresses, enabled capabilities",

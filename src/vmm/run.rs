@@ -181,22 +181,17 @@ impl Running {
         self.shared.engine.as_ref().map(|engine| lock(engine).report())
     }
 
-    /// Takes an epoch now, and returns once it is in the chain (durable, where the mode promises that).
+    /// Takes an epoch now, and returns once it is in the chain (durable, where the mode promises that). Returns whether it is: with
+    /// [`OnStorageError::Continue`](crate::epoch::OnStorageError::Continue) the guest runs on although it may not be.
     ///
     /// # Errors
     /// Whatever ended the run.
-    pub fn request(&self) -> Result<(), VmmError> {
+    pub fn request(&self) -> Result<bool, VmmError> {
         if self.shared.vcpus.gate.lead() {
             self.shared.cut(Trigger::Request, None);
         }
-        if let Some(engine) = &self.shared.engine {
-            // Where this fails, the next cut says why.
-            let _ = lock(engine).flush();
-        }
-        match lock(&self.shared.error).take() {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        let stored = self.shared.engine.as_ref().is_some_and(|engine| lock(engine).flush());
+        lock(&self.shared.error).take().map_or(Ok(stored), Err)
     }
 
     /// Takes the last epoch, ends all threads and closes the chain.

@@ -83,7 +83,7 @@ fn a_guest_in_use_is_copied_while_it_runs() {
     let mut round = 0;
     while engine.copy_base().unwrap() {
         // Pages that were copied, pages that were not, and one that is zero by then.
-        let full = (0..4).map(|more| world.write(gfn(round * 7 + more * 23))).any(|full| full);
+        let full = (0..4).any(|more| world.write(gfn(round * 7 + more * 23)));
         let _ = world.write_page(gfn(round), &[0; 4096]);
         world.vmm_write(gfn(round * 11));
         assert_eq!(world.cut(&mut engine, Trigger::Interval).unwrap(), Cut::Skipped);

@@ -388,7 +388,10 @@ fn pacing_waits_at_its_port_and_only_then() {
 /// registers were read and written back.
 #[test]
 fn ports_work_without_iopl_and_after_a_round_trip() {
-    for rflags in [0x2, 0x3002] {
+    // QEMU's emulation looks at the bitmap of an available task state segment only, and a running guest's is busy: target/i386/tcg/seg_helper.c,
+    // helper_check_io.
+    let emulated = std::env::var_os("SLACKWATER_NESTED").is_some();
+    for rflags in [0x2, 0x3002].into_iter().filter(|rflags| !emulated || *rflags != 0x2) {
         let Some(mut guest) = Guest::new("ports_work_without_iopl_and_after_a_round_trip", "churn:pages=64,every=1ms", 2) else {
             return;
         };
