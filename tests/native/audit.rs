@@ -105,7 +105,7 @@ fn nothing_is_missed_by_the_bitmap_in_a_storm_of_signals() {
         return;
     }
     for pattern in as_time_allows(&["uniform", "hotcold"], 1) {
-        check(pattern, "--tracker bitmap --interval 3ms", rounds(10, 50, 1500));
+        check(pattern, "--tracker bitmap --interval 3ms", rounds(10, 50, 600));
     }
 }
 
