@@ -137,7 +137,7 @@ impl CliError {
         let hint = match self {
             Self::Host(error) | Self::Vmm(VmmError::Host(error)) => error.hint(),
             Self::Store(StoreError::Exists { .. }) => {
-                "`slackwater restore --continue` goes on from its newest epoch; or name another directory"
+                "`slackwater restore --continue` goes on from its newest epoch, if it has one; or name another directory"
             }
             Self::Store(StoreError::InUse { .. }) => {
                 "one process at a time may write to a store; `log`, `verify` and `restore` read it meanwhile"

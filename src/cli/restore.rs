@@ -62,6 +62,9 @@ struct RestoredGuest {
 
 impl Restore {
     pub(super) fn run(self, process_start: Instant) -> Result<(), CliError> {
+        if !self.r#continue && self.protect.limits().epochs.is_some() {
+            return Err(CliError::Usage("`--epochs` goes with `--continue`: without it no epoch is taken".to_owned()));
+        }
         // The lock comes first: nobody else appends, and what is read stays.
         let writer = if self.r#continue { Some(open_writer(&self.store)?) } else { None };
         let chain = Chain::open(&self.store)?;

@@ -69,7 +69,8 @@ impl Machine {
 }
 
 const TSC: u32 = 0x10;
-/// Hyper-V's reference time, which mainline lists and derives from the clock. Writing it changes nothing.
+/// Hyper-V's times, which mainline lists: how long the vCPU ran, and the reference time. Writing them changes nothing.
+const HV_VP_RUNTIME: u32 = 0x4000_0010;
 const HV_TIME_REF_COUNT: u32 = 0x4000_0020;
 const STAR: u32 = 0xc000_0081;
 const LSTAR: u32 = 0xc000_0082;
@@ -148,7 +149,7 @@ fn without_time(state: &mut MachineState) -> (Vec<u64>, Option<u64>) {
     for msr in state.vcpus.iter_mut().flat_map(|vcpu| vcpu.msrs.as_mut().unwrap().as_mut_slice()) {
         match msr.index {
             TSC => counters.push(std::mem::take(&mut msr.data)),
-            HV_TIME_REF_COUNT => msr.data = 0,
+            HV_VP_RUNTIME | HV_TIME_REF_COUNT => msr.data = 0,
             _ => {}
         }
     }
