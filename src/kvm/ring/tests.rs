@@ -105,8 +105,12 @@ fn native_signals_do_not_disturb_a_reset_and_a_short_one_is_noticed() {
     if !kvm_or_skip("native_signals_do_not_disturb_a_reset_and_a_short_one_is_noticed") {
         return;
     }
-    // Under emulation taking a signal in takes much longer than sending one.
-    let (passes, rest) = if std::env::var_os("SLACKWATER_NESTED").is_some() { (10, 20_000) } else { (60, 100) };
+    // QEMU's emulation of SVM: the storm outruns the thread that takes it in, and now and then the guest shuts down under it. Resets of the
+    // nested lane's kernels do not stop at a signal anyway.
+    if std::env::var_os("SLACKWATER_NESTED").is_some() {
+        return;
+    }
+    let passes = 60;
     let pages = 3000.min(FRAMES - FIRST_FREE);
     kick::install_handler(kick::default_signal()).unwrap();
     for blocked in [true, false] {
@@ -130,7 +134,7 @@ fn native_signals_do_not_disturb_a_reset_and_a_short_one_is_noticed() {
                     // SAFETY: takes numbers; the thread outlives this one, and the signal's handler does nothing.
                     unsafe { libc::syscall(libc::SYS_tgkill, process, thread, kick::default_signal()) };
                     // Time to take one in: a thread that is signalled faster than it can answer never gets on.
-                    (0..rest).for_each(|_| std::hint::spin_loop());
+                    (0..100).for_each(|_| std::hint::spin_loop());
                 }
             })
         };
