@@ -67,11 +67,21 @@ impl Kick {
     pub fn kick(&self) {
         self.immediate_exit().store(1, Ordering::SeqCst);
         let thread = self.thread.load(Ordering::Acquire);
-        if thread != 0 {
-            // SAFETY: takes numbers. If the thread has ended, the call fails with ESRCH, or in the worst case another thread of this very
-            // process gets a signal whose handler does nothing.
-            unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), thread, self.signal) };
+        if thread == 0 {
+            return;
         }
+        // A real-time signal is refused while the process has too many that wait: a kick must not be lost for that.
+        while !self.signal(thread) {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Signals the thread. False where there is no room for the signal now.
+    fn signal(&self, thread: i32) -> bool {
+        // SAFETY: takes numbers. If the thread has ended, the call fails with ESRCH, or in the worst case another thread of this very
+        // process gets a signal whose handler does nothing.
+        let result = unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), thread, self.signal) };
+        result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EAGAIN)
     }
 
     /// Clears `immediate_exit`: kicks up to now have had their effect.
