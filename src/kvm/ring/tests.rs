@@ -12,6 +12,10 @@ use crate::kvm::test_guest::{FIRST_FREE, FRAMES, TestGuest, kvm_or_skip};
 use crate::page::{Gfn, PageRun};
 
 const ENTRIES: u32 = 4096;
+/// Not a real-time signal: those queue, and a thread that is signalled faster than it takes them in would never be done.
+const STORM_SIGNAL: i32 = libc::SIGUSR2;
+/// The most signals in one reset, so that the resetting thread gets on whatever the scheduler does.
+const STORM_MOST: u32 = 5000;
 
 fn run(first: u64, count: u64) -> PageRun {
     PageRun { first: Gfn(FIRST_FREE + first), count }
@@ -112,7 +116,7 @@ fn native_signals_do_not_disturb_a_reset_and_a_short_one_is_noticed() {
     }
     let passes = 60;
     let pages = 3000.min(FRAMES - FIRST_FREE);
-    kick::install_handler(kick::default_signal()).unwrap();
+    kick::install_handler(STORM_SIGNAL).unwrap();
     for blocked in [true, false] {
         let (mut guest, rings) = TestGuest::new(Some(ENTRIES));
         let mut rings = rings.unwrap();
@@ -126,13 +130,18 @@ fn native_signals_do_not_disturb_a_reset_and_a_short_one_is_noticed() {
         let thunder = {
             let (on, done) = (storm.on.clone(), done.clone());
             std::thread::spawn(move || {
+                let mut sent = 0;
                 while !done.load(Ordering::Relaxed) {
                     if !on.load(Ordering::Relaxed) {
+                        sent = 0;
+                    }
+                    if !on.load(Ordering::Relaxed) || sent == STORM_MOST {
                         std::hint::spin_loop();
                         continue;
                     }
+                    sent += 1;
                     // SAFETY: takes numbers; the thread outlives this one, and the signal's handler does nothing.
-                    unsafe { libc::syscall(libc::SYS_tgkill, process, thread, kick::default_signal()) };
+                    unsafe { libc::syscall(libc::SYS_tgkill, process, thread, STORM_SIGNAL) };
                     // Time to take one in: a thread that is signalled faster than it can answer never gets on.
                     (0..100).for_each(|_| std::hint::spin_loop());
                 }
