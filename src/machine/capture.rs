@@ -4,7 +4,7 @@ use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_STATE_NESTED_FORMAT_VMX, KVM_STATE_NESTED_GIF_SET, KVM_STATE_NESTED_GUEST_MODE, Msrs,
     kvm_clock_data, kvm_irqchip, kvm_msr_entry, nested::KvmNestedStateBuffer,
 };
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::{SyncReg, VcpuFd, VmFd};
 use zerocopy::IntoBytes;
 
 use super::error::StateError;
@@ -23,6 +23,25 @@ const SHADOW_STACK: u64 = 1;
 /// What `vmxon_pa` says while VMX is off.
 const VMX_OFF: u64 = u64::MAX;
 
+/// RFLAGS bit 1 is always set: registers without it were never left there.
+const RFLAGS_ALWAYS: u64 = 1 << 1;
+/// The local APIC's spurious interrupt vector register, and its bit that says that software has enabled the APIC.
+const APIC_SPIV: usize = 0xf0;
+const APIC_ENABLED: u32 = 1 << 8;
+
+/// Has the kernel leave the general and special registers of `vcpu` in its `kvm_run` at each exit, where [`capture_vcpu`] then reads them without asking:
+/// two calls less while the guest stands still. Does nothing where the kernel can't (`KVM_CAP_SYNC_REGS`).
+///
+/// Call it after the vCPU's state was set, and again if registers are ever set later other than by the vCPU itself: what an earlier exit left is
+/// forgotten then, and captures ask the kernel until the next exit.
+pub fn leave_registers(vcpu: &mut VcpuFd, spec: &CaptureSpec) {
+    if spec.registers_at_exit {
+        vcpu.sync_regs_mut().regs.rflags = 0;
+        vcpu.set_sync_valid_reg(SyncReg::Register);
+        vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
+    }
+}
+
 /// Reads the state of `vcpu` into `state`, whose `index` says which it is.
 ///
 /// The vCPU does not run, and its last exit is complete: after an exit for port or memory-mapped I/O `KVM_RUN` was entered again
@@ -30,18 +49,21 @@ const VMX_OFF: u64 = u64::MAX;
 /// first.
 ///
 /// Nothing is allocated after the first call with this `state`. What can't change once the vCPU has run (CPUID, the frequency of
-/// the time stamp counter) is read by the first call only.
+/// the time stamp counter) is read by the first call only. Registers that the last exit left in `kvm_run` ([`leave_registers`]) are taken
+/// from there where they are known to be the vCPU's still.
 ///
 /// # Errors
 /// [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel refuses; [`StateError::Unsupported`] where the guest is in a
 /// state that is not captured. `state` is then a mixture of old and new.
 pub fn capture_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) -> Result<(), StateError> {
     let index = state.index;
+    let left = spec.registers_at_exit.then(|| vcpu.sync_regs()).filter(|left| left.regs.rflags & RFLAGS_ALWAYS != 0);
     for piece in CAPTURE_ORDER.iter().copied().filter(|piece| spec.has(*piece)) {
         let failed = |ioctl| failed(ioctl, piece.name(), Some(index));
         match piece {
             VcpuPiece::MpState => state.mp_state = vcpu.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?,
             VcpuPiece::Events => state.events = vcpu.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?,
+            VcpuPiece::Regs | VcpuPiece::Sregs if left.is_some() => {}
             VcpuPiece::Regs => state.regs = vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?,
             VcpuPiece::Sregs => state.sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?,
             VcpuPiece::Fpu => state.fpu = Some(vcpu.get_fpu().map_err(failed("KVM_GET_FPU"))?),
@@ -68,8 +90,29 @@ pub fn capture_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) ->
             }
         }
     }
+    match left.filter(|_| registers_stand(state)) {
+        Some(left) => (state.regs, state.sregs) = (left.regs, left.sregs),
+        None if left.is_some() => {
+            state.regs = vcpu.get_regs().map_err(failed("KVM_GET_REGS", VcpuPiece::Regs.name(), Some(index)))?;
+            state.sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS", VcpuPiece::Sregs.name(), Some(index)))?;
+        }
+        None => {}
+    }
     refuse_smm(state).or_else(|| refuse_shadow_stack(state)).map_or(Ok(()), Err)?;
     refuse_nested(vcpu, spec, state)
+}
+
+/// Whether the registers of the last exit are the vCPU's still. Two things change registers of a vCPU that is not in `KVM_RUN`:
+/// - reading the MP state accepts INIT and SIPI. Both need the kernel's local APIC, and a vCPU that took INIT and has not run since has it disabled by
+///   software;
+/// - reading events delivers the payload of a pending exception, to CR2 or DR6.
+fn registers_stand(state: &VcpuState) -> bool {
+    if state.events.exception.injected != 0 || state.events.exception.pending != 0 {
+        return false;
+    }
+    let Some(lapic) = &state.lapic else { return true };
+    let spiv = lapic.regs.as_bytes().get(APIC_SPIV..).and_then(|bytes| bytes.first_chunk());
+    spiv.is_some_and(|spiv| u32::from_le_bytes(*spiv) & APIC_ENABLED != 0)
 }
 
 fn capture_msrs(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) -> Result<(), StateError> {

@@ -28,7 +28,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use capture::{apply_vcpu, apply_vm, capture_vcpu, capture_vm, notify_paused};
+pub use capture::{apply_vcpu, apply_vm, capture_vcpu, capture_vm, leave_registers, notify_paused};
 pub use error::StateError;
 pub use order::{
     APPLY_CONSTRAINTS, APPLY_ORDER, CAPTURE_CONSTRAINTS, CAPTURE_ORDER, Constraint, NOT_CAPTURED, VM_APPLY_CONSTRAINTS,

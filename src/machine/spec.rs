@@ -38,6 +38,11 @@ const fn rank(index: u32) -> u8 {
     }
 }
 
+/// What `KVM_CAP_SYNC_REGS` answers where it has both sets of registers that [`super::leave_registers`] asks for. Both bits are
+/// small.
+#[expect(clippy::cast_possible_wrap, reason = "two low bits")]
+const REGISTERS_AT_EXIT: i32 = (kvm_bindings::KVM_SYNC_X86_REGS | kvm_bindings::KVM_SYNC_X86_SREGS) as i32;
+
 /// What there is to capture on a VM and its vCPUs, found out once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptureSpec {
@@ -52,6 +57,8 @@ pub struct CaptureSpec {
     pub(super) clock: bool,
     pub(super) tsc_khz: bool,
     pub(super) nested: bool,
+    /// The kernel can leave general and special registers in `kvm_run` at each exit.
+    pub(super) registers_at_exit: bool,
 }
 
 impl CaptureSpec {
@@ -94,6 +101,7 @@ impl CaptureSpec {
             clock: vm.check_extension(Cap::AdjustClock),
             tsc_khz: vcpu.get_tsc_khz().is_ok(),
             nested: vm.check_extension(Cap::NestedState),
+            registers_at_exit: vm.check_extension_int(Cap::SyncRegs) & REGISTERS_AT_EXIT == REGISTERS_AT_EXIT,
         })
     }
 

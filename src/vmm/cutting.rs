@@ -67,26 +67,22 @@ impl Guest for Cutting<'_> {
         let MachineState { vm, vcpus, .. } = into;
         // The VM comes before the vCPUs: see `machine`, "Order".
         capture_vm(&machine.vm, &machine.capture, vm)?;
-        let mut own = self.me.map(|(index, fd)| (index, fd, VcpuState::default()));
-        if let Some((index, _, state)) = &mut own
-            && let Some(vcpu) = vcpus.get_mut(*index)
-        {
-            std::mem::swap(vcpu, state);
-        }
-        let mine = || {
-            let captured = own.as_mut().map_or(Ok(()), |(_, fd, state)| capture_vcpu(fd, &machine.capture, state));
-            captured.map_err(|error| CaptureFailed(Box::new(error)))
+        let me = self.me.map(|(index, _)| index);
+        let (before, from_mine) = vcpus.split_at_mut(me.unwrap_or_default());
+        let (own, behind) = from_mine.split_at_mut(usize::from(me.is_some()));
+        let mine = || match (self.me, own) {
+            (Some((_, fd)), [state]) => capture_vcpu(fd, &machine.capture, state).map_err(|error| CaptureFailed(Box::new(error))),
+            _ => Ok(()),
         };
-        let captured = machine.gate.capture(self.me.map(|(index, _)| index), mine, |index, state| {
-            if let Some(vcpu) = vcpus.get_mut(index) {
+        let captured = machine.gate.capture(me, mine, |index, state| {
+            let place = match index.checked_sub(before.len() + usize::from(me.is_some())) {
+                Some(place) => behind.get_mut(place),
+                None => before.get_mut(index),
+            };
+            if let Some(vcpu) = place {
                 std::mem::swap(vcpu, state);
             }
         });
-        if let Some((index, _, state)) = own
-            && let Some(vcpu) = vcpus.get_mut(index)
-        {
-            *vcpu = state;
-        }
         captured.map_err(|CaptureFailed(error)| error)
     }
 

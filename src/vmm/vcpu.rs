@@ -9,7 +9,7 @@ use super::error::{VmmError, kvm};
 use super::shared::Shared;
 use crate::format::Trigger;
 use crate::kvm::ring::EXIT_RING_FULL;
-use crate::machine::capture_vcpu;
+use crate::machine::{capture_vcpu, leave_registers};
 
 /// What an exit asks for beyond its own completion.
 enum Next {
@@ -32,7 +32,8 @@ pub(super) struct VcpuThread<'s> {
 }
 
 impl<'s> VcpuThread<'s> {
-    pub(super) fn new(shared: &'s Shared, index: usize, fd: VcpuFd) -> Self {
+    pub(super) fn new(shared: &'s Shared, index: usize, mut fd: VcpuFd) -> Self {
+        leave_registers(&mut fd, &shared.vcpus.capture);
         Self { shared, index, fd, incomplete: false, next_period: Instant::now() }
     }
 

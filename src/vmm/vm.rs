@@ -153,6 +153,8 @@ impl Vm {
             if let Some(regs) = image.initial_regs(index) {
                 vcpu.set_regs(&regs).map_err(kvm("KVM_SET_REGS"))?;
             }
+            let lapic = vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?;
+            vcpu.set_lapic(&image.initial_lapic(lapic)).map_err(kvm("KVM_SET_LAPIC"))?;
             vcpu.set_mp_state(image.initial_mp_state()).map_err(kvm("KVM_SET_MP_STATE"))?;
         }
         Ok(())

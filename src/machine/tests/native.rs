@@ -363,6 +363,80 @@ fn a_buffer_is_used_again() {
     assert_eq!(state.msrs.unwrap().as_slice().len(), machine.spec.msrs().len());
 }
 
+/// Has the local APIC enabled by software, as firmware leaves it, and registers left at each exit, and exits once.
+fn leave(machine: &mut Machine) {
+    for vcpu in &mut machine.vcpus {
+        let mut lapic = vcpu.get_lapic().unwrap();
+        lapic.regs[0xf1] |= 1;
+        vcpu.set_lapic(&lapic).unwrap();
+        leave_registers(vcpu, &machine.spec);
+        vcpu.set_kvm_immediate_exit(1);
+        assert_eq!(vcpu.run().unwrap_err().errno(), libc::EINTR);
+    }
+}
+
+#[test]
+fn registers_that_an_exit_left_are_those_of_the_vcpu() {
+    let Some(kvm) = kvm("registers_that_an_exit_left_are_those_of_the_vcpu") else { return };
+    let mut machine = Machine::new(&kvm, true, true);
+    if !machine.spec.registers_at_exit {
+        eprintln!("SKIP: this KVM leaves no registers at exits");
+        return;
+    }
+    let mut regs = machine.vcpus[0].get_regs().unwrap();
+    (regs.rbx, regs.r11) = (0x1234_5678_9abc, 77);
+    machine.vcpus[0].set_regs(&regs).unwrap();
+    // Asked for, and nothing left yet: the kernel is asked.
+    leave_registers(&mut machine.vcpus[0], &machine.spec);
+    let mut state = VcpuState::new(0);
+    capture_vcpu(&machine.vcpus[0], &machine.spec, &mut state).unwrap();
+    assert_eq!(state.regs, regs);
+    // Left by an exit. What is set behind its back does not show: so it is what the exit left.
+    leave(&mut machine);
+    let sregs = machine.vcpus[0].get_sregs().unwrap();
+    machine.vcpus[0].set_regs(&kvm_bindings::kvm_regs { rbx: 1, ..regs }).unwrap();
+    let mut state = VcpuState::new(0);
+    capture_vcpu(&machine.vcpus[0], &machine.spec, &mut state).unwrap();
+    assert_eq!((state.regs, state.sregs), (regs, sregs));
+    // Reading a pending exception may have changed them: the kernel is asked.
+    let mut events = machine.vcpus[0].get_vcpu_events().unwrap();
+    (events.exception.injected, events.exception.nr) = (1, 6);
+    machine.vcpus[0].set_vcpu_events(&events).unwrap();
+    capture_vcpu(&machine.vcpus[0], &machine.spec, &mut state).unwrap();
+    assert_eq!(state.regs.rbx, 1);
+    events.exception.injected = 0;
+    machine.vcpus[0].set_vcpu_events(&events).unwrap();
+    capture_vcpu(&machine.vcpus[0], &machine.spec, &mut state).unwrap();
+    assert_eq!(state.regs.rbx, regs.rbx);
+    leave_registers(&mut machine.vcpus[0], &machine.spec);
+    capture_vcpu(&machine.vcpus[0], &machine.spec, &mut state).unwrap();
+    assert_eq!(state.regs.rbx, 1);
+}
+
+/// Another vCPU resets this one between its exit and the capture: what the exit left is not its state any more.
+#[test]
+fn registers_from_before_an_init_are_not_taken() {
+    let Some(kvm) = kvm("registers_from_before_an_init_are_not_taken") else { return };
+    let mut machine = Machine::new(&kvm, true, true);
+    let mut regs = machine.vcpus[1].get_regs().unwrap();
+    regs.rbx = 0x1234;
+    machine.vcpus[1].set_regs(&regs).unwrap();
+    machine.vcpus[1].set_mp_state(kvm_bindings::kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }).unwrap();
+    leave(&mut machine);
+    // INIT for the local APIC 1, then a start-up interrupt to 0x8000.
+    let msi = |data| kvm_bindings::kvm_msi { address_lo: 0xfee0_1000, data, ..Default::default() };
+    assert_eq!(machine.vm.signal_msi(msi(0x500)).unwrap(), 1);
+    assert_eq!(machine.vm.signal_msi(msi(0x608)).unwrap(), 1);
+    let mut state = VcpuState::new(1);
+    capture_vcpu(&machine.vcpus[1], &machine.spec, &mut state).unwrap();
+    assert_eq!((state.regs.rbx, state.regs.rip, state.sregs.cs.base), (0, 0, 0x8000));
+    assert_eq!((state.regs, state.sregs), (machine.vcpus[1].get_regs().unwrap(), machine.vcpus[1].get_sregs().unwrap()));
+    // And the other one's are still good.
+    let mut state = VcpuState::new(0);
+    capture_vcpu(&machine.vcpus[0], &machine.spec, &mut state).unwrap();
+    assert_eq!(state.regs, machine.vcpus[0].get_regs().unwrap());
+}
+
 /// A guest that is younger than a second keeps its counter: kernels before 6.7 take a small value for the counter of a new vCPU, and drop it.
 #[test]
 fn a_small_counter_is_restored() {

@@ -1,12 +1,14 @@
 //! The guest as the loader puts it into memory, and its vCPUs' first registers.
 
-use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs};
 
 use super::options::{Options, Pattern};
 use super::program::{self, DRAW_ENTRIES, PHRASE_BYTES, PHRASES, private_at};
 use super::{COUNTER_ADDRESS, VCPUS_MAX, private_page_address};
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
 
+/// Where the local APIC's spurious interrupt vector register has its bit 8: enabled by software.
+const LAPIC_ENABLED_BYTE: usize = 0xf1;
 const GDT: u64 = 0x500;
 const CODE: u64 = 0x1000;
 const TSS: u64 = 0x4000;
@@ -210,6 +212,15 @@ impl Image {
             rflags: 0x3002, // IOPL 3, no interrupts
             ..kvm_regs::default()
         })
+    }
+
+    /// The local APIC of each vCPU, made of the one at reset: enabled, as firmware leaves it. The guest does not use it.
+    #[must_use]
+    pub fn initial_lapic(&self, mut lapic: kvm_lapic_state) -> kvm_lapic_state {
+        if let Some(byte) = lapic.regs.get_mut(LAPIC_ENABLED_BYTE) {
+            *byte |= 1;
+        }
+        lapic
     }
 
     /// Every vCPU runs from the start: nobody sends a start-up interrupt.
