@@ -17,6 +17,8 @@ pub(super) trait Entry {
     fn store_flags_release(&self, flags: u32);
     fn slot(&self) -> u32;
     fn offset(&self) -> u64;
+    /// Changes what the kernel will act on at the reset. For an entry that was taken and not given back.
+    fn rewrite(&self, slot: u32, offset: u64);
 }
 
 /// `struct kvm_dirty_gfn`. The kernel writes it while we read.
@@ -47,6 +49,11 @@ impl Entry for DirtyGfn {
     fn offset(&self) -> u64 {
         self.offset.load(Ordering::Relaxed)
     }
+
+    fn rewrite(&self, slot: u32, offset: u64) {
+        self.slot.store(slot, Ordering::Relaxed);
+        self.offset.store(offset, Ordering::Relaxed);
+    }
 }
 
 /// Where user space is in a ring.
@@ -57,22 +64,32 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    /// Takes every entry that is dirty, in order, and hands it on as (slot, offset). Returns how many: at most as many as the ring has,
-    /// even if the kernel goes on filling.
-    pub(super) fn harvest<E: Entry>(&mut self, entries: &[E], mut take: impl FnMut(u32, u64)) -> usize {
-        let mut taken = 0;
-        while taken < entries.len() {
-            let Some(entry) = entries.get(self.next) else { break };
-            // Exactly "dirty": an entry that was harvested and not yet reset carries the other bit.
+    /// Reads every entry that is dirty, in order, as (slot, offset). Returns how many: at most as many as the ring has, even if the kernel goes on filling.
+    /// They stay the user's until [`give_back`](Self::give_back): read twice, they are the same and perhaps more.
+    pub(super) fn read<E: Entry>(&self, entries: &[E], mut take: impl FnMut(u32, u64)) -> usize {
+        let (from_next, from_start) =
+            (entries.get(self.next..).unwrap_or_default(), entries.get(..self.next).unwrap_or_default());
+        let mut read = 0;
+        for entry in from_next.iter().chain(from_start) {
+            // Exactly "dirty": an entry that was given back and not yet reset carries the other bit.
             if entry.load_flags_acquire() & (DIRTY | HARVESTED) != DIRTY {
                 break;
             }
             take(entry.slot(), entry.offset());
+            read += 1;
+        }
+        read
+    }
+
+    /// Marks `count` entries, which were read, as harvested, in order: the kernel will protect what they say, which is `say` from now on.
+    pub(super) fn give_back<E: Entry>(&mut self, entries: &[E], count: usize, mut say: impl FnMut() -> (u32, u64)) {
+        for _ in 0..count {
+            let Some(entry) = entries.get(self.next) else { break };
+            let (slot, offset) = say();
+            entry.rewrite(slot, offset);
             entry.store_flags_release(HARVESTED);
             self.next = if self.next + 1 == entries.len() { 0 } else { self.next + 1 };
-            taken += 1;
         }
-        taken
     }
 }
 
@@ -120,6 +137,11 @@ mod tests {
             let offset = self.offset.load(Ordering::Relaxed);
             assert_eq!(page, offset, "an entry was read before the kernel had finished it");
             offset
+        }
+
+        fn rewrite(&self, slot: u32, offset: u64) {
+            self.slot.store(slot, Ordering::Relaxed);
+            self.offset.store(offset, Ordering::Relaxed);
         }
     }
 
@@ -183,16 +205,27 @@ mod tests {
             };
             let mut cursor = Cursor::default();
             let mut taken = Vec::new();
-            let mut count = cursor.harvest(&entries, |slot, offset| {
-                assert_eq!(slot, 7);
-                taken.push(offset);
-            });
+            let mut said = Vec::new();
+            let mut harvest = || {
+                let before = taken.len();
+                let count = cursor.read(&entries, |slot, offset| {
+                    assert_eq!(slot, 7);
+                    taken.push(offset);
+                });
+                assert_eq!(count, taken.len() - before);
+                // Given back in another order, as something else.
+                let mut turned = taken[before..].iter().rev().map(|value| value + 100);
+                cursor.give_back(&entries, count, || {
+                    said.extend(turned.next());
+                    (9, said[said.len() - 1])
+                });
+            };
+            harvest();
             let (mut kernel, mut back) = kernel.join().expect("the kernel's thread ends");
-            count += cursor.harvest(&entries, |_, offset| taken.push(offset));
+            harvest();
             back.extend(kernel.reset(&entries));
-            assert_eq!(count, taken.len());
             assert_eq!(taken, (1..=kernel.dirty as u64).collect::<Vec<_>>());
-            assert_eq!(back, taken);
+            assert_eq!(back, said);
         });
     }
 
@@ -201,11 +234,22 @@ mod tests {
         let entries: Vec<DirtyGfn> = (0..4)
             .map(|i| DirtyGfn { flags: AtomicU32::new(DIRTY), slot: AtomicU32::new(0), offset: AtomicU64::new(i) })
             .collect();
-        let mut cursor = Cursor::default();
-        let mut taken = Vec::new();
-        assert_eq!(cursor.harvest(&entries, |_, offset| taken.push(offset)), 4);
-        assert_eq!(taken, [0, 1, 2, 3]);
-        assert_eq!(cursor.harvest(&entries, |_, _| panic!("nothing is left")), 0);
+        let mut cursor = Cursor { next: 3 };
+        for _ in 0..2 {
+            let mut taken = Vec::new();
+            assert_eq!(cursor.read(&entries, |_, offset| taken.push(offset)), 4);
+            assert_eq!(taken, [3, 0, 1, 2]);
+        }
+        let mut say = 10;
+        cursor.give_back(&entries, 4, || {
+            say += 1;
+            (say, u64::from(say))
+        });
+        assert_eq!(cursor.read(&entries, |_, _| panic!("nothing is left")), 0);
         assert!(entries.iter().all(|entry| entry.load_flags_acquire() == HARVESTED));
+        assert_eq!(
+            entries.iter().map(|entry| (entry.slot(), entry.offset())).collect::<Vec<_>>(),
+            [(12, 12), (13, 13), (14, 14), (11, 11)]
+        );
     }
 }

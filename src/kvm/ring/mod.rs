@@ -30,12 +30,13 @@
 //!
 //! * A ring can only be mapped through [`VmRings`], and [`VmRings::enable`] fails once a vCPU exists.
 //! * Pages of a harvest can be read before the reset only with the proof that the vCPUs are parked; otherwise the reset comes first.
-//! * A harvest that is dropped without a reset leaves its pages writable and unlogged: the next one says that tracking was [`Lost`].
+//! * A harvest only reads: dropped without a reset, it is as if it had not been, and the next one lists its pages again.
 //! * The reset runs with every signal blocked, and a count that differs from the harvest's is [`Lost::Reset`].
 //!
 //! Sources: Documentation/virt/kvm/api.rst, section 8.29; virt/kvm/dirty_ring.c.
 
 mod entry;
+mod order;
 mod rings;
 #[cfg(all(test, feature = "vmm"))]
 mod tests;

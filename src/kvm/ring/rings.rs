@@ -10,6 +10,7 @@ use kvm_bindings::{
 use memmap2::{MmapOptions, MmapRaw};
 
 use super::entry::{Cursor, DirtyGfn};
+use super::order;
 use crate::kvm::VmHandle;
 use crate::kvm::kick::SignalsBlocked;
 use crate::kvm::park::Parked;
@@ -22,6 +23,8 @@ const KVM_CHECK_EXTENSION: u32 = 0xae03;
 /// `_IOW(0xAE, 0xa3, struct kvm_enable_cap)`.
 const KVM_ENABLE_CAP: u32 = 0x4068_aea3;
 
+/// No memslot: the kernel skips an entry with it (virt/kvm/dirty_ring.c, kvm_reset_dirty_gfn).
+const NO_SLOT: u32 = u32::MAX;
 const ENTRY_BYTES: u32 = 16;
 const _: () = assert!(size_of::<kvm_dirty_gfn>() == ENTRY_BYTES as usize);
 
@@ -87,6 +90,14 @@ pub enum RingError {
         #[source]
         source: io::Error,
     },
+    /// More pages are to be protected than there are entries to name them.
+    #[error("{pages} pages to protect, and entries for {room}")]
+    NoRoom {
+        /// The pages.
+        pages: usize,
+        /// The entries that were listed.
+        room: usize,
+    },
     /// The reset itself failed.
     #[error("KVM_RESET_DIRTY_RINGS")]
     Reset(#[source] io::Error),
@@ -112,13 +123,10 @@ pub enum Lost {
         /// Entries that the kernel says it reset.
         reset: u64,
     },
-    /// A harvest was dropped without a reset: its pages are writable and unlogged.
-    #[error("a harvest was not followed by a reset")]
-    NotReset,
 }
 
 /// An entry of a ring: page `offset` of memslot `slot` was written, or is about to be. The kernel's word, unchecked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct DirtyPage {
     /// Address space (upper half) and number of the memslot.
     pub slot: u32,
@@ -143,6 +151,8 @@ struct Ring {
     map: MmapRaw,
     entries: usize,
     cursor: Cursor,
+    /// Entries that the harvest in hand has read.
+    read: usize,
 }
 
 impl Ring {
@@ -161,9 +171,10 @@ pub struct VmRings {
     size: RingSize,
     rings: Vec<Ring>,
     pages: Vec<DirtyPage>,
-    /// Entries harvested that no reset has taken back yet.
+    /// For sorting them. Kept for its memory.
+    room: Vec<DirtyPage>,
+    /// Entries given back that no reset has taken yet.
     unreset: u64,
-    lost: Option<Lost>,
 }
 
 impl VmRings {
@@ -183,7 +194,7 @@ impl VmRings {
         enable.args[0] = u64::from(entries) * u64::from(ENTRY_BYTES);
         // SAFETY: the structure is the request's and has no pointers.
         unsafe { vm.ioctl_with(KVM_ENABLE_CAP, &enable) }.map_err(|source| RingError::Enable { entries, source })?;
-        Ok(Self { vm, size, rings: Vec::new(), pages: Vec::new(), unreset: 0, lost: None })
+        Ok(Self { vm, size, rings: Vec::new(), pages: Vec::new(), room: Vec::new(), unreset: 0 })
     }
 
     /// Maps the ring of a new vCPU of this VM (a `kvm_ioctls::VcpuFd`). Every vCPU must be mapped before it runs.
@@ -198,8 +209,10 @@ impl VmRings {
             .len(entries * ENTRY_BYTES as usize)
             .map_raw(vcpu.as_raw_fd())
             .map_err(|source| RingError::Map { vcpu: self.rings.len(), source })?;
-        self.rings.push(Ring { map, entries, cursor: Cursor::default() });
-        self.pages.reserve(self.rings.len() * entries - self.pages.len());
+        self.rings.push(Ring { map, entries, cursor: Cursor::default(), read: 0 });
+        for pages in [&mut self.pages, &mut self.room] {
+            pages.reserve(self.rings.len() * entries - pages.len());
+        }
         Ok(())
     }
 
@@ -215,22 +228,29 @@ impl VmRings {
         self.rings.len() as u64 * u64::from(self.size.entries())
     }
 
-    /// Takes what the rings list, ring by ring, each in order. Pages repeat. No allocation.
+    /// Reads what the rings list. No allocation. A harvest that is dropped changes nothing: the next one lists its pages again.
     pub fn harvest(&mut self) -> Harvest<'_> {
         self.pages.clear();
-        let mut lost = self.lost.take();
+        let mut lost = None;
         for (vcpu, ring) in self.rings.iter_mut().enumerate() {
-            let mut cursor = std::mem::take(&mut ring.cursor);
-            let taken = cursor.harvest(ring.entries(), |slot, offset| self.pages.push(DirtyPage { slot, offset }));
-            ring.cursor = cursor;
-            if taken == ring.entries {
+            ring.read = ring.cursor.read(ring.entries(), |slot, offset| self.pages.push(DirtyPage { slot, offset }));
+            if ring.read == ring.entries {
                 lost.get_or_insert(Lost::Overflow { vcpu, entries: self.size.entries() });
             }
         }
-        self.unreset += self.pages.len() as u64;
-        // What holds if the harvest is dropped now; its reset takes it back.
-        self.lost = Some(lost.unwrap_or(Lost::NotReset));
+        // The kernel protects pages that are neighbours and listed one after the other in one go: up to twice as fast (measured).
+        order::sort(&mut self.pages, &mut self.room);
         Harvest { rings: self, lost }
+    }
+
+    /// Gives the harvest in hand back to the kernel, as `pages` and then as entries that it skips.
+    fn give_back(&mut self, mut pages: impl Iterator<Item = DirtyPage>) {
+        for ring in &mut self.rings {
+            let (mut cursor, read) = (std::mem::take(&mut ring.cursor), std::mem::take(&mut ring.read));
+            cursor.give_back(ring.entries(), read, || pages.next().map_or((NO_SLOT, 0), |page| (page.slot, page.offset)));
+            ring.cursor = cursor;
+            self.unreset += read as u64;
+        }
     }
 
     /// The ioctl. Callers block signals around it.
@@ -249,8 +269,8 @@ impl std::fmt::Debug for VmRings {
     }
 }
 
-/// Pages that were taken from the rings and not yet protected again.
-#[must_use = "pages stay writable and unlogged until the reset"]
+/// Pages that the rings list, and that are not protected again before the reset.
+#[must_use = "the guest can't go on with full rings: reset"]
 #[derive(Debug)]
 pub struct Harvest<'r> {
     rings: &'r mut VmRings,
@@ -258,7 +278,7 @@ pub struct Harvest<'r> {
 }
 
 impl<'r> Harvest<'r> {
-    /// The pages, before the reset: sound only while no vCPU runs.
+    /// The pages, in ascending order; a page can be there more than once. Before the reset they may be read only while no vCPU runs.
     #[must_use]
     pub fn while_parked(&self, parked: &Parked<'_>) -> &[DirtyPage] {
         let _ = parked;
@@ -276,8 +296,29 @@ impl<'r> Harvest<'r> {
     /// Call it on a thread that uses no io_uring: its task work ends the reset early as a signal would (docs/kernel.md).
     ///
     /// # Errors
-    /// [`RingError::Reset`] where the ioctl failed; the next harvest then says that tracking was lost.
-    pub fn reset(self) -> Result<Reset<'r>, RingError> {
+    /// [`RingError::Reset`] where the ioctl failed: tracking is lost.
+    pub fn reset(mut self) -> Result<Reset<'r>, RingError> {
+        self.give_back_all();
+        let blocked = SignalsBlocked::new();
+        let outcome = self.rings.reset_ioctl();
+        drop(blocked);
+        self.finish(outcome)
+    }
+
+    /// As [`reset`](Self::reset), but protects `pages` instead of those listed, and leaves the others writable: a write to them is not listed until they are
+    /// protected again, by some later reset. Pages that were never listed can be protected so.
+    ///
+    /// That the kernel protects what an entry says at the reset, and skips one that names no memslot, is what kernels do and none promises: check it on the
+    /// kernel at hand.
+    ///
+    /// # Errors
+    /// [`RingError::Reset`], and [`RingError::NoRoom`] where `pages` are more than the entries listed: nothing was done.
+    pub fn reset_instead(self, pages: &[DirtyPage]) -> Result<Reset<'r>, RingError> {
+        let room = self.rings.pages.len();
+        if pages.len() > room {
+            return Err(RingError::NoRoom { pages: pages.len(), room });
+        }
+        self.rings.give_back(pages.iter().copied());
         let blocked = SignalsBlocked::new();
         let outcome = self.rings.reset_ioctl();
         drop(blocked);
@@ -286,9 +327,16 @@ impl<'r> Harvest<'r> {
 
     /// [`reset`](Self::reset) as it must not be done.
     #[cfg(test)]
-    pub(super) fn reset_with_signals(self) -> Result<Reset<'r>, RingError> {
+    pub(super) fn reset_with_signals(mut self) -> Result<Reset<'r>, RingError> {
+        self.give_back_all();
         let outcome = self.rings.reset_ioctl();
         self.finish(outcome)
+    }
+
+    fn give_back_all(&mut self) {
+        let pages = std::mem::take(&mut self.rings.pages);
+        self.rings.give_back(pages.iter().copied());
+        self.rings.pages = pages;
     }
 
     fn finish(self, outcome: io::Result<u64>) -> Result<Reset<'r>, RingError> {
@@ -296,7 +344,6 @@ impl<'r> Harvest<'r> {
         let harvested = self.rings.unreset;
         // What a short reset left in the rings as harvested is taken back by the next one.
         self.rings.unreset = harvested.saturating_sub(reset);
-        self.rings.lost = None;
         let lost = if reset == harvested { self.lost } else { Some(Lost::Reset { harvested, reset }) };
         Ok(Reset { pages: &self.rings.pages, lost })
     }
