@@ -479,7 +479,7 @@ impl<C: CapturedState> Engine<C> {
         self.pending.take(self.part_pages, &mut self.last_pages);
         let slot = self.pipeline.slot().ok_or(EngineError::Ended)?;
         slot.arena.clear();
-        slot.arena.copy_from(&self.memory, &mut self.last_pages.iter().copied())?;
+        slot.arena.copy_from(&self.memory, &self.last_pages)?;
         Ok(())
     }
 
@@ -613,7 +613,7 @@ impl<C: CapturedState> Engine<C> {
         for _ in 0..ROUNDS {
             slot.arena.clear();
             let start = Instant::now();
-            slot.arena.copy_from(&self.memory, &mut pages.iter().copied()).ok()?;
+            slot.arena.copy_from(&self.memory, pages).ok()?;
             times.push(start.elapsed());
         }
         times.sort_unstable();

@@ -196,7 +196,7 @@ impl GuestMemory {
         Ok(())
     }
 
-    fn host_page(&self, gfn: Gfn) -> Option<*mut u8> {
+    pub(super) fn host_page(&self, gfn: Gfn) -> Option<*mut u8> {
         let after = self.slots.partition_point(|slot| slot.first <= gfn);
         let index = after.checked_sub(1)?;
         let slot = self.slots.get(index)?;

@@ -1,5 +1,6 @@
 //! Guest memory, which records what the VMM itself writes, and the page-aligned staging arena.
 
+mod copy;
 mod guest;
 mod staging;
 mod write_log;

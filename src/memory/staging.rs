@@ -1,7 +1,9 @@
 //! Page-aligned memory that a cut copies into.
+#![expect(unsafe_code, reason = "hands raw pointers to the copy")]
 
 use memmap2::{Advice, MmapMut};
 
+use super::copy::{stream_page, streamed};
 use super::guest::{GuestMemory, MemoryError};
 use crate::page::{Gfn, PAGE_SIZE, PageBytes};
 
@@ -53,14 +55,19 @@ impl Arena {
     ///
     /// # Errors
     /// [`MemoryError::NoFrame`]; pages before it were copied.
-    pub fn copy_from(&mut self, memory: &GuestMemory, gfns: &mut impl Iterator<Item = Gfn>) -> Result<(), MemoryError> {
+    pub fn copy_from(&mut self, memory: &GuestMemory, gfns: &[Gfn]) -> Result<(), MemoryError> {
         let free = self.map.chunks_exact_mut(PAGE_SIZE).take(self.capacity).skip(self.gfns.len());
+        let mut froms = gfns.iter().map(|gfn| (*gfn, memory.host_page(*gfn))).peekable();
         for place in free {
-            let Some(gfn) = gfns.next() else { break };
-            let Ok(place) = <&mut PageBytes>::try_from(place) else { break };
-            memory.read_page(gfn, place)?;
+            let Some((gfn, from)) = froms.next() else { break };
+            let from = from.ok_or(MemoryError::NoFrame { gfn })?;
+            let next = froms.peek().and_then(|(_, from)| *from).unwrap_or(from);
+            // SAFETY: `from` is a page of guest memory, which `memory` keeps mapped and to which there is no reference; `place` is a page of this
+            // arena, page-aligned as the mapping is, and borrowed for this loop only.
+            unsafe { stream_page(from, place.as_mut_ptr(), next) };
             self.gfns.push(gfn);
         }
+        streamed();
         Ok(())
     }
 
