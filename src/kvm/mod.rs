@@ -10,8 +10,10 @@ pub mod park;
 pub mod ring;
 pub mod xsave;
 
-#[cfg(all(test, feature = "vmm"))]
+#[cfg(test)]
 pub(crate) mod test_guest;
+#[cfg(test)]
+mod user_mode;
 mod vm;
 
 pub use vm::VmHandle;

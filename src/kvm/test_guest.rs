@@ -6,18 +6,17 @@ use kvm_bindings::kvm_regs;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::VmHandle;
 use super::ring::{EXIT_RING_FULL, RingSize, VmRings};
+use super::{VmHandle, user_mode};
 use crate::memory::GuestMemory;
 use crate::page::{Gfn, PageRun};
-use crate::vmm::churn;
 
 /// Frames below this hold the guest's program and tables.
 pub(crate) const FIRST_FREE: u64 = (4 << 20) / 4096;
 /// Frames of memory.
 pub(crate) const FRAMES: u64 = (64 << 20) / 4096;
 
-const PROGRAM: u64 = 0x8000;
+const PROGRAM: u64 = user_mode::TABLES_END;
 /// page: mov [rdi], rax; add rdi, rbx; dec rcx; jnz page; out 0x10, al; jmp $
 const CODE: [u8; 15] = [0x48, 0x89, 0x07, 0x48, 0x01, 0xdf, 0x48, 0xff, 0xc9, 0x75, 0xf5, 0xe6, 0x10, 0xeb, 0xfe];
 
@@ -51,13 +50,11 @@ impl TestGuest {
         if let Some(rings) = &mut rings {
             rings.map(&vcpu).unwrap();
         }
-        let image = churn::Image::build(&churn::Options::default(), 64 << 20, 1).unwrap();
-        for segment in image.segments() {
-            memory.ram().write_slice(&segment.bytes, GuestAddress(segment.address)).unwrap();
+        for (address, bytes) in user_mode::tables(FRAMES / 512) {
+            memory.ram().write_slice(&bytes, GuestAddress(address)).unwrap();
         }
         memory.ram().write_slice(&CODE, GuestAddress(PROGRAM)).unwrap();
-        vcpu.set_sregs(&image.initial_sregs(vcpu.get_sregs().unwrap())).unwrap();
-        vcpu.set_mp_state(image.initial_mp_state()).unwrap();
+        vcpu.set_sregs(&user_mode::sregs(vcpu.get_sregs().unwrap())).unwrap();
         (Self { vm, vcpu, memory, value: 0 }, rings)
     }
 
@@ -74,7 +71,7 @@ impl TestGuest {
             rbx: 4096,
             rcx: run.count,
             rax: self.value,
-            rflags: 0x3002,
+            rflags: user_mode::RFLAGS,
             ..Default::default()
         };
         self.vcpu.set_regs(&regs).unwrap();

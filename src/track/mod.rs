@@ -8,7 +8,7 @@
 mod bitmap;
 mod ring;
 mod simulated;
-#[cfg(all(test, feature = "vmm"))]
+#[cfg(test)]
 mod tests;
 
 pub use bitmap::BitmapTracker;

@@ -38,7 +38,7 @@
 mod entry;
 mod order;
 mod rings;
-#[cfg(all(test, feature = "vmm"))]
+#[cfg(test)]
 mod tests;
 
 pub use rings::{DirtyPage, Harvest, Lost, Reset, RingError, RingSize, VmRings, support};
