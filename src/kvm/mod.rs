@@ -7,12 +7,12 @@ pub mod host;
 pub mod kick;
 pub mod memslot;
 pub mod park;
+pub mod probe;
 pub mod ring;
 pub mod xsave;
 
 #[cfg(test)]
 pub(crate) mod test_guest;
-#[cfg(test)]
 mod user_mode;
 mod vm;
 
