@@ -1,5 +1,6 @@
 //! `slackwater host`: what this machine's KVM can do, and whether tracking works on it.
 
+use std::error::Error;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use super::error::CliError;
 use super::output;
 use crate::epoch::{Engine, EngineOptions, Start};
 use crate::kvm::host::Host;
+use crate::kvm::probe;
 use crate::kvm::ring::RingSize;
 use crate::store::verify::{VerifyOptions, verify};
 use crate::store::{NewChain, Writer, WriterOptions};
@@ -42,6 +44,16 @@ struct HostReport {
     /// For some sizes of ring: entries, and entries in use at which the guest leaves.
     ring_soft_limits: Vec<(u32, u32)>,
     self_checks: Vec<SelfCheck>,
+    /// Whether pages can be left out of a reset. Absent without checks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pages_stay_writable: Option<KernelCheck>,
+}
+
+/// Whether the kernel does what it does not promise. Where it does not, what is built on it is off, and nothing else is wrong.
+#[derive(Debug, Serialize)]
+struct KernelCheck {
+    ok: bool,
+    detail: String,
 }
 
 /// A guest was checkpointed with audits, and the chain recomputed.
@@ -67,7 +79,12 @@ impl HostVerb {
             }
             checks.push(self_check(&self.kvm, "bitmap", Tracking::Bitmap { manual_protect: host.bitmap.manual_protect }));
         }
-        let report = HostReport { host, ring_soft_limits: RINGS.into_iter().filter_map(soft).collect(), self_checks: checks };
+        let report = HostReport {
+            host,
+            ring_soft_limits: RINGS.into_iter().filter_map(soft).collect(),
+            self_checks: checks,
+            pages_stay_writable: (!self.no_checks).then(|| pages_stay_writable(&self.kvm)),
+        };
         if self.json {
             output::json(&report)?
         } else {
@@ -78,6 +95,27 @@ impl HostVerb {
             Some(check) => Err(CliError::Check { what: format!("the {} self-check failed: {}", check.tracker, check.detail) }),
         }
     }
+}
+
+fn pages_stay_writable(kvm: &Path) -> KernelCheck {
+    match probe::pages_stay_writable(kvm) {
+        Ok(_) => KernelCheck {
+            ok: true,
+            detail: "pages left out of a reset stay writable, and are listed again after a later one names them".to_owned(),
+        },
+        Err(reason) => KernelCheck { ok: false, detail: causes(&reason) },
+    }
+}
+
+/// An error and what it came from, in one line.
+fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    text
 }
 
 fn self_check(kvm: &Path, tracker: &'static str, tracking: Tracking) -> SelfCheck {
@@ -153,6 +191,10 @@ impl HostReport {
         for check in &self.self_checks {
             let verdict = if check.ok { "ok" } else { "FAILED" };
             output::line(format_args!("  self-check    {}: {verdict}, {}", check.tracker, check.detail))?;
+        }
+        if let Some(KernelCheck { ok, detail }) = &self.pages_stay_writable {
+            let verdict = if *ok { "ok" } else { "not on this kernel" };
+            output::line(format_args!("  self-check    pages_stay_writable: {verdict}, {detail}"))?;
         }
         Ok(())
     }
