@@ -15,10 +15,11 @@ use memmap2::{MmapOptions, MmapRaw};
 
 use crate::page::PAGE_SIZE;
 
-/// The first real-time signal that the C library leaves to programs; what kicks use unless told otherwise.
+/// SIGURG: what kicks use unless told otherwise. It is ignored by default and hardly used, and it does not queue: a real-time signal is refused while the user's
+/// processes together have too many that wait (`RLIMIT_SIGPENDING`).
 #[must_use]
-pub fn default_signal() -> i32 {
-    libc::SIGRTMIN()
+pub const fn default_signal() -> i32 {
+    libc::SIGURG
 }
 
 extern "C" fn on_kick(_: libc::c_int) {}
@@ -70,7 +71,7 @@ impl Kick {
         if thread == 0 {
             return;
         }
-        // A real-time signal is refused while the process has too many that wait: a kick must not be lost for that.
+        // A real-time signal is refused while too many wait: a kick must not be lost for that.
         while !self.signal(thread) {
             std::thread::yield_now();
         }

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
-use slackwater::epoch::{Engine, EngineOptions, Start};
+use serde_json::Value;
+use slackwater::epoch::{Engine, EngineOptions, HotPages, Start};
+use slackwater::kvm::host::KVM_PATH;
 use slackwater::kvm::park::Parked;
+use slackwater::kvm::probe::pages_stay_writable;
 use slackwater::page::{Gfn, PageSet};
 use slackwater::store::{NewChain, Writer, WriterOptions};
 use slackwater::track::{Collected, TrackError, Tracker};
@@ -27,7 +30,7 @@ struct Storm {
 impl Storm {
     /// The process must have a handler for kicks by now. The other signals are ignored where nobody handles them, and end system calls all the same.
     fn on(pid: u32) -> Self {
-        let signals = [libc::SIGRTMIN(), libc::SIGURG, libc::SIGRTMIN(), libc::SIGWINCH, libc::SIGCHLD];
+        let signals = [libc::SIGURG, libc::SIGWINCH, libc::SIGURG, libc::SIGCONT, libc::SIGCHLD];
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (over, count) = (stop.clone(), sent.clone());
         let thread = thread::spawn(move || {
@@ -61,7 +64,7 @@ impl Drop for Storm {
 }
 
 /// Every epoch of `pattern`, in a storm of signals.
-fn check(pattern: &str, options: &str, epochs: u64) {
+fn check(pattern: &str, options: &str, epochs: u64) -> Value {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
     let guest = format!("churn:pages=1500,pattern={pattern},content=words");
@@ -83,6 +86,7 @@ fn check(pattern: &str, options: &str, epochs: u64) {
     assert!(guest_is_ok(&report), "{report}");
     assert_eq!((number(&report, "/tracking_lost"), number(&report, "/audits")), (0, number(&report, "/epochs")), "{report}");
     verified(&store, epochs);
+    report
 }
 
 fn verified(store: &Path, at_least: u64) {
@@ -109,6 +113,31 @@ fn nothing_is_missed_by_the_bitmap_in_a_storm_of_signals() {
     }
     for pattern in as_time_allows(&["uniform", "hotcold"], 1) {
         check(pattern, "--tracker bitmap --interval 3ms", rounds(10, 50, 600));
+    }
+}
+
+#[test]
+fn nothing_is_missed_with_a_hot_set_in_a_storm_of_signals() {
+    if !kvm_or_skip("native::audit::nothing_is_missed_with_a_hot_set_in_a_storm_of_signals") {
+        return;
+    }
+    if let Err(reason) = pages_stay_writable(KVM_PATH.as_ref()) {
+        return println!("no hot set on this kernel: {reason}");
+    }
+    // The smaller the set and the shorter the epochs, the more pages come and go.
+    for (pattern, options) in as_time_allows(
+        &[
+            ("hotcold", "--budget 2048 --hot 1000 --interval 2ms"),
+            ("zipf", "--budget 640 --hot 100 --interval 1ms"),
+            ("sequential,burst=40", "--budget 1024 --hot auto --interval 1ms"),
+            ("uniform", "--budget 4096 --hot auto --interval 20ms"),
+        ],
+        1,
+    ) {
+        let report = check(pattern, options, rounds(10, 100, 1500));
+        if *pattern != "sequential,burst=40" {
+            assert!(number(&report, "/hot_pages") > 0, "{report}");
+        }
     }
 }
 
@@ -160,7 +189,7 @@ fn a_page_that_is_left_out_is_found() {
     let store = dir.path().join("store");
     let guest = "churn:pages=1500,content=counter".parse().unwrap();
     let spec = MachineSpec { memory_bytes: 16 << 20, vcpus: 2, guest: GuestSpec::Churn(guest) };
-    let mut vm = Vm::build(Path::new("/dev/kvm"), spec, Tracking::Ring { budget: 512, ring: None }).unwrap();
+    let mut vm = Vm::build(Path::new("/dev/kvm"), spec, Tracking::Ring { budget: 512, ring: None, hot: HotPages::Off }).unwrap();
     let new = NewChain { memory: memory_regions(16 << 20), vcpus: 2, machine: serde_json::to_value(vm.spec()).unwrap() };
     let writer = Writer::create(&store, &new, WriterOptions::default()).unwrap();
     vm.load().unwrap();
