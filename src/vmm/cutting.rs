@@ -15,7 +15,8 @@ pub(super) struct Vcpus {
     pub(super) gate: Gate,
     pub(super) vm: Arc<VmFd>,
     pub(super) capture: CaptureSpec,
-    pub(super) count: usize,
+    /// A second handle of each vCPU, for whoever captures it in place of its own thread.
+    pub(super) handles: Vec<VcpuFd>,
 }
 
 /// The machine, as the engine sees it during a cut that this thread leads.
@@ -60,7 +61,7 @@ impl Guest for Cutting<'_> {
 
     fn capture(&mut self, _parked: &Parked<'_>, into: &mut MachineState) -> Result<(), GuestError> {
         let machine = self.vcpus;
-        into.vcpus.resize_with(machine.count, VcpuState::default);
+        into.vcpus.resize_with(machine.handles.len(), VcpuState::default);
         for (vcpu, index) in into.vcpus.iter_mut().zip(0..) {
             vcpu.index = index;
         }
@@ -74,7 +75,10 @@ impl Guest for Cutting<'_> {
             (Some((_, fd)), [state]) => capture_vcpu(fd, &machine.capture, state).map_err(|error| CaptureFailed(Box::new(error))),
             _ => Ok(()),
         };
-        let captured = machine.gate.capture(me, mine, |index, state| {
+        let for_other = |index: usize, state: &mut VcpuState| {
+            machine.handles.get(index).map_or(Ok(()), |fd| capture_vcpu(fd, &machine.capture, state))
+        };
+        let captured = machine.gate.capture(me, mine, for_other, |index, state| {
             let place = match index.checked_sub(before.len() + usize::from(me.is_some())) {
                 Some(place) => behind.get_mut(place),
                 None => before.get_mut(index),

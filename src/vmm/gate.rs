@@ -1,7 +1,7 @@
 //! Where vCPU threads meet for a cut.
 //!
-//! One thread leads a cut: a vCPU's own after its exit, or any other. It closes the gate, gets everybody else out of the guest, has every vCPU read its own state, all at the
-//! same time, and opens the gate again. Waiting is spinning for a moment and sleeping then: a cut takes less time than waking a thread.
+//! One thread leads a cut: a vCPU's own after its exit, or any other. It closes the gate, gets everybody else out of the guest, has every vCPU's state read, at the
+//! same time by those threads that are awake, and opens the gate again. Waiting is spinning for a moment and sleeping then: a cut takes less time than waking a thread.
 //!
 //! Why no vCPU runs while the leader thinks that all are parked: a vCPU says `RUNNING` and *then* looks at the gate, before each entry; the
 //! leader closes the gate and *then* looks at the vCPU. All four are sequentially consistent, so either the vCPU sees the closed gate and does not
@@ -19,11 +19,19 @@ const PARKED: u32 = 1;
 /// The vCPU's thread has ended.
 const GONE: u32 = 2;
 
+/// No order, or one that was carried out.
 const NO_ORDER: u32 = 0;
+/// The vCPU is to be captured, by its own thread or by the leader: whoever claims the order first.
 const CAPTURE: u32 = 1;
-const CAPTURED: u32 = 2;
+/// The vCPU's own thread has claimed the order.
+const CLAIMED: u32 = 2;
+/// It has carried it out.
+const CAPTURED: u32 = 3;
 
-/// How long to spin before sleeping: about a small cut, and a kick's way to another core and back.
+/// How long a leader spins before it sleeps: about a kick's way to another processor and back. Not longer: whoever it waits for may need this very
+/// processor.
+const LEADER_SPIN: Duration = Duration::from_micros(30);
+/// How long a parked thread spins before it sleeps: about a small cut, and a kick's way to another core and back.
 const SPIN: Duration = Duration::from_micros(100);
 
 /// A vCPU's place at the gate.
@@ -39,6 +47,13 @@ struct Seat {
 struct Captured {
     state: VcpuState,
     outcome: Result<(), StateError>,
+}
+
+impl Seat {
+    /// Claims the order to capture, if there is one that nobody has claimed.
+    fn take_order(&self, now: u32) -> bool {
+        self.order.compare_exchange(CAPTURE, now, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
 }
 
 /// The gate of one VM.
@@ -106,7 +121,7 @@ impl Gate {
             if self.try_lead() {
                 return true;
             }
-            self.wait_until(|| !self.is_closed() || self.is_halted());
+            self.wait_until(SPIN, || !self.is_closed() || self.is_halted());
         }
     }
 
@@ -120,29 +135,37 @@ impl Gate {
         }
         // A kick does not end the sleep of a vCPU that rests.
         self.announce();
-        self.wait_until(|| others().all(|seat| seat.state.load(Ordering::SeqCst) != RUNNING));
+        self.wait_until(LEADER_SPIN, || others().all(|seat| seat.state.load(Ordering::SeqCst) != RUNNING));
     }
 
-    /// For the leader, all others being parked: has every vCPU but `me` captured on its own thread, while `mine` runs; then hands out the
-    /// states, by vCPU.
+    /// For the leader, all others being parked: has every vCPU captured, `me` by `mine`, and hands out the states by vCPU. A thread that is on the lookout
+    /// captures its own vCPU meanwhile; for one that sleeps the leader does it, with `for_other`: waking it would take longer.
     pub(super) fn capture<E: From<GateError>>(
         &self,
         me: Option<usize>,
         mine: impl FnOnce() -> Result<(), E>,
+        for_other: impl Fn(usize, &mut VcpuState) -> Result<(), StateError>,
         mut each: impl FnMut(usize, &mut VcpuState),
     ) -> Result<(), E> {
         let others = || self.seats.iter().enumerate().filter(move |(index, _)| Some(*index) != me);
         for (_, seat) in others() {
             seat.order.store(CAPTURE, Ordering::SeqCst);
         }
-        self.announce();
-        let outcome = mine();
-        let done = |seat: &Seat| {
-            seat.order.load(Ordering::SeqCst) == CAPTURED || seat.state.load(Ordering::SeqCst) == GONE || self.is_halted()
-        };
-        self.wait_until(|| others().all(|(_, seat)| done(seat)));
-        let mut result = outcome;
+        let mut result = mine();
         for (vcpu, seat) in others() {
+            if seat.state.load(Ordering::SeqCst) == PARKED && seat.take_order(NO_ORDER) {
+                if result.is_ok() {
+                    let mut captured = lock(&seat.captured);
+                    match for_other(vcpu, &mut captured.state) {
+                        Ok(()) => each(vcpu, &mut captured.state),
+                        Err(source) => result = Err(GateError::Capture { vcpu, source }.into()),
+                    }
+                }
+                continue;
+            }
+            self.wait_until(LEADER_SPIN, || {
+                seat.order.load(Ordering::SeqCst) == CAPTURED || seat.state.load(Ordering::SeqCst) == GONE || self.is_halted()
+            });
             let order = seat.order.swap(NO_ORDER, Ordering::SeqCst);
             if result.is_err() {
                 continue;
@@ -216,14 +239,14 @@ impl Gate {
             seat.state.store(PARKED, Ordering::SeqCst);
             self.announce();
             let ordered = || seat.order.load(Ordering::SeqCst) == CAPTURE;
-            self.wait_until(|| !self.is_closed() || self.is_halted() || ordered());
-            if ordered() {
+            self.wait_until(SPIN, || !self.is_closed() || self.is_halted() || ordered());
+            if seat.take_order(CLAIMED) {
                 let mut captured = lock(&seat.captured);
                 captured.outcome = capture(&mut captured.state);
                 drop(captured);
                 seat.order.store(CAPTURED, Ordering::SeqCst);
                 self.announce();
-                self.wait_until(|| !self.is_closed() || self.is_halted() || ordered());
+                self.wait_until(SPIN, || !self.is_closed() || self.is_halted() || ordered());
             }
         }
     }
@@ -258,13 +281,14 @@ impl Gate {
         }
     }
 
-    fn wait_until(&self, condition: impl Fn() -> bool) {
+    fn wait_until(&self, spin: Duration, condition: impl Fn() -> bool) {
         if condition() {
             return;
         }
-        if !self.spin.is_zero() {
+        let spin = spin.min(self.spin);
+        if !spin.is_zero() {
             let start = Instant::now();
-            while start.elapsed() < self.spin {
+            while start.elapsed() < spin {
                 for _ in 0..32 {
                     if condition() {
                         return;

@@ -1,12 +1,16 @@
 //! Running a machine, with or without checkpoints.
+#![expect(unsafe_code, reason = "a second handle of a vCPU")]
 
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use kvm_ioctls::{VcpuFd, VmFd};
+
 use super::cutting::Vcpus;
-use super::error::{VmmError, system};
+use super::error::{VmmError, kvm, system};
 use super::gate::Gate;
 use super::monitor::{GuestReport, Monitor};
 use super::shared::{Limits, Shared, lock};
@@ -70,6 +74,7 @@ impl Running {
         let Vm { fd, vcpus, capture, spec, .. } = vm;
         let signal = kick::default_signal();
         kick::install_handler(signal).map_err(system("sigaction for the kick signal"))?;
+        let handles = vcpus.iter().map(|vcpu| second_handle(&fd, vcpu)).collect::<Result<Vec<_>, _>>()?;
         let kicks = vcpus.iter().map(|vcpu| Kick::new(vcpu, signal)).collect::<std::io::Result<Vec<_>>>();
         let kicks = kicks.map_err(system("mapping kvm_run"))?;
         let (engine, interval, base_first, share_pages) = match protection {
@@ -80,7 +85,7 @@ impl Running {
         };
         let GuestSpec::Churn(options) = &spec.guest;
         let shared = Arc::new(Shared {
-            vcpus: Vcpus { gate: Gate::closed(kicks), vm: fd, capture, count: vcpus.len() },
+            vcpus: Vcpus { gate: Gate::closed(kicks), vm: fd, capture, handles },
             monitor: Monitor::new(memory.clone(), spec.vcpus),
             guest_period: options.every(),
             memory,
@@ -227,6 +232,15 @@ impl Running {
         self.shared.vcpus.gate.halt();
         self.shared.vcpus.gate.open();
     }
+}
+
+/// Another handle of `vcpu`, with its own mapping of `kvm_run`.
+fn second_handle(vm: &VmFd, vcpu: &VcpuFd) -> Result<VcpuFd, VmmError> {
+    // SAFETY: `vcpu` is borrowed for the whole call and owns its descriptor, so it stays open meanwhile.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+    let fd = borrowed.try_clone_to_owned().map_err(system("duplicating a vCPU's descriptor"))?;
+    // SAFETY: the descriptor is a vCPU's of this VM, and is handed over.
+    unsafe { vm.create_vcpu_from_rawfd(fd.into_raw_fd()) }.map_err(kvm("mapping kvm_run"))
 }
 
 /// Tells the others that a vCPU's thread ends, however it does.
