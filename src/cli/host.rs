@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::output;
-use crate::epoch::{Engine, EngineOptions, Start};
+use crate::epoch::{Engine, EngineOptions, HotPages, Start};
 use crate::kvm::host::Host;
 use crate::kvm::probe;
 use crate::kvm::ring::RingSize;
@@ -73,7 +73,7 @@ impl HostVerb {
         let soft = |entries| ring.and_then(|ring| Some((entries, ring.soft_limit(entries)?)));
         let mut checks = Vec::new();
         if !self.no_checks {
-            let ring_tracking = Tracking::Ring { budget: CHECK_BUDGET, ring: Some(RingSize::MIN) };
+            let ring_tracking = Tracking::Ring { budget: CHECK_BUDGET, ring: Some(RingSize::MIN), hot: HotPages::Off };
             if ring.is_some() {
                 checks.push(self_check(&self.kvm, "ring", ring_tracking));
             }

@@ -9,7 +9,9 @@ use serde::Serialize;
 use super::error::CliError;
 use super::units::{bytes_text, time_above_zero};
 use super::{output, units};
-use crate::epoch::{Durability, Engine, EngineOptions, OnStorageError, PhasesReport, Report, Start, Triggers, WhenBehind};
+use crate::epoch::{
+    Durability, Engine, EngineOptions, HotPages, OnStorageError, PhasesReport, Report, Start, Triggers, WhenBehind,
+};
 use crate::format::Compression;
 use crate::kvm::ring::RingSize;
 use crate::store::Writer;
@@ -57,6 +59,10 @@ pub(super) struct ProtectArgs {
     /// Entries of each vCPU's ring, a power of two [default: the most that fit in the budget].
     #[arg(long, value_name = "ENTRIES")]
     ring: Option<u32>,
+    /// Pages that are written all the time may stay writable and are taken into every epoch: `auto`, `off`, or the most of them. They are part of the budget, do
+    /// not fill rings, and so need an interval; `auto` is `off` without one, and where this kernel can't.
+    #[arg(long, value_name = "PAGES", default_value = "auto", value_parser = hot)]
+    hot: HotPages,
     /// When an epoch is durable: `epoch` (the guest waits for it), `group[:MS]` (at most that much later), `none`.
     #[arg(long, value_name = "MODE", default_value = "group:10", value_parser = durability)]
     durability: Durability,
@@ -83,6 +89,14 @@ pub(super) struct ProtectArgs {
     epochs: Option<u64>,
 }
 
+fn hot(text: &str) -> Result<HotPages, String> {
+    match text {
+        "auto" => Ok(HotPages::Auto),
+        "off" | "0" => Ok(HotPages::Off),
+        pages => pages.parse().map(HotPages::Pages).map_err(|_| "`auto`, `off` or a number of pages".to_owned()),
+    }
+}
+
 fn durability(text: &str) -> Result<Durability, String> {
     let window = |text: &str| match text.parse::<u64>() {
         Ok(ms) if ms > 0 => Ok(Duration::from_millis(ms)),
@@ -104,10 +118,22 @@ impl ProtectArgs {
         Ok(match self.tracker {
             TrackerName::Ring => {
                 let ring = self.ring.map(RingSize::new).transpose();
-                Tracking::Ring { budget: self.budget, ring: ring.map_err(|error| CliError::Vmm(error.into()))? }
+                let hot = match (self.hot, self.interval) {
+                    (HotPages::Pages(pages), None) => {
+                        return Err(CliError::Usage(format!(
+                            "`--hot {pages}` needs `--interval`: pages of the hot set do not fill rings"
+                        )));
+                    }
+                    (_, None) => HotPages::Off,
+                    (hot, Some(_)) => hot,
+                };
+                Tracking::Ring { budget: self.budget, ring: ring.map_err(|error| CliError::Vmm(error.into()))?, hot }
             }
             TrackerName::Bitmap if self.ring.is_some() => {
                 return Err(CliError::Usage("`--ring` goes with `--tracker ring`".to_owned()));
+            }
+            TrackerName::Bitmap if matches!(self.hot, HotPages::Pages(_)) => {
+                return Err(CliError::Usage("`--hot` goes with `--tracker ring`".to_owned()));
             }
             TrackerName::Bitmap if self.budget == 0 => {
                 return Err(CliError::Usage("`--budget 0`: the smallest that works with `--tracker bitmap` is 1".to_owned()));

@@ -28,40 +28,70 @@ pub enum BudgetError {
     },
 }
 
-/// How a budget is shared between the rings and the VMM's own writes.
+/// How many pages may be left writable and taken into every epoch ([`crate::track::HotSet`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HotPages {
+    /// None.
+    #[default]
+    Off,
+    /// What the rings leave of the budget, for which they are made small enough to leave half of it, where rings can be so small.
+    Auto,
+    /// So many.
+    Pages(u64),
+}
+
+/// How a budget is shared between the rings, the hot set and the VMM's own writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RingPlan {
     /// The size of each vCPU's ring.
     pub ring: RingSize,
+    /// The most pages in the hot set.
+    pub hot: u64,
     /// Pages that the VMM may write between two cuts; reaching it ends an epoch as a full ring does.
     pub share: u64,
 }
 
 impl RingPlan {
-    /// The largest rings, up to `ring_max`, whose entries times `vcpus` fit in `budget` pages and leave `share_min` to the VMM; or rings of the size `ring`.
+    /// The largest rings, up to `ring_max`, whose entries times `vcpus` fit in `budget` pages and leave `share_min` to the VMM and what `hot` says; or rings of the
+    /// size `ring`.
     ///
     /// All entries count and not just those up to the soft limit, since the kernel may use the reserve: only so is the budget a bound.
     ///
     /// # Errors
     /// [`BudgetError`].
-    pub fn new(budget: u64, vcpus: u32, share_min: u64, ring_max: RingSize, ring: Option<RingSize>) -> Result<Self, BudgetError> {
+    pub fn new(
+        budget: u64,
+        vcpus: u32,
+        share_min: u64,
+        ring_max: RingSize,
+        ring: Option<RingSize>,
+        hot: HotPages,
+    ) -> Result<Self, BudgetError> {
         let rings_of = |size: RingSize| u64::from(size.entries()) * u64::from(vcpus.max(1));
-        let smallest = rings_of(RingSize::MIN) + share_min;
-        if budget < smallest {
+        let fixed = share_min.saturating_add(if let HotPages::Pages(pages) = hot { pages } else { 0 });
+        let smallest = rings_of(RingSize::MIN).saturating_add(fixed);
+        if budget.checked_sub(fixed).is_none_or(|left| left < rings_of(RingSize::MIN)) {
             return Err(BudgetError::TooSmall { budget, vcpus, smallest });
         }
         let ring = match ring {
-            Some(ring) if rings_of(ring) + share_min > budget => {
+            Some(ring) if rings_of(ring) > budget - fixed => {
                 return Err(BudgetError::RingsTooLarge { budget, vcpus, entries: ring.entries() });
             }
             Some(ring) => ring,
             None => {
-                let each = (budget - share_min) / u64::from(vcpus.max(1));
+                let for_rings = if hot == HotPages::Auto { (budget - fixed) / 2 } else { budget - fixed };
+                let each = for_rings / u64::from(vcpus.max(1));
                 let entries = u32::try_from(each).map_or(ring_max.entries(), |each| 1 << each.max(1).ilog2());
                 RingSize::new(entries.min(ring_max.entries())).unwrap_or(RingSize::MIN)
             }
         };
-        Ok(Self { ring, share: budget - rings_of(ring) })
+        let left = budget - rings_of(ring);
+        let hot = match hot {
+            HotPages::Off => 0,
+            HotPages::Auto => left - share_min,
+            HotPages::Pages(pages) => pages,
+        };
+        Ok(Self { ring, hot, share: left - hot })
     }
 }
 
@@ -71,7 +101,7 @@ mod tests {
 
     fn plan(budget: u64, vcpus: u32) -> Result<(u32, u64), BudgetError> {
         let max = RingSize::new(65_536).expect("a ring");
-        RingPlan::new(budget, vcpus, 0, max, None).map(|plan| (plan.ring.entries(), plan.share))
+        RingPlan::new(budget, vcpus, 0, max, None, HotPages::Off).map(|plan| (plan.ring.entries(), plan.share))
     }
 
     #[test]
@@ -99,10 +129,30 @@ mod tests {
     #[test]
     fn a_share_for_the_vmm_is_kept() {
         let max = RingSize::new(65_536).expect("a ring");
-        let plan = RingPlan::new(600, 2, 88, max, None).expect("it fits exactly");
+        let plan = RingPlan::new(600, 2, 88, max, None, HotPages::Off).expect("it fits exactly");
         assert_eq!((plan.ring.entries(), plan.share), (256, 88));
-        assert!(matches!(RingPlan::new(599, 2, 88, max, None), Err(BudgetError::TooSmall { smallest: 600, .. })));
+        assert!(matches!(RingPlan::new(599, 2, 88, max, None, HotPages::Off), Err(BudgetError::TooSmall { smallest: 600, .. })));
         let asked = RingSize::new(1_024).expect("a ring");
-        assert!(matches!(RingPlan::new(2_000, 2, 0, max, Some(asked)), Err(BudgetError::RingsTooLarge { entries: 1_024, .. })));
+        assert!(matches!(
+            RingPlan::new(2_000, 2, 0, max, Some(asked), HotPages::Off),
+            Err(BudgetError::RingsTooLarge { entries: 1_024, .. })
+        ));
+    }
+
+    #[test]
+    fn a_hot_set_is_part_of_the_budget() {
+        let max = RingSize::new(65_536).expect("a ring");
+        let plan = |budget, vcpus, share, hot| {
+            RingPlan::new(budget, vcpus, share, max, None, hot).map(|plan| (plan.ring.entries(), plan.hot, plan.share))
+        };
+        assert_eq!(plan(4096, 1, 0, HotPages::Auto), Ok((2048, 2048, 0)));
+        assert_eq!(plan(4096, 2, 96, HotPages::Auto), Ok((512, 2976, 96)));
+        assert_eq!(plan(300, 1, 0, HotPages::Auto), Ok((256, 44, 0)), "rings come first");
+        assert_eq!(plan(256, 1, 0, HotPages::Auto), Ok((256, 0, 0)));
+        assert_eq!(plan(4096, 1, 0, HotPages::Pages(500)), Ok((2048, 500, 1548)));
+        let refused = plan(700, 2, 0, HotPages::Pages(189));
+        assert_eq!(refused, Err(BudgetError::TooSmall { budget: 700, vcpus: 2, smallest: 701 }));
+        assert!(plan(701, 2, 0, HotPages::Pages(189)).is_ok());
+        assert!(plan(u64::MAX, 2, 0, HotPages::Pages(u64::MAX)).is_err());
     }
 }

@@ -446,6 +446,7 @@ impl<C: CapturedState> Engine<C> {
             Ok(collected) => {
                 hand.phases.harvest_ns += ns(collected.harvest);
                 hand.phases.reset_ns += ns(collected.reset);
+                self.counts.hot_pages(collected.hot);
                 collected.lost.map(|lost: Lost| lost.to_string())
             }
             Err(error) => Some(error.to_string()),

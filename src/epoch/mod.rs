@@ -23,7 +23,7 @@ mod sink;
 mod slot;
 mod write;
 
-pub use budget::{BudgetError, RingPlan};
+pub use budget::{BudgetError, HotPages, RingPlan};
 pub use engine::{Cut, Engine, EngineError, Finished, Start};
 pub use guest::{CapturedState, Guest, GuestError};
 pub use options::{Durability, EngineOptions, OnCommit, OnStorageError, WhenBehind};

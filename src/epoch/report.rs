@@ -66,6 +66,8 @@ pub struct Report {
     pub max_epoch_pages: u64,
     /// The bound.
     pub budget_pages: u64,
+    /// Pages of the newest epoch that are left writable and taken into each.
+    pub hot_pages: u64,
     /// Epochs above the bound: the VMM itself wrote more than its share in one go.
     pub over_budget_epochs: u64,
     /// Bytes of the pages captured.
@@ -190,6 +192,10 @@ impl Counts {
         self.harvest.record(harvest_ns);
         self.copy.record(copy_ns);
         self.reset.record(reset_ns);
+    }
+
+    pub(super) const fn hot_pages(&mut self, pages: u64) {
+        self.report.hot_pages = pages;
     }
 
     pub(super) const fn drain(&mut self) {

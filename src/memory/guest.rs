@@ -10,6 +10,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRe
 use super::write_log::{WriteLog, WrittenPages};
 use crate::kvm::VmHandle;
 use crate::kvm::memslot::{self, Memslot, MemslotError};
+use crate::kvm::park::Parked;
 use crate::page::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes, PageRun};
 
 /// Guest memory of `vm-memory`, recording every write that the VMM makes through it.
@@ -58,6 +59,15 @@ pub enum MemoryError {
     /// A descriptor could not be duplicated.
     #[error("duplicating the VM's descriptor")]
     Descriptor(#[source] io::Error),
+    /// A page could not be taken out of the guest's mapping.
+    #[error("taking guest {gfn} out of the guest's mapping")]
+    Unmap {
+        /// The frame.
+        gfn: Gfn,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
     /// There is no such frame.
     #[error("guest {gfn} is not memory")]
     NoFrame {
@@ -196,6 +206,27 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Takes the page `gfn` out of the guest's mapping, its content untouched: the guest's next access faults, and is logged if it is a write. The kernel may take
+    /// its neighbours out too.
+    ///
+    /// The host's protection of the page is changed and changed back, which makes KVM drop whatever it has mapped there (its MMU notifier). Nobody may write the page
+    /// through the host's mapping meanwhile: hence the proof that all is parked.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoFrame`], [`MemoryError::Unmap`].
+    pub fn unmap_page(&self, parked: &Parked<'_>, gfn: Gfn) -> Result<(), MemoryError> {
+        let _ = parked;
+        let page = self.host_page(gfn).ok_or(MemoryError::NoFrame { gfn })?;
+        for protection in [libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE] {
+            // SAFETY: `page` is a page of a mapping of ours that stays mapped, and is readable and writable again in the end. In between it is readable, and nobody
+            // writes: vCPUs are parked and devices quiet, which `parked` vouches for.
+            if unsafe { libc::mprotect(page.cast(), PAGE_SIZE, protection) } != 0 {
+                return Err(MemoryError::Unmap { gfn, source: io::Error::last_os_error() });
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn host_page(&self, gfn: Gfn) -> Option<*mut u8> {
         let after = self.slots.partition_point(|slot| slot.first <= gfn);
         let index = after.checked_sub(1)?;
@@ -216,7 +247,6 @@ mod tests {
     use vm_memory::Bytes;
 
     use super::*;
-    use crate::kvm::park::Parked;
 
     fn two_regions() -> GuestMemory {
         let run = |first, count| PageRun { first: Gfn(first), count };

@@ -6,12 +6,14 @@
 //! anew, and the engine compares all memory.
 
 mod bitmap;
+mod hot;
 mod ring;
 mod simulated;
 #[cfg(test)]
 mod tests;
 
 pub use bitmap::BitmapTracker;
+pub use hot::{ENTER_AFTER, HotSet, LOOK_EVERY};
 pub use ring::RingTracker;
 pub use simulated::{SimulatedMemory, SimulatedTracker};
 
@@ -54,6 +56,8 @@ pub enum TrackError {
 pub struct Collected {
     /// Entries or bits that the kernel listed, repeats included.
     pub entries: u64,
+    /// Pages that are left writable and taken into every collection.
+    pub hot: u64,
     /// Why writes may have been missed, where they may.
     pub lost: Option<Lost>,
     /// Time from the start to the end of the harvest.
@@ -64,7 +68,7 @@ pub struct Collected {
 
 /// Finds the pages that a guest wrote.
 pub trait Tracker: Send + std::fmt::Debug {
-    /// `ring` or `bitmap`, as reports name it.
+    /// `ring`, `ring+hot` or `bitmap`, as reports name it.
     fn name(&self) -> &'static str;
 
     /// The most pages that it lists in one collection, or `None` where nothing bounds them.

@@ -2,12 +2,16 @@
 
 use std::time::Instant;
 
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::hot::{HotSet, Listed};
 use super::{Collected, TrackError, Tracker, insert};
 use crate::kvm::VmHandle;
 use crate::kvm::park::Parked;
-use crate::kvm::ring::VmRings;
+use crate::kvm::probe::PagesStayWritable;
+use crate::kvm::ring::{DirtyPage, VmRings};
 use crate::memory::GuestMemory;
-use crate::page::PageSet;
+use crate::page::{PAGE_SIZE, PageSet};
 
 /// Tracks by the dirty rings of all vCPUs.
 #[derive(Debug)]
@@ -15,40 +19,78 @@ pub struct RingTracker {
     vm: VmHandle,
     memory: GuestMemory,
     rings: VmRings,
+    hot: Option<HotSet>,
+    /// What the next reset protects, where that is not all that is listed. Kept for its memory.
+    protect: Vec<DirtyPage>,
 }
 
 impl RingTracker {
     /// For a VM whose vCPUs are all mapped in `rings` and whose memory was registered with logging on.
     #[must_use]
     pub const fn new(vm: VmHandle, memory: GuestMemory, rings: VmRings) -> Self {
-        Self { vm, memory, rings }
+        Self { vm, memory, rings, hot: None, protect: Vec::new() }
+    }
+
+    /// Leaves up to `most` pages that are written all the time writable. Something else than full rings must then end epochs too: members do not fill
+    /// them.
+    #[must_use]
+    pub fn with_hot_set(mut self, most: usize, _: PagesStayWritable) -> Self {
+        self.hot = (most > 0).then(|| HotSet::new(self.memory.frames(), most));
+        self
     }
 }
 
 impl Tracker for RingTracker {
     fn name(&self) -> &'static str {
-        "ring"
+        if self.hot.is_some() { "ring+hot" } else { "ring" }
     }
 
     fn bound(&self) -> Option<u64> {
-        Some(self.rings.bound())
+        let hot = self.hot.as_ref().map_or(0, HotSet::most);
+        Some(self.rings.bound() + hot as u64)
     }
 
     fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
         let start = Instant::now();
-        let slots = self.memory.slots();
-        let harvest = self.rings.harvest();
+        let Self { memory, rings, hot, protect, .. } = self;
+        let slots = memory.slots();
+        // Slot ids are the indices of `slots`, in address space 0; anything else is not ours.
+        let frame = |page: DirtyPage| slots.get(usize::try_from(page.slot).ok()?)?.frame(page.offset);
+        let harvest = rings.harvest();
         let pages = harvest.while_parked(parked);
         let entries = pages.len() as u64;
-        let inserted = pages.iter().try_for_each(|page| {
-            // Slot ids are the indices of `slots`, in address space 0; anything else is not ours.
-            let slot = usize::try_from(page.slot).ok().and_then(|slot| slots.get(slot));
-            insert(into, slot.and_then(|slot| slot.frame(page.offset)), page.slot, page.offset)
+        protect.clear();
+        if let Some(hot) = &mut *hot {
+            hot.begin();
+        }
+        let inserted = pages.iter().try_for_each(|page| -> Result<(), TrackError> {
+            let gfn = frame(*page);
+            insert(into, gfn, page.slot, page.offset)?;
+            if let (Some(hot), Some(gfn)) = (hot.as_mut(), gfn)
+                && hot.listed(gfn, *page) == Listed::Protect
+            {
+                protect.push(*page);
+            }
+            Ok(())
         });
+        if let Some(hot) = &mut *hot {
+            for gfn in hot.iter() {
+                let _ = into.insert(gfn);
+            }
+            let mut copy = [0; PAGE_SIZE];
+            let content = |gfn| memory.read_page(gfn, &mut copy).ok().map(|()| xxh3_64(&copy));
+            let unmap = hot.look(pages.len() - protect.len(), content, protect);
+            unmap.map_or(Ok(()), |gfn| memory.unmap_page(parked, gfn))?;
+        }
         let harvested = Instant::now();
-        let lost = harvest.reset()?.lost;
+        let reset = match (&hot, &inserted) {
+            (Some(_), Ok(())) => harvest.reset_instead(protect)?,
+            _ => harvest.reset()?,
+        };
+        let lost = reset.lost;
         inserted?;
-        Ok(Collected { entries, lost, harvest: harvested - start, reset: harvested.elapsed() })
+        let hot = hot.as_ref().map_or(0, |hot| hot.len() as u64);
+        Ok(Collected { entries, hot, lost, harvest: harvested - start, reset: harvested.elapsed() })
     }
 
     fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackError> {
@@ -57,6 +99,9 @@ impl Tracker for RingTracker {
         let _ = self.rings.harvest().reset()?;
         self.memory.register(&self.vm, false)?;
         self.memory.register(&self.vm, true)?;
+        if let Some(hot) = &mut self.hot {
+            hot.clear();
+        }
         Ok(())
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::kvm::host::KVM_PATH;
+use crate::kvm::probe::pages_stay_writable;
 use crate::kvm::test_guest::{FIRST_FREE, FRAMES, TestGuest, kvm_or_skip};
 use crate::page::PageRun;
 
@@ -142,6 +144,49 @@ fn native_ring() {
     let (guest, rings) = TestGuest::new(Some(1024));
     let tracker = Box::new(RingTracker::new(guest.handle(), guest.memory.clone(), rings.unwrap()));
     conformance(&mut Native { guest, tracker });
+}
+
+/// Pages that are written in every round are no longer listed, nothing that is written is missed, and pages that rest are listed again when they are
+/// written.
+#[test]
+fn native_ring_with_a_hot_set() {
+    if !kvm_or_skip("native_ring_with_a_hot_set") {
+        return;
+    }
+    let (mut guest, rings) = TestGuest::new(Some(4096));
+    let writable = match pages_stay_writable(KVM_PATH.as_ref()) {
+        Ok(writable) => writable,
+        Err(reason) => return println!("no hot set on this kernel: {reason}"),
+    };
+    let mut tracker = RingTracker::new(guest.handle(), guest.memory.clone(), rings.unwrap()).with_hot_set(600, writable);
+    let mut seed = 5;
+    println!("seed {seed}");
+    let (mut silent, mut left) = (0, 0);
+    let mut round = |hot: std::ops::Range<u64>, tracker: &mut RingTracker| {
+        let cold: Vec<u64> = (0..20).map(|_| FIRST_FREE + 2048 + random(&mut seed) % 8192).collect();
+        guest.write(PageRun { first: Gfn(FIRST_FREE + hot.start), count: hot.end - hot.start });
+        cold.iter().for_each(|gfn| assert_eq!(guest.write(PageRun { first: Gfn(*gfn), count: 1 }), 1));
+        let mut set = PageSet::new(FRAMES, 1024);
+        let mut scope = ();
+        let collected = tracker.collect(&Parked::vouch(&mut scope), &mut set).unwrap();
+        assert_eq!(collected.lost, None);
+        let written = hot.map(|gfn| gfn + FIRST_FREE).chain(cold);
+        written.for_each(|gfn| assert!(set.contains(Gfn(gfn)), "{gfn} was written and is not taken"));
+        (collected.entries, set.len())
+    };
+    for number in 0..40 {
+        let (entries, taken) = round(0..500, &mut tracker);
+        assert!(taken >= 500);
+        silent += u64::from(number > 5 && entries < 60);
+    }
+    assert!(silent > 30, "hot pages are listed all the same: {silent} of 34 rounds without");
+    for _ in 0..300 {
+        let (_, taken) = round(400..500, &mut tracker);
+        left = taken;
+    }
+    assert!(left < 300, "pages that rest are still taken: {left}");
+    let (entries, _) = round(0..500, &mut tracker);
+    assert!(entries > 300, "{entries}");
 }
 
 #[test]

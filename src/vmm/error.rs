@@ -3,6 +3,7 @@
 use super::churn::{ChurnError, Inconsistency};
 use crate::epoch::{BudgetError, EngineError};
 use crate::kvm::host::HostError;
+use crate::kvm::probe::Refused;
 use crate::kvm::ring::RingError;
 use crate::machine::StateError;
 use crate::memory::MemoryError;
@@ -56,6 +57,9 @@ pub enum VmmError {
     /// The budget.
     #[error(transparent)]
     Budget(#[from] BudgetError),
+    /// Pages can't be left writable on this kernel.
+    #[error("no hot set: pages can't be left writable here")]
+    HotSet(#[source] Refused),
     /// The rings.
     #[error(transparent)]
     Ring(#[from] RingError),

@@ -10,9 +10,10 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::churn;
 use super::error::{VmmError, kvm, system};
-use crate::epoch::RingPlan;
+use crate::epoch::{HotPages, RingPlan};
 use crate::kvm::VmHandle;
 use crate::kvm::host;
+use crate::kvm::probe::{PagesStayWritable, pages_stay_writable};
 use crate::kvm::ring::{self, RingSize, VmRings};
 use crate::machine::{CaptureSpec, MachineState, apply_vcpu, apply_vm};
 use crate::memory::GuestMemory;
@@ -56,6 +57,8 @@ pub enum Tracking {
         budget: u64,
         /// The size of each vCPU's ring.
         ring: Option<RingSize>,
+        /// Pages that may be left writable. Something else than full rings must then end epochs too.
+        hot: HotPages,
     },
     /// By the bitmap.
     Bitmap {
@@ -104,7 +107,7 @@ impl Vm {
         }
         let fd = hypervisor.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
         let handle = || VmHandle::duplicate(&fd).map_err(system("duplicating the VM's descriptor"));
-        let plan = ring_plan(&handle()?, &spec, tracking)?;
+        let (plan, writable) = ring_plan(kvm_path, &handle()?, &spec, tracking)?;
         // Rings come before the first vCPU.
         let mut rings = plan.map(|plan| Ok::<_, VmmError>(VmRings::enable(handle()?, plan.ring)?)).transpose()?;
         let share = plan.map_or(0, |plan| usize::try_from(plan.share).unwrap_or(usize::MAX)).min(1 << 20);
@@ -129,7 +132,14 @@ impl Vm {
         let first = vcpus.first().ok_or(VmmError::Vcpus { found: 0, max })?;
         let capture = CaptureSpec::probe(&hypervisor, &fd, first)?;
         let tracker: Option<Box<dyn Tracker>> = match (rings, bitmap) {
-            (Some(rings), _) => Some(Box::new(RingTracker::new(handle()?, memory.clone(), rings))),
+            (Some(rings), _) => {
+                let tracker = RingTracker::new(handle()?, memory.clone(), rings);
+                let most = plan.and_then(|plan| usize::try_from(plan.hot).ok()).unwrap_or_default();
+                Some(Box::new(match writable {
+                    Some(writable) => tracker.with_hot_set(most, writable),
+                    None => tracker,
+                }))
+            }
             (None, Some(bitmap)) => Some(Box::new(bitmap)),
             (None, None) => None,
         };
@@ -195,9 +205,27 @@ impl Vm {
     }
 }
 
-fn ring_plan(vm: &VmHandle, spec: &MachineSpec, tracking: Tracking) -> Result<Option<RingPlan>, VmmError> {
-    let Tracking::Ring { budget, ring } = tracking else { return Ok(None) };
+/// How the budget is shared, and where it has a hot set, that there can be one.
+fn ring_plan(
+    kvm_path: &Path,
+    vm: &VmHandle,
+    spec: &MachineSpec,
+    tracking: Tracking,
+) -> Result<(Option<RingPlan>, Option<PagesStayWritable>), VmmError> {
+    let Tracking::Ring { budget, ring, hot } = tracking else { return Ok((None, None)) };
     let (max, _) = ring::support(vm).ok_or(crate::kvm::ring::RingError::Unsupported)?;
     // The built-in guest has no device that writes to memory, so the VMM needs no share of the budget.
-    Ok(Some(RingPlan::new(budget, spec.vcpus, 0, max, ring)?))
+    let plan = |hot| RingPlan::new(budget, spec.vcpus, 0, max, ring, hot);
+    let with_hot = plan(hot)?;
+    if with_hot.hot == 0 {
+        return Ok((Some(with_hot), None));
+    }
+    match (pages_stay_writable(kvm_path), hot) {
+        (Ok(writable), _) => Ok((Some(with_hot), Some(writable))),
+        (Err(reason), HotPages::Auto) => {
+            tracing::info!(%reason, "no hot set: pages can't be left writable here");
+            Ok((Some(plan(HotPages::Off)?), None))
+        }
+        (Err(reason), _) => Err(VmmError::HotSet(reason)),
+    }
 }
