@@ -6,6 +6,7 @@ pub mod churn;
 
 mod cutting;
 mod error;
+mod flat;
 mod gate;
 mod monitor;
 mod run;

@@ -92,7 +92,8 @@ mod program;
 #[cfg(test)]
 mod native_tests;
 
-pub use image::{ChurnError, Image, MEMORY_MAX, MEMORY_MIN, Segment};
+pub use super::flat::Segment;
+pub use image::{ChurnError, Image, MEMORY_MAX, MEMORY_MIN};
 pub use options::{Content, Options, OptionsError, Pattern};
 pub use private::{Code, Inconsistency, PrivatePage};
 
