@@ -8,6 +8,7 @@ mod cutting;
 mod error;
 mod flat;
 mod gate;
+mod keys;
 mod monitor;
 mod run;
 mod shared;
