@@ -105,7 +105,7 @@ impl CliError {
         match self {
             Self::Usage(_) | Self::NotNewest { .. } => USAGE,
             Self::Vmm(error) => match error {
-                VmmError::Guest(_) | VmmError::Budget(_) | VmmError::Vcpus { .. } => USAGE,
+                VmmError::Guest(_) | VmmError::Touch(_) | VmmError::Budget(_) | VmmError::Vcpus { .. } => USAGE,
                 VmmError::Ring(RingError::TooLarge { .. } | RingError::Size { .. }) => USAGE,
                 VmmError::Memory(MemoryError::Empty | MemoryError::Range { .. }) => USAGE,
                 VmmError::Machine(_) => DAMAGE,

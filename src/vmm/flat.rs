@@ -36,6 +36,8 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// The most guest memory in bytes that the page tables have room for.
 pub(super) const MEMORY_MAX: u64 = 64 * GIB;
+/// The unit of the identity map.
+pub(super) const LARGE_PAGE: u64 = 2 * MIB;
 /// Everything here lies below.
 pub(super) const END: u64 = PAGE_DIRECTORIES + (MEMORY_MAX / GIB + 1) * PAGE_SIZE_U64;
 /// IOPL 3, no interrupts.
@@ -59,12 +61,13 @@ pub struct Segment {
 pub(super) struct Segments(Vec<Segment>);
 
 impl Segments {
-    /// The machine for `memory_bytes` of memory, with `program` where it is entered.
-    pub(super) fn flat(program: &[u8], memory_bytes: u64) -> Self {
+    /// The machine for `memory_bytes` of memory, with `program` where it is entered. The guest may not write below `read_only_end`, a multiple of
+    /// [`LARGE_PAGE`].
+    pub(super) fn flat(program: &[u8], memory_bytes: u64, read_only_end: u64) -> Self {
         let mut segments = Self::default();
         segments.put_descriptors();
         segments.put(CODE, program);
-        segments.put_page_tables(memory_bytes);
+        segments.put_page_tables(memory_bytes, read_only_end);
         segments
     }
 
@@ -106,9 +109,10 @@ impl Segments {
     }
 
     /// An identity map of pages of 2 MiB, for user code. Accessed and dirty are set, so that no one writes to the tables.
-    fn put_page_tables(&mut self, memory_bytes: u64) {
+    fn put_page_tables(&mut self, memory_bytes: u64, read_only_end: u64) {
         const TABLE: u64 = 0x67; // present, writable, user, accessed, dirty
         const LEAF: u64 = TABLE | 0x80;
+        const WRITABLE: u64 = 2;
         // A VMM with a hole below 4 GiB has its last GiB beyond the memory's size.
         let end = if memory_bytes > HOLE.start { memory_bytes + (HOLE.end - HOLE.start) } else { memory_bytes };
         let directories = end.div_ceil(GIB);
@@ -116,7 +120,8 @@ impl Segments {
         let pdpt: Vec<u8> =
             (0..directories).flat_map(|gib| ((PAGE_DIRECTORIES + gib * PAGE_SIZE_U64) | TABLE).to_le_bytes()).collect();
         self.put(PDPT, &pdpt);
-        let leaves: Vec<u8> = (0..end.div_ceil(2 * MIB)).flat_map(|page| ((page * 2 * MIB) | LEAF).to_le_bytes()).collect();
+        let leaf = |address| address | if address < read_only_end { LEAF & !WRITABLE } else { LEAF };
+        let leaves: Vec<u8> = (0..end.div_ceil(LARGE_PAGE)).flat_map(|page| leaf(page * LARGE_PAGE).to_le_bytes()).collect();
         self.put(PAGE_DIRECTORIES, &leaves);
     }
 }

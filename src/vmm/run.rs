@@ -12,7 +12,7 @@ use super::monitor::{GuestReport, Monitor};
 use super::shared::{Limits, Shared, lock};
 use super::stop::Stop;
 use super::vcpu::VcpuThread;
-use super::vm::{GuestSpec, Vm};
+use super::vm::Vm;
 use crate::epoch::{Engine, Report};
 use crate::format::Trigger;
 use crate::kvm::kick::{self, Kick};
@@ -78,11 +78,10 @@ impl Running {
             }
             None => (None, None, false, 0),
         };
-        let GuestSpec::Churn(options) = &spec.guest;
         let shared = Arc::new(Shared {
             vcpus: Vcpus { gate: Gate::closed(kicks), vm: fd, capture, count: vcpus.len() },
-            monitor: Monitor::new(memory.clone(), spec.vcpus),
-            guest_period: options.every(),
+            monitor: Monitor::new(memory.clone(), &spec),
+            guest_period: spec.guest.every(),
             memory,
             engine,
             share_pages,
@@ -151,7 +150,7 @@ impl Running {
         }
     }
 
-    /// Asks the guest for its whole check, and waits for the answer.
+    /// Asks the guest for its whole check, and waits for the answer; a guest that can't check itself is not asked.
     ///
     /// # Errors
     /// [`VmmError::CheckTimeout`]. What the check finds ends the run, and is in its outcome.

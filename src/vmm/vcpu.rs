@@ -7,6 +7,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use super::churn::{COMMAND_CHECK, ChurnExit};
 use super::error::{VmmError, kvm};
 use super::shared::Shared;
+use super::touch::PORT_CUT;
 use crate::format::Trigger;
 use crate::kvm::ring::EXIT_RING_FULL;
 use crate::machine::capture_vcpu;
@@ -15,8 +16,8 @@ use crate::machine::capture_vcpu;
 enum Next {
     /// Enter again.
     Enter,
-    /// A ring is full.
-    Cut,
+    /// The epoch is to end.
+    Cut(Trigger),
     /// The guest's period is over until then.
     Rest(Instant),
 }
@@ -52,7 +53,7 @@ impl<'s> VcpuThread<'s> {
             match self.enter()? {
                 Next::Enter => {}
                 Next::Rest(until) => shared.vcpus.gate.rest(until),
-                Next::Cut => self.cut()?,
+                Next::Cut(trigger) => self.cut(trigger)?,
             }
         }
     }
@@ -61,11 +62,15 @@ impl<'s> VcpuThread<'s> {
         let exit = self.fd.run();
         self.incomplete = false;
         match exit {
-            Ok(VcpuExit::Unsupported(EXIT_RING_FULL)) => Ok(Next::Cut),
+            Ok(VcpuExit::Unsupported(EXIT_RING_FULL)) => Ok(Next::Cut(Trigger::RingFull)),
             Ok(VcpuExit::IoOut(port, _)) => {
                 self.incomplete = true;
                 self.written(port)?;
-                Ok(if self.shared.vmm_share_is_used() { Next::Cut } else { Next::Enter })
+                Ok(match port {
+                    PORT_CUT => Next::Cut(Trigger::Request),
+                    _ if self.shared.vmm_share_is_used() => Next::Cut(Trigger::RingFull),
+                    _ => Next::Enter,
+                })
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 self.incomplete = true;
@@ -123,10 +128,10 @@ impl<'s> VcpuThread<'s> {
         Ok(())
     }
 
-    fn cut(&mut self) -> Result<(), VmmError> {
+    fn cut(&mut self, trigger: Trigger) -> Result<(), VmmError> {
         if self.shared.vcpus.gate.try_lead() {
             self.complete()?;
-            self.shared.cut(Trigger::RingFull, Some((self.index, &self.fd)));
+            self.shared.cut(trigger, Some((self.index, &self.fd)));
         }
         Ok(())
     }

@@ -103,7 +103,7 @@ impl Image {
         if end > memory_bytes {
             return Err(ChurnError::TooSmall { pages, found: memory_bytes, needed: memory_for(end) });
         }
-        let mut segments = Segments::flat(program::bytes(), memory_bytes);
+        let mut segments = Segments::flat(program::bytes(), memory_bytes, 0);
         put_tables_and_private_pages(&mut segments, options, working_set, vcpus);
         Ok(Self { segments: segments.sorted(), vcpus, seed: options.seed(), working_set, pages })
     }

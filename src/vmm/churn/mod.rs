@@ -96,6 +96,7 @@ pub use super::flat::Segment;
 pub use image::{ChurnError, Image, MEMORY_MAX, MEMORY_MIN};
 pub use options::{Content, Options, OptionsError, Pattern};
 pub use private::{Code, Inconsistency, PrivatePage};
+pub(super) use program::random;
 
 /// The most vCPUs the guest runs on.
 pub const VCPUS_MAX: u32 = 64;
