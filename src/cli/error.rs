@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::bench::BenchError;
 use crate::epoch::EngineError;
 use crate::kvm::host::HostError;
 use crate::kvm::ring::RingError;
@@ -36,6 +37,8 @@ pub(super) enum CliError {
     Verify(#[from] VerifyError),
     #[error(transparent)]
     Host(#[from] HostError),
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     #[error("writing to standard output")]
     Output(#[source] io::Error),
     #[error("{step}")]
@@ -127,9 +130,13 @@ impl CliError {
             | Self::Unbuildable { .. }
             | Self::DamagedBehind { .. }
             | Self::MachineMismatch { .. } => DAMAGE,
-            Self::Restore(_) | Self::Verify(_) | Self::Host(_) | Self::Output(_) | Self::System { .. } | Self::Check { .. } => {
-                FAILED
-            }
+            Self::Bench(_)
+            | Self::Restore(_)
+            | Self::Verify(_)
+            | Self::Host(_)
+            | Self::Output(_)
+            | Self::System { .. }
+            | Self::Check { .. } => FAILED,
         }
     }
 

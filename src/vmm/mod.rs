@@ -7,6 +7,7 @@ pub mod touch;
 
 mod cutting;
 mod error;
+mod exits;
 mod flat;
 mod gate;
 mod guest;
@@ -19,6 +20,7 @@ mod vcpu;
 mod vm;
 
 pub use error::VmmError;
+pub use exits::exit_times;
 pub use guest::{GuestSpec, GuestSpecError};
 pub use monitor::GuestReport;
 pub use run::{Outcome, Protection, Running};

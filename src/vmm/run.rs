@@ -174,6 +174,12 @@ impl Running {
         self.shared.monitor.read().0
     }
 
+    /// Whether the guest was halted: by its limits, by whoever stopped it, or by an error, which [`finish`](Self::finish) says.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.shared.vcpus.gate.is_halted()
+    }
+
     /// What the engine did so far.
     #[must_use]
     pub fn report(&self) -> Option<Report> {
