@@ -5,12 +5,19 @@
 //! engine with a chain on disk. [`results`] makes rows of it, [`summary`] says what they come to, and [`report`] shows them. [`advise`] proposes budget and interval
 //! from a chain of the user's own. docs/benchmarks.md has the method.
 
+mod cpu;
+pub mod endtoend;
 mod floor;
+pub mod machine;
 mod record;
+pub mod report;
 pub mod results;
 pub mod runner;
+pub mod session;
 pub mod stats;
+pub mod summary;
 mod turns;
+mod words;
 pub mod workload;
 
 use std::path::PathBuf;
@@ -18,6 +25,7 @@ use std::time::Duration;
 
 use crate::epoch::EngineError;
 use crate::kvm::host::HostError;
+use crate::store::StoreError;
 use crate::vmm::VmmError;
 
 /// Why a measurement could not be made.
@@ -30,6 +38,9 @@ pub enum BenchError {
     /// KVM's device can't be used.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// The chain of a run can't be made or read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The guest of a measurement is not one.
     #[error("the guest `{guest}` of a measurement")]
     Guest {
@@ -60,6 +71,9 @@ pub enum BenchError {
         #[source]
         source: std::io::Error,
     },
+    /// A chart of the report.
+    #[error(transparent)]
+    Plot(#[from] report::PlotError),
     /// A file of the report can't be written.
     #[error("writing {}", path.display())]
     Write {

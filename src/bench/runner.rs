@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::floor::{Copies, Floor};
+use super::floor::{Copies, PlainCopy, Untracked};
 use super::record::{Recorded, RecordingSink};
 use super::turns::{TakingTurns, Turns};
 use super::workload::{Extent, Point, TrackerKind};
@@ -17,6 +17,9 @@ use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Trac
 const COLD_CUTS: u64 = 2;
 /// Page writes of the guest between two cuts where nothing tracks, at least: so that the cut itself does not count.
 const UNTRACKED_WRITES: u64 = 40_000;
+/// The names of what runs without tracking.
+const UNTRACKED: &str = "the guest without tracking";
+const COPYING: &str = "the guest whose pages are copied";
 /// Parts of epochs in flight: the fewest, since staging is most of the memory.
 const SLOTS: usize = 2;
 
@@ -91,9 +94,10 @@ pub fn measure(kvm: &Path, point: &Point, extent: Extent) -> Result<Measured, Be
     for kind in point.trackers() {
         lanes.push((*kind, Lane::tracked(kvm, point, *kind)?));
     }
-    let passes = if point.full_ring.is_some() { 1 } else { UNTRACKED_WRITES.div_ceil(point.pages) };
+    let passes = UNTRACKED_WRITES.div_ceil(point.pages);
+    let mut untracked = Lane::untracked(kvm, point, passes)?;
     let copies = Copies::default();
-    let mut untracked = Lane::untracked(kvm, point, passes, copies.clone())?;
+    let mut copying = Lane::copying(kvm, point, copies.clone())?;
     let mut measured = Measured {
         trackers: point.trackers().iter().map(|kind| (*kind, Vec::new())).collect(),
         untracked_pass_us: Vec::new(),
@@ -105,7 +109,8 @@ pub fn measure(kvm: &Path, point: &Point, extent: Extent) -> Result<Measured, Be
     for (kind, lane) in &mut lanes {
         lane.turn(kind.as_str(), warm)?;
     }
-    untracked.turn("the guest without tracking", lists.div_ceil(passes) + 1)?;
+    untracked.turn(UNTRACKED, lists.div_ceil(passes) + 1)?;
+    copying.turn(COPYING, lists + 1)?;
     let cuts = cuts_of_a_turn(point);
     let mut round = 0;
     while round < extent.rounds_least() || start.elapsed() < extent.time_at_a_point() {
@@ -113,15 +118,16 @@ pub fn measure(kvm: &Path, point: &Point, extent: Extent) -> Result<Measured, Be
             let commits = lane.turn(kind.as_str(), cuts + COLD_CUTS)?;
             samples.extend(warm_part(&commits).iter().map(Sample::from));
         }
-        copies.take();
-        let commits = untracked.turn("the guest without tracking", cuts.min(12) + COLD_CUTS)?;
+        let commits = untracked.turn(UNTRACKED, cuts.min(12) + COLD_CUTS)?;
         #[expect(clippy::cast_precision_loss, reason = "passes are few")]
         let pass = |commit: &Commit| Sample::from(commit).run / passes as f64;
         measured.untracked_pass_us.extend(warm_part(&commits).iter().map(pass));
+        copies.take();
+        copying.turn(COPYING, cuts + COLD_CUTS)?;
         measured.copy_us.extend(warm_part(&copies.take()));
         round += 1;
     }
-    lanes.into_iter().map(|(_, lane)| lane).chain([untracked]).try_for_each(Lane::end)?;
+    lanes.into_iter().map(|(_, lane)| lane).chain([untracked, copying]).try_for_each(Lane::end)?;
     Ok(measured)
 }
 
@@ -175,11 +181,18 @@ impl Lane {
         Self::start(vm, tracker, point.budget_pages())
     }
 
-    fn untracked(kvm: &Path, point: &Point, passes: u64, copies: Copies) -> Result<Self, BenchError> {
-        let options = options(point, passes)?;
+    /// Nothing but the guest, with a cut every so many passes.
+    fn untracked(kvm: &Path, point: &Point, passes: u64) -> Result<Self, BenchError> {
+        let vm = Self::vm(kvm, point, options(point, passes)?, Tracking::None)?;
+        Self::start(vm, Some(Box::new(Untracked)), 256)
+    }
+
+    /// The guest, whose pages are copied after each pass.
+    fn copying(kvm: &Path, point: &Point, copies: Copies) -> Result<Self, BenchError> {
+        let options = options(point, 1)?;
         let vm = Self::vm(kvm, point, options.clone(), Tracking::None)?;
         let image = touch::Image::build(&options, point.memory_bytes, point.vcpus).map_err(VmmError::from)?;
-        let floor = Floor::new(vm.memory().clone(), image, passes, copies);
+        let floor = PlainCopy::new(vm.memory().clone(), image, copies);
         let floor = floor.map_err(|source| BenchError::System { step: "taking memory for the copy floor", source })?;
         Self::start(vm, Some(Box::new(floor)), 256)
     }

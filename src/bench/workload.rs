@@ -193,15 +193,16 @@ fn axis_points(extent: Extent, axis: Axis) -> Vec<Point> {
         (Axis::Rate, _) => Vec::new(),
         (Axis::Memory, Extent::Tiny) => vec![at(64 * MIB, 60)],
         (_, Extent::Tiny) => Vec::new(),
-        (Axis::Memory, Extent::Full) => [60, 512]
+        (Axis::Memory, Extent::Full) => [(60, Pattern::Sequential), (60, Pattern::Uniform), (512, Pattern::Uniform)]
             .into_iter()
-            .flat_map(|pages| [256 * MIB, GIB, 4 * GIB, 16 * GIB, 60 * GIB].map(|memory| at(memory, pages)))
+            .flat_map(|(pages, pattern)| {
+                [256 * MIB, GIB, 4 * GIB, 16 * GIB, 60 * GIB].map(|memory| Point { pattern, ..at(memory, pages) })
+            })
             .collect(),
-        (Axis::Memory, Extent::Quick) => {
-            [(256 * MIB, 60), (4 * GIB, 60), (60 * GIB, 60), (256 * MIB, 512), (4 * GIB, 512), (60 * GIB, 512)]
-                .map(|(memory, pages)| at(memory, pages))
-                .to_vec()
-        }
+        (Axis::Memory, Extent::Quick) => [(60, Pattern::Sequential), (60, Pattern::Uniform), (512, Pattern::Uniform)]
+            .into_iter()
+            .flat_map(|(pages, pattern)| [256 * MIB, 4 * GIB, 60 * GIB].map(|memory| Point { pattern, ..at(memory, pages) }))
+            .collect(),
         (Axis::Pages, Extent::Full) => [256 * MIB, 4 * GIB]
             .into_iter()
             .flat_map(|memory| [16, 60, 250, 512, 1000, 4000, 16_000, 64_000].map(|pages| at(memory, pages)))

@@ -22,7 +22,7 @@ mod vm;
 pub use error::VmmError;
 pub use exits::exit_times;
 pub use guest::{GuestSpec, GuestSpecError};
-pub use monitor::GuestReport;
+pub use monitor::{GuestReport, Paced};
 pub use run::{Outcome, Protection, Running};
 pub use shared::Limits;
 pub use stop::Stop;

@@ -1,6 +1,7 @@
 //! What the guest says of itself.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -22,12 +23,23 @@ pub struct GuestReport {
     pub ok: bool,
 }
 
+/// What a paced guest did in the periods that are over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Paced {
+    /// Passes, of all vCPUs.
+    pub bursts: u64,
+    /// The time from the beginning of each pass's period to the pass's end, summed up.
+    pub busy: Duration,
+}
+
 /// Collects what vCPU threads hear from the guest.
 #[derive(Debug)]
 pub(super) struct Monitor {
     memory: GuestMemory,
     vcpus: Vec<VcpuMonitor>,
     guest: GuestSpec,
+    bursts: AtomicU64,
+    busy_ns: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -39,7 +51,7 @@ struct VcpuMonitor {
 impl Monitor {
     pub(super) fn new(memory: GuestMemory, spec: &MachineSpec) -> Self {
         let vcpus = (0..spec.vcpus).map(|_| VcpuMonitor::default()).collect();
-        Self { memory, vcpus, guest: spec.guest.clone() }
+        Self { memory, vcpus, guest: spec.guest.clone(), bursts: AtomicU64::new(0), busy_ns: AtomicU64::new(0) }
     }
 
     /// Asks every vCPU for the whole check, at its next chance.
@@ -63,6 +75,17 @@ impl Monitor {
     /// Whether every vCPU that can check itself has done so at least once.
     pub(super) fn all_checked(&self) -> bool {
         !self.guest.checks_itself() || self.vcpus.iter().all(|vcpu| vcpu.checks.load(Ordering::Acquire) > 0)
+    }
+
+    /// A pass of a paced guest is over, which took so long from the beginning of its period.
+    pub(super) fn burst(&self, busy: Duration) {
+        self.bursts.fetch_add(1, Ordering::Relaxed);
+        self.busy_ns.fetch_add(u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(super) fn paced(&self) -> Paced {
+        let busy = Duration::from_nanos(self.busy_ns.load(Ordering::Relaxed));
+        Paced { bursts: self.bursts.load(Ordering::Relaxed), busy }
     }
 
     /// What the guest's own pages say. The vCPUs are not running, or the numbers are about to be old.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::cutting::Vcpus;
 use super::error::{VmmError, system};
 use super::gate::Gate;
-use super::monitor::{GuestReport, Monitor};
+use super::monitor::{GuestReport, Monitor, Paced};
 use super::shared::{Limits, Shared, lock};
 use super::stop::Stop;
 use super::vcpu::VcpuThread;
@@ -178,6 +178,12 @@ impl Running {
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.shared.vcpus.gate.is_halted()
+    }
+
+    /// What a paced guest did so far in this run.
+    #[must_use]
+    pub fn paced(&self) -> Paced {
+        self.shared.monitor.paced()
     }
 
     /// What the engine did so far.

@@ -30,11 +30,13 @@ pub(super) struct VcpuThread<'s> {
     /// The last exit is complete only after `KVM_RUN` was entered again.
     incomplete: bool,
     next_period: Instant,
+    /// When the pass in hand could begin; none before the first period.
+    burst_began: Option<Instant>,
 }
 
 impl<'s> VcpuThread<'s> {
     pub(super) fn new(shared: &'s Shared, index: usize, fd: VcpuFd) -> Self {
-        Self { shared, index, fd, incomplete: false, next_period: Instant::now() }
+        Self { shared, index, fd, incomplete: false, next_period: Instant::now(), burst_began: None }
     }
 
     /// Runs the vCPU until the guest is halted.
@@ -113,9 +115,13 @@ impl<'s> VcpuThread<'s> {
 
     fn pace(&mut self) -> Next {
         let now = Instant::now();
+        if let Some(began) = self.burst_began {
+            self.shared.monitor.burst(now - began);
+        }
         let period = self.shared.guest_period;
         // A guest that was late begins a new count: it does not catch up.
         self.next_period = if self.next_period + period < now { now + period } else { self.next_period + period };
+        self.burst_began = Some(self.next_period.max(now));
         Next::Rest(self.next_period)
     }
 
