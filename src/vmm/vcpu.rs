@@ -32,11 +32,13 @@ pub(super) struct VcpuThread<'s> {
     next_period: Instant,
     /// When the pass in hand could begin; none before the first period.
     burst_began: Option<Instant>,
+    /// The guest waits for its period, which begins then: a cut in between does not shorten the wait.
+    rests_until: Option<Instant>,
 }
 
 impl<'s> VcpuThread<'s> {
     pub(super) fn new(shared: &'s Shared, index: usize, fd: VcpuFd) -> Self {
-        Self { shared, index, fd, incomplete: false, next_period: Instant::now(), burst_began: None }
+        Self { shared, index, fd, incomplete: false, next_period: Instant::now(), burst_began: None, rests_until: None }
     }
 
     /// Runs the vCPU until the guest is halted.
@@ -51,10 +53,15 @@ impl<'s> VcpuThread<'s> {
             if !shared.vcpus.gate.pass(*index, |state| capture_vcpu(fd, &shared.vcpus.capture, state)) {
                 return Ok(());
             }
+            if let Some(until) = self.rests_until.filter(|until| Instant::now() < *until) {
+                shared.vcpus.gate.rest(until);
+                continue;
+            }
+            self.rests_until = None;
             shared.note_first_entry();
             match self.enter()? {
                 Next::Enter => {}
-                Next::Rest(until) => shared.vcpus.gate.rest(until),
+                Next::Rest(until) => self.rests_until = Some(until),
                 Next::Cut(trigger) => self.cut(trigger)?,
             }
         }
