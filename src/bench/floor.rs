@@ -1,4 +1,4 @@
-//! What takes a tracker's place in the machines without one: nothing, or a copy as plain as can be of pages that are known beforehand.
+//! What stands in a tracker's place where floors are measured: nothing, or a copy as plain as can be.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -10,7 +10,6 @@ use crate::kvm::park::Parked;
 use crate::memory::GuestMemory;
 use crate::page::{Gfn, PAGE_SIZE, PageSet};
 use crate::track::{Collected, TrackError, Tracker};
-use crate::vmm::touch;
 
 /// Times of copies, in microseconds.
 #[derive(Clone, Debug, Default)]
@@ -45,39 +44,34 @@ impl Tracker for Untracked {
     }
 }
 
-/// Lists nothing, and at each cut copies the pages that the guest has just written, for the time that takes: the floor of a pause.
+/// Copies, for the time that takes, what the tracker inside lists, and leaves it to the engine as well: the floor of a pause, in the very place where
+/// the engine's own copy has it.
 #[derive(Debug)]
 pub(super) struct PlainCopy {
+    inner: Box<dyn Tracker>,
     memory: GuestMemory,
-    image: touch::Image,
-    /// Passes that the guest has made; none before the base.
-    passes: Option<u64>,
     /// Page-aligned and touched.
     staging: MmapMut,
     copies: Copies,
 }
 
 impl PlainCopy {
-    /// For the guest `image` with a cut after every pass.
+    /// For epochs of up to `pages` pages.
     ///
     /// # Errors
     /// The error of `mmap`.
-    pub(super) fn new(memory: GuestMemory, image: touch::Image, copies: Copies) -> std::io::Result<Self> {
-        let mut staging = MmapMut::map_anon(image.pass(0).len().max(1) * PAGE_SIZE)?;
+    pub(super) fn new(inner: Box<dyn Tracker>, memory: GuestMemory, pages: usize, copies: Copies) -> std::io::Result<Self> {
+        let mut staging = MmapMut::map_anon(pages.max(1) * PAGE_SIZE)?;
         // Only a hint: kernels without transparent huge pages refuse it.
         let _ = staging.advise(Advice::HugePage);
         staging.fill(1);
-        Ok(Self { memory, image, passes: None, staging, copies })
+        Ok(Self { inner, memory, staging, copies })
     }
 
-    /// The time of copying the pages of the newest pass, in microseconds.
-    fn copy(&mut self, newest: &[Gfn]) -> f64 {
-        let page = |gfn: &Gfn| self.memory.ram().get_slice(GuestAddress(gfn.address()?), PAGE_SIZE).ok();
-        let pages: Vec<_> = newest.iter().filter_map(page).collect();
-        // A write fault looks each page up in the host's tables shortly before its copy. Here there are none: the first words are read instead.
-        for from in &pages {
-            from.copy_to(&mut [0u8; 8]);
-        }
+    /// The time of copying `listed`, in microseconds.
+    fn copy(&mut self, listed: &PageSet) -> f64 {
+        let page = |gfn: Gfn| self.memory.ram().get_slice(GuestAddress(gfn.address()?), PAGE_SIZE).ok();
+        let pages: Vec<_> = listed.iter().filter_map(page).collect();
         let start = Instant::now();
         for (from, to) in pages.iter().zip(self.staging.chunks_exact_mut(PAGE_SIZE)) {
             from.copy_to(to);
@@ -88,25 +82,21 @@ impl PlainCopy {
 
 impl Tracker for PlainCopy {
     fn name(&self) -> &'static str {
-        "copy"
+        self.inner.name()
     }
 
     fn bound(&self) -> Option<u64> {
-        None
+        self.inner.bound()
     }
 
-    fn collect(&mut self, _parked: &Parked<'_>, _into: &mut PageSet) -> Result<Collected, TrackError> {
-        let passes = self.passes.map_or(0, |passes| passes + 1);
-        self.passes = Some(passes);
-        if let Some(newest) = passes.checked_sub(1) {
-            let newest = self.image.pass(newest).to_vec();
-            let us = self.copy(&newest);
-            self.copies.0.lock().unwrap_or_else(PoisonError::into_inner).push(us);
-        }
-        Ok(Collected::default())
+    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+        let collected = self.inner.collect(parked, into)?;
+        let us = self.copy(into);
+        self.copies.0.lock().unwrap_or_else(PoisonError::into_inner).push(us);
+        Ok(collected)
     }
 
-    fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackError> {
-        Ok(())
+    fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackError> {
+        self.inner.rearm(parked)
     }
 }

@@ -81,7 +81,7 @@ fn row(point: &Point, measured: &Measured, kind: TrackerKind, samples: &[Sample]
     // With full rings an epoch has another number of pages than a pass.
     let passes = if point.full_ring.is_some() { epoch_pages / pages(point.pages) } else { 1.0 };
     let untracked = median(measured.untracked_pass_us.iter().copied()) * passes;
-    let floor = median(measured.copy_us.iter().copied()) * passes;
+    let floor = median(measured.copy_us.iter().copied());
     let cycle = of(|sample| sample.run + sample.pause());
     let pauses = sorted(samples.iter().map(Sample::pause));
     let pause = Spread::of(pauses.iter().copied());

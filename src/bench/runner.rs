@@ -10,6 +10,7 @@ use super::workload::{Extent, Point, TrackerKind};
 use super::{BenchError, TURN_LIMIT};
 use crate::epoch::{Durability, Engine, EngineOptions, Start, WhenBehind};
 use crate::format::{Commit, Compression};
+use crate::kvm::ring::RingError;
 use crate::track::Tracker;
 use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Tracking, Vm, VmmError, exit_times, touch};
 
@@ -80,7 +81,7 @@ pub struct Measured {
     pub trackers: Vec<(TrackerKind, Vec<Sample>)>,
     /// How long a pass of the guest takes without tracking, in microseconds.
     pub untracked_pass_us: Vec<f64>,
-    /// How long copying the pages of a pass takes alone, in microseconds.
+    /// How long copying the pages of an epoch takes alone, in microseconds.
     pub copy_us: Vec<f64>,
 }
 
@@ -97,7 +98,8 @@ pub fn measure(kvm: &Path, point: &Point, extent: Extent) -> Result<Measured, Be
     let passes = UNTRACKED_WRITES.div_ceil(point.pages);
     let mut untracked = Lane::untracked(kvm, point, passes)?;
     let copies = Copies::default();
-    let mut copying = Lane::copying(kvm, point, copies.clone())?;
+    let floor_of = point.trackers().first().copied().unwrap_or(TrackerKind::Bitmap);
+    let mut copying = Lane::copying(kvm, point, floor_of, copies.clone())?;
     let mut measured = Measured {
         trackers: point.trackers().iter().map(|kind| (*kind, Vec::new())).collect(),
         untracked_pass_us: Vec::new(),
@@ -110,7 +112,7 @@ pub fn measure(kvm: &Path, point: &Point, extent: Extent) -> Result<Measured, Be
         lane.turn(kind.as_str(), warm)?;
     }
     untracked.turn(UNTRACKED, lists.div_ceil(passes) + 1)?;
-    copying.turn(COPYING, lists + 1)?;
+    copying.turn(COPYING, warm)?;
     let cuts = cuts_of_a_turn(point);
     let mut round = 0;
     while round < extent.rounds_least() || start.elapsed() < extent.time_at_a_point() {
@@ -174,27 +176,31 @@ struct Lane {
 
 impl Lane {
     fn tracked(kvm: &Path, point: &Point, kind: TrackerKind) -> Result<Self, BenchError> {
-        let cut = u64::from(point.full_ring.is_none());
-        let tracking = kind.tracking(point).map_err(VmmError::from)?;
-        let mut vm = Self::vm(kvm, point, options(point, cut)?, tracking)?;
-        let tracker = vm.take_tracker();
+        let (vm, tracker) = Self::tracked_vm(kvm, point, kind)?;
         Self::start(vm, tracker, point.budget_pages())
     }
 
     /// Nothing but the guest, with a cut every so many passes.
     fn untracked(kvm: &Path, point: &Point, passes: u64) -> Result<Self, BenchError> {
         let vm = Self::vm(kvm, point, options(point, passes)?, Tracking::None)?;
-        Self::start(vm, Some(Box::new(Untracked)), 256)
+        Self::start(vm, Box::new(Untracked), 256)
     }
 
-    /// The guest, whose pages are copied after each pass.
-    fn copying(kvm: &Path, point: &Point, copies: Copies) -> Result<Self, BenchError> {
-        let options = options(point, 1)?;
-        let vm = Self::vm(kvm, point, options.clone(), Tracking::None)?;
-        let image = touch::Image::build(&options, point.memory_bytes, point.vcpus).map_err(VmmError::from)?;
-        let floor = PlainCopy::new(vm.memory().clone(), image, copies);
-        let floor = floor.map_err(|source| BenchError::System { step: "taking memory for the copy floor", source })?;
-        Self::start(vm, Some(Box::new(floor)), 256)
+    /// The same machine as a tracked one, whose pages are copied plainly besides.
+    fn copying(kvm: &Path, point: &Point, kind: TrackerKind, copies: Copies) -> Result<Self, BenchError> {
+        let (vm, tracker) = Self::tracked_vm(kvm, point, kind)?;
+        let pages = usize::try_from(point.budget_pages()).unwrap_or(usize::MAX);
+        let plain = PlainCopy::new(tracker, vm.memory().clone(), pages, copies);
+        let plain = plain.map_err(|source| BenchError::System { step: "taking memory for the copy floor", source })?;
+        Self::start(vm, Box::new(plain), point.budget_pages())
+    }
+
+    fn tracked_vm(kvm: &Path, point: &Point, kind: TrackerKind) -> Result<(Vm, Box<dyn Tracker>), BenchError> {
+        let cut = u64::from(point.full_ring.is_none());
+        let tracking = kind.tracking(point).map_err(VmmError::from)?;
+        let mut vm = Self::vm(kvm, point, options(point, cut)?, tracking)?;
+        let tracker = vm.take_tracker().ok_or(VmmError::Ring(RingError::Unsupported))?;
+        Ok((vm, tracker))
     }
 
     fn vm(kvm: &Path, point: &Point, options: touch::Options, tracking: Tracking) -> Result<Vm, BenchError> {
@@ -204,9 +210,8 @@ impl Lane {
         Ok(vm)
     }
 
-    fn start(vm: Vm, tracker: Option<Box<dyn Tracker>>, budget_pages: u64) -> Result<Self, BenchError> {
+    fn start(vm: Vm, inner: Box<dyn Tracker>, budget_pages: u64) -> Result<Self, BenchError> {
         let (turns, recorded) = (Turns::new(), Recorded::default());
-        let inner = tracker.ok_or(VmmError::Ring(crate::kvm::ring::RingError::Unsupported))?;
         let tracker = Box::new(TakingTurns { inner, turns: turns.clone() });
         let sink = Box::new(RecordingSink::new(recorded.clone(), turns.clone()));
         let options = EngineOptions {

@@ -111,7 +111,16 @@ pub struct Summary {
     /// The most durable epochs a second.
     pub durable_per_s: Option<f64>,
     /// All that in words.
-    pub words: Vec<String>,
+    pub words: Vec<Words>,
+}
+
+/// A paragraph.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Words {
+    /// What it is about.
+    pub about: &'static str,
+    /// Its sentences.
+    pub text: String,
 }
 
 impl Summary {

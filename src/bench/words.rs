@@ -2,19 +2,19 @@
 
 use super::results::Row;
 use super::session::Results;
-use super::summary::{Duel, Summary, Winner};
+use super::summary::{Duel, Summary, Winner, Words};
 
-/// Sentences, each of which stands on rows that were measured; what was not measured is not mentioned.
-pub(super) fn words(summary: &Summary, results: &Results) -> Vec<String> {
+/// Paragraphs whose sentences stand on rows that were measured; what was not measured is not mentioned.
+pub(super) fn words(summary: &Summary, results: &Results) -> Vec<Words> {
+    let paragraph = |about: &'static str, sentences: &[Option<String>]| {
+        let text = sentences.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(" ");
+        (!text.is_empty()).then_some(Words { about, text })
+    };
     [
-        memory(summary),
-        ring_wins(summary),
-        bitmap_wins(summary),
-        bound(summary),
-        fault(summary),
-        floor(summary),
-        budget(summary),
-        rate(results),
+        paragraph("Which tracker", &[memory(summary), ring_wins(summary), bitmap_wins(summary), bound(summary)]),
+        paragraph("What a checkpoint costs", &[fault(summary), floor(summary)]),
+        paragraph("Which budget", &[budget(summary)]),
+        paragraph("The whole engine", &[rate(results)]),
     ]
     .into_iter()
     .flatten()

@@ -125,7 +125,7 @@ impl Bench {
                 "\nAll times are in microseconds. An exit and its entry take {} (p50).\n",
                 results.exit_us.p50
             ))?;
-            summary.words.iter().try_for_each(output::line)?;
+            summary.words.iter().try_for_each(|words| output::line(format_args!("{}. {}\n", words.about, words.text)))?;
         }
         if let Some(path) = &self.html {
             write(path, &html()?)?;

@@ -5,7 +5,7 @@ use super::svg::PlotError;
 use super::table::line as table_line;
 use crate::bench::results::Row;
 use crate::bench::session::{Line, Results};
-use crate::bench::summary::{Duel, Summary, Winner};
+use crate::bench::summary::{Duel, Summary, Winner, Words};
 use crate::bench::words::{bytes, place, time};
 
 /// The style of the page, with its colours in light and in dark.
@@ -61,7 +61,8 @@ fn words(summary: &Summary) -> String {
     if summary.words.is_empty() {
         return String::new();
     }
-    format!("<p class=\"words\">{}</p>\n", escaped(&summary.words.join(" ")))
+    let paragraph = |words: &Words| format!("<p><b>{}.</b> {}</p>\n", escaped(words.about), escaped(&words.text));
+    format!("<div class=\"words\">\n{}</div>\n", summary.words.iter().map(paragraph).collect::<String>())
 }
 
 /// A few numbers that say most.
@@ -95,7 +96,8 @@ fn figure(figure: &Figure) -> String {
     };
     let chart = |(title, svg): &(String, String)| {
         let title = if title.is_empty() { String::new() } else { format!("<h3>{}</h3>", escaped(title)) };
-        format!("<div class=\"chart\">{title}{svg}</div>\n")
+        let wide = if figure.wide { " wide" } else { "" };
+        format!("<div class=\"chart{wide}\">{title}{svg}</div>\n")
     };
     format!(
         "<section>\n<h2>{}</h2>\n<p>{}</p>\n<p class=\"legend\">{}</p>\n<div class=\"charts\">\n{}</div>\n</section>\n",

@@ -1,7 +1,7 @@
 //! The figures of the page, each made of one or more charts.
 
 use super::svg::{
-    BITMAP, CLEAR, COPY, Colour, FLOOR, HARVEST, INK, KICK, Mark, PlotError, RESET, RING, RING_HOT, STATE, Scale, chart,
+    BITMAP, CLEAR, COPY, Colour, FLOOR, HARVEST, INK, KICK, Mark, PlotError, RESET, RING, RING_HOT, STATE, Scale, WIDTH, chart,
 };
 use crate::bench::endtoend::RateRow;
 use crate::bench::results::{PAUSE_QUANTILES, Row};
@@ -10,7 +10,9 @@ use crate::bench::summary::Summary;
 use crate::bench::words::{bytes, time};
 use crate::bench::workload::Axis;
 
-const HEIGHT: u32 = 300;
+const SIZE: (u32, u32) = (WIDTH, 270);
+/// As wide as two charts and the space between them.
+const WIDE: u32 = 2 * WIDTH + 40;
 
 /// A figure: what it shows, its charts with a line above each, and the meaning of its colours.
 #[derive(Debug)]
@@ -19,6 +21,8 @@ pub(super) struct Figure {
     pub(super) text: &'static str,
     pub(super) charts: Vec<(String, String)>,
     pub(super) legend: Vec<(Colour, &'static str)>,
+    /// Its charts are twice as wide as others.
+    pub(super) wide: bool,
 }
 
 /// All figures for which there are rows.
@@ -97,9 +101,10 @@ fn over_memory(rows: &[&Row]) -> Result<Figure, PlotError> {
         let of: Vec<&Row> =
             rows.iter().copied().filter(|row| (row.dirty_pages, row.pattern.as_str()) == (pages, pattern)).collect();
         let marks = cost_lines(&of, |row| row.memory_bytes, |row| row.tracking_us);
-        Ok((format!("{} dirty pages, {pattern}", count(number(pages))), chart(&x, &y, HEIGHT, &marks)?))
+        Ok((format!("{} dirty pages, {pattern}", count(number(pages))), chart(&x, &y, SIZE, &marks)?))
     });
     Ok(Figure {
+        wide: false,
         title: "Cost of tracking over guest memory",
         text: "What finding the dirty pages and protecting them again takes while the guest stands still. The ring follows what the guest did, the bitmap also what the guest has. \
                Sequential pages lie side by side, uniform ones anywhere in memory.",
@@ -122,9 +127,10 @@ fn over_pages(rows: &[&Row]) -> Result<Figure, PlotError> {
     let charts = different(rows.iter().map(|row| row.memory_bytes)).into_iter().map(|memory| {
         let of: Vec<&Row> = rows.iter().copied().filter(|row| row.memory_bytes == memory).collect();
         let marks = cost_lines(&of, |row| row.dirty_pages, |row| row.tracking_us);
-        Ok((format!("{} of guest memory", bytes(memory)), chart(&x, &y, HEIGHT, &marks)?))
+        Ok((format!("{} of guest memory", bytes(memory)), chart(&x, &y, SIZE, &marks)?))
     });
     Ok(Figure {
+        wide: false,
         title: "Cost of tracking over dirty pages",
         text: "The same cost with more and more dirty pages, anywhere in memory. Where the lines cross, the bitmap begins to be the cheaper one.",
         charts: if pages.len() > 1 { charts.collect::<Result<_, PlotError>>()? } else { Vec::new() },
@@ -184,9 +190,10 @@ fn phases(rows: &[&Row]) -> Result<Figure, PlotError> {
             marks.push(Mark::Block { colour: FLOOR, from: (at + 0.2, 0.0), to: (at + 0.8, floor) });
             marks.push(Mark::Words { at: (at + 0.5, floor), text: time(floor) });
         }
-        Ok((title, chart(&x, &y, HEIGHT, &marks)?))
+        Ok((title, chart(&x, &y, SIZE, &marks)?))
     });
     Ok(Figure {
+        wide: false,
         title: "Where a pause goes, beside its floor",
         text: "The medians of the phases of a cut, one on the other. The floor is nothing but the copy of the same pages by one core, measured in the same run.",
         charts: charts.collect::<Result<_, PlotError>>()?,
@@ -221,8 +228,9 @@ fn pauses(rows: &[&Row]) -> Result<Figure, PlotError> {
         marks.push(Mark::Stroke { colour: INK, from: (at(50), line + 0.2), to: (at(50), line + 0.8), width: 2 });
     }
     let height = 70 + 24 * u32::try_from(flat.len()).unwrap_or(0);
-    let charts = if flat.is_empty() { Vec::new() } else { vec![(String::new(), chart(&x, &y, height, &marks)?)] };
+    let charts = if flat.is_empty() { Vec::new() } else { vec![(String::new(), chart(&x, &y, (WIDE, height), &marks)?)] };
     Ok(Figure {
+        wide: true,
         title: "How pauses are distributed",
         text: "Thin: from the shortest to the longest. Thicker: eight of ten. Thickest: half of all. The stroke across is the median.",
         charts,
@@ -244,11 +252,12 @@ fn budgets(summary: &Summary) -> Result<Figure, PlotError> {
     if costs.len() > 1 {
         let y = Scale::linear("by page", &by_page, time);
         let marks = [line(RING, &|cost| cost.cycle_us_per_page), line(COPY, &|cost| cost.pause_us_per_page)];
-        charts.push(("Cost of a page".to_owned(), chart(&x, &y, HEIGHT, &marks)?));
+        charts.push(("Cost of a page".to_owned(), chart(&x, &y, SIZE, &marks)?));
         let y = Scale::decades("median pause", &pause, time);
-        charts.push(("Length of a pause".to_owned(), chart(&x, &y, HEIGHT, &[line(RESET, &|cost| cost.pause_us)])?));
+        charts.push(("Length of a pause".to_owned(), chart(&x, &y, SIZE, &[line(RESET, &|cost| cost.pause_us)])?));
     }
     Ok(Figure {
+        wide: false,
         title: "What a budget costs",
         text: "A guest that writes to ever new pages, and is cut when its ring is full. A larger ring spreads what each cut costs over more pages, and makes each pause longer.",
         charts,
@@ -270,8 +279,9 @@ fn slowdown(rates: &[&RateRow]) -> Result<Figure, PlotError> {
         (!points.is_empty()).then(|| Mark::Line { colour: colour_of(tracker), points, dashed: tracker == "bitmap+clear" })
     });
     let marks: Vec<Mark> = marks.collect();
-    let charts = if paced.len() > 1 { vec![(String::new(), chart(&x, &y, HEIGHT, &marks)?)] } else { Vec::new() };
+    let charts = if paced.len() > 1 { vec![(String::new(), chart(&x, &y, (WIDE, 300), &marks)?)] } else { Vec::new() };
     Ok(Figure {
+        wide: true,
         title: "Slowdown over the rate of checkpoints",
         text: "The whole engine with a chain on disk. The guest writes 2,000 pages at the beginning of each 50 ms and rests then; its slowdown is how much more of that period its work takes. \
                The last point of a line is as many checkpoints as there could be.",

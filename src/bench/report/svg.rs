@@ -154,25 +154,27 @@ pub(super) enum Mark {
     Words { at: (f64, f64), text: String },
 }
 
-const WIDTH: u32 = 520;
+/// The width of a chart of which three stand side by side, in pixels.
+pub(super) const WIDTH: u32 = 400;
 const BOTTOM: i32 = 46;
 const TOP: i32 = 16;
 const RIGHT: i32 = 14;
 const TEXT: f64 = 13.0;
 
-/// A chart with its axes. `names` says how wide the labels of the vertical axis are, in letters.
-pub(super) fn chart(x: &Scale, y: &Scale, height: u32, marks: &[Mark]) -> Result<String, PlotError> {
+/// A chart with its axes, so many pixels wide and high.
+pub(super) fn chart(x: &Scale, y: &Scale, (width, height): (u32, u32), marks: &[Mark]) -> Result<String, PlotError> {
     let mut svg = String::new();
     {
-        let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
+        let area = SVGBackend::with_string(&mut svg, (width, height)).into_drawing_area();
         let letters = y.ticks.iter().map(|(_, text)| text.chars().count()).max().unwrap_or(0);
         let left = i32::try_from(letters).unwrap_or(0) * 8 + if y.label.is_empty() { 14 } else { 34 };
-        let (width, height) = (WIDTH.cast_signed(), height.cast_signed());
+        let (width, height) = (width.cast_signed(), height.cast_signed());
         let plane = (left..width - RIGHT, TOP..height - BOTTOM);
         let spec = Cartesian2d::<Plain, Plain>::new(
             Plain(x.range.0..x.range.1),
             Plain(y.range.0..y.range.1),
-            (plane.0.clone(), plane.1.clone()),
+            // Pixels count from the top.
+            (plane.0.clone(), plane.1.end..plane.1.start),
         );
         axes(&area, &spec, x, y, &plane)?;
         for mark in marks {
