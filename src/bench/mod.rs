@@ -5,6 +5,7 @@
 //! engine with a chain on disk. [`results`] makes rows of it, [`summary`] says what they come to, and [`report`] shows them. [`advise`] proposes budget and interval
 //! from a chain of the user's own. docs/benchmarks.md has the method.
 
+pub mod advise;
 mod cpu;
 pub mod endtoend;
 mod floor;
@@ -16,6 +17,8 @@ pub mod runner;
 pub mod session;
 pub mod stats;
 pub mod summary;
+#[cfg(test)]
+mod testing;
 mod turns;
 mod words;
 pub mod workload;

@@ -116,3 +116,36 @@ fn row(point: &Point, measured: &Measured, kind: TrackerKind, samples: &[Sample]
         pause_above_floor_us: round(pause.p50 - floor),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::testing::rows_of;
+    use crate::bench::workload::{Axis, Extent, points};
+
+    #[test]
+    fn a_row_is_made_of_medians() {
+        let point = points(Extent::Full, &[Axis::Memory]).into_iter().find(|point| point.pages == 512).unwrap();
+        let rows = rows_of(&point);
+        assert_eq!(rows.iter().map(|row| row.tracker).collect::<Vec<_>>(), TrackerKind::ALL.map(TrackerKind::as_str));
+        let ring = &rows[0];
+        assert_eq!((ring.cuts, ring.trigger, ring.ring_entries), (50, "request", Some(2048)));
+        assert!((ring.tracking_us - 102.4).abs() < 1e-6 && (ring.run_us - 2560.0).abs() < 1e-6);
+        // Kick 0.1, state 23, tracking 102.4, copy 154.6.
+        assert!((ring.pause_us.p50 - 280.1).abs() < 1.1, "{:?}", ring.pause_us);
+        assert_eq!(ring.pause_quantiles_us.len(), PAUSE_QUANTILES.len());
+        assert!(ring.pause_quantiles_us.windows(2).all(|pair| pair[0] <= pair[1]));
+        assert!((ring.floor_copy_us - 153.6).abs() < 1e-6);
+        assert!((ring.slowdown - (2560.0 + 280.1) / 10.24).abs() < 0.2, "{}", ring.slowdown);
+        assert!((ring.fault_us_per_page - (2560.0 - 10.24) / 513.0).abs() < 1e-3);
+    }
+
+    #[test]
+    fn a_full_ring_is_compared_with_as_many_pages_without_tracking() {
+        let point = points(Extent::Full, &[Axis::Budget]).into_iter().find(|point| point.full_ring == Some(1024)).unwrap();
+        let rows = rows_of(&point);
+        assert_eq!((rows.len(), rows[0].trigger, rows[0].ring_entries), (1, "ring_full", Some(1024)));
+        // A pass of 65,536 pages takes 1310.72 us.
+        assert!((rows[0].untracked_run_us - 1310.72 * 1025.0 / 65_536.0).abs() < 1e-3);
+    }
+}

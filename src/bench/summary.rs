@@ -94,7 +94,7 @@ pub struct Hot {
 pub struct Summary {
     /// Ring against bitmap, wherever both were measured.
     pub duels: Vec<Duel>,
-    /// How flat the ring is over guest memory.
+    /// How flat the ring is over guest memory: the widest range first, and there the fewest pages.
     pub flatness: Vec<Flatness>,
     /// The duels at the largest memory.
     pub largest_memory: Vec<Duel>,
@@ -194,7 +194,10 @@ fn flatness(duels: &[Duel]) -> Vec<Flatness> {
             max_over_min: round(ring.1 / ring.0),
         })
     };
-    kinds.into_iter().filter_map(flat).collect()
+    let mut flat: Vec<Flatness> = kinds.into_iter().filter_map(flat).collect();
+    // The widest range of memory first, and there the fewest pages.
+    flat.sort_by_key(|flat| (std::cmp::Reverse(flat.memory_bytes.1 / flat.memory_bytes.0.max(1)), flat.dirty_pages));
+    flat
 }
 
 fn above_floor(row: &Row) -> AboveFloor {
@@ -249,5 +252,79 @@ impl Duel {
             over if over > 0.0 && over < 1.0 / EVEN => Winner::Bitmap,
             _ => Winner::Even,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::testing::results;
+    use crate::bench::workload::Extent;
+
+    #[test]
+    fn duels_are_won_by_the_cheaper_one() {
+        let summary = Summary::of(&results(Extent::Full));
+        let at = |memory: u64, pages| {
+            summary.duels.iter().find(|duel| (duel.memory_bytes, duel.dirty_pages, duel.vcpus) == (memory, pages, 1)).unwrap()
+        };
+        // At 60 GiB the bitmap takes 960 us and 3 for the pages, the ring 12.
+        let large = at(60 << 30, 60);
+        assert!((large.bitmap_us - 963.0).abs() < 0.1 && (large.ring_us - 12.0).abs() < 0.1, "{large:?}");
+        assert!((large.bitmap_over_ring - 80.25).abs() < 0.1 && large.winner() == Winner::Ring);
+        // At 256 MiB it takes 4 us and 200, the ring 800.
+        assert_eq!(at(256 << 20, 4000).winner(), Winner::Bitmap);
+        // 64 and 25.6 against 102.4: a little more than even.
+        assert_eq!(at(4 << 30, 512).winner(), Winner::Even);
+        assert!(summary.largest_memory.iter().all(|duel| duel.memory_bytes == 60 << 30) && summary.largest_memory.len() == 3);
+    }
+
+    #[test]
+    fn ratios_are_of_the_rows() {
+        let summary = Summary::of(&results(Extent::Full));
+        assert!(summary.flatness.len() >= 3 && summary.flatness.iter().all(|flat| (flat.max_over_min - 1.0).abs() < 1e-9));
+        assert_eq!(summary.flatness[0].memory_bytes, (256 << 20, 60 << 30));
+        assert!((summary.fault_us_per_page.unwrap() - 5.0).abs() < 0.2, "{:?}", summary.fault_us_per_page);
+        let ring =
+            summary.above_floor.iter().find(|row| row.tracker == "ring" && row.dirty_pages == 60 && row.vcpus == 2).unwrap();
+        // Kick, state, tracking, and a microsecond of the copy.
+        assert!((ring.above_us - (20.0 + 23.0 + 12.0 + 1.0)).abs() < 1.5, "{ring:?}");
+        assert_eq!(summary.budgets.len(), 9);
+        assert!(summary.budgets.windows(2).all(|pair| pair[0].pause_us_per_page >= pair[1].pause_us_per_page));
+        // From 256 entries on everything but the faults is less than a twentieth.
+        assert_eq!(summary.best_ring_entries, Some(256));
+        assert_eq!(summary.hot.len(), 3);
+    }
+
+    #[test]
+    fn the_best_ring_is_the_smallest_that_is_hardly_worse() {
+        let cost = |ring_entries, cycle_us_per_page| BudgetCost {
+            ring_entries,
+            pause_us: 1.0,
+            pause_us_per_page: 1.0,
+            cycle_us_per_page,
+        };
+        assert_eq!(best_ring(&[cost(256, 9.0), cost(512, 7.3), cost(1024, 7.1), cost(2048, 7.0)]), Some(512));
+        assert_eq!(best_ring(&[cost(256, 7.0), cost(512, 9.0)]), Some(256));
+        assert_eq!(best_ring(&[]), None);
+    }
+
+    #[test]
+    fn words_say_who_wins_and_mention_only_what_was_measured() {
+        let summary = Summary::of(&results(Extent::Full));
+        let text: String = summary.words.iter().map(|words| words.text.as_str()).collect();
+        for said in [
+            "To find 60 dirty pages and protect them again in 256 MiB to 60 GiB of guest memory: sequential pages take the ring 12 µs to 12 µs",
+            "uniform pages take the ring 12 µs to 12 µs, and the bitmap 7.0 µs at 256 MiB and 963 µs at 60 GiB, 80 times the ring's",
+            "The bitmap costs more with 60",
+            "The ring costs more with",
+            "a budget of 256 pages is best",
+            "loses 0.4% of its time at 20 checkpoints a second, 4.0% of its time at 200",
+            "with two vCPUs by",
+        ] {
+            assert!(text.contains(said), "{said}: {text}");
+        }
+        let mut nothing = results(Extent::Full);
+        nothing.lines.clear();
+        assert_eq!(Summary::of(&nothing).words, []);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::results::Row;
 use super::session::Results;
-use super::summary::{Duel, Summary, Winner, Words};
+use super::summary::{Duel, Flatness, Summary, Winner, Words};
 
 /// Paragraphs whose sentences stand on rows that were measured; what was not measured is not mentioned.
 pub(super) fn words(summary: &Summary, results: &Results) -> Vec<Words> {
@@ -46,27 +46,35 @@ fn times(factor: f64) -> String {
 }
 
 fn memory(summary: &Summary) -> Option<String> {
-    let flat = summary.flatness.iter().min_by_key(|flat| flat.dirty_pages)?;
-    let at = |memory| {
-        summary.duels.iter().find(|duel| {
-            duel.memory_bytes == memory && duel.dirty_pages == flat.dirty_pages && duel.pattern == flat.pattern && duel.vcpus == 1
-        })
+    let first = summary.flatness.first()?;
+    let like = |flat: &&Flatness| (flat.dirty_pages, flat.memory_bytes) == (first.dirty_pages, first.memory_bytes);
+    let part = |flat: &Flatness| {
+        let at = |memory| {
+            let place = |duel: &&Duel| (duel.memory_bytes, duel.dirty_pages, duel.vcpus) == (memory, flat.dirty_pages, 1);
+            summary.duels.iter().filter(place).find(|duel| duel.pattern == flat.pattern)
+        };
+        let (small, large) = (at(flat.memory_bytes.0)?, at(flat.memory_bytes.1)?);
+        Some(format!(
+            "{} pages take the ring {} to {}, and the bitmap {} at {} and {} at {}, {} the ring's",
+            flat.pattern,
+            time(flat.ring_us.0),
+            time(flat.ring_us.1),
+            time(small.bitmap_us),
+            bytes(small.memory_bytes),
+            time(large.bitmap_us),
+            bytes(large.memory_bytes),
+            times(large.bitmap_over_ring),
+        ))
     };
-    let (small, large) = (at(flat.memory_bytes.0)?, at(flat.memory_bytes.1)?);
-    Some(format!(
-        "To find and protect {} dirty pages ({}), the ring takes {} to {} from {} to {} of guest memory; the bitmap takes {} at {} and {} at {}, {} the ring's.",
-        flat.dirty_pages,
-        flat.pattern,
-        time(flat.ring_us.0),
-        time(flat.ring_us.1),
-        bytes(small.memory_bytes),
-        bytes(large.memory_bytes),
-        time(small.bitmap_us),
-        bytes(small.memory_bytes),
-        time(large.bitmap_us),
-        bytes(large.memory_bytes),
-        times(large.bitmap_over_ring),
-    ))
+    let parts: Vec<String> = summary.flatness.iter().filter(like).filter_map(part).collect();
+    (!parts.is_empty()).then(|| {
+        let (least, most) = (bytes(first.memory_bytes.0), bytes(first.memory_bytes.1));
+        format!(
+            "To find {} dirty pages and protect them again in {least} to {most} of guest memory: {}.",
+            first.dirty_pages,
+            parts.join("; ")
+        )
+    })
 }
 
 /// The points as `60 pages at 4 GiB`, the largest ratio first.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::bench::BenchError;
+use crate::bench::advise::AdviseError;
 use crate::epoch::EngineError;
 use crate::kvm::host::HostError;
 use crate::kvm::ring::RingError;
@@ -38,7 +39,9 @@ pub(super) enum CliError {
     #[error(transparent)]
     Host(#[from] HostError),
     #[error(transparent)]
-    Bench(#[from] BenchError),
+    Bench(BenchError),
+    #[error(transparent)]
+    Advise(#[from] AdviseError),
     #[error("writing to standard output")]
     Output(#[source] io::Error),
     #[error("{step}")]
@@ -71,6 +74,18 @@ pub(super) enum CliError {
     NotNewest { epoch: EpochId, newest: EpochId },
     #[error("{what}")]
     Check { what: String },
+}
+
+impl From<BenchError> for CliError {
+    /// What is not the harness's own keeps its exit code and its hint.
+    fn from(error: BenchError) -> Self {
+        match error {
+            BenchError::Vmm(error) => Self::Vmm(error),
+            BenchError::Host(error) => Self::Host(error),
+            BenchError::Store(error) => Self::Store(error),
+            error => Self::Bench(error),
+        }
+    }
 }
 
 impl From<EngineError> for CliError {
@@ -131,6 +146,7 @@ impl CliError {
             | Self::DamagedBehind { .. }
             | Self::MachineMismatch { .. } => DAMAGE,
             Self::Bench(_)
+            | Self::Advise(_)
             | Self::Restore(_)
             | Self::Verify(_)
             | Self::Host(_)

@@ -1,5 +1,6 @@
 //! The command: one file per verb. Data goes to standard output, everything else to standard error.
 
+mod advise;
 mod bench;
 mod checkpoint;
 mod demo;
@@ -39,6 +40,7 @@ enum Verb {
     Digest(digest::Digest),
     Host(host::HostVerb),
     Bench(bench::Bench),
+    Advise(advise::Advise),
 }
 
 /// Runs the command of this process's arguments. `process_start` is what times are counted from.
@@ -63,6 +65,7 @@ pub fn main(process_start: Instant) -> ExitCode {
         Verb::Digest(verb) => verb.run(),
         Verb::Host(verb) => verb.run(),
         Verb::Bench(verb) => verb.run(),
+        Verb::Advise(verb) => verb.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,6 +5,8 @@ mod html;
 mod plots;
 mod svg;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use serde::Serialize;
 use serde_json::Value;

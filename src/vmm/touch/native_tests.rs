@@ -39,7 +39,7 @@ impl Tracker for Noting {
         let mut found = PageSet::new(into.frames(), 4096);
         let collected = self.inner.collect(parked, &mut found)?;
         self.noted.lock().unwrap().push(found.iter().map(|gfn| gfn.0).collect());
-        found.iter().for_each(|gfn| drop(into.insert(gfn)));
+        found.iter().for_each(|gfn| assert!(into.insert(gfn).is_some()));
         Ok(collected)
     }
 
