@@ -23,5 +23,8 @@ pub mod restore;
 #[cfg(feature = "vmm")]
 pub mod vmm;
 
+#[cfg(feature = "bench")]
+pub mod bench;
+
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -11,7 +11,7 @@ use super::units::size;
 use crate::epoch::Start;
 use crate::page::PAGE_SIZE_U64;
 use crate::store::{NewChain, Writer, WriterOptions};
-use crate::vmm::{GuestSpec, MachineSpec, Running, Vm, VmmError, churn, memory_regions};
+use crate::vmm::{GuestSpec, MachineSpec, Running, Vm, VmmError, memory_regions};
 
 /// Run a guest under continuous checkpoints, into a new store.
 #[derive(Debug, Args)]
@@ -19,9 +19,10 @@ pub(super) struct Checkpoint {
     /// The directory for the store; it is made if it does not exist.
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
-    /// The built-in guest: `churn` or `churn:key=value,...` (pages, pattern, hot, content, burst, every, seed).
+    /// The built-in guest: `churn` or `churn:key=value,...` (pages, pattern, hot, content, burst, every, seed), which checks itself; or `touch:...` (pages,
+    /// pattern, lists, words, cut, every, seed), which is made for measuring and checks nothing.
     #[arg(long, value_name = "GUEST", default_value = "churn")]
-    guest: churn::Options,
+    guest: GuestSpec,
     /// Guest memory.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size)]
     memory: u64,
@@ -44,7 +45,7 @@ impl Checkpoint {
             let memory = self.memory;
             return Err(CliError::Usage(format!("`--memory {memory}`: memory is made of whole pages of {PAGE_SIZE_U64} bytes")));
         }
-        let spec = MachineSpec { memory_bytes: self.memory, vcpus: self.vcpus, guest: GuestSpec::Churn(self.guest) };
+        let spec = MachineSpec { memory_bytes: self.memory, vcpus: self.vcpus, guest: self.guest };
         // The machine comes first: if it can't be built, no store is made.
         let mut vm = Vm::build(&self.kvm, spec, self.protect.tracking()?)?;
         let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;

@@ -5,6 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::bench::BenchError;
+use crate::bench::advise::AdviseError;
 use crate::epoch::EngineError;
 use crate::kvm::host::HostError;
 use crate::kvm::ring::RingError;
@@ -36,6 +38,10 @@ pub(super) enum CliError {
     Verify(#[from] VerifyError),
     #[error(transparent)]
     Host(#[from] HostError),
+    #[error(transparent)]
+    Bench(BenchError),
+    #[error(transparent)]
+    Advise(#[from] AdviseError),
     #[error("writing to standard output")]
     Output(#[source] io::Error),
     #[error("{step}")]
@@ -68,6 +74,18 @@ pub(super) enum CliError {
     NotNewest { epoch: EpochId, newest: EpochId },
     #[error("{what}")]
     Check { what: String },
+}
+
+impl From<BenchError> for CliError {
+    /// What is not the harness's own keeps its exit code and its hint.
+    fn from(error: BenchError) -> Self {
+        match error {
+            BenchError::Vmm(error) => Self::Vmm(error),
+            BenchError::Host(error) => Self::Host(error),
+            BenchError::Store(error) => Self::Store(error),
+            error => Self::Bench(error),
+        }
+    }
 }
 
 impl From<EngineError> for CliError {
@@ -105,7 +123,7 @@ impl CliError {
         match self {
             Self::Usage(_) | Self::NotNewest { .. } => USAGE,
             Self::Vmm(error) => match error {
-                VmmError::Guest(_) | VmmError::Budget(_) | VmmError::Vcpus { .. } => USAGE,
+                VmmError::Guest(_) | VmmError::Touch(_) | VmmError::Budget(_) | VmmError::Vcpus { .. } => USAGE,
                 VmmError::Ring(RingError::TooLarge { .. } | RingError::Size { .. }) => USAGE,
                 VmmError::Memory(MemoryError::Empty | MemoryError::Range { .. }) => USAGE,
                 VmmError::Machine(_) => DAMAGE,
@@ -127,9 +145,14 @@ impl CliError {
             | Self::Unbuildable { .. }
             | Self::DamagedBehind { .. }
             | Self::MachineMismatch { .. } => DAMAGE,
-            Self::Restore(_) | Self::Verify(_) | Self::Host(_) | Self::Output(_) | Self::System { .. } | Self::Check { .. } => {
-                FAILED
-            }
+            Self::Bench(_)
+            | Self::Advise(_)
+            | Self::Restore(_)
+            | Self::Verify(_)
+            | Self::Host(_)
+            | Self::Output(_)
+            | Self::System { .. }
+            | Self::Check { .. } => FAILED,
         }
     }
 

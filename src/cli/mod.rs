@@ -1,5 +1,7 @@
 //! The command: one file per verb. Data goes to standard output, everything else to standard error.
 
+mod advise;
+mod bench;
 mod checkpoint;
 mod demo;
 mod digest;
@@ -37,6 +39,8 @@ enum Verb {
     Verify(verify::Verify),
     Digest(digest::Digest),
     Host(host::HostVerb),
+    Bench(bench::Bench),
+    Advise(advise::Advise),
 }
 
 /// Runs the command of this process's arguments. `process_start` is what times are counted from.
@@ -60,6 +64,8 @@ pub fn main(process_start: Instant) -> ExitCode {
         Verb::Verify(verb) => verb.run(),
         Verb::Digest(verb) => verb.run(),
         Verb::Host(verb) => verb.run(),
+        Verb::Bench(verb) => verb.run(),
+        Verb::Advise(verb) => verb.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -43,6 +43,14 @@ pub(super) fn time_above_zero(text: &str) -> Result<Duration, String> {
     if time.is_zero() { Err("must be more than nothing".to_owned()) } else { Ok(time) }
 }
 
+/// Reads a share as a percentage, above 0% and below 100%: `5%` is 0.05.
+pub(super) fn percent(text: &str) -> Result<f64, String> {
+    let what = || "a share is a percentage above 0% and below 100%, such as `5%` or `0.5%`".to_owned();
+    let digits = text.strip_suffix('%').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.'));
+    let value: f64 = digits.and_then(|digits| digits.parse().ok()).ok_or_else(what)?;
+    if value > 0.0 && value < 100.0 { Ok(value / 100.0) } else { Err(what()) }
+}
+
 /// Bytes for people.
 #[expect(clippy::cast_precision_loss, reason = "for people, to three digits")]
 pub(super) fn bytes_text(bytes: u64) -> String {
@@ -74,6 +82,10 @@ mod tests {
             assert!(time(bad).is_err(), "{bad}");
         }
         assert!(time_above_zero("0s").is_err());
+        assert_eq!((percent("5%"), percent("0.5%")), (Ok(0.05), Ok(0.005)));
+        for bad in ["", "5", "%", "0%", "100%", "-1%", "1e1%", "inf%", "."] {
+            assert!(percent(bad).is_err(), "{bad}");
+        }
         assert_eq!(bytes_text(1023), "1023 B");
         assert_eq!(bytes_text(3 << 29), "1.5 GiB");
     }

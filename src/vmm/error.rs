@@ -1,6 +1,7 @@
 //! What can go wrong in the reference VMM.
 
 use super::churn::{ChurnError, Inconsistency};
+use super::touch::TouchError;
 use crate::epoch::{BudgetError, EngineError};
 use crate::kvm::host::HostError;
 use crate::kvm::probe::Refused;
@@ -45,6 +46,9 @@ pub enum VmmError {
     /// The guest does not fit the machine.
     #[error(transparent)]
     Guest(#[from] ChurnError),
+    /// The guest `touch` does not fit the machine.
+    #[error(transparent)]
+    Touch(#[from] TouchError),
     /// The guest could not be put into memory.
     #[error("loading the guest at guest physical address {address:#x}")]
     Load {

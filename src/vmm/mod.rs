@@ -1,12 +1,17 @@
-//! The reference VMM: a machine with an in-kernel interrupt controller, memory from 0 on, and a built-in guest.
+//! The reference VMM: a machine with an in-kernel interrupt controller, memory from 0 on, and a built-in guest ([`churn`] or [`touch`]).
 //!
 //! It is what the `slackwater` command runs, and an example of a VMM that embeds the engine: `run` has the vCPU threads, `gate` is where they meet for a cut.
 
 pub mod churn;
+pub mod touch;
 
 mod cutting;
 mod error;
+mod exits;
+mod flat;
 mod gate;
+mod guest;
+mod keys;
 mod monitor;
 mod run;
 mod shared;
@@ -15,8 +20,10 @@ mod vcpu;
 mod vm;
 
 pub use error::VmmError;
-pub use monitor::GuestReport;
+pub use exits::exit_times;
+pub use guest::{GuestSpec, GuestSpecError};
+pub use monitor::{GuestReport, Paced};
 pub use run::{Outcome, Protection, Running};
 pub use shared::Limits;
 pub use stop::Stop;
-pub use vm::{GuestSpec, MachineSpec, Tracking, Vm, memory_regions};
+pub use vm::{MachineSpec, Tracking, Vm, memory_regions};

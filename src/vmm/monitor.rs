@@ -1,12 +1,16 @@
 //! What the guest says of itself.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::churn::{Inconsistency, PrivatePage, private_page_address};
+use super::guest::GuestSpec;
+use super::touch;
+use super::vm::MachineSpec;
 use crate::memory::GuestMemory;
-use crate::page::{Gfn, PAGE_SIZE};
+use crate::page::{Gfn, PAGE_SIZE, PageBytes};
 
 /// What the guest reports at the end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -15,8 +19,17 @@ pub struct GuestReport {
     pub passes: u64,
     /// Whole checks that found nothing, of all vCPUs, in this run.
     pub checks: u64,
-    /// Whether it found no inconsistency.
+    /// Whether it found no inconsistency. Always so for a guest that does not check itself, as `touch`.
     pub ok: bool,
+}
+
+/// What a paced guest did in the periods that are over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Paced {
+    /// Passes, of all vCPUs.
+    pub bursts: u64,
+    /// The time from the beginning of each pass's period to the pass's end, summed up.
+    pub busy: Duration,
 }
 
 /// Collects what vCPU threads hear from the guest.
@@ -24,6 +37,9 @@ pub struct GuestReport {
 pub(super) struct Monitor {
     memory: GuestMemory,
     vcpus: Vec<VcpuMonitor>,
+    guest: GuestSpec,
+    bursts: AtomicU64,
+    busy_ns: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -33,8 +49,9 @@ struct VcpuMonitor {
 }
 
 impl Monitor {
-    pub(super) fn new(memory: GuestMemory, vcpus: u32) -> Self {
-        Self { memory, vcpus: (0..vcpus).map(|_| VcpuMonitor::default()).collect() }
+    pub(super) fn new(memory: GuestMemory, spec: &MachineSpec) -> Self {
+        let vcpus = (0..spec.vcpus).map(|_| VcpuMonitor::default()).collect();
+        Self { memory, vcpus, guest: spec.guest.clone(), bursts: AtomicU64::new(0), busy_ns: AtomicU64::new(0) }
     }
 
     /// Asks every vCPU for the whole check, at its next chance.
@@ -55,20 +72,33 @@ impl Monitor {
         }
     }
 
-    /// Whether every vCPU has checked itself at least once.
+    /// Whether every vCPU that can check itself has done so at least once.
     pub(super) fn all_checked(&self) -> bool {
-        self.vcpus.iter().all(|vcpu| vcpu.checks.load(Ordering::Acquire) > 0)
+        !self.guest.checks_itself() || self.vcpus.iter().all(|vcpu| vcpu.checks.load(Ordering::Acquire) > 0)
+    }
+
+    /// A pass of a paced guest is over, which took so long from the beginning of its period.
+    pub(super) fn burst(&self, busy: Duration) {
+        self.bursts.fetch_add(1, Ordering::Relaxed);
+        self.busy_ns.fetch_add(u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(super) fn paced(&self) -> Paced {
+        let busy = Duration::from_nanos(self.busy_ns.load(Ordering::Relaxed));
+        Paced { bursts: self.bursts.load(Ordering::Relaxed), busy }
     }
 
     /// What the guest's own pages say. The vCPUs are not running, or the numbers are about to be old.
     pub(super) fn read(&self) -> (GuestReport, Option<Inconsistency>) {
         let mut report = GuestReport { passes: 0, checks: 0, ok: true };
+        if let GuestSpec::Touch(options) = &self.guest {
+            let control = self.page(touch::control_address(options));
+            report.passes = control.map_or(0, |page| touch::passes(&page, u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX)));
+            return (report, None);
+        }
         let mut inconsistency = None;
         for (vcpu, index) in self.vcpus.iter().zip(0u32..) {
-            let mut page = [0; PAGE_SIZE];
-            if self.memory.read_page(Gfn::containing(private_page_address(index)), &mut page).is_err() {
-                continue;
-            }
+            let Some(page) = self.page(private_page_address(index)) else { continue };
             let private = PrivatePage::parse(index, &page);
             report.passes += private.passes;
             report.checks += vcpu.checks.load(Ordering::Acquire);
@@ -76,5 +106,10 @@ impl Monitor {
         }
         report.ok = inconsistency.is_none();
         (report, inconsistency)
+    }
+
+    fn page(&self, address: u64) -> Option<PageBytes> {
+        let mut page = [0; PAGE_SIZE];
+        self.memory.read_page(Gfn::containing(address), &mut page).is_ok().then_some(page)
     }
 }

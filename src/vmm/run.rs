@@ -12,11 +12,11 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use super::cutting::Vcpus;
 use super::error::{VmmError, kvm, system};
 use super::gate::Gate;
-use super::monitor::{GuestReport, Monitor};
+use super::monitor::{GuestReport, Monitor, Paced};
 use super::shared::{Limits, Shared, lock};
 use super::stop::Stop;
 use super::vcpu::VcpuThread;
-use super::vm::{GuestSpec, Vm};
+use super::vm::Vm;
 use crate::epoch::{Engine, Report};
 use crate::format::Trigger;
 use crate::kvm::kick::{self, Kick};
@@ -83,11 +83,10 @@ impl Running {
             }
             None => (None, None, false, 0),
         };
-        let GuestSpec::Churn(options) = &spec.guest;
         let shared = Arc::new(Shared {
             vcpus: Vcpus { gate: Gate::closed(kicks), vm: fd, capture, handles },
-            monitor: Monitor::new(memory.clone(), spec.vcpus),
-            guest_period: options.every(),
+            monitor: Monitor::new(memory.clone(), &spec),
+            guest_period: spec.guest.every(),
             memory,
             engine,
             share_pages,
@@ -156,7 +155,7 @@ impl Running {
         }
     }
 
-    /// Asks the guest for its whole check, and waits for the answer.
+    /// Asks the guest for its whole check, and waits for the answer; a guest that can't check itself is not asked.
     ///
     /// # Errors
     /// [`VmmError::CheckTimeout`]. What the check finds ends the run, and is in its outcome.
@@ -178,6 +177,18 @@ impl Running {
     #[must_use]
     pub fn guest(&self) -> GuestReport {
         self.shared.monitor.read().0
+    }
+
+    /// Whether the guest was halted: by its limits, by whoever stopped it, or by an error, which [`finish`](Self::finish) says.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.shared.vcpus.gate.is_halted()
+    }
+
+    /// What a paced guest did so far in this run.
+    #[must_use]
+    pub fn paced(&self) -> Paced {
+        self.shared.monitor.paced()
     }
 
     /// What the engine did so far.

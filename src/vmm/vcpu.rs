@@ -7,6 +7,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use super::churn::{COMMAND_CHECK, ChurnExit};
 use super::error::{VmmError, kvm};
 use super::shared::Shared;
+use super::touch::PORT_CUT;
 use crate::format::Trigger;
 use crate::kvm::ring::EXIT_RING_FULL;
 use crate::machine::{capture_vcpu, leave_registers};
@@ -15,8 +16,8 @@ use crate::machine::{capture_vcpu, leave_registers};
 enum Next {
     /// Enter again.
     Enter,
-    /// A ring is full.
-    Cut,
+    /// The epoch is to end.
+    Cut(Trigger),
     /// The guest's period is over until then.
     Rest(Instant),
 }
@@ -29,12 +30,16 @@ pub(super) struct VcpuThread<'s> {
     /// The last exit is complete only after `KVM_RUN` was entered again.
     incomplete: bool,
     next_period: Instant,
+    /// When the pass in hand could begin; none before the first period.
+    burst_began: Option<Instant>,
+    /// The guest waits for its period, which begins then: a cut in between does not shorten the wait.
+    rests_until: Option<Instant>,
 }
 
 impl<'s> VcpuThread<'s> {
     pub(super) fn new(shared: &'s Shared, index: usize, mut fd: VcpuFd) -> Self {
         leave_registers(&mut fd, &shared.vcpus.capture);
-        Self { shared, index, fd, incomplete: false, next_period: Instant::now() }
+        Self { shared, index, fd, incomplete: false, next_period: Instant::now(), burst_began: None, rests_until: None }
     }
 
     /// Runs the vCPU until the guest is halted.
@@ -49,11 +54,16 @@ impl<'s> VcpuThread<'s> {
             if !shared.vcpus.gate.pass(*index, |state| capture_vcpu(fd, &shared.vcpus.capture, state)) {
                 return Ok(());
             }
+            if let Some(until) = self.rests_until.filter(|until| Instant::now() < *until) {
+                shared.vcpus.gate.rest(until);
+                continue;
+            }
+            self.rests_until = None;
             shared.note_first_entry();
             match self.enter()? {
                 Next::Enter => {}
-                Next::Rest(until) => shared.vcpus.gate.rest(until),
-                Next::Cut => self.cut()?,
+                Next::Rest(until) => self.rests_until = Some(until),
+                Next::Cut(trigger) => self.cut(trigger)?,
             }
         }
     }
@@ -62,11 +72,15 @@ impl<'s> VcpuThread<'s> {
         let exit = self.fd.run();
         self.incomplete = false;
         match exit {
-            Ok(VcpuExit::Unsupported(EXIT_RING_FULL)) => Ok(Next::Cut),
+            Ok(VcpuExit::Unsupported(EXIT_RING_FULL)) => Ok(Next::Cut(Trigger::RingFull)),
             Ok(VcpuExit::IoOut(port, _)) => {
                 self.incomplete = true;
                 self.written(port)?;
-                Ok(if self.shared.vmm_share_is_used() { Next::Cut } else { Next::Enter })
+                Ok(match port {
+                    PORT_CUT => Next::Cut(Trigger::Request),
+                    _ if self.shared.vmm_share_is_used() => Next::Cut(Trigger::RingFull),
+                    _ => Next::Enter,
+                })
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 self.incomplete = true;
@@ -109,9 +123,13 @@ impl<'s> VcpuThread<'s> {
 
     fn pace(&mut self) -> Next {
         let now = Instant::now();
+        if let Some(began) = self.burst_began {
+            self.shared.monitor.burst(now - began);
+        }
         let period = self.shared.guest_period;
         // A guest that was late begins a new count: it does not catch up.
         self.next_period = if self.next_period + period < now { now + period } else { self.next_period + period };
+        self.burst_began = Some(self.next_period.max(now));
         Next::Rest(self.next_period)
     }
 
@@ -124,10 +142,10 @@ impl<'s> VcpuThread<'s> {
         Ok(())
     }
 
-    fn cut(&mut self) -> Result<(), VmmError> {
+    fn cut(&mut self, trigger: Trigger) -> Result<(), VmmError> {
         if self.shared.vcpus.gate.try_lead() {
             self.complete()?;
-            self.shared.cut(Trigger::RingFull, Some((self.index, &self.fd)));
+            self.shared.cut(trigger, Some((self.index, &self.fd)));
         }
         Ok(())
     }

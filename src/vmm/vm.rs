@@ -8,8 +8,8 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::churn;
 use super::error::{VmmError, kvm, system};
+use super::guest::{GuestSpec, Image};
 use crate::epoch::{HotPages, RingPlan};
 use crate::kvm::VmHandle;
 use crate::kvm::host;
@@ -36,14 +36,6 @@ pub struct MachineSpec {
     pub vcpus: u32,
     /// What runs on it.
     pub guest: GuestSpec,
-}
-
-/// A guest.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum GuestSpec {
-    /// The built-in guest that rewrites pages and checks them.
-    Churn(churn::Options),
 }
 
 /// How writes are tracked.
@@ -98,8 +90,7 @@ impl Vm {
     /// [`VmmError`]: what does not fit, or what KVM refused.
     pub fn build(kvm_path: &Path, spec: MachineSpec, tracking: Tracking) -> Result<Self, VmmError> {
         // The guest's own bounds are checked before anything is started.
-        let GuestSpec::Churn(options) = &spec.guest;
-        churn::Image::build(options, spec.memory_bytes, spec.vcpus)?;
+        spec.guest.image(spec.memory_bytes, spec.vcpus)?;
         let hypervisor = host::open(kvm_path)?;
         let max = u32::try_from(hypervisor.get_max_vcpus()).unwrap_or(u32::MAX);
         if spec.vcpus == 0 || spec.vcpus > max {
@@ -151,21 +142,20 @@ impl Vm {
     /// # Errors
     /// [`VmmError`].
     pub fn load(&mut self) -> Result<(), VmmError> {
-        let GuestSpec::Churn(options) = &self.spec.guest;
-        let image = churn::Image::build(options, self.spec.memory_bytes, self.spec.vcpus)?;
+        let image = self.spec.guest.image(self.spec.memory_bytes, self.spec.vcpus)?;
         for segment in image.segments() {
             let loaded = self.memory.ram().write_slice(&segment.bytes, GuestAddress(segment.address));
             loaded.map_err(|source| VmmError::Load { address: segment.address, source })?;
         }
         for (vcpu, index) in self.vcpus.iter().zip(0u32..) {
             let sregs = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
-            vcpu.set_sregs(&image.initial_sregs(sregs)).map_err(kvm("KVM_SET_SREGS"))?;
+            vcpu.set_sregs(&Image::initial_sregs(sregs)).map_err(kvm("KVM_SET_SREGS"))?;
             if let Some(regs) = image.initial_regs(index) {
                 vcpu.set_regs(&regs).map_err(kvm("KVM_SET_REGS"))?;
             }
             let lapic = vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?;
-            vcpu.set_lapic(&image.initial_lapic(lapic)).map_err(kvm("KVM_SET_LAPIC"))?;
-            vcpu.set_mp_state(image.initial_mp_state()).map_err(kvm("KVM_SET_MP_STATE"))?;
+            vcpu.set_lapic(&Image::initial_lapic(lapic)).map_err(kvm("KVM_SET_LAPIC"))?;
+            vcpu.set_mp_state(Image::initial_mp_state()).map_err(kvm("KVM_SET_MP_STATE"))?;
         }
         Ok(())
     }

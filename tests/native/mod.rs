@@ -1,8 +1,10 @@
 //! Tests on real KVM.
 
 mod audit;
+mod bench;
 mod bound;
 pub(crate) mod follow;
 mod full;
 mod kill;
 mod restore;
+mod touch;

@@ -1,34 +1,16 @@
 //! The guest as the loader puts it into memory, and its vCPUs' first registers.
 
-use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{kvm_mp_state, kvm_regs, kvm_sregs};
 
 use super::options::{Options, Pattern};
 use super::program::{self, DRAW_ENTRIES, PHRASE_BYTES, PHRASES, private_at};
 use super::{COUNTER_ADDRESS, VCPUS_MAX, private_page_address};
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
+use crate::vmm::flat::{self, HOLE, Segment, Segments};
 
-/// Where the local APIC's spurious interrupt vector register has its bit 8: enabled by software.
-const LAPIC_ENABLED_BYTE: usize = 0xf1;
-const GDT: u64 = 0x500;
-const CODE: u64 = 0x1000;
-const TSS: u64 = 0x4000;
-const PML4: u64 = 0x9000;
-const PDPT: u64 = 0xa000;
-const PAGE_DIRECTORIES: u64 = 0x1_0000;
 const DRAW_TABLE: u64 = 0x10_0000;
 const DICTIONARY: u64 = DRAW_TABLE + DRAW_ENTRIES as u64 * 8;
 const LEDGER: u64 = 0x20_0000;
-/// Where the local APIC and the kernel's own slots lie: the working set keeps out, whether or not the VMM has memory there.
-const HOLE: std::ops::Range<u64> = 0xc000_0000..0x1_0000_0000;
-
-const CODE_SELECTOR: u16 = 0x1b;
-const DATA_SELECTOR: u16 = 0x23;
-const TSS_SELECTOR: u16 = 0x28;
-const GDT_BYTES: u16 = 0x38;
-/// Where the task state segment's I/O permission bitmap begins: right behind the segment's fields.
-const IO_BITMAP: u16 = 0x68;
-/// A bit for each of 65,536 ports, and the byte of ones that must follow.
-const TSS_BYTES: u32 = IO_BITMAP as u32 + 8192 + 1;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -38,8 +20,7 @@ pub const MEMORY_MIN: u64 = 4 * MIB;
 pub const MEMORY_MAX: u64 = 64 * GIB;
 
 const _: () = {
-    assert!(CODE + 0x3000 == TSS && TSS + TSS_BYTES as u64 <= 0x7000);
-    assert!(PAGE_DIRECTORIES + (MEMORY_MAX / GIB + 1) * PAGE_SIZE_U64 <= COUNTER_ADDRESS);
+    assert!(MEMORY_MAX <= flat::MEMORY_MAX && flat::END <= COUNTER_ADDRESS);
     assert!(DICTIONARY + (PHRASES * PHRASE_BYTES) as u64 <= LEDGER);
 };
 
@@ -87,15 +68,6 @@ pub enum ChurnError {
     },
 }
 
-/// Bytes of guest memory that are not zero at the start.
-#[derive(Clone, Debug)]
-pub struct Segment {
-    /// Guest physical address of the first byte.
-    pub address: u64,
-    /// The bytes. No part of them that covers a page of guest memory is all zero.
-    pub bytes: Vec<u8>,
-}
-
 /// The guest for one size of memory and number of vCPUs, ready to be put into memory that is otherwise zero.
 ///
 /// Guest physical memory begins at 0. Between 3 GiB and 4 GiB there may be memory or a hole: the guest uses nothing there.
@@ -131,13 +103,9 @@ impl Image {
         if end > memory_bytes {
             return Err(ChurnError::TooSmall { pages, found: memory_bytes, needed: memory_for(end) });
         }
-        let mut image = Self { segments: Vec::new(), vcpus, seed: options.seed(), working_set, pages };
-        image.put_descriptors();
-        image.put(CODE, program::bytes());
-        image.put_page_tables(memory_bytes);
-        image.put_tables_and_private_pages(options);
-        image.segments.sort_by_key(|segment| segment.address);
-        Ok(image)
+        let mut segments = Segments::flat(program::bytes(), memory_bytes, 0);
+        put_tables_and_private_pages(&mut segments, options, working_set, vcpus);
+        Ok(Self { segments: segments.sorted(), vcpus, seed: options.seed(), working_set, pages })
     }
 
     /// What the loader writes, in ascending order of addresses and without overlap. Everything else is zero.
@@ -166,149 +134,62 @@ impl Image {
 
     /// A vCPU's first special registers, from those that a new vCPU has: `KVM_GET_SREGS`, this, `KVM_SET_SREGS`. The same for each vCPU.
     #[must_use]
-    pub const fn initial_sregs(&self, mut sregs: kvm_sregs) -> kvm_sregs {
-        let code = segment(CODE_SELECTOR, 11, true);
-        let data = segment(DATA_SELECTOR, 3, false);
-        sregs.cs = code;
-        sregs.ds = data;
-        sregs.es = data;
-        sregs.fs = data;
-        sregs.gs = data;
-        sregs.ss = data;
-        // A busy 64-bit task state segment. Its I/O bitmap allows every port: PVM drops IOPL for code at CPL 3.
-        sregs.tr = kvm_segment {
-            base: TSS,
-            limit: TSS_BYTES - 1,
-            selector: TSS_SELECTOR,
-            type_: 11,
-            present: 1,
-            dpl: 0,
-            db: 0,
-            s: 0,
-            l: 0,
-            g: 0,
-            avl: 0,
-            unusable: 0,
-            padding: 0,
-        };
-        sregs.gdt.base = GDT;
-        sregs.gdt.limit = GDT_BYTES - 1;
-        sregs.idt.base = 0;
-        sregs.idt.limit = 0;
-        sregs.cr3 = PML4;
-        sregs.cr4 = 0x20; // PAE
-        sregs.cr0 = 0x8005_0033; // PG, AM, WP, NE, ET, MP, PE
-        sregs.efer = 0x500; // LMA, LME
-        sregs
+    pub const fn initial_sregs(&self, sregs: kvm_sregs) -> kvm_sregs {
+        flat::initial_sregs(sregs)
     }
 
     /// The first registers of `vcpu`, or `None` where the guest has no such vCPU.
     #[must_use]
     pub fn initial_regs(&self, vcpu: u32) -> Option<kvm_regs> {
         (vcpu < self.vcpus).then(|| kvm_regs {
-            rip: CODE,
+            rip: flat::CODE,
             rbx: private_page_address(vcpu),
             r14: program::random(self.seed ^ (u64::from(vcpu) << 56)).0,
-            rflags: 0x3002, // IOPL 3, no interrupts
+            rflags: flat::RFLAGS,
             ..kvm_regs::default()
         })
-    }
-
-    /// The local APIC of each vCPU, made of the one at reset: enabled, as firmware leaves it. The guest does not use it.
-    #[must_use]
-    pub fn initial_lapic(&self, mut lapic: kvm_lapic_state) -> kvm_lapic_state {
-        if let Some(byte) = lapic.regs.get_mut(LAPIC_ENABLED_BYTE) {
-            *byte |= 1;
-        }
-        lapic
     }
 
     /// Every vCPU runs from the start: nobody sends a start-up interrupt.
     #[must_use]
     pub fn initial_mp_state(&self) -> kvm_mp_state {
-        kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }
+        flat::initial_mp_state()
     }
+}
 
-    /// Adds `bytes` at `address`, but for pages of guest memory of which they would write only zeros.
-    fn put(&mut self, address: u64, bytes: &[u8]) {
-        debug_assert!(address.is_multiple_of(PAGE_SIZE_U64) || bytes.len() < PAGE_SIZE);
-        let mut at = address;
-        let mut open = false;
-        for page in bytes.chunks(PAGE_SIZE) {
-            let zero = page.iter().all(|byte| *byte == 0);
-            match self.segments.last_mut() {
-                Some(last) if open && !zero => last.bytes.extend_from_slice(page),
-                _ if !zero => self.segments.push(Segment { address: at, bytes: page.to_vec() }),
-                _ => {}
-            }
-            open = !zero;
-            at += page.len() as u64;
-        }
-    }
-
-    fn put_descriptors(&mut self) {
-        let tss_limit = u64::from(TSS_BYTES - 1);
-        let descriptors: [u64; 4] = [
-            0x00af_fb00_0000_ffff, // 0x18: 64-bit code, DPL 3
-            0x00cf_f300_0000_ffff, // 0x20: data, DPL 3
-            0x0000_8b00_0000_0000 | tss_limit & 0xffff | (TSS & 0x00ff_ffff) << 16 | (tss_limit >> 16) << 48, // 0x28: busy TSS
-            TSS >> 32,
+fn put_tables_and_private_pages(image: &mut Segments, options: &Options, working_set: u64, vcpu_count: u32) {
+    let (vcpus, pages) = (u64::from(vcpu_count), options.pages());
+    let mut tables = draw_table(options, vcpus);
+    tables.extend(dictionary(options.seed()));
+    let words = tables.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
+    let (sum_first, sum_second) = program::sums(words);
+    let sequential = if options.pattern() == Pattern::Sequential { program::FLAG_SEQUENTIAL } else { 0 };
+    let paced = if options.every().is_zero() { 0 } else { program::FLAG_PACED };
+    for vcpu in 0..vcpu_count {
+        let fields = [
+            (private_at::VCPU, u64::from(vcpu)),
+            (private_at::VCPUS, vcpus),
+            (private_at::PAGES, pages),
+            (private_at::OWN_PAGES, (pages - u64::from(vcpu)).div_ceil(vcpus)),
+            (private_at::BURST, options.burst(vcpu_count)),
+            (private_at::FLAGS, sequential | paced),
+            (private_at::CONTENT, options.content().number()),
+            (private_at::COUNTER, COUNTER_ADDRESS),
+            (private_at::PRIVATE_FIRST, private_page_address(0)),
+            (private_at::DRAW_TABLE, DRAW_TABLE),
+            (private_at::DICTIONARY, DICTIONARY),
+            (private_at::LEDGER, LEDGER),
+            (private_at::WORKING_SET, working_set),
+            (private_at::TABLES_SUM_FIRST, sum_first),
+            (private_at::TABLES_SUM_SECOND, sum_second),
         ];
-        let descriptors: Vec<u8> = descriptors.iter().flat_map(|descriptor| descriptor.to_le_bytes()).collect();
-        self.put(GDT + 0x18, &descriptors);
-        self.put(TSS + 0x66, &IO_BITMAP.to_le_bytes());
-        self.put(TSS + u64::from(TSS_BYTES) - 1, &[0xff]);
-    }
-
-    /// An identity map of pages of 2 MiB, for user code. Accessed and dirty are set, so that no one writes to the tables.
-    fn put_page_tables(&mut self, memory_bytes: u64) {
-        const TABLE: u64 = 0x67; // present, writable, user, accessed, dirty
-        const LEAF: u64 = TABLE | 0x80;
-        // A VMM with a hole below 4 GiB has its last GiB beyond the memory's size.
-        let end = if memory_bytes > HOLE.start { memory_bytes + (HOLE.end - HOLE.start) } else { memory_bytes };
-        let directories = end.div_ceil(GIB);
-        self.put(PML4, &(PDPT | TABLE).to_le_bytes());
-        let pdpt: Vec<u8> =
-            (0..directories).flat_map(|gib| ((PAGE_DIRECTORIES + gib * PAGE_SIZE_U64) | TABLE).to_le_bytes()).collect();
-        self.put(PDPT, &pdpt);
-        let leaves: Vec<u8> = (0..end.div_ceil(2 * MIB)).flat_map(|page| ((page * 2 * MIB) | LEAF).to_le_bytes()).collect();
-        self.put(PAGE_DIRECTORIES, &leaves);
-    }
-
-    fn put_tables_and_private_pages(&mut self, options: &Options) {
-        let vcpus = u64::from(self.vcpus);
-        let mut tables = draw_table(options, vcpus);
-        tables.extend(dictionary(options.seed()));
-        let words = tables.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
-        let (sum_first, sum_second) = program::sums(words);
-        let sequential = if options.pattern() == Pattern::Sequential { program::FLAG_SEQUENTIAL } else { 0 };
-        let paced = if options.every().is_zero() { 0 } else { program::FLAG_PACED };
-        for vcpu in 0..self.vcpus {
-            let fields = [
-                (private_at::VCPU, u64::from(vcpu)),
-                (private_at::VCPUS, vcpus),
-                (private_at::PAGES, self.pages),
-                (private_at::OWN_PAGES, (self.pages - u64::from(vcpu)).div_ceil(vcpus)),
-                (private_at::BURST, options.burst(self.vcpus)),
-                (private_at::FLAGS, sequential | paced),
-                (private_at::CONTENT, options.content().number()),
-                (private_at::COUNTER, COUNTER_ADDRESS),
-                (private_at::PRIVATE_FIRST, private_page_address(0)),
-                (private_at::DRAW_TABLE, DRAW_TABLE),
-                (private_at::DICTIONARY, DICTIONARY),
-                (private_at::LEDGER, LEDGER),
-                (private_at::WORKING_SET, self.working_set),
-                (private_at::TABLES_SUM_FIRST, sum_first),
-                (private_at::TABLES_SUM_SECOND, sum_second),
-            ];
-            let mut bytes = [0; private_at::PASSES];
-            for (at, value) in fields {
-                bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
-            }
-            self.put(private_page_address(vcpu), &bytes);
+        let mut bytes = [0; private_at::PASSES];
+        for (at, value) in fields {
+            bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
         }
-        self.put(DRAW_TABLE, &tables);
+        image.put(private_page_address(vcpu), &bytes);
     }
+    image.put(DRAW_TABLE, &tables);
 }
 
 /// Where a working set of `pages` begins and ends: behind the ledger, or above the hole where it would reach into it.
@@ -325,24 +206,6 @@ fn memory_for(end: u64) -> u64 {
 
 const fn pages_max() -> u64 {
     (MEMORY_MAX - HOLE.end) / PAGE_SIZE_U64
-}
-
-const fn segment(selector: u16, type_: u8, code: bool) -> kvm_segment {
-    kvm_segment {
-        base: 0,
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        dpl: 3,
-        db: !code as u8,
-        s: 1,
-        l: code as u8,
-        g: 1,
-        avl: 0,
-        unusable: 0,
-        padding: 0,
-    }
 }
 
 /// The draw table, as bytes: entries of a first page (u32) and a number of pages (u32), in pages of one vCPU. A page write draws an
@@ -475,14 +338,14 @@ mod tests {
             }
         }
         // The program stays below the task state segment.
-        assert!(program::bytes().len() < 0x3000, "{}", program::bytes().len());
+        assert!(program::bytes().len() < flat::CODE_BYTES_MAX, "{}", program::bytes().len());
     }
 
     #[test]
     fn page_tables_reach_to_the_end_of_memory() {
         for (memory, leaves) in [(4 * MIB, 2), (5 * MIB, 3), (3 * GIB, 1536), (4 * GIB, 2560), (64 * GIB, 65 * 512)] {
             let image = Image::build(&options("churn:pages=1"), memory, 1).unwrap();
-            let tables = image.segments().iter().find(|segment| segment.address == PAGE_DIRECTORIES).unwrap();
+            let tables = image.segments().iter().find(|segment| segment.address == flat::PAGE_DIRECTORIES).unwrap();
             assert_eq!(tables.bytes.len(), leaves * 8);
         }
     }

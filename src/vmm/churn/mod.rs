@@ -92,9 +92,11 @@ mod program;
 #[cfg(test)]
 mod native_tests;
 
-pub use image::{ChurnError, Image, MEMORY_MAX, MEMORY_MIN, Segment};
+pub use super::flat::Segment;
+pub use image::{ChurnError, Image, MEMORY_MAX, MEMORY_MIN};
 pub use options::{Content, Options, OptionsError, Pattern};
 pub use private::{Code, Inconsistency, PrivatePage};
+pub(super) use program::random;
 
 /// The most vCPUs the guest runs on.
 pub const VCPUS_MAX: u32 = 64;

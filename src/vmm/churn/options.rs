@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::page::PAGE_SIZE_U64;
+use crate::vmm::keys::{name_of, named, number, pages, seed, time, time_text};
 
 /// The most pages of a working set: 64 GiB.
 pub(super) const PAGES_MAX: u64 = 1 << 24;
@@ -68,10 +68,6 @@ impl Content {
             Self::Words => 4,
         }
     }
-}
-
-fn name_of<T: PartialEq>(all: &[(&'static str, T)], value: &T) -> &'static str {
-    all.iter().find(|(_, other)| other == value).map_or("", |(name, _)| name)
 }
 
 impl fmt::Display for Pattern {
@@ -280,48 +276,10 @@ impl Options {
                 ("burst", burst.map(|it| self.burst = Some(it)).ok_or(BURST_ALLOWED))
             }
             "every" => ("every", time(value).filter(|it| *it <= EVERY_MAX).map(|it| self.every = it).ok_or(EVERY_ALLOWED)),
-            "seed" => {
-                let seed = value.strip_prefix("0x").map_or_else(|| number(value), |digits| u64::from_str_radix(digits, 16).ok());
-                ("seed", seed.map(|it| self.seed = it).ok_or(SEED_ALLOWED))
-            }
+            "seed" => ("seed", seed(value).map(|it| self.seed = it).ok_or(SEED_ALLOWED)),
             _ => return Err(OptionsError::Key { key: key.to_owned() }),
         };
         set.map(|()| key).map_err(|allowed| OptionsError::Value { key, value: value.to_owned(), allowed })
-    }
-}
-
-fn named<T: Copy>(all: &[(&'static str, T)], name: &str) -> Option<T> {
-    all.iter().find(|(other, _)| *other == name).map(|(_, value)| *value)
-}
-
-/// Digits only: neither sign nor spaces.
-fn number(text: &str) -> Option<u64> {
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
-}
-
-/// A number of pages, or a size with its unit that is a whole number of pages.
-fn pages(text: &str) -> Option<u64> {
-    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let shift = match unit {
-        "" => return number(digits),
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        _ => return None,
-    };
-    let bytes = number(digits)?.checked_mul(1 << shift)?;
-    bytes.is_multiple_of(PAGE_SIZE_U64).then_some(bytes / PAGE_SIZE_U64)
-}
-
-fn time(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let count = number(digits)?;
-    match unit {
-        "" => (count == 0).then_some(Duration::ZERO),
-        "us" => Some(Duration::from_micros(count)),
-        "ms" => Some(Duration::from_millis(count)),
-        "s" => Some(Duration::from_secs(count)),
-        _ => None,
     }
 }
 
@@ -341,11 +299,8 @@ impl fmt::Display for Options {
             parts.push(format!("content={content}"));
         }
         parts.extend(burst.map(|burst| format!("burst={burst}")));
-        match every.as_micros() {
-            0 => {}
-            us if us % 1_000_000 == 0 => parts.push(format!("every={}s", us / 1_000_000)),
-            us if us % 1000 == 0 => parts.push(format!("every={}ms", us / 1000)),
-            us => parts.push(format!("every={us}us")),
+        if !every.is_zero() {
+            parts.push(format!("every={}", time_text(*every)));
         }
         if *seed != plain.seed {
             parts.push(format!("seed={seed}"));

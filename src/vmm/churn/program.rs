@@ -82,7 +82,7 @@ const _: () = {
 };
 
 /// A random number and the next state. The same sequence as the program's.
-pub(super) const fn random(state: u64) -> (u64, u64) {
+pub(in crate::vmm) const fn random(state: u64) -> (u64, u64) {
     let state = state.wrapping_add(GAMMA);
     let value = (state ^ (state >> 32)).wrapping_mul(MIX_FIRST);
     let value = (value ^ (value >> 29)).wrapping_mul(MIX_SECOND);

@@ -1,0 +1,119 @@
+//! A run of the harness: all points, one after the other.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::BenchError;
+use super::endtoend::{self, RatePoint, RateRow, rate_points};
+use super::machine::Machine;
+use super::results::{Row, rows};
+use super::runner::{measure, measure_exits};
+use super::stats::Spread;
+use super::workload::{Axis, Extent, Point, points};
+
+/// Exits that are timed.
+const EXITS: usize = 20_000;
+
+/// What to measure, and with what.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The KVM device.
+    pub kvm: PathBuf,
+    /// The directory that chains are made in.
+    pub dir: PathBuf,
+    /// How much.
+    pub extent: Extent,
+    /// What is varied.
+    pub axes: Vec<Axis>,
+}
+
+/// A line of the results.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Line {
+    /// Cuts at one point with one tracker.
+    Cuts(Row),
+    /// A run of the whole engine.
+    Rate(RateRow),
+}
+
+/// All that was measured.
+#[derive(Clone, Debug)]
+pub struct Results {
+    /// The machine.
+    pub machine: Machine,
+    /// What an exit costs, in microseconds.
+    pub exit_us: Spread,
+    /// The lines, in the order measured.
+    pub lines: Vec<Line>,
+}
+
+impl Results {
+    /// The rows of cuts.
+    pub fn cuts(&self) -> impl Iterator<Item = &Row> {
+        self.lines.iter().filter_map(|line| if let Line::Cuts(row) = line { Some(row) } else { None })
+    }
+
+    /// The rows of the whole engine.
+    pub fn rates(&self) -> impl Iterator<Item = &RateRow> {
+        self.lines.iter().filter_map(|line| if let Line::Rate(row) = line { Some(row) } else { None })
+    }
+}
+
+/// What a run goes through.
+#[derive(Debug)]
+pub struct Steps {
+    points: Vec<Point>,
+    rates: Vec<RatePoint>,
+}
+
+impl Plan {
+    /// What the run goes through.
+    #[must_use]
+    pub fn steps(&self) -> Steps {
+        Steps { points: points(self.extent, &self.axes), rates: rate_points(self.extent, &self.axes) }
+    }
+
+    /// Measures everything. `progress` is told each line as it comes, and how many steps are done.
+    ///
+    /// # Errors
+    /// The first step that fails ends the run: [`BenchError`], or what `progress` returns.
+    pub fn run<E: From<BenchError>>(&self, mut progress: impl FnMut(&[Line], usize) -> Result<(), E>) -> Result<Results, E> {
+        let Steps { points, rates } = self.steps();
+        let kvm: &Path = &self.kvm;
+        let machine = Machine::probe(kvm)?;
+        let exit_us = Spread::of(measure_exits(kvm, EXITS)?);
+        let mut results = Results { machine, exit_us, lines: Vec::new() };
+        let mut done = 0;
+        let mut step = |results: &mut Results, lines: Vec<Line>| {
+            done += 1;
+            progress(&lines, done)?;
+            results.lines.extend(lines);
+            Ok::<(), E>(())
+        };
+        for point in &points {
+            let measured = measure(kvm, point, self.extent)?;
+            step(&mut results, rows(point, &measured).into_iter().map(Line::Cuts).collect())?;
+        }
+        for rate in &rates {
+            let row = endtoend::measure(kvm, &self.dir, rate, self.extent)?;
+            step(&mut results, vec![Line::Rate(row)])?;
+        }
+        Ok(results)
+    }
+}
+
+impl Steps {
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.points.len() + self.rates.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

@@ -1,0 +1,92 @@
+//! Results that nobody measured, for tests.
+
+use super::endtoend::{RatePoint, RateRow};
+use super::machine::Machine;
+use super::results::{Row, rows};
+use super::runner::{Measured, Sample};
+use super::session::{Line, Results};
+use super::stats::Spread;
+use super::workload::{Axis, Extent, Point, TrackerKind, points};
+use crate::kvm::host::Flavour;
+
+#[expect(clippy::cast_precision_loss, reason = "small numbers")]
+const fn number(count: u64) -> f64 {
+    count as f64
+}
+
+/// A machine where the bitmap costs a microsecond for each 64 MiB and 50 ns a page, the ring 200 ns a page, a fault 5 us, and a copy 300 ns.
+fn measured(point: &Point) -> Measured {
+    let pages = point.full_ring.map_or(point.pages, u64::from);
+    let sample = |kind: TrackerKind, index: u32| {
+        let tracking = match kind {
+            TrackerKind::Ring => 0.2 * number(pages),
+            TrackerKind::RingHot => 0.1 * number(pages),
+            TrackerKind::Bitmap | TrackerKind::BitmapClear => number(point.memory_bytes >> 26) + 0.05 * number(pages),
+        };
+        Sample {
+            pages: pages + 1,
+            run: 5.0 * number(pages),
+            kick: if point.vcpus == 1 { 0.1 } else { 20.0 },
+            state: 20.0 + f64::from(index % 7),
+            harvest: tracking / 4.0,
+            copy: 0.3 * number(pages) + f64::from(index % 3),
+            reset: tracking * 3.0 / 4.0,
+        }
+    };
+    let samples = |kind| (0..50).map(|index| sample(kind, index)).collect();
+    Measured {
+        trackers: point.trackers().iter().map(|kind| (*kind, samples(*kind))).collect(),
+        untracked_pass_us: vec![0.02 * number(point.pages); 5],
+        copy_us: vec![0.3 * number(pages); 5],
+    }
+}
+
+/// The rows of a point.
+pub(super) fn rows_of(point: &Point) -> Vec<Row> {
+    rows(point, &measured(point))
+}
+
+fn rate_row(point: &RatePoint) -> RateRow {
+    let rate = f64::from(point.rate.unwrap_or(3000));
+    RateRow {
+        axes: vec!["rate"],
+        tracker: point.tracker.as_str(),
+        guest: point.guest.to_owned(),
+        memory_bytes: 512 << 20,
+        wanted_per_s: point.rate,
+        epochs: 100,
+        durable_per_s: rate,
+        epoch_pages: 60.0,
+        bytes_per_page: 200.0,
+        pause_us: Spread { p50: 80.0, p99: 120.0, max: 300.0 },
+        cpu_percent: 50.0,
+        cpu_encode_percent: 10.0,
+        cpu_write_percent: 5.0,
+        burst_us: point.guest.contains("every").then_some(5000.0),
+        unprotected_burst_us: point.guest.contains("every").then_some(4000.0),
+        slowdown_percent: rate / 50.0,
+        stretch_percent: 25.0,
+        lost_percent: 0.0,
+    }
+}
+
+/// A run over all axes.
+pub(super) fn results(extent: Extent) -> Results {
+    let cuts = points(extent, &Axis::ALL).iter().flat_map(rows_of).map(Line::Cuts).collect::<Vec<_>>();
+    let rates = super::endtoend::rate_points(extent, &Axis::ALL);
+    Results {
+        machine: Machine {
+            processor: "A <fast> & \"good\" one".to_owned(),
+            processors: 2,
+            memory_bytes: 24 << 30,
+            kernel: "6.18.0".to_owned(),
+            kvm: Flavour::Pvm,
+            pml: false,
+            ring_entries_max: 65_536,
+            version: "0.0.0",
+            optimised: true,
+        },
+        exit_us: Spread { p50: 1.5, p99: 2.0, max: 9.0 },
+        lines: cuts.into_iter().chain(rates.iter().map(rate_row).map(Line::Rate)).collect(),
+    }
+}

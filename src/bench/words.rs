@@ -1,0 +1,189 @@
+//! The results in words: which tracker to take for which work on this machine, and what budget. Pure.
+
+use super::results::Row;
+use super::session::Results;
+use super::summary::{Duel, Flatness, Summary, Winner, Words};
+
+/// Paragraphs whose sentences stand on rows that were measured; what was not measured is not mentioned.
+pub(super) fn words(summary: &Summary, results: &Results) -> Vec<Words> {
+    let paragraph = |about: &'static str, sentences: &[Option<String>]| {
+        let text = sentences.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(" ");
+        (!text.is_empty()).then_some(Words { about, text })
+    };
+    [
+        paragraph("Which tracker", &[memory(summary), ring_wins(summary), bitmap_wins(summary), bound(summary)]),
+        paragraph("What a checkpoint costs", &[fault(summary), floor(summary)]),
+        paragraph("Which budget", &[budget(summary)]),
+        paragraph("The whole engine", &[rate(results)]),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Bytes as people say them.
+pub(super) fn bytes(bytes: u64) -> String {
+    match bytes {
+        bytes if bytes >= 1 << 30 && bytes.is_multiple_of(1 << 30) => format!("{} GiB", bytes >> 30),
+        bytes if bytes >= 1 << 20 => format!("{} MiB", bytes >> 20),
+        bytes => format!("{bytes} bytes"),
+    }
+}
+
+/// A time in microseconds, to what is worth saying of it.
+pub(super) fn time(us: f64) -> String {
+    match us {
+        us if us >= 10_000.0 => format!("{:.0} ms", us / 1000.0),
+        us if us >= 1000.0 => format!("{:.1} ms", us / 1000.0),
+        us if us >= 10.0 => format!("{us:.0} µs"),
+        us => format!("{us:.1} µs"),
+    }
+}
+
+/// A factor, to what is worth saying of it.
+fn times(factor: f64) -> String {
+    if factor >= 10.0 { format!("{factor:.0} times") } else { format!("{factor:.1} times") }
+}
+
+fn memory(summary: &Summary) -> Option<String> {
+    let first = summary.flatness.first()?;
+    let like = |flat: &&Flatness| (flat.dirty_pages, flat.memory_bytes) == (first.dirty_pages, first.memory_bytes);
+    let part = |flat: &Flatness| {
+        let at = |memory| {
+            let place = |duel: &&Duel| (duel.memory_bytes, duel.dirty_pages, duel.vcpus) == (memory, flat.dirty_pages, 1);
+            summary.duels.iter().filter(place).find(|duel| duel.pattern == flat.pattern)
+        };
+        let (small, large) = (at(flat.memory_bytes.0)?, at(flat.memory_bytes.1)?);
+        Some(format!(
+            "{} pages take the ring {} to {}, and the bitmap {} at {} and {} at {}, {} the ring's",
+            flat.pattern,
+            time(flat.ring_us.0),
+            time(flat.ring_us.1),
+            time(small.bitmap_us),
+            bytes(small.memory_bytes),
+            time(large.bitmap_us),
+            bytes(large.memory_bytes),
+            times(large.bitmap_over_ring),
+        ))
+    };
+    let parts: Vec<String> = summary.flatness.iter().filter(like).filter_map(part).collect();
+    (!parts.is_empty()).then(|| {
+        let (least, most) = (bytes(first.memory_bytes.0), bytes(first.memory_bytes.1));
+        format!(
+            "To find {} dirty pages and protect them again in {least} to {most} of guest memory: {}.",
+            first.dirty_pages,
+            parts.join("; ")
+        )
+    })
+}
+
+/// The points as `60 pages at 4 GiB`, the largest ratio first.
+fn points(mut duels: Vec<&Duel>, ratio: fn(&Duel) -> f64) -> String {
+    const SHOWN: usize = 4;
+    duels.sort_by(|one, other| ratio(other).total_cmp(&ratio(one)));
+    let more = duels.len().saturating_sub(SHOWN);
+    let shown = duels.iter().take(SHOWN).map(|duel| {
+        let vcpus = if duel.vcpus == 1 { String::new() } else { format!(", {} vCPUs", duel.vcpus) };
+        format!("{} {} pages at {}{vcpus} ({})", duel.dirty_pages, duel.pattern, bytes(duel.memory_bytes), times(ratio(duel)))
+    });
+    let mut text = shown.collect::<Vec<_>>().join("; ");
+    if more > 0 {
+        text.push_str(&format!("; and {more} more"));
+    }
+    text
+}
+
+fn won(summary: &Summary, winner: Winner) -> Vec<&Duel> {
+    summary.duels.iter().filter(|duel| duel.winner() == winner).collect()
+}
+
+fn ring_wins(summary: &Summary) -> Option<String> {
+    let duels = won(summary, Winner::Ring);
+    let text = points(duels.clone(), |duel| duel.bitmap_over_ring);
+    (!duels.is_empty())
+        .then(|| format!("Take the ring where memory is large for the pages that get dirty. The bitmap costs more with {text}."))
+}
+
+fn bitmap_wins(summary: &Summary) -> Option<String> {
+    if summary.duels.is_empty() {
+        return None;
+    }
+    let duels = won(summary, Winner::Bitmap);
+    let even = won(summary, Winner::Even).len();
+    let text = points(duels.clone(), |duel| 1.0 / duel.bitmap_over_ring.max(1e-9));
+    let even = if even > 0 { format!(" At {even} of {} points the two are even.", summary.duels.len()) } else { String::new() };
+    Some(if duels.is_empty() {
+        format!("The bitmap is nowhere clearly cheaper here.{even}")
+    } else {
+        format!(
+            "Take the bitmap where a large share of a small memory gets dirty in each epoch. The ring costs more with {text}.{even}"
+        )
+    })
+}
+
+fn bound(summary: &Summary) -> Option<String> {
+    (!summary.duels.is_empty()).then(|| {
+        "Only the ring bounds an epoch by itself: with a bitmap, nothing but a timer ends it, however much the guest writes."
+            .to_owned()
+    })
+}
+
+fn fault(summary: &Summary) -> Option<String> {
+    let fault = summary.fault_us_per_page?;
+    Some(format!(
+        "Either way, the first write to a page in an epoch costs the guest {} on this machine, beyond the pause: few long epochs are cheaper than many short ones for a \
+         guest that writes to the same pages.",
+        time(fault)
+    ))
+}
+
+fn floor(summary: &Summary) -> Option<String> {
+    let most = |vcpus| {
+        let of = summary.above_floor.iter().filter(|row| row.tracker == "ring" && row.vcpus == vcpus);
+        let of = of.filter(|row| (60..=4000).contains(&row.dirty_pages));
+        of.max_by(|one, other| one.above_us.total_cmp(&other.above_us))
+    };
+    let one = most(1)?;
+    let two = most(2).map(|row| format!("; with two vCPUs by {}", time(row.above_us.max(0.0)))).unwrap_or_default();
+    Some(format!(
+        "The ring's median pause exceeds the plain copy of the same pages by at most {} from 60 to 4,000 pages with one vCPU ({} against {} at {} pages){two}.",
+        time(one.above_us.max(0.0)),
+        time(one.pause_us),
+        time(one.floor_us),
+        one.dirty_pages
+    ))
+}
+
+fn budget(summary: &Summary) -> Option<String> {
+    let best = summary.best_ring_entries?;
+    let cost = summary.budgets.iter().find(|cost| cost.ring_entries == best)?;
+    let least = summary.budgets.iter().map(|cost| cost.cycle_us_per_page).min_by(f64::total_cmp)?;
+    Some(format!(
+        "For a guest that fills its ring, a budget of {best} pages is best: {} a page, run and pause together, with a median pause of {}; the best of all sizes is {} a page, \
+         and a larger budget only makes the pause longer.",
+        time(cost.cycle_us_per_page),
+        time(cost.pause_us),
+        time(least)
+    ))
+}
+
+fn rate(results: &Results) -> Option<String> {
+    let ring = || results.rates().filter(|row| row.tracker == "ring" && row.burst_us.is_some());
+    let at = |rate: u32| ring().find(|row| row.wanted_per_s == Some(rate));
+    let parts: Vec<String> = [20, 200]
+        .into_iter()
+        .filter_map(|rate| at(rate).map(|row| format!("{:.1}% of its time at {rate} checkpoints a second", row.slowdown_percent)))
+        .collect();
+    (!parts.is_empty()).then(|| {
+        format!(
+            "Under the whole engine, with a chain on disk, a paced guest (2,000 page writes in each 50 ms) loses {}.",
+            parts.join(", ")
+        )
+    })
+}
+
+/// A row's place in a few words, for tables and plots.
+pub(super) fn place(row: &Row) -> String {
+    let vcpus = if row.vcpus == 1 { String::new() } else { format!(", {} vCPUs", row.vcpus) };
+    format!("{}, {} {} pages{vcpus}", bytes(row.memory_bytes), row.dirty_pages, row.pattern)
+}

@@ -1,0 +1,47 @@
+//! A moment of the harness, through the command: every tracker, the whole engine, and every form of report.
+
+use serde_json::Value;
+
+use crate::support::command::{number, run};
+use crate::support::{kvm_or_skip, nested};
+
+#[test]
+fn a_moment_of_every_kind_of_measurement() {
+    if nested() || !kvm_or_skip("native::bench::a_moment_of_every_kind_of_measurement") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (out, store) = (dir.path().join("out"), dir.path().join("store"));
+    let line = format!("bench --extent tiny --json --out {} --store {}", out.display(), store.display());
+    let output = run(&line).expect(0).stdout;
+    let lines: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |kind: &str| lines.iter().filter(|line| line["kind"] == kind).collect::<Vec<_>>();
+    let trackers: Vec<&str> = of("cuts").iter().map(|row| row["tracker"].as_str().unwrap()).collect();
+    assert_eq!(trackers, ["ring", "bitmap", "bitmap+clear"], "{output}");
+    for row in of("cuts") {
+        // The pages of a pass and the control page.
+        assert_eq!((number(row, "/dirty_pages"), row["epoch_pages"].as_f64()), (60, Some(61.0)), "{row}");
+        for positive in [
+            "/run_us",
+            "/state_us",
+            "/copy_us",
+            "/tracking_us",
+            "/pause_us/p50",
+            "/floor_copy_us",
+            "/untracked_run_us",
+            "/slowdown",
+        ] {
+            assert!(row.pointer(positive).and_then(Value::as_f64).unwrap() > 0.0, "{positive} of {row}");
+        }
+        assert_eq!(number(row, "/cuts"), 24, "{row}");
+    }
+    let rate = of("rate")[0];
+    assert!(number(rate, "/epochs") > 0 && rate["bytes_per_page"].as_f64().unwrap() > 0.0, "{rate}");
+    assert!(rate["burst_us"].as_f64().unwrap() > 0.0 && rate["unprotected_burst_us"].as_f64().unwrap() > 0.0, "{rate}");
+    let last = lines.last().unwrap();
+    assert!(last["kind"] == "summary" && last["floors"]["exit_us"]["p50"].as_f64().unwrap() > 0.0, "{last}");
+    assert_eq!(std::fs::read_to_string(out.join("bench.json")).unwrap(), output);
+    assert_eq!(std::fs::read_to_string(out.join("bench.csv")).unwrap().lines().count(), lines.len());
+    assert!(std::fs::read_to_string(out.join("bench.html")).unwrap().contains("<svg"));
+    assert_eq!(std::fs::read_dir(&store).unwrap().count(), 0, "the chains are removed");
+}
