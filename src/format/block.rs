@@ -87,6 +87,8 @@ pub struct BlockEncoder {
     compression: Compression,
     zstd: Option<CCtx<'static>>,
     pages: Vec<u8>,
+    /// What zstd writes to, so that nothing has to be zeroed for it.
+    compressed: Vec<u8>,
 }
 
 impl BlockEncoder {
@@ -107,7 +109,8 @@ impl BlockEncoder {
                 Some(context)
             }),
         };
-        Self { compression, zstd, pages: Vec::with_capacity(BLOCK_PAGES * PAGE_SIZE) }
+        let compressed = vec![0; if zstd.is_some() { BLOCK_PAGES * PAGE_SIZE } else { 0 }];
+        Self { compression, zstd, pages: Vec::with_capacity(compressed.len()), compressed }
     }
 
     /// How this encoder compresses.
@@ -128,24 +131,21 @@ impl BlockEncoder {
             return result;
         }
 
-        let raw_bytes = block.len() * PAGE_SIZE;
-        let data_begin = out.len();
         if let Some(zstd) = &mut self.zstd {
             self.pages.clear();
             for (_, page) in block {
                 self.pages.extend_from_slice(*page);
             }
             // What does not become smaller does not fit, and is stored raw. So is what zstd failed on for any other reason.
-            out.resize(data_begin + raw_bytes - 1, 0);
-            let room = out.get_mut(data_begin..).unwrap_or_default();
-            if let Ok(used) = zstd.compress2(room, &self.pages) {
-                out.truncate(data_begin + used);
+            let room = self.compressed.get_mut(..self.pages.len() - 1).unwrap_or_default();
+            let used = zstd.compress2(room, &self.pages).ok();
+            if let Some(compressed) = used.and_then(|used| self.compressed.get(..used)) {
+                out.extend_from_slice(compressed);
                 if let Some(encoding) = out.get_mut(begin) {
                     *encoding = ZSTD;
                 }
                 return Ok(());
             }
-            out.truncate(data_begin);
             out.extend_from_slice(&self.pages);
             return Ok(());
         }
