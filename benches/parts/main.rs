@@ -6,6 +6,7 @@
 mod codec;
 mod compare;
 mod content;
+mod delta;
 mod frames;
 mod pages;
 mod pipeline;
@@ -21,6 +22,7 @@ fn main() {
     let mut criterion = settings.sample_size(20).without_plots().configure_from_args();
     pages::benches(&mut criterion);
     codec::benches(&mut criterion);
+    delta::benches(&mut criterion);
     frames::benches(&mut criterion);
     restore::benches(&mut criterion);
     pipeline::benches(&mut criterion);
