@@ -91,14 +91,19 @@ fn encode(criterion: &mut Criterion) {
     compare("encode_thread: zero over plain zstd", || epochs(&zero, 1), &mut zstd);
 }
 
-/// Epochs of 60 pages with a few words changed in each, on disk, committed by groups: the rate is durable epochs a second.
+/// Epochs of pages with a few words changed in each, on disk: the rate is durable epochs a second. One page shows what an epoch costs besides pages.
 fn durable(criterion: &mut Criterion) {
-    const PAGES: usize = 60;
     let mut group = criterion.benchmark_group("durable_epochs");
     group.throughput(Throughput::Elements(1));
-    for (name, durability) in [("group_10ms", Durability::Group(Durability::GROUP_DEFAULT)), ("unsynced", Durability::None)] {
+    let group_10ms = Durability::Group(Durability::GROUP_DEFAULT);
+    let cases = [
+        ("60_pages_group_10ms", 60, group_10ms),
+        ("1_page_group_10ms", 1, group_10ms),
+        ("60_pages_unsynced", 60, Durability::None),
+    ];
+    for (name, pages, durability) in cases {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory on disk");
-        let mut bench = Bench::new(PAGES, store(dir.path(), PAGES), durability);
+        let mut bench = Bench::new(pages, store(dir.path(), pages), durability);
         let (mut wall, mut epochs) = (Duration::ZERO, 0);
         let cpu = || ["slackwater-enc", "slackwater-wri"].map(thread_time);
         let before = cpu();
@@ -107,7 +112,7 @@ fn durable(criterion: &mut Criterion) {
             bencher.iter_custom(|rounds| {
                 let start = Instant::now();
                 for _ in 0..rounds {
-                    bench.guest.change_words(0..PAGES);
+                    bench.guest.change_words(0..pages);
                     bench.cut();
                 }
                 bench.flush();
