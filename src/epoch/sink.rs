@@ -27,6 +27,11 @@ pub trait Sink: Send {
     /// The newest epoch that was appended whole, or [`EpochId::NONE`].
     fn tip(&self) -> EpochId;
 
+    /// Whether frames may hold changes of pages ([`crate::format::EpochWriter::changes`]). If not, pages are always stored whole.
+    fn takes_changes(&self) -> bool {
+        false
+    }
+
     /// Takes some of the frames of `epoch`, which is above [`tip`](Self::tip).
     ///
     /// # Errors

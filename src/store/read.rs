@@ -35,11 +35,11 @@ impl Chain {
 
     pub(super) fn open_on(dir: &Path, medium: Arc<dyn Medium>) -> Result<Self, StoreError> {
         let identity = read_identity(dir, medium.as_ref())?;
-        let mut scan = scan::scan(dir, medium.as_ref(), identity.chain)?;
+        let mut scan = scan::scan(dir, medium.as_ref(), &identity)?;
         if scan.damage.is_some() {
             // A writer that undid an epoch and wrote another in its place, while this walk was between the two, looks like damage.
             // Real damage is still there.
-            scan = scan::scan(dir, medium.as_ref(), identity.chain)?;
+            scan = scan::scan(dir, medium.as_ref(), &identity)?;
         }
         Ok(Self { dir: dir.to_owned(), medium, identity, scan })
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use slackwater::format::{
-    BlockEncoder, ChainId, Close, Commit, Compression, EpochWriter, FORMAT_VERSION, FRAME_HEADER_BYTES, FrameHeader, FrameKind,
-    Identity, MemoryDigest, Phases, SegmentHeader, Trigger,
+    BlockEncoder, ChainId, Close, Commit, Compression, EpochWriter, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Identity,
+    MemoryDigest, Phases, SegmentHeader, Trigger,
 };
 use slackwater::machine::StateRecord;
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE_U64, PageBytes, PageRun};
@@ -68,7 +68,7 @@ impl Builder {
     pub(crate) fn new(chain: [u8; 16], memory: Vec<PageRun>, vcpus: u32, machine: serde_json::Value) -> Self {
         let clock_ns = 1_790_000_000_000_000_000;
         let identity = Identity {
-            format: FORMAT_VERSION,
+            format: 1,
             chain: ChainId(chain),
             page_size: PAGE_SIZE_U64,
             created_unix_ns: clock_ns,
@@ -99,6 +99,7 @@ impl Builder {
         self.segment += 1;
         self.durable = self.tip;
         let header = SegmentHeader {
+            format: 1,
             number: self.segment,
             chain: self.chain,
             previous_hash: self.tip_hash,
