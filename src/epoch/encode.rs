@@ -14,6 +14,7 @@ pub(super) struct Encoder {
     chain: ChainId,
     blocks: BlockEncoder,
     known: Known,
+    packs_state: bool,
     /// The epoch in hand; parts of it may have gone before.
     writer: EpochWriter,
     zero_pages: u64,
@@ -27,14 +28,15 @@ impl Encoder {
     pub(super) fn new(
         chain: ChainId,
         compression: Compression,
-        contents: Contents,
-        versions: Versions,
+        (contents, versions): (Contents, Versions),
+        packs_state: bool,
         budget_pages: usize,
     ) -> Self {
         Self {
             chain,
             blocks: BlockEncoder::new(compression),
             known: Known { contents, versions },
+            packs_state,
             writer: EpochWriter::new(chain, EpochId::NONE),
             zero_pages: 0,
             unchanged_pages: 0,
@@ -96,7 +98,12 @@ impl Encoder {
             self.zero_pages += self.zeros.len() as u64;
         }
         if let Some(commit) = &mut slot.part.commit {
-            self.writer.state(&mut slot.frames, &slot.state.records())?;
+            let records = slot.state.records();
+            if self.packs_state {
+                self.writer.packed_state(&mut slot.frames, &records)?;
+            } else {
+                self.writer.state(&mut slot.frames, &records)?;
+            }
             commit.totals = self.writer.totals();
             commit.zero_pages = self.zero_pages;
             commit.unchanged_pages = self.unchanged_pages;

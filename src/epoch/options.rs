@@ -64,7 +64,7 @@ pub struct EngineOptions {
     /// How pages are encoded.
     pub compression: Compression,
     /// The most pages of which the version last stored is kept in memory, so that only what changed of them is stored; 0 for none. Nothing is kept for a sink
-    /// that takes no changes ([`Sink::takes_changes`](super::Sink::takes_changes)), nor without compression.
+    /// that takes no changes ([`Sink::format`](super::Sink::format)), nor without compression.
     pub version_pages: usize,
     /// What to do when storage is behind.
     pub when_behind: WhenBehind,

@@ -154,3 +154,92 @@ impl std::fmt::Debug for Versions {
         f.debug_struct("Versions").field("kept", &self.kept.len()).field("pages", &self.pages.len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A page that differs from every other with another number in as many words as asked for.
+    fn page(number: u64, words: usize) -> PageBytes {
+        let mut page = [7; PAGE_SIZE];
+        page.chunks_exact_mut(8).take(words).for_each(|word| word.copy_from_slice(&number.to_le_bytes()));
+        page
+    }
+
+    #[test]
+    fn a_page_comes_whole_at_least_every_sixteenth_time() {
+        let mut versions = Versions::new(64, 4);
+        assert_eq!(versions.update(Gfn(3), &page(0, 1), false), None);
+        assert_eq!(versions.keep(Gfn(3), &page(0, 1)), None);
+        let mut whole = Vec::new();
+        for number in 1..50 {
+            match versions.update(Gfn(3), &page(number, 1), false).unwrap() {
+                Store::Changes(changed) => assert_eq!(changed.count(), 1),
+                Store::Whole => whole.push(number),
+                Store::Nothing => panic!("it changed"),
+            }
+            assert_eq!(versions.update(Gfn(3), &page(number, 1), false), Some(Store::Nothing));
+        }
+        assert_eq!(whole, [16, 32, 48]);
+        assert_eq!(versions.update(Gfn(3), &page(49, 1), true), Some(Store::Whole), "what is kept may not be in the chain");
+        assert_eq!(versions.update(Gfn(3), &page(50, 257), false), Some(Store::Whole), "too many words");
+    }
+
+    #[test]
+    fn neighbours_come_whole_together_and_others_at_other_times() {
+        let mut versions = Versions::new(64, 64);
+        (0..64).for_each(|gfn| assert_eq!(versions.keep(Gfn(gfn), &page(0, 1)), None));
+        let whole = |versions: &mut Versions, gfn| {
+            (1..17).find(|number| versions.update(Gfn(gfn), &page(*number, 1), false) == Some(Store::Whole)).unwrap()
+        };
+        let when: Vec<_> = (0..64).map(|gfn| whole(&mut versions, gfn)).collect();
+        assert!(when.chunks(16).all(|block| block.iter().all(|number| *number == block[0])), "{when:?}");
+        assert_eq!([when[0], when[16], when[32], when[48]], [16, 15, 14, 13]);
+    }
+
+    proptest! {
+        /// What is kept is what was stored last, for no more pages than asked for, and what is dropped is handed back.
+        #[test]
+        fn versions_are_what_was_stored(room in 0usize..6, steps in prop::collection::vec((0u64..9, 0u8..10, 0usize..3), 0..300)) {
+            let mut versions = Versions::new(8, room);
+            let mut model: BTreeMap<u64, PageBytes> = BTreeMap::new();
+            for ((gfn, kind, words), number) in steps.into_iter().zip(1..) {
+                if kind == 0 {
+                    prop_assert_eq!(versions.forget(Gfn(gfn)), model.remove(&gfn).is_some());
+                    continue;
+                }
+                let now = page(number, [0, 1, 300][words]);
+                let stored = versions.update(Gfn(gfn), &now, kind == 1);
+                prop_assert_eq!(stored.is_some(), model.contains_key(&gfn));
+                if let Some(before) = model.get(&gfn) {
+                    match stored.unwrap() {
+                        Store::Nothing => prop_assert!(kind != 1 && *before == now),
+                        Store::Changes(changed) => {
+                            prop_assert!(kind != 1 && changed.count() <= 256);
+                            let mut patched = *before;
+                            changed.patch(&mut patched, &now);
+                            prop_assert!(patched == now);
+                        }
+                        Store::Whole => {}
+                    }
+                    model.insert(gfn, now);
+                } else {
+                    if let Some((dropped, version)) = versions.keep(Gfn(gfn), &now) {
+                        prop_assert!(model.remove(&dropped.0) == Some(version));
+                    }
+                    if room > 0 && gfn < 8 {
+                        model.insert(gfn, now);
+                    }
+                }
+                prop_assert!(model.len() <= room);
+            }
+            for (gfn, page) in model {
+                prop_assert_eq!(versions.update(Gfn(gfn), &page, false), Some(Store::Nothing));
+            }
+        }
+    }
+}

@@ -12,6 +12,9 @@ pub const FORMAT_VERSION: u32 = 2;
 /// The oldest version of the format that this code reads, and goes on with.
 pub const FORMAT_VERSION_OLDEST: u32 = 1;
 
+/// The first version of the format that has blocks of changes and packed state.
+pub const FORMAT_WITH_CHANGES: u32 = 2;
+
 /// Whether this code knows a version of the format.
 pub(super) fn is_known(version: impl Into<u64>) -> bool {
     (u64::from(FORMAT_VERSION_OLDEST)..=u64::from(FORMAT_VERSION)).contains(&version.into())
@@ -96,12 +99,6 @@ impl Identity {
             .map_err(|error| FormatError::field("first line", error.column(), "the fields of an identity", error))?;
         identity.check().map_err(|(field, expected, found)| FormatError::Field { field, offset: 0, expected, found })?;
         Ok(identity)
-    }
-
-    /// Whether the chain may have blocks of changes.
-    #[must_use]
-    pub const fn has_changes(&self) -> bool {
-        self.format >= 2
     }
 
     /// The frames of guest memory in all.

@@ -293,6 +293,41 @@ fn the_digest_follows_pages() {
 }
 
 #[test]
+fn packed_state_has_limits() {
+    let record = |data| StateRecord { name: "vcpu.xsave".to_owned(), index: 0, version: 1, data };
+    let mut data = vec![0; 5000];
+    data[77] = 1;
+    data[4999] = 2;
+    let mut out = Vec::new();
+    EpochWriter::new(CHAIN, EpochId(1)).packed_state(&mut out, &[record(data.clone())]).unwrap();
+    let packed = out[FRAME_HEADER_BYTES..].to_vec();
+    // The record's head and name: 26 bytes, of which the last 10 are the name; 5,032 bytes in all, so 10 groups of 64 words.
+    assert_eq!(packed.len(), 8 + 10 * 8 + (3 + 1 + 1 + 1) * 8);
+    assert_eq!(u32::from_le_bytes(packed[4..8].try_into().unwrap()), 5032);
+    assert_eq!(decode_state(&packed).unwrap(), [record(data)]);
+
+    let refused = |change: &dyn Fn(&mut Vec<u8>), expected: &str| {
+        let mut payload = packed.clone();
+        change(&mut payload);
+        let error = unpack_state(&payload).unwrap_err();
+        assert!(error.expected().contains(expected), "{error}");
+    };
+    refused(&|payload| payload[4] += 1, "a multiple of 8");
+    refused(&|payload| payload[4..8].copy_from_slice(&(64u32 << 20).to_le_bytes()), "a multiple of 8, at most");
+    refused(&|payload| payload[4..8].copy_from_slice(&((64u32 << 20) - 8).to_le_bytes()), "bits of words");
+    refused(&|payload| payload[8 + 79] |= 0x80, "none behind the last word");
+    refused(&|payload| payload[8 + 10] |= 1, "words");
+    refused(&|payload| payload.truncate(payload.len() - 8), "words");
+    refused(&|payload| payload.extend([0; 8]), "no more bytes");
+
+    // What does not become smaller stays as it is.
+    let mut plain = Vec::new();
+    EpochWriter::new(CHAIN, EpochId(1)).packed_state(&mut plain, &[record(vec![1; 5000])]).unwrap();
+    assert_eq!(plain[FRAME_HEADER_BYTES + 4..FRAME_HEADER_BYTES + 8], [0; 4]);
+    assert_eq!(decode_state(&plain[FRAME_HEADER_BYTES..]).unwrap(), [record(vec![1; 5000])]);
+}
+
+#[test]
 fn a_change_has_1_to_256_words() {
     let before = page(4, 1);
     for words in [0, 1, 256, 257, 512] {
@@ -407,9 +442,19 @@ proptest! {
         let mut out = Vec::new();
         EpochWriter::new(CHAIN, EpochId(1)).state(&mut out, &records).unwrap();
         let mut payload = out.split_off(FRAME_HEADER_BYTES);
-        prop_assert_eq!(decode_state(&payload).unwrap(), records);
+        prop_assert_eq!(&decode_state(&payload).unwrap(), &records);
+        let mut packed = Vec::new();
+        EpochWriter::new(CHAIN, EpochId(1)).packed_state(&mut packed, &records).unwrap();
+        let packed = FrameHeader::parse(&packed, CHAIN).unwrap().check_body(&packed[FRAME_HEADER_BYTES..]).unwrap().to_vec();
+        prop_assert!(packed.len() <= payload.len());
+        prop_assert_eq!(&*unpack_state(&packed).unwrap(), &payload[..]);
+        prop_assert_eq!(decode_state(&packed).unwrap(), records);
         let flip = flip % payload.len();
         payload[flip] ^= 1;
         let _ = decode_state(&payload);
+        let mut packed = packed;
+        let at = flip % packed.len();
+        packed[at] ^= 1;
+        let _ = decode_state(&packed);
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::changes::{ChangedWords, encode_changes};
-use super::state::encode_state;
+use super::state::{encode_state, pack_state};
 use super::{BlockEncoder, ChainId, EpochTotals, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, ZERO_RUNS_MAX};
 use crate::machine::StateRecord;
 use crate::page::{EpochId, Gfn, PageBytes, PageRun};
@@ -94,6 +94,21 @@ impl EpochWriter {
     /// A record that breaks a limit of [`StateRecord`]; more than 64 MiB in all; a second state. Nothing is appended then.
     pub fn state(&mut self, out: &mut Vec<u8>, records: &[StateRecord]) -> Result<(), FormatError> {
         self.frame(out, FrameKind::State, |out| encode_state(out, records))?;
+        self.ended = true;
+        Ok(())
+    }
+
+    /// As [`state`](Self::state), with the records packed where that makes them smaller. Not for chains of format 1.
+    ///
+    /// # Errors
+    /// As [`state`](Self::state).
+    pub fn packed_state(&mut self, out: &mut Vec<u8>, records: &[StateRecord]) -> Result<(), FormatError> {
+        self.frame(out, FrameKind::State, |out| {
+            let begin = out.len();
+            encode_state(out, records)?;
+            pack_state(out, begin);
+            Ok(())
+        })?;
         self.ended = true;
         Ok(())
     }

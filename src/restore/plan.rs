@@ -5,8 +5,8 @@ use std::error::Error;
 
 use super::found::Found;
 use crate::format::{
-    BLOCK_LIST_BYTES_MAX, BLOCK_PAGES, BlockDecoder, BlockList, BlockPages, CHANGES_DEPTH_MAX, FormatError, FrameKind,
-    MemoryDigest, decode_changes, decode_state, decode_zeros, hash_bytes, is_zero,
+    BLOCK_LIST_BYTES_MAX, BLOCK_PAGES, BlockDecoder, BlockList, BlockPages, CHANGES_DEPTH_MAX, FORMAT_WITH_CHANGES, FormatError,
+    FrameKind, MemoryDigest, decode_changes, decode_state, decode_zeros, hash_bytes, is_zero, unpack_state,
 };
 use crate::machine::StateRecord;
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun};
@@ -110,8 +110,9 @@ impl<'a> Plan<'a> {
         let mut plan = Self { chain, epoch, blocks: Vec::new(), pages: 0, changed: Vec::new(), state: Vec::new(), state_hash: 0 };
         let record = chain.epoch(epoch)?;
         let payload = reader.state_payload(record, &mut buffer)?;
-        plan.state_hash = hash_bytes(payload);
-        plan.state = decode_state(payload).map_err(|error| reader.damaged(epoch, record.segment, record.state_offset, &error))?;
+        let plain = unpack_state(payload).and_then(|plain| Ok((hash_bytes(&plain), decode_state(&plain)?)));
+        let plain = plain.map_err(|error| reader.damaged(epoch, record.segment, record.state_offset, &error))?;
+        (plan.state_hash, plan.state) = plain;
 
         let mut search = Search::default();
         let mut frames = Vec::new();
@@ -147,7 +148,7 @@ impl<'a> Plan<'a> {
                 let list = BlockList::parse(reader.payload_prefix(epoch, frame, &mut list)?);
                 let list = list.map_err(|error| reader.damaged(epoch.commit.epoch, epoch.segment, frame.offset, &error))?;
                 let damaged = |error| reader.damaged(epoch.commit.epoch, epoch.segment, frame.offset, &error);
-                if list.is_changes() && !identity.has_changes() {
+                if list.is_changes() && identity.format < FORMAT_WITH_CHANGES {
                     let error = FormatError::field("encoding", BLOCK_LIST_AT, "0 or 1 in a chain of format 1", 2);
                     return Err(damaged(error));
                 }
@@ -390,7 +391,7 @@ impl PageTarget for MemoryDigest {
 pub struct Digest {
     /// Of memory: what an audit of the epoch holds.
     pub memory: MemoryDigest,
-    /// Of state: xxh3-128 of the state frame's payload.
+    /// Of state: xxh3-128 of the state frame's payload, unpacked.
     pub state: u128,
 }
 

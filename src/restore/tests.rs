@@ -266,9 +266,9 @@ fn changes_go_as_deep_as_the_format_says() {
     let id = writer.chain();
     let mut encoder = BlockEncoder::new(Compression::None);
     let mut page = [9; PAGE_SIZE];
-    for epoch in 1..=u64::from(CHANGES_DEPTH_MAX) + 3 {
+    for (epoch, place) in (1..=u64::from(CHANGES_DEPTH_MAX) + 3).zip(1..) {
         let before = page;
-        page[epoch as usize * 8] = 1;
+        page[place * 8] = 1;
         let (mut frames, mut epoch_writer) = (Vec::new(), EpochWriter::new(id, EpochId(epoch)));
         if epoch == 1 {
             epoch_writer.pages(&mut frames, &mut encoder, &[(Gfn(4), &page), (Gfn(5), &page)]).unwrap();
@@ -284,7 +284,7 @@ fn changes_go_as_deep_as_the_format_says() {
     let chain = disk.chain().unwrap();
     let mut first = [9; PAGE_SIZE];
     first[8] = 1;
-    for epoch in 1..=18 {
+    for (epoch, place) in (1..=18).zip(1..) {
         let plan = Plan::new(&chain, EpochId(epoch));
         if epoch == 17 {
             let error = plan.unwrap_err();
@@ -295,7 +295,7 @@ fn changes_go_as_deep_as_the_format_says() {
         let mut target = Target { memory: empty_memory(), seen: BTreeSet::new() };
         plan.fill(&mut target, &mut |_, _| {}).unwrap();
         let mut expected = [9; PAGE_SIZE];
-        (1..=epoch as usize).for_each(|epoch| expected[epoch * 8] = 1);
+        (1..=place).for_each(|place| expected[place * 8] = 1);
         assert!(*target.memory[&Gfn(5)] == expected && *target.memory[&Gfn(4)] == first, "epoch {epoch}");
         assert_eq!(plan.blocks() as u64, if epoch == 18 { 2 } else { epoch });
     }

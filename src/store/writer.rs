@@ -356,8 +356,8 @@ impl Sink for Writer {
         self.tip
     }
 
-    fn takes_changes(&self) -> bool {
-        self.identity.has_changes()
+    fn format(&self) -> u32 {
+        self.identity.format
     }
 
     fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use slackwater::epoch::{CapturedState, Cut, Durability, Engine, EngineError, EngineOptions, Finished, Guest, GuestError};
 use slackwater::epoch::{Sink, SinkError, Start};
 use slackwater::format::{
-    BLOCK_PAGES, BlockDecoder, BlockPages, CHANGES_DEPTH_MAX, ChainId, Commit, Compression, FRAME_HEADER_BYTES, FormatError,
-    FrameHeader, FrameKind, Trigger, decode_changes, decode_state, decode_zeros,
+    BLOCK_PAGES, BlockDecoder, BlockPages, CHANGES_DEPTH_MAX, ChainId, Commit, Compression, FORMAT_WITH_CHANGES,
+    FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Trigger, decode_changes, decode_state, decode_zeros,
 };
 use slackwater::kvm::park::Parked;
 use slackwater::machine::StateRecord;
@@ -570,8 +570,8 @@ impl Sink for DiskSink {
         tip(&self.0.lock().stored)
     }
 
-    fn takes_changes(&self) -> bool {
-        true
+    fn format(&self) -> u32 {
+        FORMAT_WITH_CHANGES
     }
 
     fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {

@@ -14,6 +14,7 @@ use crate::page::{Gfn, PAGE_SIZE, PageRun};
 const BLOCK_PAGES_MAX: usize = 16;
 const ZERO_RUNS_MAX: usize = 65_536;
 const CHANGED_WORDS_MAX: u32 = 256;
+const PACKED_BYTES_MAX: u32 = (64 << 20) - 8;
 const RECORDS_MAX: u32 = 65_536;
 const NAME_BYTES_MAX: u16 = 64;
 const DATA_BYTES_MAX: u32 = 16 << 20;
@@ -220,8 +221,46 @@ pub(super) fn zero_runs(list: &[u8], offset: u64, identity: &Identity) -> Result
     Ok(runs)
 }
 
-/// Checks the state records of the payload `list`, which stands at `offset` of its file.
-pub(super) fn check_state(list: &[u8], offset: u64) -> Result<(), Fault> {
+/// Checks the state records of the payload `list`, which stands at `offset` of its file. Faults in packed records are where they would be unpacked.
+pub(super) fn check_state(list: &[u8], offset: u64, identity: &Identity) -> Result<(), Fault> {
+    match u32_at(list, 4) {
+        0 => check_records(list, offset),
+        bytes if identity.format >= 2 => check_records(&unpack(list, bytes, offset)?, offset),
+        bytes => Err(Fault::new(DamageKind::StateRecords, offset + 4, "0", bytes.to_string())),
+    }
+}
+
+/// The payload `list` with its `bytes` of records unpacked.
+fn unpack(list: &[u8], bytes: u32, offset: u64) -> Result<Vec<u8>, Fault> {
+    let wrong = |at, expected: &str, found: String| Err(Fault::new(DamageKind::StateRecords, offset + at, expected, found));
+    if !bytes.is_multiple_of(8) || bytes > PACKED_BYTES_MAX {
+        return wrong(4, "a multiple of 8, at most 64 MiB less 8", bytes.to_string());
+    }
+    let words = usize::try_from(bytes / 8).unwrap_or(usize::MAX);
+    let Some((bits, mut rest)) = list.get(8..).and_then(|rest| rest.split_at_checked(words.div_ceil(64) * 8)) else {
+        return wrong(8, "a bit for each word", format!("{} bytes", list.len()));
+    };
+    let mut plain = list.get(..4).unwrap_or_default().to_vec();
+    plain.extend([0; 4]);
+    for (index, byte) in bits.iter().enumerate() {
+        for bit in 0..8 {
+            let (is_set, is_word) = (byte & 1 << bit != 0, index * 8 + bit < words);
+            match (is_set, is_word, rest.split_at_checked(8)) {
+                (true, true, Some((word, behind))) => {
+                    plain.extend(word);
+                    rest = behind;
+                }
+                (false, true, _) => plain.extend([0; 8]),
+                (false, false, _) => {}
+                (true, true, None) => return wrong(8, "a word for each bit", "fewer".to_owned()),
+                (true, false, _) => return wrong(8 + index as u64, "no bit behind the last word", format!("{byte:02x}")),
+            }
+        }
+    }
+    if rest.is_empty() { Ok(plain) } else { wrong(8, "a word for each bit", format!("{} more bytes", rest.len())) }
+}
+
+fn check_records(list: &[u8], offset: u64) -> Result<(), Fault> {
     let wrong = |at: usize, expected: String, found: String| {
         Err(Fault::new(DamageKind::StateRecords, offset + at as u64, expected, found))
     };

@@ -416,7 +416,7 @@ impl<'a> Walk<'a> {
                     self.versions.zero(run);
                 }
             }),
-            Kind::State => content::check_state(payload, offset),
+            Kind::State => content::check_state(payload, offset, self.identity),
             _ => Ok(()),
         };
         if let Err(fault) = checked {

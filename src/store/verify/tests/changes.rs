@@ -145,3 +145,48 @@ fn changes_are_laid_out_as_documented() {
     writer.close();
     assert_eq!(kinds(&writer.verify()), [DamageKind::Block]);
 }
+
+/// `state`, packed.
+fn packed(state: &[u8]) -> Vec<u8> {
+    let (head, records) = state.split_at(8);
+    let words: Vec<_> = records.chunks(8).collect();
+    let mut packed = head[..4].to_vec();
+    packed.extend(u32::try_from(records.len()).unwrap().to_le_bytes());
+    let set = |word: usize| words.get(word).is_some_and(|word| word.iter().any(|byte| *byte != 0));
+    for byte in 0..words.len().div_ceil(64) * 8 {
+        packed.push((0..8).filter(|bit| set(byte * 8 + bit)).fold(0, |bits, bit| bits | 1 << bit));
+    }
+    (0..words.len()).filter(|word| set(*word)).for_each(|word| packed.extend(words[word]));
+    packed
+}
+
+#[test]
+fn packed_state_is_unpacked() {
+    type Breaks = fn(&mut Vec<u8>);
+    let plain = || state(&[("vcpu.xsave", 0, 1, &[0; 900][..]), ("vm.clock", 0, 2, b"12345678")]);
+    let sound = Plan { states: Some(vec![packed(&plain())]), ..Plan::default() };
+    let mut writer = changed(1);
+    writer.epoch(3, sound);
+    assert_eq!(writer.verify().damage, []);
+    let breaks: [Breaks; 7] = [
+        |state| state[4] ^= 1,
+        |state| state[4] ^= 8,
+        |state| state[7] = 0xFF,
+        |state| state.truncate(state.len() - 8),
+        |state| state.extend([0; 8]),
+        |state| state[8 + 15] |= 0x80,
+        |state| state[0] = 3,
+    ];
+    for (case, breaks) in breaks.into_iter().enumerate() {
+        let mut writer = changed(1);
+        let mut state = packed(&plain());
+        breaks(&mut state);
+        writer.epoch(3, Plan { states: Some(vec![state]), ..Plan::default() });
+        writer.close();
+        assert_eq!(kinds(&writer.verify()), [DamageKind::StateRecords], "case {case}");
+    }
+    let mut writer = Writer::new();
+    writer.epoch(1, Plan { blocks: vec![(0, many(0, 1, 3))], states: Some(vec![packed(&plain())]), flags: 1, ..Plan::default() });
+    writer.close();
+    assert_eq!(kinds(&writer.verify()), [DamageKind::StateRecords], "format 1 has none");
+}
