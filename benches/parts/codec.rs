@@ -46,8 +46,12 @@ fn encode(criterion: &mut Criterion, content: Content, pages: &[Box<[u8; PAGE_SI
             black_box(plain.compress_to_buffer(black_box(block), &mut room[..]).expect("a block"));
         }
     };
-    group.bench_function("zstd", |bencher| bencher.iter(&mut compress));
-    compare(&format!("encode/{}: block over zstd", content.name()), || timed(&mut encode), || timed(&mut compress));
+    let mut asked = false;
+    group.bench_function("zstd", |bencher| {
+        asked = true;
+        bencher.iter(&mut compress);
+    });
+    compare(asked, &format!("encode/{}: block over zstd", content.name()), || timed(&mut encode), || timed(&mut compress));
     group.bench_function("copy", |bencher| {
         bencher.iter(|| {
             for block in flat.chunks_exact(BLOCK_BYTES) {

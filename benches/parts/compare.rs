@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 /// Rounds of each.
 const ROUNDS: usize = 31;
 
-/// Prints how many times as long `one` takes as `other`: the median over rounds of both in turn, and the quartiles.
-pub(crate) fn compare(name: &str, mut one: impl FnMut() -> Duration, mut other: impl FnMut() -> Duration) {
-    if std::env::args().any(|argument| argument == "--test") {
+/// If `asked`, prints how many times as long `one` takes as `other`: the median over rounds of both in turn, and the quartiles.
+pub(crate) fn compare(asked: bool, name: &str, mut one: impl FnMut() -> Duration, mut other: impl FnMut() -> Duration) {
+    if !asked || std::env::args().any(|argument| argument == "--test") {
         return;
     }
     let mut ratios: Vec<_> = (0..ROUNDS).map(|_| one().as_secs_f64() / other().as_secs_f64().max(1e-9)).collect();

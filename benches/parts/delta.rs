@@ -33,10 +33,11 @@ fn ways(criterion: &mut Criterion, name: &str, before: &[Box<[u8; PAGE_SIZE]>], 
     let mut differences = vec![0; BLOCK_BYTES];
     let mut words = Vec::with_capacity(2 * BLOCK_BYTES);
 
+    let mut sizes = Vec::new();
     let mut way = |way: &str, encode: &mut dyn FnMut(&[u8], &[u8]) -> usize| {
-        let bytes: usize = blocks().map(|(before, after)| encode(before, after)).sum();
-        eprintln!("delta/{name}/{way}: {} bytes a page", bytes / (BLOCKS * BLOCK_PAGES));
         group.bench_function(way, |bencher| {
+            let bytes: usize = blocks().map(|(before, after)| encode(before, after)).sum();
+            sizes.push(format!("delta/{name}/{way}: {} bytes a page", bytes / (BLOCKS * BLOCK_PAGES)));
             bencher.iter(|| {
                 for (before, after) in blocks() {
                     black_box(encode(before, after));
@@ -63,6 +64,8 @@ fn ways(criterion: &mut Criterion, name: &str, before: &[Box<[u8; PAGE_SIZE]>], 
         changed_words(before, after, &mut words);
         zstd.compress2(&mut out[..], &words).expect("a block")
     });
+    sizes.dedup();
+    sizes.iter().for_each(|size| eprintln!("{size}"));
 }
 
 /// For each 64 words of 8 bytes, a bit for each that changed, and those.
