@@ -161,6 +161,7 @@ impl ProtectArgs {
             },
             audit_every: self.audit,
             on_commit: None,
+            ..EngineOptions::default()
         };
         let tracker = vm.take_tracker().ok_or_else(|| CliError::Usage("the machine has no tracker".to_owned()))?;
         let interval = match (self.interval, self.tracker) {

@@ -44,6 +44,12 @@ impl Contents {
         Content(if hash < FIRST_HASH { hash + FIRST_HASH } else { hash })
     }
 
+    /// Whether `gfn` was stored before, as other than zeros.
+    pub(super) fn has_hash(&self, gfn: Gfn) -> bool {
+        let entry = usize::try_from(gfn.0).ok().and_then(|gfn| self.entries.get(gfn));
+        entry.is_some_and(|entry| *entry >= FIRST_HASH)
+    }
+
     /// Notes the content of `gfn` and returns whether it is another than before.
     pub(super) fn replace(&mut self, gfn: Gfn, content: Content) -> bool {
         let Some(entry) = usize::try_from(gfn.0).ok().and_then(|gfn| self.entries.get_mut(gfn)) else { return true };

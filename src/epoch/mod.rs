@@ -21,6 +21,7 @@ mod policy;
 mod report;
 mod sink;
 mod slot;
+mod versions;
 mod write;
 
 pub use budget::{BudgetError, HotPages, RingPlan};

@@ -50,7 +50,8 @@ pub enum OnStorageError {
 pub type OnCommit = Box<dyn FnMut(EpochId) + Send>;
 
 /// How an engine works. Memory follows from `budget_pages` and `slots`, and is taken at start: two times budget times slots (staging, and frames where pages do
-/// not compress), besides 16 bytes a page of guest memory for content hashes and a few bits a page for sets.
+/// not compress), and what `version_pages` says, besides 16 bytes a page of guest memory for content hashes, 4 for the places of versions and a few bits a page for
+/// sets.
 pub struct EngineOptions {
     /// The most pages in an epoch, at least 1: see [`RingPlan`](super::RingPlan).
     pub budget_pages: usize,
@@ -62,6 +63,9 @@ pub struct EngineOptions {
     pub durability: Durability,
     /// How pages are encoded.
     pub compression: Compression,
+    /// The most pages of which the version last stored is kept in memory, so that only what changed of them is stored; 0 for none. Nothing is kept for a sink
+    /// that takes no changes ([`Sink::format`](super::Sink::format)), nor without compression.
+    pub version_pages: usize,
     /// What to do when storage is behind.
     pub when_behind: WhenBehind,
     /// What to do when an epoch can't be stored.
@@ -80,6 +84,7 @@ impl Default for EngineOptions {
             slots: 4,
             durability: Durability::Group(Durability::GROUP_DEFAULT),
             compression: Compression::default(),
+            version_pages: 4096,
             when_behind: WhenBehind::default(),
             on_storage_error: OnStorageError::default(),
             audit_every: None,
@@ -96,6 +101,7 @@ impl fmt::Debug for EngineOptions {
             .field("slots", &self.slots)
             .field("durability", &self.durability)
             .field("compression", &self.compression)
+            .field("version_pages", &self.version_pages)
             .field("when_behind", &self.when_behind)
             .field("on_storage_error", &self.on_storage_error)
             .field("audit_every", &self.audit_every)

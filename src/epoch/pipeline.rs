@@ -12,8 +12,9 @@ use super::guest::CapturedState;
 use super::options::EngineOptions;
 use super::sink::Sink;
 use super::slot::{FIRST_GENERATION, Part, PipelineError, Progress, Shared, Slot, State};
+use super::versions::Versions;
 use super::write::Writer;
-use crate::format::{BLOCK_PAGES, FRAME_HEADER_BYTES};
+use crate::format::{BLOCK_PAGES, Compression, FORMAT_WITH_CHANGES, FRAME_HEADER_BYTES};
 use crate::memory::Arena;
 use crate::page::{EpochId, PAGE_SIZE, PageSet};
 
@@ -72,7 +73,10 @@ impl<C: CapturedState> Pipeline<C> {
         let (parts, to_encode) = sync_channel::<Slot<C>>(slots);
         let (encoded, to_write) = sync_channel::<Slot<C>>(slots);
         let contents = Contents::new(frames, known_zero, random_seed());
-        let encoder = Encoder::new(sink.chain(), options.compression, contents, part_pages);
+        let packs = sink.format() >= FORMAT_WITH_CHANGES;
+        let keeps_versions = packs && options.compression != Compression::None;
+        let versions = Versions::new(frames, if keeps_versions { options.version_pages } else { 0 });
+        let encoder = Encoder::new(sink.chain(), options.compression, (contents, versions), packs, part_pages);
         let writer = Writer::new(sink, shared.clone(), frames, part_pages, options.durability, options.on_commit.take());
         let ending = Ending(shared.clone());
         let threads = vec![

@@ -25,8 +25,32 @@ const LIST_BYTES: usize = 16;
 /// Where the list's checksum begins to look: behind itself.
 const LIST_CHECKED_FROM: usize = 8;
 
-const RAW: u8 = 0;
-const ZSTD: u8 = 1;
+/// How a block's data holds its pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BlockEncoding {
+    Raw,
+    Zstd,
+    Changes,
+}
+
+impl BlockEncoding {
+    const fn number(self) -> u8 {
+        match self {
+            Self::Raw => 0,
+            Self::Zstd => 1,
+            Self::Changes => 2,
+        }
+    }
+
+    const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            0 => Self::Raw,
+            1 => Self::Zstd,
+            2 => Self::Changes,
+            _ => return None,
+        })
+    }
+}
 
 /// Room for the pages of a block.
 pub type BlockPages = [PageBytes; BLOCK_PAGES];
@@ -87,6 +111,8 @@ pub struct BlockEncoder {
     compression: Compression,
     zstd: Option<CCtx<'static>>,
     pages: Vec<u8>,
+    /// What zstd writes to, so that nothing has to be zeroed for it.
+    compressed: Vec<u8>,
 }
 
 impl BlockEncoder {
@@ -107,7 +133,8 @@ impl BlockEncoder {
                 Some(context)
             }),
         };
-        Self { compression, zstd, pages: Vec::with_capacity(BLOCK_PAGES * PAGE_SIZE) }
+        let compressed = vec![0; if zstd.is_some() { BLOCK_PAGES * PAGE_SIZE } else { 0 }];
+        Self { compression, zstd, pages: Vec::with_capacity(compressed.len()), compressed }
     }
 
     /// How this encoder compresses.
@@ -122,58 +149,27 @@ impl BlockEncoder {
     /// Not 1 to 16 pages, gfns that do not rise or lie 2^32 or more apart.
     pub fn encode(&mut self, out: &mut Vec<u8>, block: &[(Gfn, &PageBytes)]) -> Result<(), FormatError> {
         let begin = out.len();
-        let result = self.encode_list(out, block);
-        if result.is_err() {
-            out.truncate(begin);
-            return result;
-        }
-
-        let raw_bytes = block.len() * PAGE_SIZE;
-        let data_begin = out.len();
+        encode_list(out, BlockEncoding::Raw, block.iter().map(|(gfn, _)| *gfn))?;
         if let Some(zstd) = &mut self.zstd {
             self.pages.clear();
             for (_, page) in block {
                 self.pages.extend_from_slice(*page);
             }
             // What does not become smaller does not fit, and is stored raw. So is what zstd failed on for any other reason.
-            out.resize(data_begin + raw_bytes - 1, 0);
-            let room = out.get_mut(data_begin..).unwrap_or_default();
-            if let Ok(used) = zstd.compress2(room, &self.pages) {
-                out.truncate(data_begin + used);
+            let room = self.compressed.get_mut(..self.pages.len() - 1).unwrap_or_default();
+            let used = zstd.compress2(room, &self.pages).ok();
+            if let Some(compressed) = used.and_then(|used| self.compressed.get(..used)) {
+                out.extend_from_slice(compressed);
                 if let Some(encoding) = out.get_mut(begin) {
-                    *encoding = ZSTD;
+                    *encoding = BlockEncoding::Zstd.number();
                 }
                 return Ok(());
             }
-            out.truncate(data_begin);
             out.extend_from_slice(&self.pages);
             return Ok(());
         }
         for (_, page) in block {
             out.extend_from_slice(*page);
-        }
-        Ok(())
-    }
-
-    fn encode_list(&self, out: &mut Vec<u8>, block: &[(Gfn, &PageBytes)]) -> Result<(), FormatError> {
-        let (Some((first, _)), Some(count)) =
-            (block.first(), u8::try_from(block.len()).ok().filter(|_| block.len() <= BLOCK_PAGES))
-        else {
-            return Err(FormatError::input("pages of a block", format!("1 to {BLOCK_PAGES}"), block.len()));
-        };
-        let begin = out.len();
-        out.extend([RAW, count, 0, 0, 0, 0, 0, 0]);
-        out.extend(first.0.to_le_bytes());
-        let mut before = None;
-        for (gfn, _) in block {
-            let more = gfn.0.checked_sub(first.0).and_then(|more| u32::try_from(more).ok()).filter(|_| before < Some(*gfn));
-            let more = more.ok_or_else(|| FormatError::input("gfns of a block", "rising numbers within 2^32", gfn))?;
-            out.extend(more.to_le_bytes());
-            before = Some(*gfn);
-        }
-        let checksum = list_checksum(out.get(begin..).unwrap_or_default());
-        if let Some(place) = out.get_mut(begin + 4..begin + LIST_CHECKED_FROM) {
-            place.copy_from_slice(&checksum.to_le_bytes());
         }
         Ok(())
     }
@@ -183,6 +179,38 @@ impl fmt::Debug for BlockEncoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BlockEncoder").field("compression", &self.compression).finish_non_exhaustive()
     }
+}
+
+/// Appends what stands before a block's data. Writes nothing where it fails.
+pub(super) fn encode_list(
+    out: &mut Vec<u8>,
+    encoding: BlockEncoding,
+    gfns: impl ExactSizeIterator<Item = Gfn>,
+) -> Result<(), FormatError> {
+    let begin = out.len();
+    let pages = gfns.len();
+    let count = u8::try_from(pages).ok().filter(|_| (1..=BLOCK_PAGES).contains(&pages));
+    let count = count.ok_or_else(|| FormatError::input("pages of a block", format!("1 to {BLOCK_PAGES}"), pages))?;
+    out.extend([encoding.number(), count, 0, 0, 0, 0, 0, 0]);
+    let (mut first, mut before) = (Gfn(0), None);
+    for gfn in gfns {
+        if before.is_none() {
+            first = gfn;
+            out.extend(first.0.to_le_bytes());
+        }
+        let more = gfn.0.checked_sub(first.0).and_then(|more| u32::try_from(more).ok()).filter(|_| before < Some(gfn));
+        let Some(more) = more else {
+            out.truncate(begin);
+            return Err(FormatError::input("gfns of a block", "rising numbers within 2^32", gfn));
+        };
+        out.extend(more.to_le_bytes());
+        before = Some(gfn);
+    }
+    let checksum = list_checksum(out.get(begin..).unwrap_or_default());
+    if let Some(place) = out.get_mut(begin + 4..begin + LIST_CHECKED_FROM) {
+        place.copy_from_slice(&checksum.to_le_bytes());
+    }
+    Ok(())
 }
 
 /// The low half of xxh3-64 of a block's list, from its first gfn on.
@@ -196,7 +224,7 @@ fn list_checksum(list: &[u8]) -> u32 {
 pub struct BlockList {
     gfns: [Gfn; BLOCK_PAGES],
     count: usize,
-    zstd: bool,
+    encoding: BlockEncoding,
 }
 
 impl BlockList {
@@ -204,13 +232,12 @@ impl BlockList {
     /// [`BLOCK_LIST_BYTES_MAX`] bytes, or the whole payload, are always enough.
     ///
     /// # Errors
-    /// An encoding that format 1 does not have, a count out of range, gfns that do not rise, a wrong checksum.
+    /// An encoding that there is not, a count out of range, gfns that do not rise, a wrong checksum.
     pub fn parse(prefix: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new(prefix, FRAME_HEADER_BYTES);
-        let encoding = fields.u8("encoding")?;
-        if !matches!(encoding, RAW | ZSTD) {
-            return Err(FormatError::field("encoding", FRAME_HEADER_BYTES, "0 or 1", encoding));
-        }
+        let number = fields.u8("encoding")?;
+        let encoding = BlockEncoding::from_number(number)
+            .ok_or_else(|| FormatError::field("encoding", FRAME_HEADER_BYTES, "0 to 2", number))?;
         let number = fields.u8("number of pages")?;
         let count = usize::from(number);
         if !(1..=BLOCK_PAGES).contains(&count) {
@@ -240,13 +267,19 @@ impl BlockList {
                 found: found.into(),
             });
         }
-        Ok(Self { gfns, count, zstd: encoding == ZSTD })
+        Ok(Self { gfns, count, encoding })
     }
 
     /// The pages, rising.
     #[must_use]
     pub fn gfns(&self) -> &[Gfn] {
         self.gfns.get(..self.count).unwrap_or_default()
+    }
+
+    /// Whether the block holds changes, to be taken apart by [`decode_changes`](super::decode_changes), and not whole pages.
+    #[must_use]
+    pub const fn is_changes(&self) -> bool {
+        matches!(self.encoding, BlockEncoding::Changes)
     }
 
     /// Bytes of the payload before the data.
@@ -268,10 +301,10 @@ impl BlockDecoder {
         Self { zstd: DCtx::try_create() }
     }
 
-    /// Decodes a payload into the first pages of `pages`, in the list's order. Pages behind them are left as they are.
+    /// Decodes a payload with whole pages into the first pages of `pages`, in the list's order. Pages behind them are left as they are.
     ///
     /// # Errors
-    /// As [`BlockList::parse`]; data of another size than the list says; data that zstd does not take. `pages` may then hold
+    /// As [`BlockList::parse`]; a block of changes; data of another size than the list says; data that zstd does not take. `pages` may then hold
     /// anything.
     pub fn decode(&mut self, payload: &[u8], pages: &mut BlockPages) -> Result<BlockList, FormatError> {
         let list = BlockList::parse(payload)?;
@@ -279,7 +312,10 @@ impl BlockDecoder {
         let at = FRAME_HEADER_BYTES + list.bytes();
         let raw_bytes = list.count * PAGE_SIZE;
         let room = pages.as_flattened_mut().get_mut(..raw_bytes).unwrap_or_default();
-        if !list.zstd {
+        if list.is_changes() {
+            return Err(FormatError::field("encoding", FRAME_HEADER_BYTES, "0 or 1", list.encoding.number()));
+        }
+        if list.encoding == BlockEncoding::Raw {
             if data.len() != raw_bytes {
                 return Err(FormatError::field("bytes of pages", at, raw_bytes, data.len()));
             }

@@ -173,7 +173,7 @@ impl Commit {
     ///
     /// # Errors
     /// A parent or durable epoch that is not older, a parent of none with a hash, a count that is not the header's sequence, a
-    /// trigger or flag that format 1 does not have, a digest without its flag, reserved bytes in use.
+    /// trigger or flag that there is not, a digest without its flag, reserved bytes in use.
     pub fn decode(header: &FrameHeader, payload: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new(payload, FRAME_HEADER_BYTES);
         let older = |field, at, epoch: EpochId| {

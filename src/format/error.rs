@@ -1,5 +1,9 @@
 //! What can be wrong with bytes, or with what is to become bytes.
 
+/// The versions of the format that this code knows, in words.
+pub(crate) const KNOWN_VERSIONS: &str = "1 or 2";
+const _: () = assert!(super::FORMAT_VERSION_OLDEST == 1 && super::FORMAT_VERSION == 2);
+
 /// Why bytes are not what `docs/format.md` says, or why something cannot be written as it says.
 ///
 /// Offsets are in bytes from the beginning of the frame (of the file, for an identity); a store adds the file and where the frame
@@ -44,7 +48,7 @@ pub enum FormatError {
         found: u64,
     },
     /// The format's version is one that this reader does not know.
-    #[error("format version: expected {}, found {found}", crate::format::FORMAT_VERSION)]
+    #[error("format version: expected {}, found {found}", KNOWN_VERSIONS)]
     Version {
         /// Where the version stands.
         offset: u64,
@@ -93,7 +97,7 @@ impl FormatError {
             Self::Field { field, expected, .. } => format!("{field} {expected}"),
             Self::Short { field, needed, .. } => format!("{needed} bytes of {field}"),
             Self::Checksum { field, expected, .. } => format!("{field} {expected:016x}"),
-            Self::Version { .. } => format!("format version {}", crate::format::FORMAT_VERSION),
+            Self::Version { .. } => format!("format version {KNOWN_VERSIONS}"),
             Self::Input { what, expected, .. } => format!("{what} {expected}"),
         }
     }

@@ -56,7 +56,7 @@ impl FrameKind {
         }
     }
 
-    /// The kind with this number, where format 1 has one.
+    /// The kind with this number, where there is one.
     #[must_use]
     pub const fn from_number(number: u8) -> Option<Self> {
         Some(match number {
@@ -148,7 +148,7 @@ impl FrameHeader {
     /// Reads and checks the header at the beginning of `bytes`.
     ///
     /// # Errors
-    /// Everything that makes it no header of a frame of `chain`: a wrong magic or checksum, a kind that format 1 does not have,
+    /// Everything that makes it no header of a frame of `chain`: a wrong magic or checksum, a kind that there is not,
     /// reserved bytes in use, a length that the kind does not allow, an epoch that the kind cannot have, another chain.
     pub fn parse(bytes: &[u8], chain: ChainId) -> Result<Self, FormatError> {
         let mut fields = Fields::new(bytes, 0);

@@ -6,8 +6,19 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{ChainId, FormatError};
 use crate::page::{Gfn, PAGE_SIZE_U64, PageRun};
 
-/// The version of the format that this code writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The version of the format that new chains have.
+pub const FORMAT_VERSION: u32 = 2;
+
+/// The oldest version of the format that this code reads, and goes on with.
+pub const FORMAT_VERSION_OLDEST: u32 = 1;
+
+/// The first version of the format that has blocks of changes and packed state.
+pub const FORMAT_WITH_CHANGES: u32 = 2;
+
+/// Whether this code knows a version of the format.
+pub(super) fn is_known(version: impl Into<u64>) -> bool {
+    (u64::from(FORMAT_VERSION_OLDEST)..=u64::from(FORMAT_VERSION)).contains(&version.into())
+}
 
 /// The largest `identity.json`, in bytes.
 pub const IDENTITY_BYTES_MAX: usize = 1 << 20;
@@ -22,7 +33,7 @@ const HASH_NAME: &str = "xxh3-64 ";
 /// What a chain is, written once when it is made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The version of the format: [`FORMAT_VERSION`].
+    /// The version of the format: [`FORMAT_VERSION_OLDEST`] to [`FORMAT_VERSION`].
     pub format: u32,
     /// The chain's identifier.
     pub chain: ChainId,
@@ -75,7 +86,7 @@ impl Identity {
         let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
         let (line, rest) = bytes.split_at(end);
         if let Ok(Version { format }) = serde_json::from_slice(line)
-            && format != u64::from(FORMAT_VERSION)
+            && !is_known(format)
         {
             return Err(FormatError::Version { offset: 0, found: format });
         }
@@ -124,8 +135,8 @@ impl Identity {
     /// Field, what it may be, what it is.
     fn check(&self) -> Result<(), (&'static str, String, String)> {
         let wrong = |field, expected: &dyn ToString, found: &dyn ToString| Err((field, expected.to_string(), found.to_string()));
-        if self.format != FORMAT_VERSION {
-            return wrong("format", &FORMAT_VERSION, &self.format);
+        if !is_known(self.format) {
+            return wrong("format", &format!("{FORMAT_VERSION_OLDEST} to {FORMAT_VERSION}"), &self.format);
         }
         if self.page_size != PAGE_SIZE_U64 {
             return wrong("page_size", &PAGE_SIZE_U64, &self.page_size);

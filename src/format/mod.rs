@@ -5,6 +5,7 @@
 
 mod block;
 mod chain;
+mod changes;
 mod commit;
 mod digest;
 mod error;
@@ -22,12 +23,15 @@ pub use block::{
     BLOCK_LIST_BYTES_MAX, BLOCK_PAGES, BLOCK_PAYLOAD_BYTES_MAX, BlockDecoder, BlockEncoder, BlockList, BlockPages, Compression,
 };
 pub use chain::ChainId;
+pub use changes::{CHANGED_WORDS_MAX, CHANGES_DEPTH_MAX, ChangedWords, PageChange, decode_changes};
 pub use commit::{COMMIT_FRAME_BYTES, Commit, EpochTotals, Phases, Trigger};
 pub use digest::{MemoryDigest, is_zero};
 pub use error::FormatError;
+pub(crate) use error::KNOWN_VERSIONS;
 pub use frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FRAME_PAYLOAD_BYTES_MAX, FrameHeader, FrameKind, hash_bytes};
-pub use identity::{FORMAT_VERSION, IDENTITY_BYTES_MAX, Identity};
+pub use identity::{FORMAT_VERSION, FORMAT_VERSION_OLDEST, FORMAT_WITH_CHANGES, IDENTITY_BYTES_MAX, Identity};
 pub use segment::{CLOSE_FRAME_BYTES, Close, SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SegmentHeader};
-pub use state::{STATE_DATA_BYTES_MAX, STATE_NAME_BYTES_MAX, STATE_RECORDS_MAX, decode_state};
+pub(crate) use state::is_packed;
+pub use state::{STATE_DATA_BYTES_MAX, STATE_NAME_BYTES_MAX, STATE_RECORDS_MAX, decode_state, unpack_state};
 pub use writer::EpochWriter;
 pub use zeros::{ZERO_RUNS_MAX, decode_zeros};

@@ -1,7 +1,8 @@
 //! The two frames that stand between epochs.
 
 use super::fields::Fields;
-use super::{ChainId, FORMAT_VERSION, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind};
+use super::identity::is_known;
+use super::{ChainId, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind};
 use crate::page::{EpochId, PAGE_SIZE_U64};
 
 /// Bytes of a segment header's frame.
@@ -16,6 +17,8 @@ pub const SEGMENTS_MAX: u32 = 99_999_999;
 /// The first frame of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentHeader {
+    /// The version of the format, as the identity has it.
+    pub format: u32,
     /// The segment's number, from 1.
     pub number: u32,
     /// The chain.
@@ -33,7 +36,7 @@ impl SegmentHeader {
     #[must_use]
     pub fn encode_frame(&self) -> Vec<u8> {
         let mut payload = Vec::with_capacity(64);
-        payload.extend(FORMAT_VERSION.to_le_bytes());
+        payload.extend(self.format.to_le_bytes());
         payload.extend(self.number.to_le_bytes());
         payload.extend(self.chain.0);
         payload.extend(self.previous_hash.to_le_bytes());
@@ -49,9 +52,9 @@ impl SegmentHeader {
     /// Another version (looked at first), another page size, a number out of range, reserved bytes in use.
     pub fn decode(payload: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new(payload, FRAME_HEADER_BYTES);
-        let version = fields.u32("format version")?;
-        if version != FORMAT_VERSION {
-            return Err(FormatError::Version { offset: FRAME_HEADER_BYTES as u64, found: version.into() });
+        let format = fields.u32("format version")?;
+        if !is_known(format) {
+            return Err(FormatError::Version { offset: FRAME_HEADER_BYTES as u64, found: format.into() });
         }
         let at = fields.offset();
         let number = fields.u32("segment number")?;
@@ -70,7 +73,7 @@ impl SegmentHeader {
         }
         fields.zeros("reserved", 4)?;
         fields.end("segment header")?;
-        Ok(Self { number, chain, previous_hash, previous, created_unix_ns })
+        Ok(Self { format, number, chain, previous_hash, previous, created_unix_ns })
     }
 }
 

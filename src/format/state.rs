@@ -1,5 +1,6 @@
 //! Records of CPU, VM and device state.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use super::fields::Fields;
@@ -14,6 +15,14 @@ pub const STATE_NAME_BYTES_MAX: usize = 64;
 
 /// The most data in one record, in bytes.
 pub const STATE_DATA_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes before the records.
+const HEAD_BYTES: usize = 8;
+
+const WORD_BYTES: usize = 8;
+
+/// The most bytes of packed records: what fits into a frame's payload when they are not packed.
+const PACKED_BYTES_MAX: usize = (64 << 20) - HEAD_BYTES;
 
 /// Bytes of a record before its name.
 const RECORD_BYTES: usize = 16;
@@ -58,11 +67,82 @@ pub(super) fn encode_state(out: &mut Vec<u8>, records: &[StateRecord]) -> Result
     Ok(())
 }
 
-/// Reads the payload of a state frame.
+/// Packs the payload of a state frame that stands at the end of `out` from `begin` on, if that makes it smaller.
+pub(super) fn pack_state(out: &mut Vec<u8>, begin: usize) {
+    let end = out.len();
+    let records = begin + HEAD_BYTES;
+    let Some((bytes, length)) = end.checked_sub(records).and_then(|bytes| Some((bytes, u32::try_from(bytes).ok()?))) else {
+        return;
+    };
+    let bits = bytes.div_ceil(64 * WORD_BYTES) * WORD_BYTES;
+    out.resize(end + bits, 0);
+    for word in 0..bytes / WORD_BYTES {
+        let at = records + word * WORD_BYTES;
+        let Some(value) = out.get(at..at + WORD_BYTES).and_then(|word| <[u8; WORD_BYTES]>::try_from(word).ok()) else { return };
+        if value != [0; WORD_BYTES] {
+            out.extend_from_slice(&value);
+            if let Some(bits) = out.get_mut(end + word / 8) {
+                *bits |= 1 << (word % 8);
+            }
+        }
+    }
+    if out.len() - end < bytes {
+        out.drain(records..end);
+        if let Some(place) = out.get_mut(begin + 4..records) {
+            place.copy_from_slice(&length.to_le_bytes());
+        }
+    } else {
+        out.truncate(end);
+    }
+}
+
+/// Whether the records of a state frame's payload are packed.
+pub(crate) fn is_packed(payload: &[u8]) -> bool {
+    payload.get(4..HEAD_BYTES).is_some_and(|length| length != [0; 4])
+}
+
+/// The payload of a state frame with its records unpacked: what [`hash_bytes`](super::hash_bytes) gives the state's hash of.
 ///
 /// # Errors
-/// The first record that breaks a rule or a limit. Nothing larger than the payload is allocated.
+/// A length that packed records cannot have; bits behind the last word; more or fewer words than bits. At most 64 times the payload is allocated.
+pub fn unpack_state(payload: &[u8]) -> Result<Cow<'_, [u8]>, FormatError> {
+    if !is_packed(payload) {
+        return Ok(Cow::Borrowed(payload));
+    }
+    let mut fields = Fields::new(payload, FRAME_HEADER_BYTES);
+    let count = fields.bytes("number of records", 4)?;
+    let at = fields.offset();
+    let length = fields.u32("bytes of packed records")?;
+    let bytes = usize::try_from(length).ok().filter(|bytes| bytes.is_multiple_of(WORD_BYTES) && *bytes <= PACKED_BYTES_MAX);
+    let bytes = bytes.ok_or_else(|| {
+        FormatError::field("bytes of packed records", at, format!("a multiple of 8, at most {PACKED_BYTES_MAX}"), length)
+    })?;
+    let at = fields.offset();
+    let bits = fields.bytes("bits of words", bytes.div_ceil(64 * WORD_BYTES) * WORD_BYTES)?;
+    let mut plain = Vec::with_capacity(HEAD_BYTES + bytes);
+    plain.extend_from_slice(count);
+    plain.extend_from_slice(&[0; 4]);
+    for word in 0..bits.len() * 8 {
+        let set = bits.get(word / 8).is_some_and(|byte| byte & 1 << (word % 8) != 0);
+        if word < bytes / WORD_BYTES {
+            plain.extend_from_slice(if set { fields.bytes("words", WORD_BYTES)? } else { &[0; WORD_BYTES] });
+        } else if set {
+            return Err(FormatError::field("bits of words", at + word / 8, "none behind the last word", word));
+        }
+    }
+    fields.end("state")?;
+    Ok(Cow::Owned(plain))
+}
+
+/// Reads the payload of a state frame, packed or not.
+///
+/// # Errors
+/// As [`unpack_state`]; the first record that breaks a rule or a limit. Nothing larger than the unpacked payload is allocated.
 pub fn decode_state(payload: &[u8]) -> Result<Vec<StateRecord>, FormatError> {
+    decode_plain_state(&unpack_state(payload)?)
+}
+
+fn decode_plain_state(payload: &[u8]) -> Result<Vec<StateRecord>, FormatError> {
     let mut fields = Fields::new(payload, FRAME_HEADER_BYTES);
     let count = fields.u32("number of records")?;
     fields.zeros("reserved", 4)?;

@@ -72,15 +72,16 @@ fn a_header_with_a_sound_checksum_is_checked_all_the_same() {
 
 #[test]
 fn a_segment_header_and_a_close_read_back() {
-    let segment = SegmentHeader { number: 3, chain: CHAIN, previous_hash: 1 << 100, previous: EpochId(9), created_unix_ns: 77 };
+    let segment =
+        SegmentHeader { format: 1, number: 3, chain: CHAIN, previous_hash: 1 << 100, previous: EpochId(9), created_unix_ns: 77 };
     let frame = segment.encode_frame();
     assert_eq!(frame.len(), SEGMENT_HEADER_FRAME_BYTES);
     let header = FrameHeader::parse(&frame, CHAIN).unwrap();
     let payload = header.check_body(&frame[FRAME_HEADER_BYTES..]).unwrap();
     assert_eq!(SegmentHeader::decode(payload), Ok(segment));
     let mut other = payload.to_vec();
-    other[0] = 2;
-    assert_eq!(SegmentHeader::decode(&other), Err(FormatError::Version { offset: 48, found: 2 }));
+    other[0] = 3;
+    assert_eq!(SegmentHeader::decode(&other), Err(FormatError::Version { offset: 48, found: 3 }));
 
     let close = Close { epoch: EpochId(9), commit_hash: 5 };
     let frame = close.encode_frame(CHAIN);
@@ -232,10 +233,10 @@ fn identity_reads_back_and_its_version_comes_first() {
     }
     Identity::parse(&[&bytes[..], b"x"].concat()).unwrap_err();
     // Whatever else a later version holds.
-    for text in ["{\"format\":2}", "{\"format\":2, \"new\": [}", "{\"format\":2,\"chain\":5}\nabc"] {
+    for text in ["{\"format\":3}", "{\"format\":3, \"new\": [}", "{\"format\":3,\"chain\":5}\nabc"] {
         let expected_version = serde_json::from_str::<serde_json::Value>(text.lines().next().unwrap()).is_ok();
         let error = Identity::parse(text.as_bytes()).unwrap_err();
-        assert_eq!(matches!(error, FormatError::Version { found: 2, .. }), expected_version, "{error}");
+        assert_eq!(matches!(error, FormatError::Version { found: 3, .. }), expected_version, "{error}");
     }
     assert!(Identity::parse(&vec![b'['; IDENTITY_BYTES_MAX]).is_err());
     assert!(Identity::parse(&vec![b' '; IDENTITY_BYTES_MAX + 1]).is_err());
@@ -291,6 +292,59 @@ fn the_digest_follows_pages() {
     assert_eq!(MemoryDigest::of_page(Gfn(1), &pages[1]).0, hash_bytes(&term));
 }
 
+#[test]
+fn packed_state_has_limits() {
+    let record = |data| StateRecord { name: "vcpu.xsave".to_owned(), index: 0, version: 1, data };
+    let mut data = vec![0; 5000];
+    data[77] = 1;
+    data[4999] = 2;
+    let mut out = Vec::new();
+    EpochWriter::new(CHAIN, EpochId(1)).packed_state(&mut out, &[record(data.clone())]).unwrap();
+    let packed = out[FRAME_HEADER_BYTES..].to_vec();
+    // The record's head and name: 26 bytes, of which the last 10 are the name; 5,032 bytes in all, so 10 groups of 64 words.
+    assert_eq!(packed.len(), 8 + 10 * 8 + (3 + 1 + 1 + 1) * 8);
+    assert_eq!(u32::from_le_bytes(packed[4..8].try_into().unwrap()), 5032);
+    assert_eq!(decode_state(&packed).unwrap(), [record(data)]);
+
+    let refused = |change: &dyn Fn(&mut Vec<u8>), expected: &str| {
+        let mut payload = packed.clone();
+        change(&mut payload);
+        let error = unpack_state(&payload).unwrap_err();
+        assert!(error.expected().contains(expected), "{error}");
+    };
+    refused(&|payload| payload[4] += 1, "a multiple of 8");
+    refused(&|payload| payload[4..8].copy_from_slice(&(64u32 << 20).to_le_bytes()), "a multiple of 8, at most");
+    refused(&|payload| payload[4..8].copy_from_slice(&((64u32 << 20) - 8).to_le_bytes()), "bits of words");
+    refused(&|payload| payload[8 + 79] |= 0x80, "none behind the last word");
+    refused(&|payload| payload[8 + 10] |= 1, "words");
+    refused(&|payload| payload.truncate(payload.len() - 8), "words");
+    refused(&|payload| payload.extend([0; 8]), "no more bytes");
+
+    // What does not become smaller stays as it is.
+    let mut plain = Vec::new();
+    EpochWriter::new(CHAIN, EpochId(1)).packed_state(&mut plain, &[record(vec![1; 5000])]).unwrap();
+    assert_eq!(plain[FRAME_HEADER_BYTES + 4..FRAME_HEADER_BYTES + 8], [0; 4]);
+    assert_eq!(decode_state(&plain[FRAME_HEADER_BYTES..]).unwrap(), [record(vec![1; 5000])]);
+}
+
+#[test]
+fn a_change_has_1_to_256_words() {
+    let before = page(4, 1);
+    for words in [0, 1, 256, 257, 512] {
+        let mut now = before.clone();
+        now.chunks_exact_mut(8).take(words).for_each(|word| word[7] ^= 0x80);
+        let changed = ChangedWords::between(&before, &now);
+        let mut out = vec![9];
+        let result = EpochWriter::new(CHAIN, EpochId(1)).changes(&mut out, &[(Gfn(5), &now, changed)]);
+        assert_eq!(result.is_ok(), (1..=256).contains(&words), "{words}");
+        assert!(result.is_ok() || out == [9], "nothing is left of what failed");
+    }
+    let block = vec![(Gfn(5), &*before, ChangedWords::between(&before, &[0; PAGE_SIZE])); 17];
+    EpochWriter::new(CHAIN, EpochId(1)).changes(&mut Vec::new(), &block).unwrap_err();
+    EpochWriter::new(CHAIN, EpochId(1)).changes(&mut Vec::new(), &block[..2]).unwrap_err();
+    EpochWriter::new(CHAIN, EpochId(1)).changes(&mut Vec::new(), &[]).unwrap_err();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -317,11 +371,63 @@ proptest! {
     }
 
     #[test]
+    fn a_block_of_changes_reads_back(
+        first in 0u64..1 << 40,
+        steps in prop::collection::vec((1u64..1000, any::<u8>(), any::<u64>(), prop::collection::btree_set(0usize..512, 1..=256)), 1..=16),
+        flip: usize
+    ) {
+        let mut gfn = first;
+        let mut pages = Vec::new();
+        for (step, kind, seed, words) in &steps {
+            gfn += step;
+            let before = page(*kind, *seed);
+            let mut now = before.clone();
+            words.iter().for_each(|word| now[word * 8 + word % 8] ^= 1 << (seed % 8));
+            let changed = ChangedWords::between(&before, &now);
+            prop_assert_eq!(usize::try_from(changed.count()).unwrap(), words.len());
+            let mut patched = before.clone();
+            changed.patch(&mut patched, &now);
+            prop_assert!(patched == now);
+            pages.push((Gfn(gfn), before, now, changed));
+        }
+        let block: Vec<_> = pages.iter().map(|(gfn, _, now, changed)| (*gfn, &**now, *changed)).collect();
+        let mut out = Vec::new();
+        let mut writer = EpochWriter::new(CHAIN, EpochId(1));
+        writer.changes(&mut out, &block).unwrap();
+        prop_assert_eq!((writer.totals().blocks, writer.totals().stored_pages), (1, block.len() as u64));
+        let payload = FrameHeader::parse(&out, CHAIN).unwrap().check_body(&out[FRAME_HEADER_BYTES..]).unwrap().to_vec();
+        let (list, changes) = decode_changes(&payload).unwrap();
+        prop_assert_eq!((list, list.is_changes()), (BlockList::parse(&payload[..list.bytes()]).unwrap(), true));
+        prop_assert_eq!((list.gfns().len(), changes.len()), (block.len(), block.len()));
+        for ((found, change), (gfn, before, now, _)) in list.gfns().iter().zip(&changes).zip(&pages) {
+            prop_assert_eq!(found, gfn);
+            let mut read = before.clone();
+            change.apply(&mut read).unwrap();
+            prop_assert!(read == *now);
+            // Of another version nothing comes that is taken for the page, unless it differs only where all changed.
+            let mut other = before.clone();
+            other[flip % PAGE_SIZE] ^= 1;
+            prop_assert_eq!(change.apply(&mut other).is_ok(), other == *now);
+        }
+        BlockDecoder::new().decode(&payload, &mut Box::new([[0; PAGE_SIZE]; BLOCK_PAGES])).unwrap_err();
+        // Whatever bit flips, checksums of the frame aside, somebody notices.
+        let mut flipped = payload.clone();
+        let at = flip % payload.len();
+        flipped[at] ^= 1 << (flip / payload.len() % 8);
+        let noticed = decode_changes(&flipped).is_err_and(|error| error.offset() >= FRAME_HEADER_BYTES as u64)
+            || decode_changes(&flipped).is_ok_and(|(_, changes)| {
+                changes.iter().zip(&pages).any(|(change, (_, before, _, _))| change.apply(&mut before.clone()).is_err())
+            });
+        prop_assert!(noticed, "byte {} of {}", at, payload.len());
+    }
+
+    #[test]
     fn any_bytes_are_decoded_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let mut pages = Box::new([[0; PAGE_SIZE]; BLOCK_PAGES]);
         let _ = BlockDecoder::new().decode(&bytes, &mut pages);
         let _ = decode_state(&bytes);
         let _ = decode_zeros(&bytes);
+        let _ = decode_changes(&bytes);
         let _ = SegmentHeader::decode(&bytes);
         let _ = Identity::parse(&bytes);
         let _ = FrameHeader::parse(&bytes, CHAIN);
@@ -336,9 +442,19 @@ proptest! {
         let mut out = Vec::new();
         EpochWriter::new(CHAIN, EpochId(1)).state(&mut out, &records).unwrap();
         let mut payload = out.split_off(FRAME_HEADER_BYTES);
-        prop_assert_eq!(decode_state(&payload).unwrap(), records);
+        prop_assert_eq!(&decode_state(&payload).unwrap(), &records);
+        let mut packed = Vec::new();
+        EpochWriter::new(CHAIN, EpochId(1)).packed_state(&mut packed, &records).unwrap();
+        let packed = FrameHeader::parse(&packed, CHAIN).unwrap().check_body(&packed[FRAME_HEADER_BYTES..]).unwrap().to_vec();
+        prop_assert!(packed.len() <= payload.len());
+        prop_assert_eq!(&*unpack_state(&packed).unwrap(), &payload[..]);
+        prop_assert_eq!(decode_state(&packed).unwrap(), records);
         let flip = flip % payload.len();
         payload[flip] ^= 1;
         let _ = decode_state(&payload);
+        let mut packed = packed;
+        let at = flip % packed.len();
+        packed[at] ^= 1;
+        let _ = decode_state(&packed);
     }
 }

@@ -4,7 +4,8 @@ use std::fmt;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::state::encode_state;
+use super::changes::{ChangedWords, encode_changes};
+use super::state::{encode_state, pack_state};
 use super::{BlockEncoder, ChainId, EpochTotals, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, ZERO_RUNS_MAX};
 use crate::machine::StateRecord;
 use crate::page::{EpochId, Gfn, PageBytes, PageRun};
@@ -51,6 +52,19 @@ impl EpochWriter {
         Ok(())
     }
 
+    /// Appends a pages frame with what changed of 1 to 16 pages, whose gfns rise: for each the page as it is now, and the words that differ from its
+    /// version before, 1 to [`CHANGED_WORDS_MAX`](super::CHANGED_WORDS_MAX). The version before is what the frames before this one say, in this epoch and in
+    /// those before; at most [`CHANGES_DEPTH_MAX`](super::CHANGES_DEPTH_MAX) changes of a page may follow each other. Not for chains of format 1.
+    ///
+    /// # Errors
+    /// A number of pages, gfns or a number of words out of these bounds; a frame behind the state. Nothing is appended then.
+    pub fn changes(&mut self, out: &mut Vec<u8>, block: &[(Gfn, &PageBytes, ChangedWords)]) -> Result<(), FormatError> {
+        self.frame(out, FrameKind::Pages, |out| encode_changes(out, block))?;
+        self.totals.blocks += 1;
+        self.totals.stored_pages += block.len() as u64;
+        Ok(())
+    }
+
     /// Appends zeros frames with `runs`, which rise and are disjoint: as many as their number takes.
     ///
     /// # Errors
@@ -80,6 +94,21 @@ impl EpochWriter {
     /// A record that breaks a limit of [`StateRecord`]; more than 64 MiB in all; a second state. Nothing is appended then.
     pub fn state(&mut self, out: &mut Vec<u8>, records: &[StateRecord]) -> Result<(), FormatError> {
         self.frame(out, FrameKind::State, |out| encode_state(out, records))?;
+        self.ended = true;
+        Ok(())
+    }
+
+    /// As [`state`](Self::state), with the records packed where that makes them smaller. Not for chains of format 1.
+    ///
+    /// # Errors
+    /// As [`state`](Self::state).
+    pub fn packed_state(&mut self, out: &mut Vec<u8>, records: &[StateRecord]) -> Result<(), FormatError> {
+        self.frame(out, FrameKind::State, |out| {
+            let begin = out.len();
+            encode_state(out, records)?;
+            pack_state(out, begin);
+            Ok(())
+        })?;
         self.ended = true;
         Ok(())
     }

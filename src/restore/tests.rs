@@ -1,12 +1,15 @@
 //! Restoring gives what was committed, and hostile content is refused.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::*;
 use crate::epoch::Sink;
 use crate::format::{
-    BlockEncoder, ChainId, Commit, Compression, EpochTotals, FRAME_HEADER_BYTES, FrameHeader, FrameKind, MemoryDigest,
+    BlockEncoder, CHANGES_DEPTH_MAX, ChainId, ChangedWords, Commit, Compression, EpochTotals, EpochWriter, FRAME_HEADER_BYTES,
+    FrameHeader, FrameKind, MemoryDigest,
 };
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes};
 use crate::store::WriterOptions;
@@ -16,7 +19,7 @@ use crate::store::testing::{Disk, Memory, Model, Random, empty_memory, memory_di
 #[derive(Debug)]
 struct Target {
     memory: Memory,
-    seen: std::collections::BTreeSet<Gfn>,
+    seen: BTreeSet<Gfn>,
 }
 
 impl PageTarget for Target {
@@ -40,17 +43,17 @@ fn every_epoch_restores_to_what_was_committed() {
         for epoch in chain.epochs() {
             let epoch = epoch.commit.epoch;
             let plan = Plan::new(&chain, epoch).unwrap();
-            let mut target = Target { memory: empty_memory(), seen: std::collections::BTreeSet::new() };
+            let mut target = Target { memory: empty_memory(), seen: BTreeSet::new() };
             let mut last = 0;
             let filled = plan
                 .fill(&mut target, &mut |done, total| {
-                    assert!(done > last && done <= total && total == plan.pages());
+                    assert!(done >= last && done <= total && total == plan.pages());
                     last = done;
                 })
                 .unwrap();
             assert_eq!(last, plan.pages());
             assert_eq!(filled.pages, target.seen.len() as u64);
-            assert_eq!(filled.blocks, plan.blocks() as u64);
+            assert!(filled.blocks >= plan.blocks() as u64);
             assert!(target.memory == model.offered[&epoch].1, "seed {seed}, epoch {epoch}");
             assert_eq!(plan.state(), state_of(epoch));
             assert_eq!(digest(&chain, epoch).unwrap().memory, memory_digest(&target.memory));
@@ -161,6 +164,8 @@ fn hostile_content_is_refused_by_name_and_place() {
         payload.resize(payload.len().next_multiple_of(8) + 8, 0);
         vec![(FrameKind::State, payload)]
     };
+    // A change of another page: its checksum, its bits and three words.
+    let changes = [&[1; 8][..], &[7], &[0; 63], &[5; 24]].concat();
     let cases: Vec<(&str, Vec<_>)> = vec![
         ("gfn a page of guest memory", vec![block(0, 20, &[0], &page), state()]),
         ("gfn a page of guest memory", vec![block(0, u64::MAX, &[0], &page), state()]),
@@ -169,7 +174,12 @@ fn hostile_content_is_refused_by_name_and_place() {
         ("gfn rising numbers from 0", vec![block(0, 1, &[0, 2, 2], &page), state()]),
         ("number of pages 1 to 16", vec![block(0, 1, &[0; 17], &page), state()]),
         ("number of pages 1 to 16", vec![block(0, 1, &[], &page), state()]),
-        ("encoding 0 or 1", vec![block(2, 1, &[0], &page), state()]),
+        ("encoding 0 to 2", vec![block(3, 1, &[0], &page), state()]),
+        ("bits of changed words 1 to 256 set", vec![block(2, 1, &[0], &[0; 72]), state()]),
+        ("bits of changed words 1 to 256 set", vec![block(2, 1, &[0], &[0xFF; PAGE_SIZE]), state()]),
+        ("changed words", vec![block(2, 1, &[0], &changes[..changes.len() - 8]), state()]),
+        ("changes no more bytes", vec![block(2, 1, &[0], &[&changes[..], &[0; 8]].concat()), state()]),
+        ("page checksum", vec![block(2, 1, &[0], &changes), state()]),
         ("bytes of pages 4096", vec![block(0, 1, &[0], &page[1..]), state()]),
         ("content size of zstd data 4096", vec![block(1, 1, &[0], &bomb), state()]),
         ("content size of zstd data 4096", vec![block(1, 1, &[0], &unstated), state()]),
@@ -211,12 +221,13 @@ fn any_content_with_sound_checksums_ends_in_an_answer() {
     let mut answers = [0; 2];
     for seed in 0..1500 {
         let mut random = Random(seed);
-        let before = empty_memory();
+        let (before, mut depths) = (empty_memory(), BTreeMap::new());
         for _ in 0..3 {
             crate::store::testing::run_guest(&mut memory, &mut random, false);
         }
         let epoch = EpochId(seed + 1);
-        let (parts, _) = crate::store::testing::epoch_frames(id, epoch, &before, &memory, &mut encoder, &mut random);
+        let (parts, _) =
+            crate::store::testing::epoch_frames(id, epoch, (&before, &mut depths), &memory, &mut encoder, &mut random);
         let bytes = parts.concat();
         let (mut payloads, mut at) = (Vec::new(), 0);
         while at < bytes.len() {
@@ -245,4 +256,47 @@ fn any_content_with_sound_checksums_ends_in_an_answer() {
         answers[usize::from(result.is_ok())] += 1;
     }
     assert!(answers[0] > 100 && answers[1] > 10, "{answers:?}");
+}
+
+/// Chains of changes, one epoch each, over a whole page: 15 are read, 16 are one too many.
+#[test]
+fn changes_go_as_deep_as_the_format_says() {
+    let disk = Disk::new();
+    let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
+    let id = writer.chain();
+    let mut encoder = BlockEncoder::new(Compression::None);
+    let mut page = [9; PAGE_SIZE];
+    for (epoch, place) in (1..=u64::from(CHANGES_DEPTH_MAX) + 3).zip(1..) {
+        let before = page;
+        page[place * 8] = 1;
+        let (mut frames, mut epoch_writer) = (Vec::new(), EpochWriter::new(id, EpochId(epoch)));
+        if epoch == 1 {
+            epoch_writer.pages(&mut frames, &mut encoder, &[(Gfn(4), &page), (Gfn(5), &page)]).unwrap();
+        } else if epoch < 18 {
+            epoch_writer.changes(&mut frames, &[(Gfn(5), &page, ChangedWords::between(&before, &page))]).unwrap();
+        } else {
+            epoch_writer.pages(&mut frames, &mut encoder, &[(Gfn(5), &page)]).unwrap();
+        }
+        epoch_writer.state(&mut frames, &[]).unwrap();
+        let (epoch, totals) = (EpochId(epoch), epoch_writer.totals());
+        writer.commit(&frames, Commit { epoch, base: epoch.0 == 1, totals, ..Commit::default() }).unwrap();
+    }
+    let chain = disk.chain().unwrap();
+    let mut first = [9; PAGE_SIZE];
+    first[8] = 1;
+    for (epoch, place) in (1..=18).zip(1..) {
+        let plan = Plan::new(&chain, EpochId(epoch));
+        if epoch == 17 {
+            let error = plan.unwrap_err();
+            assert!(error.is_damage() && error.to_string().contains("at most 15 changes"), "{error}");
+            continue;
+        }
+        let plan = plan.unwrap();
+        let mut target = Target { memory: empty_memory(), seen: BTreeSet::new() };
+        plan.fill(&mut target, &mut |_, _| {}).unwrap();
+        let mut expected = [9; PAGE_SIZE];
+        (1..=place).for_each(|place| expected[place * 8] = 1);
+        assert!(*target.memory[&Gfn(5)] == expected && *target.memory[&Gfn(4)] == first, "epoch {epoch}");
+        assert_eq!(plan.blocks() as u64, if epoch == 18 { 2 } else { epoch });
+    }
 }

@@ -58,7 +58,7 @@ pub enum StoreError {
         holder: String,
     },
     /// The store is of a version that this program does not read.
-    #[error("{}: format version {found} is not supported (this program reads version {})", file.display(), crate::format::FORMAT_VERSION)]
+    #[error("{}: format version {found} is not supported (this program reads version {})", file.display(), crate::format::KNOWN_VERSIONS)]
     Version {
         /// The file that says so.
         file: PathBuf,

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use super::medium::{Directory, Medium, MediumFile};
 use super::scan::{self, Fault, Scan};
 use super::{Damage, Epoch, IDENTITY, StoreError, TornTail, segment_name};
-use crate::format::{FormatError, FrameHeader, FrameKind, IDENTITY_BYTES_MAX, Identity, decode_state};
+use crate::format::{
+    FORMAT_WITH_CHANGES, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, IDENTITY_BYTES_MAX, Identity, decode_state,
+    is_packed,
+};
 use crate::machine::StateRecord;
 use crate::page::EpochId;
 
@@ -35,11 +38,11 @@ impl Chain {
 
     pub(super) fn open_on(dir: &Path, medium: Arc<dyn Medium>) -> Result<Self, StoreError> {
         let identity = read_identity(dir, medium.as_ref())?;
-        let mut scan = scan::scan(dir, medium.as_ref(), identity.chain)?;
+        let mut scan = scan::scan(dir, medium.as_ref(), &identity)?;
         if scan.damage.is_some() {
             // A writer that undid an epoch and wrote another in its place, while this walk was between the two, looks like damage.
             // Real damage is still there.
-            scan = scan::scan(dir, medium.as_ref(), identity.chain)?;
+            scan = scan::scan(dir, medium.as_ref(), &identity)?;
         }
         Ok(Self { dir: dir.to_owned(), medium, identity, scan })
     }
@@ -197,7 +200,7 @@ impl<'a> SegmentReader<'a> {
     ) -> Result<&'b [u8], StoreError> {
         let most = usize::try_from(frame.header.length).unwrap_or(usize::MAX).min(buffer.len());
         let room = buffer.get_mut(..most).unwrap_or_default();
-        let read = self.file(epoch.segment)?.read(frame.offset + crate::format::FRAME_HEADER_BYTES as u64, room);
+        let read = self.file(epoch.segment)?.read(frame.offset + FRAME_HEADER_BYTES as u64, room);
         let read = read.map_err(StoreError::io("read", self.path(epoch.segment)))?;
         Ok(room.get(..read).unwrap_or_default())
     }
@@ -223,7 +226,14 @@ impl<'a> SegmentReader<'a> {
             let error = FormatError::field("kind", 4, "the epoch's state", header.kind.as_str());
             return Err(self.damaged(epoch.commit.epoch, epoch.segment, offset, &error));
         }
-        self.payload(epoch, &FrameAt { offset, header }, buffer)
+        let format = self.chain.identity.format;
+        let payload = scan::read_payload(self.file(epoch.segment)?, offset, &header, buffer);
+        let payload = payload.map_err(|fault| self.refuse(epoch, offset, fault))?;
+        if is_packed(payload) && format < FORMAT_WITH_CHANGES {
+            let error = FormatError::field("reserved", FRAME_HEADER_BYTES + 4, "0 in a chain of format 1", "other bytes");
+            return Err(self.damaged(epoch.commit.epoch, epoch.segment, offset, &error));
+        }
+        Ok(payload)
     }
 }
 

@@ -10,8 +10,8 @@ use xxhash_rust::xxh3::Xxh3;
 use super::medium::{Medium, MediumFile};
 use super::{StoreError, segment_name, segment_number};
 use crate::format::{
-    ChainId, Close, Commit, FRAME_HEADER_BYTES, FRAME_MAGIC, FormatError, FrameHeader, FrameKind, SEGMENT_HEADER_FRAME_BYTES,
-    SegmentHeader,
+    ChainId, Close, Commit, FRAME_HEADER_BYTES, FRAME_MAGIC, FormatError, FrameHeader, FrameKind, Identity,
+    SEGMENT_HEADER_FRAME_BYTES, SegmentHeader,
 };
 use crate::page::EpochId;
 
@@ -169,12 +169,14 @@ fn find_header(file: &dyn MediumFile, from: u64, end: u64, chain: ChainId) -> io
     }
 }
 
-/// Walks the chain `chain` in `dir`.
-pub(super) fn scan(dir: &Path, medium: &dyn Medium, chain: ChainId) -> Result<Scan, StoreError> {
+/// Walks the chain that `identity` says, in `dir`.
+pub(super) fn scan(dir: &Path, medium: &dyn Medium, identity: &Identity) -> Result<Scan, StoreError> {
     let mut numbers: Vec<_> =
         medium.list().map_err(StoreError::io("list", dir))?.iter().filter_map(|name| segment_number(name)).collect();
     numbers.sort_unstable();
-    let mut walk = Walk { dir, medium, chain, buffer: Vec::new(), at: 0, current: None, broken: None, out: Scan::empty() };
+    let (chain, format) = (identity.chain, identity.format);
+    let mut walk =
+        Walk { dir, medium, chain, format, buffer: Vec::new(), at: 0, current: None, broken: None, out: Scan::empty() };
     for number in numbers {
         walk.segment(number)?;
     }
@@ -226,6 +228,7 @@ struct Walk<'a> {
     dir: &'a Path,
     medium: &'a dyn Medium,
     chain: ChainId,
+    format: u32,
     buffer: Vec<u8>,
     /// The segment in hand.
     at: u32,
@@ -327,6 +330,9 @@ impl Walk<'_> {
         let header = FRAME_HEADER_BYTES;
         if offset != 0 {
             return Err(FormatError::field("kind", 4, "a frame of an epoch or a close", "a segment header"));
+        }
+        if segment.format != self.format {
+            return Err(FormatError::field("format version", header, self.format, segment.format));
         }
         if segment.number != self.at {
             return Err(FormatError::field("segment number", header + 4, self.at, segment.number));

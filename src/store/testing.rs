@@ -9,7 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::medium::{Lock, Medium, MediumFile};
 use super::{Chain, NewChain, StoreError, Writer, WriterOptions};
 use crate::epoch::{Sink, SinkError};
-use crate::format::{BlockEncoder, ChainId, Commit, Compression, EpochWriter, MemoryDigest, is_zero};
+use crate::format::{
+    BlockEncoder, CHANGED_WORDS_MAX, CHANGES_DEPTH_MAX, ChainId, ChangedWords, Commit, Compression, EpochWriter, MemoryDigest,
+    is_zero,
+};
 use crate::machine::StateRecord;
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun, runs};
 use crate::restore;
@@ -432,11 +435,12 @@ pub(crate) fn state_of(epoch: EpochId) -> Vec<StateRecord> {
 }
 
 /// The frames of an epoch that turns `before` into `after`, in parts, and its commit. Some pages are mentioned before with other
-/// content, as a base does that is copied while the guest runs.
+/// content, as a base does that is copied while the guest runs. `depths` has, for each page that is not zero, how many changes of it are behind each
+/// other.
 pub(crate) fn epoch_frames(
     chain: ChainId,
     epoch: EpochId,
-    before: &Memory,
+    (before, depths): (&Memory, &mut BTreeMap<Gfn, u8>),
     after: &Memory,
     encoder: &mut BlockEncoder,
     random: &mut Random,
@@ -449,10 +453,24 @@ pub(crate) fn epoch_frames(
     let repeated: Vec<_> = changed.iter().filter(|_| random.one_in(5)).map(|(gfn, _)| (*gfn, &stale)).collect();
     for block in repeated.chunks(16) {
         writer.pages(parts.last_mut().unwrap(), encoder, block).unwrap();
+        depths.extend(block.iter().map(|(gfn, _)| (*gfn, 0)));
     }
     let (zero, rest): (Vec<_>, Vec<_>) = changed.iter().copied().partition(|(_, page)| is_zero(page));
     let zero_runs: Vec<_> = runs(zero.iter().map(|(gfn, _)| *gfn)).collect();
     writer.zeros(parts.last_mut().unwrap(), &zero_runs).unwrap();
+    depths.retain(|gfn, _| !zero.iter().any(|(zero, _)| zero == gfn));
+    let version = |gfn: &Gfn| if repeated.iter().any(|(found, _)| found == gfn) { &stale } else { &*before[gfn] };
+    let changes = rest.iter().map(|(gfn, page)| (*gfn, *page, ChangedWords::between(version(gfn), page)));
+    let (changes, rest): (Vec<_>, Vec<_>) = changes.partition(|(gfn, _, changed)| {
+        let depth = depths.get(gfn).filter(|depth| **depth < CHANGES_DEPTH_MAX);
+        depth.is_some() && (1..=CHANGED_WORDS_MAX).contains(&changed.count()) && !random.one_in(20)
+    });
+    for block in changes.chunks(16) {
+        writer.changes(parts.last_mut().unwrap(), block).unwrap();
+        block.iter().for_each(|(gfn, ..)| *depths.get_mut(gfn).unwrap() += 1);
+    }
+    let rest: Vec<_> = rest.into_iter().map(|(gfn, page, _)| (gfn, page)).collect();
+    depths.extend(rest.iter().map(|(gfn, _)| (*gfn, 0)));
     let size = 1 + usize::try_from(random.below(16)).unwrap();
     for block in rest.chunks(size) {
         if random.one_in(3) {
@@ -480,6 +498,8 @@ pub(crate) struct Model {
     pub(crate) memory: Memory,
     /// Every epoch that was offered: its parent and its memory.
     pub(crate) offered: BTreeMap<EpochId, (EpochId, Memory)>,
+    /// For each of them, the depths of its pages.
+    depths: BTreeMap<EpochId, BTreeMap<Gfn, u8>>,
     /// The newest epoch that was said to be durable.
     pub(crate) durable: EpochId,
     next: EpochId,
@@ -495,6 +515,7 @@ impl Model {
             random: Random(seed),
             memory: empty_memory(),
             offered,
+            depths: BTreeMap::new(),
             durable: EpochId::NONE,
             next: EpochId(1),
             aborts: true,
@@ -520,7 +541,10 @@ impl Model {
         let (epoch, tip) = (self.next, sink.tip());
         self.next = EpochId(epoch.0 + 1 + u64::from(self.aborts && self.random.one_in(6)));
         let before = &self.offered[&tip].1;
+        let mut depths = self.depths.get(&tip).cloned().unwrap_or_default();
+        let before = (before, &mut depths);
         let (parts, commit) = epoch_frames(sink.chain(), epoch, before, &self.memory, &mut self.encoder, &mut self.random);
+        self.depths.insert(epoch, depths);
         self.offered.insert(epoch, (tip, self.memory.clone()));
         let (last, parts) = parts.split_last().unwrap();
         for part in parts {

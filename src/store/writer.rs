@@ -356,6 +356,10 @@ impl Sink for Writer {
         self.tip
     }
 
+    fn format(&self) -> u32 {
+        self.identity.format
+    }
+
     fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {
         self.begin(epoch)?;
         self.write(&[frames])
@@ -464,7 +468,7 @@ fn recover(dir: &Path, medium: &dyn Medium, identity: &Identity) -> Result<Opene
         file.sync().map_err(StoreError::io("sync", &path))?;
         file.forget_cached();
     }
-    let scan = scan::scan(dir, medium, identity.chain)?;
+    let scan = scan::scan(dir, medium, identity)?;
     if let Some(damage) = scan.damage {
         return Err(StoreError::Damaged(damage));
     }
@@ -500,7 +504,14 @@ fn make_segment(
     previous_hash: u128,
 ) -> Result<Segment, StoreError> {
     let name = segment_name(number);
-    let header = SegmentHeader { number, chain: identity.chain, previous_hash, previous, created_unix_ns: now_unix_ns() };
+    let header = SegmentHeader {
+        format: identity.format,
+        number,
+        chain: identity.chain,
+        previous_hash,
+        previous,
+        created_unix_ns: now_unix_ns(),
+    };
     let make = || {
         let file = medium.create(&name)?;
         file.write(0, &[&header.encode_frame()])?;

@@ -239,7 +239,7 @@ fn a_sync_that_fails_later_fails_what_was_cut_meanwhile() {
         world.disk.fail_at(1, Fault::Reject);
         world.write_all([4]);
         world.take(&mut engine, Trigger::Request);
-        world.disk.wait_operations(2);
+        assert!(!engine.flush(), "it is rejected, and the engine knows by then");
         world.disk.fail_at(2, Fault::Latch { survivors });
         world.write_all([5]);
         world.take(&mut engine, Trigger::Request); // operation 2: latches, and the first epoch is lost or not

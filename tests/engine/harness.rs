@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use slackwater::epoch::{CapturedState, Cut, Durability, Engine, EngineError, EngineOptions, Finished, Guest, GuestError};
 use slackwater::epoch::{Sink, SinkError, Start};
 use slackwater::format::{
-    BLOCK_PAGES, BlockDecoder, BlockPages, ChainId, Commit, Compression, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Trigger,
-    decode_state, decode_zeros,
+    BLOCK_PAGES, BlockDecoder, BlockPages, CHANGES_DEPTH_MAX, ChainId, Commit, Compression, FORMAT_WITH_CHANGES,
+    FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Trigger, decode_changes, decode_state, decode_zeros,
 };
 use slackwater::kvm::park::Parked;
 use slackwater::machine::StateRecord;
@@ -215,6 +215,8 @@ pub(crate) struct Stored {
     pub(crate) commit: Commit,
     pub(crate) counter: u64,
     pub(crate) image: Image,
+    /// How many changes of each page that is not zero are behind each other.
+    pub(crate) depths: BTreeMap<Gfn, u8>,
     /// Pages frames and zeros frames: what it says of pages.
     pub(crate) mentions: Vec<Gfn>,
     pub(crate) life: usize,
@@ -456,6 +458,7 @@ impl DiskState {
     fn decode(&self, frames: &[u8], commit: Commit) -> Result<Stored, String> {
         let wrong = |what: &str| format!("epoch {}: {what}", commit.epoch);
         let mut image = self.stored.last().map_or_else(|| vec![0; PAGES * PAGE_SIZE], |last| last.image.to_vec());
+        let mut depths = self.stored.last().map_or_else(BTreeMap::new, |last| last.depths.clone());
         let mut counter = None;
         let mut mentions = Vec::new();
         let mut sequence = 0;
@@ -468,7 +471,25 @@ impl DiskState {
             match header.kind {
                 FrameKind::Pages => {
                     let mut pages: Box<BlockPages> = Box::new([[0; PAGE_SIZE]; BLOCK_PAGES]);
-                    let list = BlockDecoder::new().decode(payload, &mut pages).map_err(|error| error.to_string())?;
+                    let said = |error: FormatError| wrong(&error.to_string());
+                    let list = if payload[0] == 2 {
+                        let (list, changes) = decode_changes(payload).map_err(said)?;
+                        for ((gfn, change), page) in list.gfns().iter().zip(changes).zip(pages.iter_mut()) {
+                            let at = place(*gfn).ok_or_else(|| wrong("a page outside of memory"))?;
+                            page.copy_from_slice(&image[at..at + PAGE_SIZE]);
+                            change.apply(page).map_err(said)?;
+                            let depth = depths.get_mut(gfn).ok_or_else(|| wrong("a change of a page that is zero"))?;
+                            *depth += 1;
+                            if *depth > CHANGES_DEPTH_MAX {
+                                return Err(wrong("too many changes behind each other"));
+                            }
+                        }
+                        list
+                    } else {
+                        let list = BlockDecoder::new().decode(payload, &mut pages).map_err(said)?;
+                        depths.extend(list.gfns().iter().map(|gfn| (*gfn, 0)));
+                        list
+                    };
                     for (gfn, page) in list.gfns().iter().zip(pages.iter()) {
                         let at = place(*gfn).ok_or_else(|| wrong("a page outside of memory"))?;
                         image[at..at + PAGE_SIZE].copy_from_slice(page);
@@ -482,6 +503,7 @@ impl DiskState {
                         for frame in run.first.0..run.first.0 + run.count {
                             let at = place(Gfn(frame)).ok_or_else(|| wrong("zeros outside of memory"))?;
                             image[at..at + PAGE_SIZE].fill(0);
+                            depths.remove(&Gfn(frame));
                             mentions.push(Gfn(frame));
                             zero_pages += 1;
                         }
@@ -510,7 +532,7 @@ impl DiskState {
             return Err(wrong("the base flag"));
         }
         let counter = counter.ok_or_else(|| wrong("no state"))?;
-        Ok(Stored { commit, counter, image: Arc::new(image), mentions, life: self.life })
+        Ok(Stored { commit, counter, image: Arc::new(image), depths, mentions, life: self.life })
     }
 }
 
@@ -546,6 +568,10 @@ impl Sink for DiskSink {
 
     fn tip(&self) -> EpochId {
         tip(&self.0.lock().stored)
+    }
+
+    fn format(&self) -> u32 {
+        FORMAT_WITH_CHANGES
     }
 
     fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {

@@ -4,6 +4,7 @@
 //! epoch's cut.
 
 mod behind;
+mod changes;
 mod durability;
 mod failures;
 mod harness;

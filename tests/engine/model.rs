@@ -51,7 +51,8 @@ impl Random {
                 Durability::Group(FOR_EVER),
                 Durability::None,
             ]),
-            compression: self.of(&[Compression::None, Compression::default()]),
+            compression: self.of(&[Compression::None, Compression::default(), Compression::default()]),
+            version_pages: self.of(&[0, 3, 20, PAGES]),
             when_behind: self.of(&[WhenBehind::Lengthen, WhenBehind::Wait]),
             on_storage_error: if self.one_in(5) { OnStorageError::Stop } else { OnStorageError::Continue { retry_after } },
             audit_every: NonZeroU64::new(self.below(4) as u64),
@@ -110,7 +111,7 @@ impl Life<'_> {
         }
     }
 
-    /// The guest writes a page: something new, zeros, what another page holds, or what is there.
+    /// The guest writes a page: something new, zeros, what another page holds, what is there, or some words of it.
     fn write(&mut self, by_vmm: bool) -> bool {
         let gfn = gfn(self.random.below(PAGES));
         let mut page = [0; PAGE_SIZE];
@@ -118,6 +119,14 @@ impl Life<'_> {
             0 => {}
             1 => self.world.memory.read_page(gfn, &mut page).unwrap(),
             2 => self.world.memory.read_page(super::harness::gfn(self.random.below(PAGES)), &mut page).unwrap(),
+            3..=5 => {
+                // Some words of what is there, perhaps more than a change takes.
+                self.world.memory.read_page(gfn, &mut page).unwrap();
+                for _ in 0..self.random.of(&[1, 3, 10, 300, 500]) {
+                    let word = self.random.below(PAGE_SIZE / 8) * 8;
+                    page[word..word + 8].copy_from_slice(&self.random.next().to_le_bytes());
+                }
+            }
             _ => page = self.world.fresh_page(),
         }
         if by_vmm {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use slackwater::format::{
-    BlockEncoder, ChainId, Close, Commit, Compression, EpochWriter, FORMAT_VERSION, FRAME_HEADER_BYTES, FrameHeader, FrameKind,
+    BlockEncoder, ChainId, ChangedWords, Close, Commit, Compression, EpochWriter, FRAME_HEADER_BYTES, FrameHeader, FrameKind,
     Identity, MemoryDigest, Phases, SegmentHeader, Trigger,
 };
 use slackwater::machine::StateRecord;
@@ -19,6 +19,8 @@ pub(crate) enum Part {
     Pages(Compression, Vec<(u64, Box<PageBytes>)>),
     /// A zeros frame of runs.
     Zeros(Vec<(u64, u64)>),
+    /// A pages frame of changes: pages as they are then. Not in format 1.
+    Changes(Vec<(u64, Box<PageBytes>)>),
 }
 
 /// What an epoch is to hold and to say of itself.
@@ -55,6 +57,7 @@ pub(crate) struct Builder {
     /// What each committed epoch holds.
     pub(crate) truth: BTreeMap<u64, Truth>,
     chain: ChainId,
+    format: u32,
     segment: u32,
     tip: EpochId,
     tip_hash: u128,
@@ -64,11 +67,15 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// A chain with its identity and no segment.
+    /// A chain of format 1 with its identity and no segment.
     pub(crate) fn new(chain: [u8; 16], memory: Vec<PageRun>, vcpus: u32, machine: serde_json::Value) -> Self {
+        Self::of_format(1, chain, memory, vcpus, machine)
+    }
+
+    fn of_format(format: u32, chain: [u8; 16], memory: Vec<PageRun>, vcpus: u32, machine: serde_json::Value) -> Self {
         let clock_ns = 1_790_000_000_000_000_000;
         let identity = Identity {
-            format: FORMAT_VERSION,
+            format,
             chain: ChainId(chain),
             page_size: PAGE_SIZE_U64,
             created_unix_ns: clock_ns,
@@ -81,6 +88,7 @@ impl Builder {
             files: Files::from([("identity.json".to_owned(), identity.encode().unwrap())]),
             truth: BTreeMap::new(),
             chain: ChainId(chain),
+            format,
             segment: 0,
             tip: EpochId::NONE,
             tip_hash: 0,
@@ -99,6 +107,7 @@ impl Builder {
         self.segment += 1;
         self.durable = self.tip;
         let header = SegmentHeader {
+            format: self.format,
             number: self.segment,
             chain: self.chain,
             previous_hash: self.tip_hash,
@@ -126,6 +135,12 @@ impl Builder {
                     writer.pages(&mut out, &mut BlockEncoder::new(*compression), &block).unwrap();
                     self.memory.extend(pages.iter().cloned());
                 }
+                Part::Changes(pages) => {
+                    let changed = |gfn, page| ChangedWords::between(&self.memory[gfn], page);
+                    let block: Vec<_> = pages.iter().map(|(gfn, page)| (Gfn(*gfn), &**page, changed(gfn, page))).collect();
+                    writer.changes(&mut out, &block).unwrap();
+                    self.memory.extend(pages.iter().cloned());
+                }
                 Part::Zeros(runs) => {
                     let runs: Vec<_> = runs.iter().map(|(first, count)| PageRun { first: Gfn(*first), count: *count }).collect();
                     writer.zeros(&mut out, &runs).unwrap();
@@ -136,8 +151,15 @@ impl Builder {
                 }
             }
         }
-        let state = state_of(new.number);
-        writer.state(&mut out, &state).unwrap();
+        let mut state = state_of(new.number);
+        if self.format == 1 {
+            writer.state(&mut out, &state).unwrap();
+        } else {
+            // Mostly zeros, so that it is packed.
+            state.push(StateRecord { name: "sample.sparse".to_owned(), index: 0, version: 1, data: vec![0; 1000] });
+            state.extend(state_of(new.number + 1000).into_iter().map(|record| StateRecord { index: record.index + 7, ..record }));
+            writer.packed_state(&mut out, &state).unwrap();
+        }
         let truth = Truth { memory: self.memory.clone(), state };
         let totals = writer.totals();
         self.clock_ns += 50_000_000;
@@ -275,6 +297,51 @@ pub(crate) fn sample(closed: bool) -> Builder {
     if closed {
         chain.close();
     }
+    chain
+}
+
+/// `page` with some words changed.
+fn touched(page: &PageBytes, seed: u64) -> Box<PageBytes> {
+    let mut random = Random::new(seed);
+    let mut page = Box::new(*page);
+    for _ in 0..=seed % 40 {
+        page[random.below(4096) as usize] ^= random.byte() | 1;
+    }
+    page
+}
+
+/// The chain of `checkpoints/v2/changes`: blocks of changes up to 15 deep beside whole pages, across segments, after zeros and within an epoch, and packed
+/// state.
+pub(crate) fn sample_of_changes() -> Builder {
+    let zstd = Compression::Zstd { level: 3 };
+    let machine = serde_json::json!({ "memory_bytes": 4 << 20, "vcpus": 2, "guest": { "churn": "churn:pages=64" } });
+    let mut chain = Builder::of_format(2, *b"slackwater v two", vec![PageRun { first: Gfn(0), count: 1024 }], 2, machine);
+    chain.segment();
+    let texts = (0..6).map(|gfn| (gfn, text(gfn))).collect();
+    let noises = (40..42).map(|gfn| (gfn, noise(gfn))).collect();
+    let again = vec![(40, touched(&noise(40), 3))];
+    let parts = vec![Part::Pages(zstd, texts), Part::Pages(Compression::None, noises), Part::Changes(again)];
+    chain.epoch(&NewEpoch { number: 1, base: true, audited: true, parts, ..NewEpoch::default() });
+    for number in 2..20 {
+        if number % 7 == 0 {
+            chain.segment();
+        }
+        let changed = |gfn: u64| (gfn, touched(&chain.memory[&gfn], number * 100 + gfn));
+        // Page 40 was changed in epoch 1 already.
+        let is_whole = |gfn: &u64| (number + gfn / 40) % 18 == 0;
+        let (whole, deep): (Vec<_>, Vec<_>) = [0, 1, 3, 40, 41].into_iter().filter(|_| number != 6).partition(is_whole);
+        let [whole, deep] = [whole, deep].map(|gfns| gfns.into_iter().map(changed).collect::<Vec<_>>());
+        let mut parts = vec![Part::Pages(zstd, whole), Part::Changes(deep)];
+        parts.retain(|part| !matches!(part, Part::Pages(_, pages) | Part::Changes(pages) if pages.is_empty()));
+        match number {
+            5 => parts.push(Part::Zeros(vec![(2, 1), (41, 2)])),
+            6 => parts.push(Part::Pages(zstd, vec![(2, text(77)), (41, noise(5))])),
+            _ => {}
+        }
+        chain.epoch(&NewEpoch { number, trigger: Trigger::RingFull, audited: number % 3 == 0, parts, ..NewEpoch::default() });
+    }
+    chain.synced();
+    chain.close();
     chain
 }
 

@@ -13,6 +13,8 @@ use crate::page::{Gfn, PAGE_SIZE, PageRun};
 
 const BLOCK_PAGES_MAX: usize = 16;
 const ZERO_RUNS_MAX: usize = 65_536;
+const CHANGED_WORDS_MAX: u32 = 256;
+const PACKED_BYTES_MAX: u32 = (64 << 20) - 8;
 const RECORDS_MAX: u32 = 65_536;
 const NAME_BYTES_MAX: u16 = 64;
 const DATA_BYTES_MAX: u32 = 16 << 20;
@@ -26,51 +28,18 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// The pages of the payload `block`, which stands at `offset` of its file.
+    /// The pages of the payload `block`, which stands at `offset` of its file and holds whole pages.
     pub(super) fn decode<'a>(
         &'a mut self,
         block: &'a [u8],
         offset: u64,
         identity: &Identity,
     ) -> Result<impl Iterator<Item = (Gfn, &'a [u8])> + use<'a>, Fault> {
+        let data = list(block, offset, identity, &mut self.gfns)?;
+        let data_at = block.len() - data.len();
         let wrong = |kind, at: usize, expected: String, found: String| Fault::new(kind, offset + at as u64, expected, found);
-        self.gfns.clear();
-        let [encoding, count] = le(block, 0);
-        let count = usize::from(count);
-        let data_at = 16 + 4 * count;
-        let Some(data) = block.get(data_at..).filter(|_| (1..=BLOCK_PAGES_MAX).contains(&count)) else {
-            let expected = format!("a block of 1 to {BLOCK_PAGES_MAX} pages with their gfns");
-            return Err(wrong(DamageKind::Block, 1, expected, format!("{count} pages in {} bytes", block.len())));
-        };
-        let reserved = le::<2>(block, 2);
-        if reserved != [0; 2] {
-            return Err(wrong(DamageKind::Reserved, 2, "0000".to_owned(), hex(&reserved)));
-        }
-        let first = u64_at(block, 8);
-        let mut before = None;
-        for index in 0..count {
-            let at = 16 + 4 * index;
-            let less_first = u32_at(block, at);
-            if before.map_or(less_first != 0, |before| less_first <= before) {
-                let expected = before.map_or_else(|| "0".to_owned(), |before| format!("more than {before}"));
-                return Err(wrong(DamageKind::Block, at, expected, less_first.to_string()));
-            }
-            before = Some(less_first);
-            let gfn = first.checked_add(less_first.into()).map(Gfn);
-            match gfn.filter(|gfn| identity.holds(PageRun { first: *gfn, count: 1 })) {
-                Some(gfn) => self.gfns.push(gfn),
-                None => {
-                    let found = format!("{first:#x} + {less_first:#x}");
-                    return Err(wrong(DamageKind::GfnOutOfMemory, at, "a gfn in the machine's memory".to_owned(), found));
-                }
-            }
-        }
-        let [list @ .., _, _, _, _] = xxh3_64(block.get(8..data_at).unwrap_or_default()).to_le_bytes();
-        let list_checksum = le::<4>(block, 4);
-        if list != list_checksum {
-            return Err(wrong(DamageKind::ListChecksum, 4, hex(&list), hex(&list_checksum)));
-        }
-        let bytes = count * PAGE_SIZE;
+        let bytes = self.gfns.len() * PAGE_SIZE;
+        let [encoding] = le(block, 0);
         let pages = match encoding {
             0 if data.len() == bytes => data,
             0 => return Err(wrong(DamageKind::Block, data_at, format!("{bytes} bytes"), format!("{} bytes", data.len()))),
@@ -83,6 +52,110 @@ impl Blocks {
         };
         Ok(self.gfns.iter().copied().zip(pages.chunks_exact(PAGE_SIZE)))
     }
+}
+
+/// Reads the list of pages of the payload `block`, which stands at `offset` of its file, and returns what is behind it.
+fn list<'a>(block: &'a [u8], offset: u64, identity: &Identity, gfns: &mut Vec<Gfn>) -> Result<&'a [u8], Fault> {
+    let wrong = |kind, at: usize, expected: String, found: String| Fault::new(kind, offset + at as u64, expected, found);
+    gfns.clear();
+    let [_, count] = le(block, 0);
+    let count = usize::from(count);
+    let data_at = 16 + 4 * count;
+    let Some(data) = block.get(data_at..).filter(|_| (1..=BLOCK_PAGES_MAX).contains(&count)) else {
+        let expected = format!("a block of 1 to {BLOCK_PAGES_MAX} pages with their gfns");
+        return Err(wrong(DamageKind::Block, 1, expected, format!("{count} pages in {} bytes", block.len())));
+    };
+    let reserved = le::<2>(block, 2);
+    if reserved != [0; 2] {
+        return Err(wrong(DamageKind::Reserved, 2, "0000".to_owned(), hex(&reserved)));
+    }
+    let first = u64_at(block, 8);
+    let mut before = None;
+    for index in 0..count {
+        let at = 16 + 4 * index;
+        let less_first = u32_at(block, at);
+        if before.map_or(less_first != 0, |before| less_first <= before) {
+            let expected = before.map_or_else(|| "0".to_owned(), |before| format!("more than {before}"));
+            return Err(wrong(DamageKind::Block, at, expected, less_first.to_string()));
+        }
+        before = Some(less_first);
+        let gfn = first.checked_add(less_first.into()).map(Gfn);
+        match gfn.filter(|gfn| identity.holds(PageRun { first: *gfn, count: 1 })) {
+            Some(gfn) => gfns.push(gfn),
+            None => {
+                let found = format!("{first:#x} + {less_first:#x}");
+                return Err(wrong(DamageKind::GfnOutOfMemory, at, "a gfn in the machine's memory".to_owned(), found));
+            }
+        }
+    }
+    let [list @ .., _, _, _, _] = xxh3_64(block.get(8..data_at).unwrap_or_default()).to_le_bytes();
+    let list_checksum = le::<4>(block, 4);
+    if list != list_checksum {
+        return Err(wrong(DamageKind::ListChecksum, 4, hex(&list), hex(&list_checksum)));
+    }
+    Ok(data)
+}
+
+/// What changed of one page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Change<'a> {
+    pub(super) gfn: Gfn,
+    /// Where it begins in its file.
+    pub(super) offset: u64,
+    checksum: u64,
+    bits: &'a [u8],
+    words: &'a [u8],
+}
+
+impl Change<'_> {
+    /// Puts the words in their places, and checks what comes of it.
+    pub(super) fn apply(&self, page: &mut [u8]) -> Result<(), Fault> {
+        let mut words = self.words.chunks_exact(8);
+        for (index, word) in page.chunks_exact_mut(8).enumerate() {
+            let changed = self.bits.get(index / 8).is_some_and(|byte| byte & 1 << (index % 8) != 0);
+            if let Some(new) = changed.then(|| words.next()).flatten() {
+                word.copy_from_slice(new);
+            }
+        }
+        let found = xxh3_64(page);
+        if found != self.checksum {
+            let expected = format!("a page {} that hashes to {:016x}", self.gfn, self.checksum);
+            return Err(Fault::new(DamageKind::Changes, self.offset, expected, format!("{found:016x}")));
+        }
+        Ok(())
+    }
+}
+
+/// The changes that the payload `block`, which stands at `offset` of its file, holds.
+pub(super) fn changes<'a>(block: &'a [u8], offset: u64, identity: &Identity) -> Result<Vec<Change<'a>>, Fault> {
+    let mut gfns = Vec::new();
+    let mut rest = list(block, offset, identity, &mut gfns)?;
+    let mut changes = Vec::with_capacity(gfns.len());
+    for gfn in gfns {
+        let offset = offset + (block.len() - rest.len()) as u64;
+        let Some((head, behind)) = rest.split_at_checked(72) else {
+            let found = format!("{} bytes", rest.len());
+            return Err(Fault::new(DamageKind::Changes, offset, "a checksum and 512 bits", found));
+        };
+        let (checksum, bits) = (u64_at(head, 0), head.get(8..).unwrap_or_default());
+        let count: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
+        if !(1..=CHANGED_WORDS_MAX).contains(&count) {
+            let expected = format!("1 to {CHANGED_WORDS_MAX} words that changed");
+            return Err(Fault::new(DamageKind::Changes, offset + 8, expected, count.to_string()));
+        }
+        let bytes = usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(8);
+        let Some((words, behind)) = behind.split_at_checked(bytes) else {
+            let found = format!("{} bytes", behind.len());
+            return Err(Fault::new(DamageKind::Changes, offset + 72, format!("{bytes} bytes of words"), found));
+        };
+        changes.push(Change { gfn, offset, checksum, bits, words });
+        rest = behind;
+    }
+    if !rest.is_empty() {
+        let offset = offset + (block.len() - rest.len()) as u64;
+        return Err(Fault::new(DamageKind::Changes, offset, "the end of the payload", format!("{} more bytes", rest.len())));
+    }
+    Ok(changes)
 }
 
 impl std::fmt::Debug for Blocks {
@@ -148,8 +221,46 @@ pub(super) fn zero_runs(list: &[u8], offset: u64, identity: &Identity) -> Result
     Ok(runs)
 }
 
-/// Checks the state records of the payload `list`, which stands at `offset` of its file.
-pub(super) fn check_state(list: &[u8], offset: u64) -> Result<(), Fault> {
+/// Checks the state records of the payload `list`, which stands at `offset` of its file. Faults in packed records are where they would be unpacked.
+pub(super) fn check_state(list: &[u8], offset: u64, identity: &Identity) -> Result<(), Fault> {
+    match u32_at(list, 4) {
+        0 => check_records(list, offset),
+        bytes if identity.format >= 2 => check_records(&unpack(list, bytes, offset)?, offset),
+        bytes => Err(Fault::new(DamageKind::StateRecords, offset + 4, "0", bytes.to_string())),
+    }
+}
+
+/// The payload `list` with its `bytes` of records unpacked.
+fn unpack(list: &[u8], bytes: u32, offset: u64) -> Result<Vec<u8>, Fault> {
+    let wrong = |at, expected: &str, found: String| Err(Fault::new(DamageKind::StateRecords, offset + at, expected, found));
+    if !bytes.is_multiple_of(8) || bytes > PACKED_BYTES_MAX {
+        return wrong(4, "a multiple of 8, at most 64 MiB less 8", bytes.to_string());
+    }
+    let words = usize::try_from(bytes / 8).unwrap_or(usize::MAX);
+    let Some((bits, mut rest)) = list.get(8..).and_then(|rest| rest.split_at_checked(words.div_ceil(64) * 8)) else {
+        return wrong(8, "a bit for each word", format!("{} bytes", list.len()));
+    };
+    let mut plain = list.get(..4).unwrap_or_default().to_vec();
+    plain.extend([0; 4]);
+    for (index, byte) in bits.iter().enumerate() {
+        for bit in 0..8 {
+            let (is_set, is_word) = (byte & 1 << bit != 0, index * 8 + bit < words);
+            match (is_set, is_word, rest.split_at_checked(8)) {
+                (true, true, Some((word, behind))) => {
+                    plain.extend(word);
+                    rest = behind;
+                }
+                (false, true, _) => plain.extend([0; 8]),
+                (false, false, _) => {}
+                (true, true, None) => return wrong(8, "a word for each bit", "fewer".to_owned()),
+                (true, false, _) => return wrong(8 + index as u64, "no bit behind the last word", format!("{byte:02x}")),
+            }
+        }
+    }
+    if rest.is_empty() { Ok(plain) } else { wrong(8, "a word for each bit", format!("{} more bytes", rest.len())) }
+}
+
+fn check_records(list: &[u8], offset: u64) -> Result<(), Fault> {
     let wrong = |at: usize, expected: String, found: String| {
         Err(Fault::new(DamageKind::StateRecords, offset + at as u64, expected, found))
     };

@@ -28,6 +28,8 @@ pub(super) struct Open {
     /// What is wrong in frames that are intact. It counts only if the epoch exists.
     pub(super) findings: Vec<Fault>,
     pub(super) findings_omitted: u64,
+    /// Where a change stands whose page no frame of the epoch had before: a base may not have one.
+    pub(super) leans_at: Option<u64>,
     /// The commit frame whose memory the digest showed before this epoch.
     pub(super) memory_before: Option<u128>,
 }
@@ -48,6 +50,7 @@ impl Open {
             states: 0,
             findings: Vec::new(),
             findings_omitted: 0,
+            leans_at: None,
             memory_before,
         }
     }
@@ -108,6 +111,15 @@ impl Open {
         check(flags & !known == 0, DamageKind::Flags, 169, "flags 1, 2 and 4 only".to_owned(), flags.to_string());
         check(commit.reserved == [0; 6], DamageKind::Reserved, 170, "000000000000".to_owned(), hex(&commit.reserved));
         let audited = commit.has(Commit::AUDITED) || commit.audit == 0;
+        if let Some(at) = self.leans_at.filter(|_| commit.has(Commit::BASE)) {
+            let expected = "a page that the base had before";
+            faults.push(Fault::new(DamageKind::Changes, at, expected, "a change of one that it did not have"));
+        }
+        let mut check = |holds: bool, kind, offset: u64, expected: String, found: String| {
+            if !holds {
+                faults.push(Fault::new(kind, payload + offset, expected, found));
+            }
+        };
         check(audited, DamageKind::Flags, 176, "no digest without audit".to_owned(), format!("{:032x}", commit.audit));
         check(durable <= parent, DamageKind::Durable, 160, format!("at most the parent, {parent}"), durable.to_string());
         let written = commit.bytes.saturating_add(COMMIT_FRAME_BYTES);

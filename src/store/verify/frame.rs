@@ -28,7 +28,7 @@ pub(super) enum Kind {
     State,
     Commit,
     Close,
-    /// A kind of a later format 1 that this reader may pass over.
+    /// A later kind that this reader may pass over.
     Passable,
 }
 

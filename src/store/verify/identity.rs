@@ -21,6 +21,8 @@ const FRAMES_MAX: u64 = 1 << 40;
 pub(super) struct Identity {
     /// The chain's identifier.
     pub(super) chain: [u8; 16],
+    /// The version of the format: 1 or 2.
+    pub(super) format: u32,
     /// Guest memory: rising, and neighbours joined.
     memory: Vec<PageRun>,
 }
@@ -97,11 +99,12 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
     let (line, rest) = bytes.split_at(split);
     let value: Value = serde_json::from_slice(line).map_err(|error| content("a JSON object in line 1", error.to_string()))?;
     // The version comes before the hash: another version may hash in another way.
-    match value.get("format") {
-        Some(format) if format.as_u64() == Some(1) => {}
+    let format = match value.get("format") {
+        Some(format) if format.as_u64() == Some(1) => 1,
+        Some(format) if format.as_u64() == Some(2) => 2,
         Some(format) => return Err(Problem::Version(format.to_string())),
         None => return Err(content("the field `format`", "none")),
-    }
+    };
     let expected = format!("\nxxh3-64 {:016x}", xxh3_64(line));
     let hash = rest.strip_suffix(b"\n").unwrap_or(rest);
     if hash != expected.as_bytes() {
@@ -111,14 +114,14 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
         ));
     }
     // Parsed again from the text, because a field that stands there twice shows only then.
-    let fields: Fields = serde_json::from_slice(line).map_err(|error| content("the fields of format 1", error.to_string()))?;
+    let fields: Fields = serde_json::from_slice(line).map_err(|error| content("the fields of an identity", error.to_string()))?;
     if fields.page_size != 4096 {
         return Err(content("`page_size` 4096", fields.page_size.to_string()));
     }
     if !(1..=4096).contains(&fields.vcpus) {
         return Err(content("`vcpus` from 1 to 4096", fields.vcpus.to_string()));
     }
-    Ok(Identity { chain: chain(&fields.chain)?, memory: memory(&fields.memory)? })
+    Ok(Identity { chain: chain(&fields.chain)?, format, memory: memory(&fields.memory)? })
 }
 
 fn chain(text: &str) -> Result<[u8; 16], Problem> {

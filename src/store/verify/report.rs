@@ -10,7 +10,7 @@ use crate::page::EpochId;
 /// How to verify.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifyOptions {
-    /// Whether to recompute audit digests. Without them no page's term is kept or hashed, but every page is still decoded.
+    /// Whether to recompute audit digests. Without them no page's term is kept, but every page is still decoded.
     pub audits: bool,
     /// How many pieces of damage to list; the others are only counted.
     pub damage_max: usize,
@@ -139,6 +139,8 @@ pub enum DamageKind {
     Block,
     /// Compressed pages that do not decompress to what they must.
     Zstd,
+    /// Changes of pages that are not laid out as they must be, or that do not give the page that they were made of.
+    Changes,
     /// A list of zero pages is not laid out as it must be.
     Zeros,
     /// A page outside the memory of the chain's machine.
@@ -195,7 +197,7 @@ pub enum VerifyError {
         found: String,
     },
     /// The chain is of another format version.
-    #[error("{}: expected format 1, found format {found}", path.display())]
+    #[error("{}: expected format 1 or 2, found format {found}", path.display())]
     Version {
         /// The identity file.
         path: PathBuf,

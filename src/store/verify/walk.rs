@@ -11,6 +11,7 @@ use super::frame::{Close, Commit, HEADER_BYTES_U64, Header, Kind, SegmentHeader,
 use super::identity::Identity;
 use super::pieces::{self, Look, Pieces, Segment};
 use super::report::{Damage, DamageKind, Fault, Progress, TornTail, VerifyError, VerifyOptions, VerifyReport};
+use super::versions::{At, Changed, Versions};
 use crate::page::EpochId;
 
 /// Bytes between two calls of the progress callback.
@@ -70,6 +71,7 @@ pub(super) struct Walk<'a> {
     /// Whether nothing yet makes later epochs worthless.
     sound: bool,
     memory: MemoryDigest,
+    versions: Versions<'a>,
     /// The commit frame whose memory the digest shows, or 0 for no epoch.
     memory_of: Option<u128>,
     /// By how much the newest audit differs from the digest.
@@ -96,6 +98,7 @@ impl<'a> Walk<'a> {
             unbroken: true,
             sound: true,
             memory: MemoryDigest::default(),
+            versions: Versions::new(identity, segments),
             memory_of: Some(0),
             audit_difference: 0,
             bytes_done: 0,
@@ -252,7 +255,7 @@ impl<'a> Walk<'a> {
             let mut faults: Vec<Fault> = [
                 field(8, "epoch", 0, header.epoch),
                 field(16, "sequence", 0, header.sequence.into()),
-                field(payload, "format version", 1, found.version.into()),
+                field(payload, "format version", self.identity.format.into(), found.version.into()),
                 field(payload + 4, "segment number", number.into(), found.number.into()),
                 field(payload + 56, "page size", 4096, found.page_size.into()),
                 field(payload + 60, "reserved", 0, found.reserved.into()),
@@ -392,10 +395,15 @@ impl<'a> Walk<'a> {
             open.note(fault, self.options.damage_max);
         }
         open.count(header);
+        let here = At { segment: place.index, offset, length: header.length };
         let checked = match header.kind {
+            Kind::Pages if payload.first() == Some(&2) && self.identity.format >= 2 => {
+                changes(open, &mut self.versions, &mut self.memory, payload, here, (self.identity, self.options))?
+            }
             Kind::Pages => blocks.decode(payload, offset, self.identity).map(|pages| {
                 for (gfn, bytes) in pages {
                     open.stored += 1;
+                    self.versions.whole(gfn, here);
                     if self.options.audits {
                         self.memory.set(gfn, bytes);
                     }
@@ -405,9 +413,10 @@ impl<'a> Walk<'a> {
                 for run in runs {
                     open.zero = open.zero.saturating_add(run.count);
                     self.memory.clear(run);
+                    self.versions.zero(run);
                 }
             }),
-            Kind::State => content::check_state(payload, offset),
+            Kind::State => content::check_state(payload, offset, self.identity),
             _ => Ok(()),
         };
         if let Err(fault) = checked {
@@ -459,6 +468,7 @@ impl<'a> Walk<'a> {
         self.last.certain &= !lost;
         self.seen = self.seen.max(epoch);
         self.memory.begin_epoch();
+        self.versions.begin_epoch();
         place.open = Some(Open::new(epoch, at, !rises || sequence != 0, self.memory_of.take()));
         Ok(Flow::On)
     }
@@ -491,6 +501,7 @@ impl<'a> Walk<'a> {
         if !open.gap && !open.spoiled && !contradicted {
             if commit.has(Commit::BASE) {
                 self.memory.keep_epoch_only();
+                self.versions.keep_epoch_only();
                 self.audit_difference = 0;
                 self.memory_of = Some(hash);
             } else if open.memory_before == Some(commit.parent_hash) {
@@ -616,4 +627,36 @@ impl<'a> Walk<'a> {
             self.report.damage_omitted = self.report.damage_omitted.saturating_add(1);
         }
     }
+}
+
+/// Makes the changes that the payload of a pages frame of `open` holds.
+fn changes(
+    open: &mut Open,
+    versions: &mut Versions<'_>,
+    memory: &mut MemoryDigest,
+    payload: &[u8],
+    here: At,
+    (identity, options): (&Identity, &VerifyOptions),
+) -> Result<Result<(), Fault>, VerifyError> {
+    let changes = match content::changes(payload, here.offset, identity) {
+        Ok(changes) => changes,
+        Err(fault) => return Ok(Err(fault)),
+    };
+    for change in changes {
+        open.stored += 1;
+        let lacks = open.gap || open.spoiled;
+        if !lacks && !versions.is_of_epoch(change.gfn) {
+            open.leans_at.get_or_insert(change.offset);
+        }
+        if lacks {
+            continue; // this epoch's memory is not known, nor is any after it before the next base
+        }
+        match versions.change(&change, here, open.memory_before.is_some())? {
+            Ok(Changed::Page(page)) if options.audits => memory.set(change.gfn, &page),
+            Ok(Changed::Page(_)) => {}
+            Ok(Changed::Unknown) => {} // as above; in a base, the change leans on what the base lacks
+            Err(fault) => return Ok(Err(fault)),
+        }
+    }
+    Ok(Ok(()))
 }

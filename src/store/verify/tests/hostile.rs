@@ -100,10 +100,10 @@ fn each_reason_for_an_error_is_told_apart() {
     fs::remove_dir(path.join("identity.json")).unwrap();
 
     // The version counts before all else, even before the hash.
-    fs::write(path.join("identity.json"), "{\"format\": 2}\nsomething else\n").unwrap();
+    fs::write(path.join("identity.json"), "{\"format\": 3}\nsomething else\n").unwrap();
     let error = try_run(path).unwrap_err();
-    assert!(matches!(&error, VerifyError::Version { found, .. } if found == "2"), "{error:?}");
-    assert_eq!(error.to_string(), format!("{}: expected format 1, found format 2", path.join("identity.json").display()));
+    assert!(matches!(&error, VerifyError::Version { found, .. } if found == "3"), "{error:?}");
+    assert_eq!(error.to_string(), format!("{}: expected format 1 or 2, found format 3", path.join("identity.json").display()));
     assert!(matches!(at(&identity_line().replace("\"format\": 1", "\"format\": \"1\"")), VerifyError::Version { .. }));
 
     let line = identity_line();

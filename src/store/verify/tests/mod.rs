@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod changes;
 mod clean;
 mod damage;
 mod hostile;
@@ -64,6 +65,7 @@ fn block(encoding: u8, pages: &[PageOf]) -> Vec<u8> {
         block.extend(u32::try_from(gfn - first).unwrap().to_le_bytes());
     }
     relist(&mut block);
+    // With encoding 2 the pages' bytes are changes already.
     let bytes: Vec<u8> = pages.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
     if encoding == 1 {
         block.extend(zstd::bulk::compress(&bytes, 1).unwrap())
@@ -107,13 +109,22 @@ fn memory_digest(memory: &BTreeMap<u64, Vec<u8>>) -> u128 {
 /// A page's gfn and its bytes.
 type PageOf = (u64, Vec<u8>);
 
+/// What makes `now` of `before`.
+fn change(before: &[u8], now: &[u8]) -> Vec<u8> {
+    let differs = |word: usize| before[word * 8..word * 8 + 8] != now[word * 8..word * 8 + 8];
+    let mut bytes = xxh3_64(now).to_le_bytes().to_vec();
+    bytes.extend((0..64).map(|byte| (0..8).filter(|bit| differs(byte * 8 + bit)).fold(0u8, |bits, bit| bits | 1 << bit)));
+    (0..512).filter(|word| differs(*word)).for_each(|word| bytes.extend(&now[word * 8..word * 8 + 8]));
+    bytes
+}
+
 /// Breaks something on purpose.
 type Tweak<T> = Box<dyn Fn(&mut T)>;
 
 /// What the writer does with an epoch.
 #[derive(Default)]
 struct Plan {
-    /// Blocks: encoding and pages.
+    /// Blocks: encoding and pages as they are then, with encoding 2 as well.
     blocks: Vec<(u8, Vec<PageOf>)>,
     zeros: Vec<(u64, u64)>,
     flags: u8,
@@ -131,6 +142,7 @@ struct Plan {
 }
 
 struct Writer {
+    format: u32,
     segments: Vec<Vec<u8>>,
     last: (u64, u128),
     durable: u64,
@@ -143,7 +155,12 @@ struct Writer {
 
 impl Writer {
     fn new() -> Self {
+        Self::of_format(1)
+    }
+
+    fn of_format(format: u32) -> Self {
         let mut writer = Self {
+            format,
             segments: Vec::new(),
             last: (0, 0),
             durable: 0,
@@ -164,7 +181,7 @@ impl Writer {
     fn segment(&mut self) {
         self.durable = self.last.0;
         self.segments.push(Vec::new());
-        let mut payload = 1u32.to_le_bytes().to_vec();
+        let mut payload = self.format.to_le_bytes().to_vec();
         payload.extend(u32::try_from(self.segments.len()).unwrap().to_le_bytes());
         payload.extend(CHAIN);
         payload.extend(self.last.1.to_le_bytes());
@@ -179,8 +196,13 @@ impl Writer {
         let mut payloads = Vec::new();
         let (mut stored, mut zero) = (0u64, 0u64);
         for (encoding, pages) in &plan.blocks {
-            payloads.push((PAGES, block(*encoding, pages)));
             stored += pages.len() as u64;
+            if *encoding == 2 {
+                let changed = |(gfn, now): &PageOf| (*gfn, change(&self.memory[gfn], now));
+                payloads.push((PAGES, block(2, &pages.iter().map(changed).collect::<Vec<_>>())));
+            } else {
+                payloads.push((PAGES, block(*encoding, pages)));
+            }
             self.memory.extend(pages.iter().cloned());
         }
         if !plan.zeros.is_empty() {
@@ -259,7 +281,8 @@ impl Writer {
 
     fn save(&self) -> TempDir {
         let dir = TempDir::new().unwrap();
-        fs::write(dir.path().join("identity.json"), identity_text(&identity_line())).unwrap();
+        let line = identity_line().replace("\"format\": 1", &format!("\"format\": {}", self.format));
+        fs::write(dir.path().join("identity.json"), identity_text(&line)).unwrap();
         fs::write(dir.path().join("lock"), "writer").unwrap();
         for (segment, number) in self.segments.iter().zip(1..) {
             fs::write(dir.path().join(format!("segment-{number:08}")), segment).unwrap();

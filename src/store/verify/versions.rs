@@ -1,0 +1,204 @@
+//! Where the versions of pages are that later changes build on.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use super::content::{self, Blocks, Change};
+use super::identity::Identity;
+use super::pieces::Segment;
+use super::report::{DamageKind, Fault, VerifyError};
+use crate::page::{Gfn, PAGE_SIZE, PageRun};
+
+/// The most changes of a page behind each other.
+const CHANGES_MAX: usize = 15;
+
+/// Pages whose content is kept: 16 MiB.
+const RECENT_PAGES: usize = 4096;
+
+/// A payload that was read and found sound.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct At {
+    pub(super) segment: usize,
+    pub(super) offset: u64,
+    pub(super) length: u32,
+}
+
+/// What the newest version of a page is made of.
+#[derive(Debug)]
+struct Version {
+    /// Nothing is known where what came before can't be read.
+    whole: Option<At>,
+    changes: Vec<At>,
+    generation: u32,
+}
+
+/// What came of a change.
+#[derive(Debug)]
+pub(super) enum Changed {
+    /// The page.
+    Page(Box<[u8]>),
+    /// What it builds on is not known, so neither is the page.
+    Unknown,
+}
+
+/// For each page that is not zero, where its newest version is. A few that were changed lately are kept as they are.
+#[derive(Debug)]
+pub(super) struct Versions<'a> {
+    segments: &'a [Segment],
+    identity: &'a Identity,
+    pages: BTreeMap<u64, Version>,
+    generation: u32,
+    recent: HashMap<u64, Box<[u8]>>,
+    /// The pages of `recent`, as they came; some may be gone from it.
+    order: VecDeque<u64>,
+    open: Option<(usize, File)>,
+    blocks: Blocks,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Versions<'a> {
+    pub(super) fn new(identity: &'a Identity, segments: &'a [Segment]) -> Self {
+        Self {
+            segments,
+            identity,
+            pages: BTreeMap::new(),
+            generation: 0,
+            recent: HashMap::new(),
+            order: VecDeque::new(),
+            open: None,
+            blocks: Blocks::default(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// What comes from now on belongs to another epoch.
+    pub(super) fn begin_epoch(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+    }
+
+    /// Only what came since [`begin_epoch`](Self::begin_epoch) counts.
+    pub(super) fn keep_epoch_only(&mut self) {
+        let generation = self.generation;
+        self.pages.retain(|_, version| version.generation == generation);
+        self.recent.retain(|gfn, _| self.pages.contains_key(gfn));
+    }
+
+    /// The page `gfn` stands whole at `at`.
+    pub(super) fn whole(&mut self, gfn: Gfn, at: At) {
+        if self.identity.format < 2 {
+            return;
+        }
+        self.pages.insert(gfn.0, Version { whole: Some(at), changes: Vec::new(), generation: self.generation });
+        self.recent.remove(&gfn.0);
+    }
+
+    /// The pages of `run` are zero.
+    pub(super) fn zero(&mut self, run: PageRun) {
+        let last = run.first.0.saturating_add(run.count.saturating_sub(1));
+        while let Some(gfn) = self.pages.range(run.first.0..=last).next().map(|(gfn, _)| *gfn) {
+            self.pages.remove(&gfn);
+            self.recent.remove(&gfn);
+        }
+    }
+
+    /// Whether the newest version of `gfn` is one of the epoch in hand.
+    pub(super) fn is_of_epoch(&self, gfn: Gfn) -> bool {
+        self.pages.get(&gfn.0).is_some_and(|version| version.generation == self.generation)
+    }
+
+    /// Makes `change`, which stands in the block at `at`. With `known` false, what came before this epoch is not known.
+    pub(super) fn change(&mut self, change: &Change<'_>, at: At, known: bool) -> Result<Result<Changed, Fault>, VerifyError> {
+        let gfn = change.gfn.0;
+        let fault = |expected: &str, found: &str| Ok(Err(Fault::new(DamageKind::Changes, change.offset, expected, found)));
+        let Some(version) = self.pages.get_mut(&gfn) else {
+            if known {
+                return fault("a page that is there and not zero", "a change of one that is not");
+            }
+            let unknown = Version { whole: None, changes: Vec::new(), generation: self.generation };
+            self.pages.insert(gfn, unknown);
+            return Ok(Ok(Changed::Unknown));
+        };
+        let known = known || version.generation == self.generation;
+        version.generation = self.generation;
+        let Some(whole) = version.whole.filter(|_| known) else {
+            version.whole = None;
+            self.recent.remove(&gfn);
+            return Ok(Ok(Changed::Unknown));
+        };
+        if version.changes.len() >= CHANGES_MAX {
+            return fault("at most 15 changes of a page behind each other", "one more");
+        }
+        let changes = version.changes.clone();
+        version.changes.push(at);
+        let mut page = match self.recent.remove(&gfn) {
+            Some(page) => page,
+            None => match self.rebuild(change.gfn, whole, &changes)? {
+                Some(page) => page,
+                None => return fault("the versions before, as they were read before", "other bytes"),
+            },
+        };
+        if let Err(fault) = change.apply(&mut page) {
+            if let Some(version) = self.pages.get_mut(&gfn) {
+                version.whole = None;
+            }
+            return Ok(Err(fault));
+        }
+        self.keep(gfn, page.clone());
+        Ok(Ok(Changed::Page(page)))
+    }
+
+    fn keep(&mut self, gfn: u64, page: Box<[u8]>) {
+        if self.recent.insert(gfn, page).is_none() {
+            self.order.push_back(gfn);
+        }
+        while self.order.len() > RECENT_PAGES {
+            if let Some(oldest) = self.order.pop_front() {
+                self.recent.remove(&oldest);
+            }
+        }
+    }
+
+    /// Reads a page's newest version anew; `None` where the file is not any more what it was.
+    fn rebuild(&mut self, gfn: Gfn, whole: At, changes: &[At]) -> Result<Option<Box<[u8]>>, VerifyError> {
+        if !self.read(whole)? {
+            return Ok(None);
+        }
+        let Self { blocks, buffer, identity, .. } = self;
+        let Ok(mut pages) = blocks.decode(buffer, whole.offset, identity) else { return Ok(None) };
+        let Some(mut page) = pages.find(|(found, _)| *found == gfn).map(|(_, page)| Box::<[u8]>::from(page)) else {
+            return Ok(None);
+        };
+        drop(pages);
+        for at in changes {
+            if !self.read(*at)? {
+                return Ok(None);
+            }
+            let Ok(changes) = content::changes(&self.buffer, at.offset, self.identity) else { return Ok(None) };
+            let change = changes.iter().find(|change| change.gfn == gfn);
+            if change.is_none_or(|change| change.apply(&mut page).is_err()) {
+                return Ok(None);
+            }
+        }
+        debug_assert_eq!(page.len(), PAGE_SIZE, "a block has whole pages");
+        Ok(Some(page))
+    }
+
+    /// Reads a payload into the buffer. Returns whether it is all there.
+    fn read(&mut self, at: At) -> Result<bool, VerifyError> {
+        let Some(segment) = self.segments.get(at.segment) else { return Ok(false) };
+        let io = |source| VerifyError::Io { path: segment.path.clone(), offset: at.offset, source };
+        let file = match self.open.take() {
+            Some((index, file)) if index == at.segment => file,
+            _ => File::open(&segment.path).map_err(io)?,
+        };
+        self.buffer.resize(usize::try_from(at.length).unwrap_or_default(), 0);
+        let read = file.read_exact_at(&mut self.buffer, at.offset);
+        self.open = Some((at.segment, file));
+        match read {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(io(error)),
+        }
+    }
+}
