@@ -149,8 +149,8 @@ pub fn measure_exits(kvm: &Path, rounds: usize) -> Result<Vec<f64>, BenchError> 
 fn cuts_of_a_turn(point: &Point) -> u64 {
     match point.full_ring.map_or(point.pages, u64::from) {
         ..=1000 => 24,
-        ..=8000 => 8,
-        ..=20_000 => 4,
+        1001..=8000 => 8,
+        8001..=20_000 => 4,
         _ => 2,
     }
 }

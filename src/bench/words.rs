@@ -30,9 +30,18 @@ pub(super) fn bytes(bytes: u64) -> String {
     }
 }
 
+/// A number of things, in groups of three digits.
+pub(super) fn count(count: u64) -> String {
+    match count {
+        count if count < 1000 => count.to_string(),
+        count => format!("{},{:03}", self::count(count / 1000), count % 1000),
+    }
+}
+
 /// A time in microseconds, to what is worth saying of it.
 pub(super) fn time(us: f64) -> String {
     match us {
+        0.0 => "0 µs".to_owned(),
         us if us >= 10_000.0 => format!("{:.0} ms", us / 1000.0),
         us if us >= 1000.0 => format!("{:.1} ms", us / 1000.0),
         us if us >= 10.0 => format!("{us:.0} µs"),
@@ -84,7 +93,13 @@ fn points(mut duels: Vec<&Duel>, ratio: fn(&Duel) -> f64) -> String {
     let more = duels.len().saturating_sub(SHOWN);
     let shown = duels.iter().take(SHOWN).map(|duel| {
         let vcpus = if duel.vcpus == 1 { String::new() } else { format!(", {} vCPUs", duel.vcpus) };
-        format!("{} {} pages at {}{vcpus} ({})", duel.dirty_pages, duel.pattern, bytes(duel.memory_bytes), times(ratio(duel)))
+        format!(
+            "{} {} pages at {}{vcpus} ({})",
+            count(duel.dirty_pages),
+            duel.pattern,
+            bytes(duel.memory_bytes),
+            times(ratio(duel))
+        )
     });
     let mut text = shown.collect::<Vec<_>>().join("; ");
     if more > 0 {
@@ -150,7 +165,7 @@ fn floor(summary: &Summary) -> Option<String> {
         time(one.above_us.max(0.0)),
         time(one.pause_us),
         time(one.floor_us),
-        one.dirty_pages
+        count(one.dirty_pages)
     ))
 }
 
@@ -159,8 +174,9 @@ fn budget(summary: &Summary) -> Option<String> {
     let cost = summary.budgets.iter().find(|cost| cost.ring_entries == best)?;
     let least = summary.budgets.iter().map(|cost| cost.cycle_us_per_page).min_by(f64::total_cmp)?;
     Some(format!(
-        "For a guest that fills its ring, a budget of {best} pages is best: {} a page, run and pause together, with a median pause of {}; the best of all sizes is {} a page, \
+        "For a guest that fills its ring, a budget of {} pages is best: {} a page, run and pause together, with a median pause of {}; the best of all sizes is {} a page, \
          and a larger budget only makes the pause longer.",
+        count(best.into()),
         time(cost.cycle_us_per_page),
         time(cost.pause_us),
         time(least)
@@ -185,5 +201,21 @@ fn rate(results: &Results) -> Option<String> {
 /// A row's place in a few words, for tables and plots.
 pub(super) fn place(row: &Row) -> String {
     let vcpus = if row.vcpus == 1 { String::new() } else { format!(", {} vCPUs", row.vcpus) };
-    format!("{}, {} {} pages{vcpus}", bytes(row.memory_bytes), row.dirty_pages, row.pattern)
+    format!("{}, {} {} pages{vcpus}", bytes(row.memory_bytes), count(row.dirty_pages), row.pattern)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_said_as_people_say_them() {
+        assert_eq!([0, 60, 999, 1000, 65_536, 1_234_567].map(count), ["0", "60", "999", "1,000", "65,536", "1,234,567"]);
+        assert_eq!(
+            [0.0, 5.74, 41.6, 338.2, 1480.0, 23_900.0].map(time),
+            ["0 µs", "5.7 µs", "42 µs", "338 µs", "1.5 ms", "24 ms"]
+        );
+        assert_eq!([60 << 30, 256 << 20, 3 << 29, 512].map(bytes), ["60 GiB", "256 MiB", "1536 MiB", "512 bytes"]);
+        assert_eq!([1.44, 58.6].map(times), ["1.4 times", "59 times"]);
+    }
 }

@@ -6,5 +6,6 @@ mod bound;
 pub(crate) mod follow;
 mod full;
 mod kill;
+mod pace;
 mod restore;
 mod touch;

@@ -6,7 +6,7 @@ use super::table::line as table_line;
 use crate::bench::results::Row;
 use crate::bench::session::{Line, Results};
 use crate::bench::summary::{Duel, Summary, Winner, Words};
-use crate::bench::words::{bytes, place, time};
+use crate::bench::words::{bytes, count, place, time};
 
 /// The style of the page, with its colours in light and in dark.
 const STYLE: &str = include_str!("style.css");
@@ -39,6 +39,13 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
+/// No line ends between a number and its unit.
+fn unbroken(text: &str) -> String {
+    ["µs", "ms", "MiB", "GiB"]
+        .iter()
+        .fold(text.to_owned(), |text, unit| text.replace(&format!(" {unit}"), &format!("\u{a0}{unit}")))
+}
+
 fn machine(results: &Results) -> String {
     let machine = &results.machine;
     let flavour = format!("{:?}", machine.kvm).to_uppercase();
@@ -50,7 +57,7 @@ fn machine(results: &Results) -> String {
         "<p class=\"machine\">{} &middot; {} {vm}, {} of memory &middot; Linux {} &middot; KVM: {flavour}, {pml} page modification logging, rings up to {} entries &middot; slackwater {}{debug}</p>\n",
         escaped(&machine.processor),
         machine.processors,
-        bytes(machine.memory_bytes & !((1 << 20) - 1)),
+        bytes(machine.memory_bytes.next_multiple_of(1 << 30)),
         escaped(&machine.kernel),
         machine.ring_entries_max,
         machine.version,
@@ -61,7 +68,7 @@ fn words(summary: &Summary) -> String {
     if summary.words.is_empty() {
         return String::new();
     }
-    let paragraph = |words: &Words| format!("<p><b>{}.</b> {}</p>\n", escaped(words.about), escaped(&words.text));
+    let paragraph = |words: &Words| format!("<p><b>{}.</b> {}</p>\n", escaped(words.about), unbroken(&escaped(&words.text)));
     format!("<div class=\"words\">\n{}</div>\n", summary.words.iter().map(paragraph).collect::<String>())
 }
 
@@ -70,11 +77,17 @@ fn tiles(results: &Results, summary: &Summary) -> String {
     let largest = summary.largest_memory.iter().max_by(|one, other| one.bitmap_over_ring.total_cmp(&other.bitmap_over_ring));
     let mut tiles = Vec::new();
     if let Some(duel) = largest {
-        let what = format!("bitmap by ring: {} pages, {}", duel.dirty_pages, bytes(duel.memory_bytes));
+        let what = format!("bitmap by ring: {} {} pages, {}", count(duel.dirty_pages), duel.pattern, bytes(duel.memory_bytes));
         tiles.push((format!("{:.0}×", duel.bitmap_over_ring), what));
     }
     if let Some(flat) = summary.flatness.first() {
-        let what = format!("most by least cost of the ring, {} to {}", bytes(flat.memory_bytes.0), bytes(flat.memory_bytes.1));
+        let what = format!(
+            "most by least cost of the ring, {} {} pages, {} to {}",
+            count(flat.dirty_pages),
+            flat.pattern,
+            bytes(flat.memory_bytes.0),
+            bytes(flat.memory_bytes.1)
+        );
         tiles.push((format!("{:.1}×", flat.max_over_min), what));
     }
     if let Some(fault) = summary.fault_us_per_page {
@@ -131,7 +144,7 @@ fn duel_table(summary: &Summary) -> String {
             Winner::Even => "even",
         };
         let numbers = [time(duel.ring_us), time(duel.bitmap_us), format!("{:.2}", duel.bitmap_over_ring), winner.to_owned()];
-        let place = [bytes(duel.memory_bytes), duel.dirty_pages.to_string(), duel.pattern.clone(), duel.vcpus.to_string()];
+        let place = [bytes(duel.memory_bytes), count(duel.dirty_pages), duel.pattern.clone(), duel.vcpus.to_string()];
         [place, numbers].concat()
     };
     let head = ["memory", "dirty pages", "pattern", "vCPUs", "ring", "better bitmap", "bitmap by ring", "cheaper"];

@@ -7,7 +7,7 @@ use crate::bench::endtoend::RateRow;
 use crate::bench::results::{PAUSE_QUANTILES, Row};
 use crate::bench::session::Results;
 use crate::bench::summary::Summary;
-use crate::bench::words::{bytes, time};
+use crate::bench::words::{self, bytes, time};
 use crate::bench::workload::Axis;
 
 const SIZE: (u32, u32) = (WIDTH, 270);
@@ -46,8 +46,9 @@ fn colour_of(tracker: &str) -> Colour {
 const TRACKERS: [&str; 4] = ["ring", "ring+hot", "bitmap", "bitmap+clear"];
 
 /// The trackers that rows have, with their colours.
-fn tracker_legend<'r>(rows: impl Iterator<Item = &'r str> + Clone) -> Vec<(Colour, &'static str)> {
-    let there = TRACKERS.into_iter().filter(|tracker| rows.clone().any(|found| found == *tracker));
+fn tracker_legend<'r>(rows: impl Iterator<Item = &'r str>) -> Vec<(Colour, &'static str)> {
+    let rows: Vec<&str> = rows.collect();
+    let there = TRACKERS.into_iter().filter(|tracker| rows.contains(tracker));
     there.map(|tracker| (colour_of(tracker), tracker)).collect()
 }
 
@@ -56,8 +57,11 @@ const fn number(count: u64) -> f64 {
     count as f64
 }
 
+/// A number of things that a scale has as a fraction.
 fn count(value: f64) -> String {
-    if value >= 1000.0 { format!("{},{:03.0}", (value / 1000.0).floor(), value % 1000.0) } else { format!("{value}") }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a label")]
+    let whole = value.round() as u64;
+    if value < 1.0 { format!("{value}") } else { words::count(whole) }
 }
 
 fn percent(value: f64) -> String {
@@ -92,7 +96,7 @@ fn on<'r>(rows: &[&'r Row], axis: Axis) -> Vec<&'r Row> {
 fn over_memory(rows: &[&Row]) -> Result<Figure, PlotError> {
     let rows = on(rows, Axis::Memory);
     let costs: Vec<f64> = rows.iter().map(|row| row.tracking_us).collect();
-    let y = Scale::decades("harvest and reset", &costs, time);
+    let y = Scale::decades("harvest + reset", &costs, time);
     let memory: Vec<u64> = different(rows.iter().map(|row| row.memory_bytes));
     let values: Vec<f64> = memory.iter().map(|bytes| number(*bytes)).collect();
     let x = Scale::log("guest memory", &values, memory.iter().map(|memory| (number(*memory), bytes(*memory))).collect());
@@ -116,7 +120,7 @@ fn over_memory(rows: &[&Row]) -> Result<Figure, PlotError> {
 fn over_pages(rows: &[&Row]) -> Result<Figure, PlotError> {
     let rows = on(rows, Axis::Pages);
     let costs: Vec<f64> = rows.iter().map(|row| row.tracking_us).collect();
-    let y = Scale::decades("harvest and reset", &costs, time);
+    let y = Scale::decades("harvest + reset", &costs, time);
     let pages: Vec<u64> = different(rows.iter().map(|row| row.dirty_pages));
     let values: Vec<f64> = pages.iter().map(|pages| number(*pages)).collect();
     let x = Scale::log(
@@ -251,7 +255,7 @@ fn budgets(summary: &Summary) -> Result<Figure, PlotError> {
     let mut charts = Vec::new();
     if costs.len() > 1 {
         let y = Scale::linear("by page", &by_page, time);
-        let marks = [line(RING, &|cost| cost.cycle_us_per_page), line(COPY, &|cost| cost.pause_us_per_page)];
+        let marks = [line(RING, &|cost| cost.cycle_us_per_page), line(RESET, &|cost| cost.pause_us_per_page)];
         charts.push(("Cost of a page".to_owned(), chart(&x, &y, SIZE, &marks)?));
         let y = Scale::decades("median pause", &pause, time);
         charts.push(("Length of a pause".to_owned(), chart(&x, &y, SIZE, &[line(RESET, &|cost| cost.pause_us)])?));
@@ -261,7 +265,7 @@ fn budgets(summary: &Summary) -> Result<Figure, PlotError> {
         title: "What a budget costs",
         text: "A guest that writes to ever new pages, and is cut when its ring is full. A larger ring spreads what each cut costs over more pages, and makes each pause longer.",
         charts,
-        legend: vec![(RING, "run and pause, by page"), (COPY, "pause, by page"), (RESET, "pause")],
+        legend: vec![(RING, "run and pause"), (RESET, "pause")],
     })
 }
 
