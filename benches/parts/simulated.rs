@@ -43,6 +43,11 @@ impl SimulatedGuest {
         self.write(pages, |_, _| {});
     }
 
+    /// Writes other content of the same kind.
+    pub(crate) fn replace(&mut self, pages: std::ops::Range<usize>) {
+        self.write(pages, |content, page| *page = *content.page(Content::Words));
+    }
+
     /// Makes pages zero.
     pub(crate) fn zero(&mut self, pages: std::ops::Range<usize>) {
         self.write(pages, |_, page| *page = [0; PAGE_SIZE]);
