@@ -3,6 +3,9 @@
 //! Two lines are laid through the epochs, both by the median of the slopes between pairs (Theil, 1950; Sen, 1968), which a few odd epochs don't move: the pause by the pages
 //! of an epoch, and the logarithm of the pages by the logarithm of the time that the guest ran. What a wanted value asks for is read off them, with
 //! the spread of the epochs around the line added.
+//!
+//! Where all epochs have about as many pages, no line can tell what a page adds. Then fewer pages are taken to pause as long, and more pages in proportion: the worse
+//! of what may be. Epochs that a full ring ended say nothing of how pages grow with time; where there are no others, pages grow in step.
 
 use serde::Serialize;
 
@@ -38,6 +41,8 @@ pub struct Seen {
     pub run: f64,
     /// How long it stood still, waiting for storage not counted.
     pub pause: f64,
+    /// Whether its pages ended it and not the time.
+    pub full: bool,
 }
 
 impl Seen {
@@ -50,7 +55,7 @@ impl Seen {
             let sample = super::runner::Sample::from(commit);
             #[expect(clippy::cast_precision_loss, reason = "pages are fewer than 2^52")]
             let pages = commit.captured_pages as f64;
-            Self { pages, run: sample.run, pause: sample.pause() }
+            Self { pages, run: sample.run, pause: sample.pause(), full: commit.trigger == Trigger::RingFull }
         };
         commits.into_iter().filter(says).map(seen).collect()
     }
@@ -77,10 +82,10 @@ pub struct Advice {
     pub pages_seen: (f64, f64),
     /// The shortest and the longest run.
     pub run_us_seen: (f64, f64),
-    /// A pause without pages.
+    /// A pause without pages; of epochs that are all alike, a pause.
     pub pause_base_us: f64,
-    /// What each page adds to it.
-    pub pause_us_per_page: f64,
+    /// What each page adds to it; none where all epochs are alike.
+    pub pause_us_per_page: Option<f64>,
     /// The share of epochs whose pause is within the bound that is promised, 0.99 or, with few epochs, 0.9.
     pub kept_by: f64,
     /// How far above the line the pause of that share of epochs is.
@@ -119,6 +124,16 @@ pub enum AdviseError {
         /// The shortest that there can be.
         least_us: f64,
     },
+    /// What shorter pauses need was not seen.
+    #[error(
+        "all epochs have about {pages:.0} pages and pauses of up to {pause_us:.0} us, and tell nothing of shorter ones: let the guest run with a smaller budget or an interval"
+    )]
+    Alike {
+        /// Pages of the epochs.
+        pages: f64,
+        /// Their pauses.
+        pause_us: f64,
+    },
     /// No interval is long enough, as far as the epochs tell.
     #[error(
         "no interval up to {longest_us:.0} us gives a slowdown of {:.1}%: the least is {:.1}%, and what longer epochs do was not seen",
@@ -137,7 +152,9 @@ pub enum AdviseError {
 /// What the epochs have in common.
 struct Fit {
     base: f64,
-    by_page: f64,
+    /// None where all epochs have as many pages as `pages_middle`.
+    by_page: Option<f64>,
+    pages_middle: f64,
     spread: f64,
     kept_by: f64,
     /// Pages are `scale * run ^ growth`, and of that share of epochs at most `excess` times as many.
@@ -152,22 +169,30 @@ struct Fit {
 impl Fit {
     fn of(seen: &[Seen], fault: f64) -> Self {
         let used: Vec<Seen> = seen.iter().step_by(seen.len().div_ceil(EPOCHS_USED)).copied().collect();
-        let by_page = slope(&used, |epoch| epoch.pages, |epoch| epoch.pause).unwrap_or(0.0).max(0.0);
-        let base = median(seen.iter().map(|epoch| epoch.pause - by_page * epoch.pages)).max(0.0);
-        // Growth above 1 would be a guest that speeds up; what it does with shorter epochs is not for us to hope.
-        let growth = slope(&used, |epoch| epoch.run.max(1.0).ln(), |epoch| epoch.pages.ln()).unwrap_or(1.0).clamp(0.0, 1.0);
-        let scale = median(seen.iter().map(|epoch| epoch.pages / epoch.run.max(1.0).powf(growth)));
+        let by_page = slope(&used, |epoch| epoch.pages, |epoch| epoch.pause).map(|slope| slope.max(0.0));
+        let of_pages = |pages: f64| by_page.unwrap_or(0.0) * pages;
+        let base = median(seen.iter().map(|epoch| epoch.pause - of_pages(epoch.pages))).max(0.0);
         let kept_by = if seen.len() >= EPOCHS_FOR_P99 { 0.99 } else { 0.9 };
-        let spread = quantile(&sorted(seen.iter().map(|epoch| epoch.pause - by_page * epoch.pages - base)), kept_by).max(0.0);
+        let spread = quantile(&sorted(seen.iter().map(|epoch| epoch.pause - of_pages(epoch.pages) - base)), kept_by).max(0.0);
+        // Growth above 1 would be a guest that speeds up; what it does with shorter epochs is not for us to hope.
+        let timed: Vec<Seen> = used.iter().filter(|epoch| !epoch.full).copied().collect();
+        let growth = if timed.len() < EPOCHS_LEAST {
+            1.0
+        } else {
+            slope(&timed, |epoch| epoch.run.max(1.0).ln(), |epoch| epoch.pages.ln()).unwrap_or(1.0).clamp(0.0, 1.0)
+        };
+        let scale = median(seen.iter().map(|epoch| epoch.pages / epoch.run.max(1.0).powf(growth)));
         let excess = seen.iter().map(|epoch| epoch.pages / (scale * epoch.run.max(1.0).powf(growth)).max(1e-9));
         let excess = quantile(&sorted(excess), kept_by).max(1.0);
         let range = |of: fn(&Seen) -> f64| {
             let values = sorted(seen.iter().map(of));
             (quantile(&values, 0.0), quantile(&values, 1.0))
         };
+        let pages_middle = median(seen.iter().map(|epoch| epoch.pages));
         Self {
             base,
             by_page,
+            pages_middle,
             spread,
             kept_by,
             scale,
@@ -190,7 +215,10 @@ impl Fit {
     }
 
     fn pause_of(&self, pages: f64) -> f64 {
-        self.base + self.by_page * pages
+        match self.by_page {
+            Some(by_page) => self.base + by_page * pages,
+            None => self.base * (pages / self.pages_middle.max(1.0)).max(1.0),
+        }
     }
 
     /// The share of its time that the guest loses with such epochs.
@@ -201,7 +229,7 @@ impl Fit {
     }
 }
 
-/// The median slope between pairs of epochs; `None` where `x` does not vary.
+/// The median slope between pairs of epochs; `None` where `x` hardly varies.
 fn slope(seen: &[Seen], x: impl Fn(&Seen) -> f64, y: impl Fn(&Seen) -> f64) -> Option<f64> {
     let mut slopes = Vec::new();
     for (index, one) in seen.iter().enumerate() {
@@ -228,12 +256,19 @@ pub fn advise(seen: &[Seen], wanted: Wanted, fault_us: f64) -> Result<Advice, Ad
     let fit = Fit::of(seen, fault_us.max(0.0));
     let (pages, run) = match wanted {
         Wanted::Pause(wanted_us) => {
-            let room = wanted_us - fit.base - fit.spread;
-            if room < fit.by_page.max(1e-6) {
-                return Err(AdviseError::PauseTooShort { wanted_us, least_us: fit.base + fit.spread + fit.by_page });
-            }
+            let room = wanted_us - fit.spread;
+            let pages = match fit.by_page {
+                None if room < fit.base => {
+                    return Err(AdviseError::Alike { pages: fit.pages_middle, pause_us: fit.base + fit.spread });
+                }
+                None => fit.pages_middle * room / fit.base.max(1e-9),
+                Some(by_page) if room < fit.base + by_page.max(1e-6) => {
+                    return Err(AdviseError::PauseTooShort { wanted_us, least_us: fit.base + fit.spread + by_page });
+                }
+                Some(by_page) => (room - fit.base) / by_page.max(1e-9),
+            };
             // Beyond what can be spoken of there is no need to go.
-            let pages = (room / fit.by_page.max(1e-9)).min(fit.pages.1 * REACH).max(1.0).floor();
+            let pages = pages.min(fit.pages.1 * REACH).max(1.0).floor();
             (pages, fit.run_of(pages))
         }
         Wanted::Slowdown(wanted) => {
@@ -264,7 +299,7 @@ pub fn advise(seen: &[Seen], wanted: Wanted, fault_us: f64) -> Result<Advice, Ad
         pages_seen: fit.pages,
         run_us_seen: (round(fit.run.0), round(fit.run.1)),
         pause_base_us: round(fit.base),
-        pause_us_per_page: round(fit.by_page),
+        pause_us_per_page: fit.by_page.map(round),
         kept_by: fit.kept_by,
         pause_spread_us: round(fit.spread),
         pages_growth: round(fit.growth),
@@ -291,7 +326,7 @@ mod tests {
             .map(|index| {
                 let run = 5_000.0 + f64::from(index * 7919 % 1000) * 45.0;
                 let pages = (run * rate).round();
-                Seen { pages, run, pause: 50.0 + 0.5 * pages + f64::from(index % 10) }
+                Seen { pages, run, pause: 50.0 + 0.5 * pages + f64::from(index % 10), full: false }
             })
             .collect()
     }
@@ -300,7 +335,10 @@ mod tests {
     fn a_wanted_pause_gives_the_budget_that_keeps_it() {
         let seen = steady(400, 0.1);
         let advice = advise(&seen, Wanted::Pause(1000.0), 0.0).unwrap();
-        assert!((advice.pause_us_per_page - 0.5).abs() < 0.01 && (advice.pause_base_us - 54.5).abs() < 3.0, "{advice:?}");
+        assert!(
+            (advice.pause_us_per_page.unwrap() - 0.5).abs() < 0.01 && (advice.pause_base_us - 54.5).abs() < 3.0,
+            "{advice:?}"
+        );
         // (1000 - 59) / 0.5
         assert!((1840..=1900).contains(&advice.budget_pages), "{advice:?}");
         assert_eq!((advice.interval_us, advice.sureness, advice.kept_by), (None, Sureness::Seen, 0.99));
@@ -341,7 +379,7 @@ mod tests {
             .map(|index| {
                 let run = 2_000.0 + f64::from(index) * 100.0;
                 let pages = (700.0 * (run / 2_000.0).powf(0.1)).round();
-                Seen { pages, run, pause: 50.0 + 0.5 * pages }
+                Seen { pages, run, pause: 50.0 + 0.5 * pages, full: false }
             })
             .collect();
         let advice = advise(&seen, Wanted::Slowdown(0.02), 0.0).unwrap();
@@ -370,16 +408,30 @@ mod tests {
             epoch.pause *= 50.0;
         }
         let advice = advise(&seen, Wanted::Pause(200_000.0), 0.0).unwrap();
-        assert!((advice.pause_us_per_page - 0.5).abs() < 0.1, "{advice:?}");
-        let alike = vec![Seen { pages: 192.0, run: 3000.0, pause: 100.0 }; 50];
+        assert!((advice.pause_us_per_page.unwrap() - 0.5).abs() < 0.1, "{advice:?}");
+        let alike = vec![Seen { pages: 192.0, run: 3000.0, pause: 100.0, full: true }; 50];
         let advice = advise(&alike, Wanted::Pause(150.0), 0.0).unwrap();
         assert!(advice.expected_slowdown.is_finite() && advice.budget_pages >= 256, "{advice:?}");
-        let zeros = vec![Seen { pages: 1.0, run: 0.0, pause: 0.0 }; 50];
+        let zeros = vec![Seen { pages: 1.0, run: 0.0, pause: 0.0, full: false }; 50];
         for wanted in [Wanted::Pause(1.0), Wanted::Slowdown(0.01), Wanted::Slowdown(0.0), Wanted::Pause(0.0)] {
             if let Ok(advice) = advise(&zeros, wanted, 0.0) {
                 assert!(advice.expected_pause_us.is_finite() && advice.expected_slowdown.is_finite(), "{advice:?}");
             }
         }
+    }
+
+    #[test]
+    fn epochs_that_are_all_alike_promise_nothing_of_others() {
+        // Full rings, whose pages do not vary although the time does.
+        let seen: Vec<Seen> = (0..50)
+            .map(|index| Seen { pages: 960.0, run: 7000.0 + f64::from(index % 7) * 900.0, pause: 800.0, full: true })
+            .collect();
+        assert_eq!(advise(&seen, Wanted::Pause(500.0), 0.0), Err(AdviseError::Alike { pages: 960.0, pause_us: 800.0 }));
+        let longer = advise(&seen, Wanted::Pause(1600.0), 0.0).unwrap();
+        assert_eq!((longer.budget_pages, longer.sureness, longer.pause_us_per_page), (1920, Sureness::Beyond, None));
+        // In proportion, longer epochs are no cheaper: 800 us in about 9,700.
+        assert!(matches!(advise(&seen, Wanted::Slowdown(0.05), 0.0), Err(AdviseError::SlowdownTooSmall { .. })));
+        assert!(advise(&seen, Wanted::Slowdown(0.09), 0.0).is_ok());
     }
 
     #[test]
@@ -399,6 +451,6 @@ mod tests {
             epoch(Trigger::Interval, false, false, 0),
             epoch(Trigger::Interval, false, false, 7),
         ];
-        assert_eq!(Seen::of(&commits), [Seen { pages: 7.0, run: 2.0, pause: 0.0 }]);
+        assert_eq!(Seen::of(&commits), [Seen { pages: 7.0, run: 2.0, pause: 0.0, full: false }]);
     }
 }

@@ -47,7 +47,11 @@ impl Advise {
     }
 
     fn print(&self, advice: &Advice) -> Result<(), CliError> {
-        let Advice { epochs, pages_seen, run_us_seen, pause_base_us, pause_us_per_page, kept_by, budget_pages, .. } = advice;
+        let Advice { epochs, pages_seen, run_us_seen, pause_base_us, kept_by, budget_pages, .. } = advice;
+        let by_page = advice.pause_us_per_page.map_or_else(
+            || "; what a page adds can't be told, for all epochs have about as many: taken to be in proportion".to_owned(),
+            |us| format!(" and {us:.2} us a page"),
+        );
         let interval = advice.interval_us.map_or_else(String::new, |us| format!(" --interval {us:.0}us"));
         output::line(format_args!("--budget {budget_pages}{interval}"))?;
         output::line(format_args!(
@@ -61,7 +65,7 @@ impl Advise {
             pages_seen.0, pages_seen.1, run_us_seen.0, run_us_seen.1
         ))?;
         output::line(format_args!(
-            "  a pause         {pause_base_us:.0} us and {pause_us_per_page:.2} us a page; pages grow with the run's length to the power of {:.2}",
+            "  a pause         {pause_base_us:.0} us{by_page}; pages grow with the run's length to the power of {:.2}",
             advice.pages_growth
         ))?;
         output::line(match advice.sureness {

@@ -74,7 +74,9 @@ fn vcpus() {
 #[test]
 fn guests() {
     for (guest, text) in [
-        ("linux", "`linux` is not the guest `churn`"),
+        ("linux", "there is no guest `linux`: expected `churn` or `touch`"),
+        ("touch:hot=4", "`hot` is not an option of `touch`: there are pages, pattern, lists, words, cut, every, seed"),
+        ("touch:pages=0", "1 to 1048576 pages"),
         ("churn:page=4", "`page` is not an option of `churn`: there are pages, pattern, hot, content, burst, every, seed"),
         ("churn:pages", "`pages` is not `key=value`"),
         ("churn:pages=0", "1 to 16777216 pages"),

@@ -173,7 +173,7 @@ fn showcases<'r>(rows: &[&'r Row]) -> Vec<(String, Vec<&'r Row>)> {
 
 fn phases(rows: &[&Row]) -> Result<Figure, PlotError> {
     let charts = showcases(rows).into_iter().map(|(title, rows)| {
-        let mut names: Vec<String> = rows.iter().map(|row| row.tracker.to_owned()).collect();
+        let mut names: Vec<String> = rows.iter().map(|row| row.tracker.replace('+', "\n+")).collect();
         names.push("floor".to_owned());
         let x = Scale::names(&names);
         let total = |row: &&Row| PHASES.iter().map(|(.., phase)| phase(row)).sum::<f64>();
@@ -271,9 +271,9 @@ fn budgets(summary: &Summary) -> Result<Figure, PlotError> {
 
 fn slowdown(rates: &[&RateRow]) -> Result<Figure, PlotError> {
     let paced: Vec<&RateRow> = rates.iter().copied().filter(|row| row.burst_us.is_some()).collect();
-    let reached = |row: &RateRow| row.wanted_per_s.map_or(row.durable_per_s, f64::from).max(0.1);
+    let reached = |row: &RateRow| row.durable_per_s.max(1.0);
     let values: Vec<f64> = paced.iter().map(|row| reached(row)).collect();
-    let x = Scale::decades("checkpoints a second", &values, count);
+    let x = Scale::decades("durable checkpoints a second", &values, count);
     let worst: Vec<f64> = paced.iter().map(|row| row.slowdown_percent).collect();
     let y = Scale::linear("slowdown of the guest", &worst, percent);
     let marks = TRACKERS.into_iter().filter_map(|tracker| {

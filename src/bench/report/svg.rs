@@ -158,7 +158,7 @@ pub(super) enum Mark {
 pub(super) const WIDTH: u32 = 400;
 const BOTTOM: i32 = 46;
 const TOP: i32 = 16;
-const RIGHT: i32 = 14;
+const RIGHT: i32 = 26;
 /// The backend draws letters a quarter smaller.
 const TEXT: f64 = 16.0;
 
@@ -209,12 +209,19 @@ fn axes(area: &Area<'_>, spec: &Spec, x: &Scale, y: &Scale, plane: &Plane) -> Re
         area.draw(&Text::new(text.clone(), (plane.0.start - 6, pixel), style((HPos::Right, VPos::Center), TEXT)))
             .map_err(failed)?;
     }
+    let mut free_from = i32::MIN;
     for (at, text) in &x.ticks {
         let (pixel, _) = place(spec, *at, y.range.0);
         if !x.label.is_empty() {
             area.draw(&PathElement::new(vec![(pixel, plane.1.start), (pixel, plane.1.end)], thin)).map_err(failed)?;
         }
-        area.draw(&Text::new(text.clone(), (pixel, plane.1.end + 6), style((HPos::Center, VPos::Top), TEXT))).map_err(failed)?;
+        // A label that would run into the one before is left out; its line stays.
+        let half = i32::try_from(text.chars().count()).unwrap_or(0) * 4;
+        if pixel - half >= free_from {
+            area.draw(&Text::new(text.clone(), (pixel, plane.1.end + 6), style((HPos::Center, VPos::Top), TEXT)))
+                .map_err(failed)?;
+            free_from = pixel + half + 6;
+        }
     }
     let base = PathElement::new(vec![(plane.0.start, plane.1.end), (plane.0.end, plane.1.end)], INK.stand_in.stroke_width(1));
     area.draw(&base).map_err(failed)?;
