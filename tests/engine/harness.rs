@@ -62,6 +62,12 @@ pub(crate) fn snapshot(memory: &GuestMemory) -> Image {
     Arc::new(image)
 }
 
+/// One page of it.
+pub(crate) fn page_of(image: &Image, gfn: Gfn) -> PageBytes {
+    let at = place(gfn).unwrap();
+    image[at..at + PAGE_SIZE].try_into().unwrap()
+}
+
 /// Ends the process if a test hangs.
 #[derive(Debug)]
 pub(crate) struct Watchdog(#[expect(dead_code, reason = "dropped when the test is done")] Sender<()>);

@@ -8,7 +8,7 @@ use slackwater::epoch::{Cut, Durability, Engine, EngineError, EngineOptions, OnS
 use slackwater::format::{Compression, Trigger};
 use slackwater::page::{EpochId, PAGE_SIZE};
 
-use super::harness::{BUDGET, Counter, FOR_EVER, Fault, PAGES, RING, SHARE, World, gfn, options};
+use super::harness::{BUDGET, Counter, FOR_EVER, Fault, PAGES, RING, SHARE, World, gfn, options, page_of};
 
 /// The generator of Steele, Lea and Flood (2014), "Fast splittable pseudorandom number generators".
 #[derive(Debug)]
@@ -111,7 +111,7 @@ impl Life<'_> {
         }
     }
 
-    /// The guest writes a page: something new, zeros, what another page holds, what is there, or some words of it.
+    /// The guest writes a page: something new, zeros, what another page holds, what is there, some words of it, or what was there.
     fn write(&mut self, by_vmm: bool) -> bool {
         let gfn = gfn(self.random.below(PAGES));
         let mut page = [0; PAGE_SIZE];
@@ -119,7 +119,14 @@ impl Life<'_> {
             0 => {}
             1 => self.world.memory.read_page(gfn, &mut page).unwrap(),
             2 => self.world.memory.read_page(super::harness::gfn(self.random.below(PAGES)), &mut page).unwrap(),
-            3..=5 => {
+            3 => {
+                // What it was at an earlier cut.
+                let snapshots = &self.world.guest.snapshots;
+                if let Some(image) = snapshots.values().nth(self.random.below(snapshots.len().max(1))) {
+                    page = page_of(image, gfn);
+                }
+            }
+            4..=6 => {
                 // Some words of what is there, perhaps more than a change takes.
                 self.world.memory.read_page(gfn, &mut page).unwrap();
                 for _ in 0..self.random.of(&[1, 3, 10, 300, 500]) {

@@ -2,11 +2,11 @@
 
 use super::*;
 
-/// The page with some words changed.
+/// The page with some words changed: others than with a neighbouring seed.
 fn touched((gfn, page): &PageOf, seed: u8) -> PageOf {
     let mut page = page.clone();
     for word in 0..usize::from(seed % 5) + 1 {
-        page[word * 700 + usize::from(seed)] ^= seed | 1;
+        page[word * 700 + usize::from(seed) * 8] ^= seed | 1;
     }
     (*gfn, page)
 }
@@ -90,6 +90,15 @@ fn a_base_leans_on_nothing() {
     page = touched(&page, 51);
     writer.epoch(5, Plan { blocks: vec![whole, (2, vec![page.clone()])], flags: 1 | 4, ..Plan::default() });
     assert_eq!(writer.verify().damage, [], "within a base, one may");
+    let mut gone = changed(2);
+    let other = gone.memory[&2].clone();
+    gone.memory.retain(|gfn, _| *gfn == 1);
+    gone.epoch(5, Plan { blocks: vec![(0, vec![page.clone()])], flags: 1 | 4, ..Plan::default() });
+    gone.memory.insert(2, other.clone());
+    gone.epoch(6, Plan { blocks: vec![(2, vec![touched(&(2, other), 9)])], ..Plan::default() });
+    gone.close();
+    let report = gone.verify();
+    assert_eq!((kinds(&report), report.damage[0].epoch), (vec![DamageKind::Changes], Some(6)), "what it leaves out is zero");
     writer.epoch(6, Plan { blocks: vec![(2, vec![touched(&page, 52)])], flags: 1, ..Plan::default() });
     writer.close();
     let report = writer.verify();
