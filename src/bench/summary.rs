@@ -292,7 +292,7 @@ mod tests {
         assert!(summary.budgets.windows(2).all(|pair| pair[0].pause_us_per_page >= pair[1].pause_us_per_page));
         // From 256 entries on everything but the faults is less than a twentieth.
         assert_eq!(summary.best_ring_entries, Some(256));
-        assert_eq!(summary.hot.len(), 3);
+        assert_eq!(summary.hot.len(), TrackerKind::ALL.len());
     }
 
     #[test]
