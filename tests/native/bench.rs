@@ -17,7 +17,7 @@ fn a_moment_of_every_kind_of_measurement() {
     let lines: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of = |kind: &str| lines.iter().filter(|line| line["kind"] == kind).collect::<Vec<_>>();
     let trackers: Vec<&str> = of("cuts").iter().map(|row| row["tracker"].as_str().unwrap()).collect();
-    assert_eq!(trackers, ["ring", "bitmap", "bitmap+clear"], "{output}");
+    assert_eq!(trackers, ["ring", "ring+hot", "bitmap", "bitmap+clear"], "{output}");
     for row in of("cuts") {
         // The pages of a pass and the control page.
         assert_eq!((number(row, "/dirty_pages"), row["epoch_pages"].as_f64()), (60, Some(61.0)), "{row}");
