@@ -40,7 +40,7 @@ fn write(dir: &std::path::Path, changes: bool) {
     let mut encoder = BlockEncoder::new(Compression::default());
     let mut content = Pages::new();
     let mut pages = content.pages(Content::Words, PAGES);
-    let mut depths = vec![0; PAGES / 16];
+    let mut depths = [0; PAGES / 16];
     let mut random = Random(3);
     for epoch in (1..=EPOCHS).map(EpochId) {
         let mut frames = Vec::new();

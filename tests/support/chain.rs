@@ -328,7 +328,7 @@ pub(crate) fn sample_of_changes() -> Builder {
         }
         let changed = |gfn: u64| (gfn, touched(&chain.memory[&gfn], number * 100 + gfn));
         // Page 40 was changed in epoch 1 already.
-        let is_whole = |gfn: &u64| (number + gfn / 40) % 18 == 0;
+        let is_whole = |gfn: &u64| (number + gfn / 40).is_multiple_of(18);
         let (whole, deep): (Vec<_>, Vec<_>) = [0, 1, 3, 40, 41].into_iter().filter(|_| number != 6).partition(is_whole);
         let [whole, deep] = [whole, deep].map(|gfns| gfns.into_iter().map(changed).collect::<Vec<_>>());
         let mut parts = vec![Part::Pages(zstd, whole), Part::Changes(deep)];
