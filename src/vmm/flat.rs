@@ -19,7 +19,7 @@ pub(super) const CODE: u64 = 0x1000;
 /// Room for the program.
 pub(super) const CODE_BYTES_MAX: usize = 0x3000;
 const TSS: u64 = 0x4000;
-const PML4: u64 = 0x9000;
+pub(super) const PML4: u64 = 0x9000;
 const PDPT: u64 = 0xa000;
 pub(super) const PAGE_DIRECTORIES: u64 = 0x1_0000;
 /// Where the local APIC and the kernel's own slots lie: guests keep out, whether or not the VMM has memory there.
