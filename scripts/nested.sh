@@ -139,8 +139,8 @@ chmod +x "$root/init"
 (cd "$root" && find . | cpio --quiet -o -H newc) > "$run/initrd"
 
 # Boot. The emulated machine itself hangs now and then (QEMU's SVM in software, with two processors: a test stops anywhere, in no call of
-# its own). Then nothing is printed any more: it is ended and started again, twice at the most, and said aloud. A test that hangs
-# does so each time, and fails.
+# its own), and now and then a guest in it shuts down. Then it is started again, twice at the most, and said aloud. A test that hangs, or
+# whose guest shuts down, does so each time, and fails.
 quiet_limit_s=150
 qemu=
 boot() {
@@ -174,16 +174,23 @@ boot() {
   wait # for the last lines of the console
   boot_status=$status
 }
+# Whether tests failed and a guest of the emulated machine shut down, a triple fault.
+shut_down() { [ "$(tr -d '\r\n' < "$verdict")" = "failed $nonce" ] && grep -q Shutdown "$work/serial.log"; }
 last_line() { tail -n 1 "$work/serial.log" | sed 's/\r//'; }
 booted_s=$SECONDS
 for attempt in first second last; do
   say "$listed test(s) on $release under QEMU's emulation, at most $limit_s s"
   : > "$work/serial.log"
   boot "$limit_s"
-  if [ "$boot_status" != quiet ] || [ "$attempt" = last ]; then
+  if [ "$attempt" = last ]; then
+    break
+  elif [ "$boot_status" = quiet ]; then
+    say "******** NOTHING PRINTED FOR $quiet_limit_s s: the emulated machine is started again. Its last line: $(last_line) ********"
+  elif [ "$boot_status" = 0 ] && shut_down; then
+    say "******** A GUEST SHUT DOWN UNDER EMULATION: the emulated machine is started again. It was: $(grep -m 1 Shutdown "$work/serial.log" | sed 's/\r//') ********"
+  else
     break
   fi
-  say "******** NOTHING PRINTED FOR $quiet_limit_s s: the emulated machine is started again. Its last line: $(last_line) ********"
 done
 took_s=$((SECONDS - booted_s))
 case $boot_status in
