@@ -5,7 +5,7 @@
 //! recomputes every audit digest from the chain.
 //!
 //! What is wrong is in the [`VerifyReport`]; a [`VerifyError`] says only that there was nothing to verify. Memory is bounded by one
-//! frame's payload, by 16 MiB of pages that changed lately, and by 16 bytes of hash, plus bookkeeping, for each page that the chain really
+//! frame's payload, by 256 MiB of pages that changed lately, and by 16 bytes of hash, plus bookkeeping, for each page that the chain really
 //! stores. Time is linear in the chain's size whatever its bytes are: what a change builds on is 16 blocks at most.
 
 mod content;

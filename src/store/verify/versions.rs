@@ -13,8 +13,9 @@ use crate::page::{Gfn, PAGE_SIZE, PageRun};
 /// The most changes of a page behind each other.
 const CHANGES_MAX: usize = 15;
 
-/// Pages whose content is kept: 16 MiB.
-const RECENT_PAGES: usize = if cfg!(test) { 2 } else { 4096 };
+/// Pages whose content is kept: 256 MiB, sixteen times what a writer keeps unless told otherwise. Beyond it, a page is read again from its last whole version on,
+/// which takes a hundred times as long.
+const RECENT_PAGES: usize = if cfg!(test) { 2 } else { 65_536 };
 
 /// A payload that was read and found sound.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +50,7 @@ pub(super) struct Versions<'a> {
     identity: &'a Identity,
     pages: BTreeMap<u64, Version>,
     generation: u32,
-    recent: HashMap<u64, Box<[u8]>>,
+    recent: HashMap<u64, Vec<u8>>,
     /// The pages of `recent`, as they came; some may be gone from it.
     order: VecDeque<u64>,
     open: Option<(usize, File)>,
@@ -84,13 +85,17 @@ impl<'a> Versions<'a> {
         self.recent.retain(|gfn, _| self.pages.contains_key(gfn));
     }
 
-    /// The page `gfn` stands whole at `at`.
-    pub(super) fn whole(&mut self, gfn: Gfn, at: At) {
+    /// The page `gfn` stands whole at `at`, and is `page`.
+    pub(super) fn whole(&mut self, gfn: Gfn, at: At, page: &[u8]) {
         if self.identity.format < 2 {
             return;
         }
         self.pages.insert(gfn.0, Version { whole: Some(at), changes: Vec::new(), generation: self.generation });
-        self.recent.remove(&gfn.0);
+        // A page that was changed before will be again.
+        if let Some(kept) = self.recent.get_mut(&gfn.0) {
+            kept.clear();
+            kept.extend_from_slice(page);
+        }
     }
 
     /// The pages of `run` are zero.
@@ -131,32 +136,36 @@ impl<'a> Versions<'a> {
         }
         let changes = version.changes.clone();
         version.changes.push(at);
-        let mut page = match self.recent.remove(&gfn) {
-            Some(page) => page,
-            None => match self.rebuild(change.gfn, whole, &changes)? {
-                Some(page) => page,
+        if !self.recent.contains_key(&gfn) {
+            match self.rebuild(change.gfn, whole, &changes)? {
+                Some(page) => self.keep(gfn, page.into_vec()),
                 None => return fault("the versions before, as they were read before", "other bytes"),
-            },
-        };
-        if let Err(fault) = change.apply(&mut page) {
-            if let Some(version) = self.pages.get_mut(&gfn) {
-                version.whole = None;
             }
-            return Ok(Err(fault));
         }
-        self.keep(gfn, page.clone());
-        Ok(Ok(Changed::Page(page)))
+        let applied = self.recent.get_mut(&gfn).map(|page| change.apply(page).map(|()| page.as_slice().into()));
+        match applied {
+            Some(Ok(page)) => Ok(Ok(Changed::Page(page))),
+            Some(Err(fault)) => {
+                self.recent.remove(&gfn);
+                if let Some(version) = self.pages.get_mut(&gfn) {
+                    version.whole = None;
+                }
+                Ok(Err(fault))
+            }
+            // Just put there.
+            None => Ok(Ok(Changed::Unknown)),
+        }
     }
 
-    fn keep(&mut self, gfn: u64, page: Box<[u8]>) {
-        if self.recent.insert(gfn, page).is_none() {
-            self.order.push_back(gfn);
-        }
-        while self.order.len() > RECENT_PAGES {
+    fn keep(&mut self, gfn: u64, page: Vec<u8>) {
+        // Before it is put there: an older entry may be its own.
+        while self.order.len() >= RECENT_PAGES {
             if let Some(oldest) = self.order.pop_front() {
                 self.recent.remove(&oldest);
             }
         }
+        self.recent.insert(gfn, page);
+        self.order.push_back(gfn);
     }
 
     /// Reads a page's newest version anew; `None` where the file is not any more what it was.

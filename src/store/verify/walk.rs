@@ -403,7 +403,7 @@ impl<'a> Walk<'a> {
             Kind::Pages => blocks.decode(payload, offset, self.identity).map(|pages| {
                 for (gfn, bytes) in pages {
                     open.stored += 1;
-                    self.versions.whole(gfn, here);
+                    self.versions.whole(gfn, here, bytes);
                     if self.options.audits {
                         self.memory.set(gfn, bytes);
                     }
