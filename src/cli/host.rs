@@ -1,6 +1,5 @@
 //! `slackwater host`: what this machine's KVM can do, and whether tracking works on it.
 
-use std::error::Error;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use crate::epoch::{Engine, EngineOptions, HotPages, Start};
 use crate::kvm::host::Host;
 use crate::kvm::probe;
 use crate::kvm::ring::RingSize;
+use crate::store::causes;
 use crate::store::verify::{VerifyOptions, verify};
 use crate::store::{NewChain, Writer, WriterOptions};
 use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Tracking, Vm, VmmError, churn, memory_regions};
@@ -105,17 +105,6 @@ fn pages_stay_writable(kvm: &Path) -> KernelCheck {
         },
         Err(reason) => KernelCheck { ok: false, detail: causes(&reason) },
     }
-}
-
-/// An error and what it came from, in one line.
-fn causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
-    }
-    text
 }
 
 fn self_check(kvm: &Path, tracker: &'static str, tracking: Tracking) -> SelfCheck {

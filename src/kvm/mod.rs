@@ -13,7 +13,9 @@ pub mod xsave;
 
 #[cfg(test)]
 pub(crate) mod test_guest;
-mod user_mode;
+pub(crate) mod user_mode;
 mod vm;
 
 pub use vm::VmHandle;
+#[cfg(feature = "vmm")]
+pub(crate) use vm::duplicate;

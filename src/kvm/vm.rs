@@ -4,6 +4,16 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+/// Another descriptor of what an object of `kvm-ioctls` has one of.
+///
+/// # Errors
+/// The error of `fcntl(F_DUPFD_CLOEXEC)`: the process has no descriptor left.
+pub(crate) fn duplicate(object: &impl AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: `object` is borrowed for the whole call and owns its descriptor, so it stays open meanwhile.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(object.as_raw_fd()) };
+    borrowed.try_clone_to_owned()
+}
+
 /// A duplicate of a VM's file descriptor, for the ioctls that `kvm-ioctls` does not have.
 ///
 /// It keeps the VM alive until it is dropped. Cloning duplicates again.
@@ -18,9 +28,7 @@ impl VmHandle {
     /// # Errors
     /// The error of `fcntl(F_DUPFD_CLOEXEC)`: the process has no descriptor left.
     pub fn duplicate(vm: &impl AsRawFd) -> io::Result<Self> {
-        // SAFETY: `vm` is borrowed for the whole call and owns its descriptor, so it stays open meanwhile.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
-        Ok(Self { fd: borrowed.try_clone_to_owned()? })
+        Ok(Self { fd: duplicate(vm)? })
     }
 
     /// An ioctl whose argument is a number.

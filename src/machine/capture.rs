@@ -63,9 +63,18 @@ pub fn capture_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) ->
         match piece {
             VcpuPiece::MpState => state.mp_state = vcpu.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?,
             VcpuPiece::Events => state.events = vcpu.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?,
-            VcpuPiece::Regs | VcpuPiece::Sregs if left.is_some() => {}
-            VcpuPiece::Regs => state.regs = vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?,
-            VcpuPiece::Sregs => state.sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?,
+            VcpuPiece::Regs => {
+                state.regs = match left.filter(|_| registers_stand(state)) {
+                    Some(left) => left.regs,
+                    None => vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?,
+                }
+            }
+            VcpuPiece::Sregs => {
+                state.sregs = match left.filter(|_| registers_stand(state)) {
+                    Some(left) => left.sregs,
+                    None => vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?,
+                }
+            }
             VcpuPiece::Fpu => state.fpu = Some(vcpu.get_fpu().map_err(failed("KVM_GET_FPU"))?),
             VcpuPiece::Xsave => {
                 if let Some(size) = spec.xsave {
@@ -89,14 +98,6 @@ pub fn capture_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) ->
                 }
             }
         }
-    }
-    match left.filter(|_| registers_stand(state)) {
-        Some(left) => (state.regs, state.sregs) = (left.regs, left.sregs),
-        None if left.is_some() => {
-            state.regs = vcpu.get_regs().map_err(failed("KVM_GET_REGS", VcpuPiece::Regs.name(), Some(index)))?;
-            state.sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS", VcpuPiece::Sregs.name(), Some(index)))?;
-        }
-        None => {}
     }
     refuse_smm(state).or_else(|| refuse_shadow_stack(state)).map_or(Ok(()), Err)?;
     refuse_nested(vcpu, spec, state)

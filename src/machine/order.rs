@@ -127,14 +127,14 @@ pub struct Constraint<P: 'static> {
 pub const CAPTURE_ORDER: &[VcpuPiece] = &[
     VcpuPiece::MpState,
     VcpuPiece::Events,
-    VcpuPiece::Regs,
-    VcpuPiece::Sregs,
     VcpuPiece::Fpu,
     VcpuPiece::Xsave,
     VcpuPiece::Xcrs,
     VcpuPiece::DebugRegs,
     VcpuPiece::Msrs,
     VcpuPiece::Lapic,
+    VcpuPiece::Regs,
+    VcpuPiece::Sregs,
     VcpuPiece::TscKhz,
     VcpuPiece::Cpuid,
 ];
@@ -144,6 +144,10 @@ const ACCEPTS_SOURCE: &str = "arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl_get_mpstat
 const PAYLOAD: &str =
     "reading events delivers a pending exception's payload (to CR2 or DR6) where the VM did not ask for payloads";
 const PAYLOAD_SOURCE: &str = "arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_get_vcpu_events";
+
+const STAND: &str =
+    "the local APIC tells whether registers that the last exit left are the vCPU's still: one that took INIT has it disabled";
+const STAND_SOURCE: &str = "arch/x86/kvm/x86.c, store_regs; arch/x86/kvm/lapic.c, kvm_lapic_reset";
 
 /// What [`CAPTURE_ORDER`] keeps to.
 pub const CAPTURE_CONSTRAINTS: &[Constraint<VcpuPiece>] = &[
@@ -158,6 +162,8 @@ pub const CAPTURE_CONSTRAINTS: &[Constraint<VcpuPiece>] = &[
     Constraint { before: VcpuPiece::MpState, after: VcpuPiece::Lapic, reason: ACCEPTS, source: ACCEPTS_SOURCE },
     Constraint { before: VcpuPiece::Events, after: VcpuPiece::Sregs, reason: PAYLOAD, source: PAYLOAD_SOURCE },
     Constraint { before: VcpuPiece::Events, after: VcpuPiece::DebugRegs, reason: PAYLOAD, source: PAYLOAD_SOURCE },
+    Constraint { before: VcpuPiece::Lapic, after: VcpuPiece::Regs, reason: STAND, source: STAND_SOURCE },
+    Constraint { before: VcpuPiece::Lapic, after: VcpuPiece::Sregs, reason: STAND, source: STAND_SOURCE },
     Constraint {
         before: VcpuPiece::Msrs,
         after: VcpuPiece::Lapic,

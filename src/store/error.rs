@@ -150,3 +150,8 @@ impl StoreError {
 fn newest_text(newest: EpochId) -> String {
     if newest == EpochId::NONE { ": it holds none".to_owned() } else { format!(": the newest is {newest}") }
 }
+
+/// An error and what it came from, in one line.
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

@@ -16,6 +16,7 @@ mod writer;
 pub mod verify;
 
 pub use error::StoreError;
+pub(crate) use error::causes;
 pub use read::Chain;
 pub(crate) use read::{FrameAt, SegmentReader};
 pub use scan::{Damage, Epoch, TornTail};

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use super::medium::{Directory, Lock, Medium, MediumFile};
 use super::read::{check_dir, read_identity};
-use super::{IDENTITY, IDENTITY_DRAFT, LOCK, StoreError, TornTail, scan, segment_name, segment_number};
+use super::{IDENTITY, IDENTITY_DRAFT, LOCK, StoreError, TornTail, causes, scan, segment_name, segment_number};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
     COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, Identity, SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SegmentHeader,
@@ -216,8 +216,7 @@ impl Writer {
     }
 
     fn latch(&mut self, error: StoreError) -> SinkError {
-        let cause = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-        self.latched = Some(cause.map(ToString::to_string).collect::<Vec<_>>().join(": "));
+        self.latched = Some(causes(&error));
         self.pending = None;
         SinkError::Latched(error.into())
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use super::gate::{Gate, GateError};
+use super::gate::Gate;
 use crate::epoch::{Guest, GuestError};
 use crate::kvm::park::Parked;
 use crate::machine::{CaptureSpec, MachineState, VcpuState, capture_vcpu, capture_vm};
@@ -15,7 +15,7 @@ pub(super) struct Vcpus {
     pub(super) gate: Gate,
     pub(super) vm: Arc<VmFd>,
     pub(super) capture: CaptureSpec,
-    /// A second handle of each vCPU, for whoever captures it in place of its own thread.
+    /// A second handle of each vCPU, for the leader of a cut.
     pub(super) handles: Vec<VcpuFd>,
 }
 
@@ -23,14 +23,14 @@ pub(super) struct Vcpus {
 pub(super) struct Cutting<'s> {
     vcpus: &'s Vcpus,
     /// The vCPU of the leading thread, if it is one's.
-    me: Option<(usize, &'s VcpuFd)>,
+    me: Option<usize>,
     /// The guest is not to run again after this cut.
     last: bool,
     open: bool,
 }
 
 impl<'s> Cutting<'s> {
-    pub(super) fn new(vcpus: &'s Vcpus, me: Option<(usize, &'s VcpuFd)>, last: bool) -> Self {
+    pub(super) fn new(vcpus: &'s Vcpus, me: Option<usize>, last: bool) -> Self {
         Self { vcpus, me, last, open: false }
     }
 }
@@ -42,20 +42,11 @@ impl Drop for Cutting<'_> {
     }
 }
 
-/// An error of the gate or of the state, on its way to the engine.
-struct CaptureFailed(GuestError);
-
-impl From<GateError> for CaptureFailed {
-    fn from(error: GateError) -> Self {
-        Self(Box::new(error))
-    }
-}
-
 impl Guest for Cutting<'_> {
     type State = MachineState;
 
     fn park(&mut self) -> Result<(), GuestError> {
-        self.vcpus.gate.park_others(self.me.map(|(index, _)| index));
+        self.vcpus.gate.park_others(self.me);
         Ok(())
     }
 
@@ -68,26 +59,9 @@ impl Guest for Cutting<'_> {
         let MachineState { vm, vcpus, .. } = into;
         // The VM comes before the vCPUs: see `machine`, "Order".
         capture_vm(&machine.vm, &machine.capture, vm)?;
-        let me = self.me.map(|(index, _)| index);
-        let (before, from_mine) = vcpus.split_at_mut(me.unwrap_or_default());
-        let (own, behind) = from_mine.split_at_mut(usize::from(me.is_some()));
-        let mine = || match (self.me, own) {
-            (Some((_, fd)), [state]) => capture_vcpu(fd, &machine.capture, state).map_err(|error| CaptureFailed(Box::new(error))),
-            _ => Ok(()),
-        };
-        let for_other = |index: usize, state: &mut VcpuState| {
+        Ok(machine.gate.capture(self.me, vcpus, |index, state| {
             machine.handles.get(index).map_or(Ok(()), |fd| capture_vcpu(fd, &machine.capture, state))
-        };
-        let captured = machine.gate.capture(me, mine, for_other, |index, state| {
-            let place = match index.checked_sub(before.len() + usize::from(me.is_some())) {
-                Some(place) => behind.get_mut(place),
-                None => before.get_mut(index),
-            };
-            if let Some(vcpu) = place {
-                std::mem::swap(vcpu, state);
-            }
-        });
-        captured.map_err(|CaptureFailed(error)| error)
+        })?)
     }
 
     fn resume(&mut self) {

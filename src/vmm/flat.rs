@@ -7,13 +7,13 @@
 //! | `0x4000` to `0x6fff` | task state segment and an I/O bitmap that allows every port |
 //! | `0x9000`, `0xa000`, `0x10000` on | page tables: an identity map of pages of 2 MiB; accessed and dirty are set from the start |
 
-use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_lapic_state, kvm_mp_state, kvm_segment, kvm_sregs};
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_lapic_state, kvm_mp_state, kvm_sregs};
 
+use crate::kvm::user_mode::{self, LARGE_PAGE as LARGE_PAGE_ENTRY, TABLE, TSS_BYTES};
 use crate::page::{PAGE_SIZE, PAGE_SIZE_U64};
 
 /// Where the local APIC's spurious interrupt vector register has its bit 8: enabled by software.
 const LAPIC_ENABLED_BYTE: usize = 0xf1;
-const GDT: u64 = 0x500;
 /// Where the program is put and entered.
 pub(super) const CODE: u64 = 0x1000;
 /// Room for the program.
@@ -25,15 +25,6 @@ pub(super) const PAGE_DIRECTORIES: u64 = 0x1_0000;
 /// Where the local APIC and the kernel's own slots lie: guests keep out, whether or not the VMM has memory there.
 pub(super) const HOLE: std::ops::Range<u64> = 0xc000_0000..0x1_0000_0000;
 
-const CODE_SELECTOR: u16 = 0x1b;
-const DATA_SELECTOR: u16 = 0x23;
-const TSS_SELECTOR: u16 = 0x28;
-const GDT_BYTES: u16 = 0x38;
-/// Where the task state segment's I/O permission bitmap begins: right behind the segment's fields.
-const IO_BITMAP: u16 = 0x68;
-/// A bit for each of 65,536 ports, and the byte of ones that must follow.
-const TSS_BYTES: u32 = IO_BITMAP as u32 + 8192 + 1;
-
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// The most guest memory in bytes that the page tables have room for.
@@ -43,7 +34,7 @@ pub(super) const LARGE_PAGE: u64 = 2 * MIB;
 /// Everything here lies below.
 pub(super) const END: u64 = PAGE_DIRECTORIES + (MEMORY_MAX / GIB + 1) * PAGE_SIZE_U64;
 /// IOPL 3, no interrupts.
-pub(super) const RFLAGS: u64 = 0x3002;
+pub(super) const RFLAGS: u64 = user_mode::RFLAGS;
 
 const _: () = {
     assert!(CODE + CODE_BYTES_MAX as u64 == TSS && TSS + TSS_BYTES as u64 <= 0x7000);
@@ -67,7 +58,9 @@ impl Segments {
     /// [`LARGE_PAGE`].
     pub(super) fn flat(program: &[u8], memory_bytes: u64, read_only_end: u64) -> Self {
         let mut segments = Self::default();
-        segments.put_descriptors();
+        for (address, bytes) in user_mode::descriptors(TSS) {
+            segments.put(address, &bytes);
+        }
         segments.put(CODE, program);
         segments.put_page_tables(memory_bytes, read_only_end);
         segments
@@ -96,24 +89,8 @@ impl Segments {
         }
     }
 
-    fn put_descriptors(&mut self) {
-        let tss_limit = u64::from(TSS_BYTES - 1);
-        let descriptors: [u64; 4] = [
-            0x00af_fb00_0000_ffff, // 0x18: 64-bit code, DPL 3
-            0x00cf_f300_0000_ffff, // 0x20: data, DPL 3
-            0x0000_8b00_0000_0000 | tss_limit & 0xffff | (TSS & 0x00ff_ffff) << 16 | (tss_limit >> 16) << 48, // 0x28: busy TSS
-            TSS >> 32,
-        ];
-        let descriptors: Vec<u8> = descriptors.iter().flat_map(|descriptor| descriptor.to_le_bytes()).collect();
-        self.put(GDT + 0x18, &descriptors);
-        self.put(TSS + 0x66, &IO_BITMAP.to_le_bytes());
-        self.put(TSS + u64::from(TSS_BYTES) - 1, &[0xff]);
-    }
-
     /// An identity map of pages of 2 MiB, for user code. Accessed and dirty are set, so that no one writes to the tables.
     fn put_page_tables(&mut self, memory_bytes: u64, read_only_end: u64) {
-        const TABLE: u64 = 0x67; // present, writable, user, accessed, dirty
-        const LEAF: u64 = TABLE | 0x80;
         const WRITABLE: u64 = 2;
         // A VMM with a hole below 4 GiB has its last GiB beyond the memory's size.
         let end = if memory_bytes > HOLE.start { memory_bytes + (HOLE.end - HOLE.start) } else { memory_bytes };
@@ -122,47 +99,15 @@ impl Segments {
         let pdpt: Vec<u8> =
             (0..directories).flat_map(|gib| ((PAGE_DIRECTORIES + gib * PAGE_SIZE_U64) | TABLE).to_le_bytes()).collect();
         self.put(PDPT, &pdpt);
-        let leaf = |address| address | if address < read_only_end { LEAF & !WRITABLE } else { LEAF };
+        let leaf = |address| address | if address < read_only_end { LARGE_PAGE_ENTRY & !WRITABLE } else { LARGE_PAGE_ENTRY };
         let leaves: Vec<u8> = (0..end.div_ceil(LARGE_PAGE)).flat_map(|page| leaf(page * LARGE_PAGE).to_le_bytes()).collect();
         self.put(PAGE_DIRECTORIES, &leaves);
     }
 }
 
 /// A vCPU's first special registers, from those that a new vCPU has: `KVM_GET_SREGS`, this, `KVM_SET_SREGS`. The same for each vCPU.
-pub(super) const fn initial_sregs(mut sregs: kvm_sregs) -> kvm_sregs {
-    let code = segment(CODE_SELECTOR, 11, true);
-    let data = segment(DATA_SELECTOR, 3, false);
-    sregs.cs = code;
-    sregs.ds = data;
-    sregs.es = data;
-    sregs.fs = data;
-    sregs.gs = data;
-    sregs.ss = data;
-    // A busy 64-bit task state segment. Its I/O bitmap allows every port: PVM drops IOPL for code at CPL 3.
-    sregs.tr = kvm_segment {
-        base: TSS,
-        limit: TSS_BYTES - 1,
-        selector: TSS_SELECTOR,
-        type_: 11,
-        present: 1,
-        dpl: 0,
-        db: 0,
-        s: 0,
-        l: 0,
-        g: 0,
-        avl: 0,
-        unusable: 0,
-        padding: 0,
-    };
-    sregs.gdt.base = GDT;
-    sregs.gdt.limit = GDT_BYTES - 1;
-    sregs.idt.base = 0;
-    sregs.idt.limit = 0;
-    sregs.cr3 = PML4;
-    sregs.cr4 = 0x20; // PAE
-    sregs.cr0 = 0x8005_0033; // PG, AM, WP, NE, ET, MP, PE
-    sregs.efer = 0x500; // LMA, LME
-    sregs
+pub(super) const fn initial_sregs(sregs: kvm_sregs) -> kvm_sregs {
+    user_mode::sregs_for(sregs, TSS, PML4)
 }
 
 /// The local APIC of each vCPU, made of the one at reset: enabled, as firmware leaves it. No guest uses it.
@@ -176,22 +121,4 @@ pub(super) fn initial_lapic(mut lapic: kvm_lapic_state) -> kvm_lapic_state {
 /// Every vCPU runs from the start: nobody sends a start-up interrupt.
 pub(super) const fn initial_mp_state() -> kvm_mp_state {
     kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }
-}
-
-const fn segment(selector: u16, type_: u8, code: bool) -> kvm_segment {
-    kvm_segment {
-        base: 0,
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        dpl: 3,
-        db: !code as u8,
-        s: 1,
-        l: code as u8,
-        g: 1,
-        avl: 0,
-        unusable: 0,
-        padding: 0,
-    }
 }

@@ -138,28 +138,24 @@ impl Gate {
         self.wait_until(LEADER_SPIN, || others().all(|seat| seat.state.load(Ordering::SeqCst) != RUNNING));
     }
 
-    /// For the leader, all others being parked: has every vCPU captured, `me` by `mine`, and hands out the states by vCPU. A thread that is on the lookout
-    /// captures its own vCPU meanwhile; for one that sleeps the leader does it, with `for_other`: waking it would take longer.
-    pub(super) fn capture<E: From<GateError>>(
+    /// For the leader, all others being parked: captures every vCPU into its place in `into`, with `capture`. A thread that is on the lookout captures its own
+    /// vCPU while the leader captures `me`; for one that sleeps the leader does it: waking it would take longer.
+    pub(super) fn capture(
         &self,
         me: Option<usize>,
-        mine: impl FnOnce() -> Result<(), E>,
-        for_other: impl Fn(usize, &mut VcpuState) -> Result<(), StateError>,
-        mut each: impl FnMut(usize, &mut VcpuState),
-    ) -> Result<(), E> {
-        let others = || self.seats.iter().enumerate().filter(move |(index, _)| Some(*index) != me);
-        for (_, seat) in others() {
+        into: &mut [VcpuState],
+        capture: impl Fn(usize, &mut VcpuState) -> Result<(), StateError>,
+    ) -> Result<(), GateError> {
+        let capture = |vcpu, state: &mut _| capture(vcpu, state).map_err(|source| GateError::Capture { vcpu, source });
+        for (_, seat) in self.seats.iter().enumerate().filter(|(vcpu, _)| Some(*vcpu) != me) {
             seat.order.store(CAPTURE, Ordering::SeqCst);
         }
-        let mut result = mine();
-        for (vcpu, seat) in others() {
+        let own = me.and_then(|vcpu| into.get_mut(vcpu).map(|state| capture(vcpu, state)));
+        let mut result = own.unwrap_or(Ok(()));
+        for ((vcpu, seat), state) in self.seats.iter().enumerate().zip(into).filter(|((vcpu, _), _)| Some(*vcpu) != me) {
             if seat.state.load(Ordering::SeqCst) == PARKED && seat.take_order(NO_ORDER) {
                 if result.is_ok() {
-                    let mut captured = lock(&seat.captured);
-                    match for_other(vcpu, &mut captured.state) {
-                        Ok(()) => each(vcpu, &mut captured.state),
-                        Err(source) => result = Err(GateError::Capture { vcpu, source }.into()),
-                    }
+                    result = capture(vcpu, state);
                 }
                 continue;
             }
@@ -172,14 +168,12 @@ impl Gate {
             }
             if order != CAPTURED {
                 let gone = seat.state.load(Ordering::SeqCst) == GONE;
-                result = Err(if gone { GateError::Gone { vcpu } } else { GateError::Halted }.into());
+                result = Err(if gone { GateError::Gone { vcpu } } else { GateError::Halted });
                 continue;
             }
             let mut captured = lock(&seat.captured);
-            match std::mem::replace(&mut captured.outcome, Ok(())) {
-                Ok(()) => each(vcpu, &mut captured.state),
-                Err(source) => result = Err(GateError::Capture { vcpu, source }.into()),
-            }
+            result = std::mem::replace(&mut captured.outcome, Ok(())).map_err(|source| GateError::Capture { vcpu, source });
+            std::mem::swap(state, &mut captured.state);
         }
         result
     }

@@ -1,7 +1,7 @@
 //! Running a machine, with or without checkpoints.
 #![expect(unsafe_code, reason = "a second handle of a vCPU")]
 
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
+use std::os::fd::IntoRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -19,6 +19,7 @@ use super::vcpu::VcpuThread;
 use super::vm::Vm;
 use crate::epoch::{Engine, Report};
 use crate::format::Trigger;
+use crate::kvm::duplicate;
 use crate::kvm::kick::{self, Kick};
 use crate::machine::MachineState;
 
@@ -247,9 +248,7 @@ impl Running {
 
 /// Another handle of `vcpu`, with its own mapping of `kvm_run`.
 fn second_handle(vm: &VmFd, vcpu: &VcpuFd) -> Result<VcpuFd, VmmError> {
-    // SAFETY: `vcpu` is borrowed for the whole call and owns its descriptor, so it stays open meanwhile.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
-    let fd = borrowed.try_clone_to_owned().map_err(system("duplicating a vCPU's descriptor"))?;
+    let fd = duplicate(vcpu).map_err(system("duplicating a vCPU's descriptor"))?;
     // SAFETY: the descriptor is a vCPU's of this VM, and is handed over.
     unsafe { vm.create_vcpu_from_rawfd(fd.into_raw_fd()) }.map_err(kvm("mapping kvm_run"))
 }

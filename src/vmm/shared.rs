@@ -4,8 +4,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::VcpuFd;
-
 use super::cutting::{Cutting, Vcpus};
 use super::error::VmmError;
 use super::monitor::Monitor;
@@ -59,7 +57,7 @@ impl Shared {
     }
 
     /// Leads a cut; the caller has closed the gate. It is open afterwards.
-    pub(super) fn cut(&self, trigger: Trigger, me: Option<(usize, &VcpuFd)>) {
+    pub(super) fn cut(&self, trigger: Trigger, me: Option<usize>) {
         // The guest runs again before a cut is over, and the next cut may begin: epochs are counted under the engine's lock.
         let mut engine = self.engine.as_ref().map(lock);
         let left = self.limits.epochs.map(|limit| limit.saturating_sub(self.epochs.load(Ordering::Acquire)));

@@ -145,7 +145,7 @@ impl<'s> VcpuThread<'s> {
     fn cut(&mut self, trigger: Trigger) -> Result<(), VmmError> {
         if self.shared.vcpus.gate.try_lead() {
             self.complete()?;
-            self.shared.cut(trigger, Some((self.index, &self.fd)));
+            self.shared.cut(trigger, Some(self.index));
         }
         Ok(())
     }

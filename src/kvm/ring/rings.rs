@@ -299,10 +299,7 @@ impl<'r> Harvest<'r> {
     /// [`RingError::Reset`] where the ioctl failed: tracking is lost.
     pub fn reset(mut self) -> Result<Reset<'r>, RingError> {
         self.give_back_all();
-        let blocked = SignalsBlocked::new();
-        let outcome = self.rings.reset_ioctl();
-        drop(blocked);
-        self.finish(outcome)
+        self.reset_given_back()
     }
 
     /// As [`reset`](Self::reset), but protects `pages` instead of those listed, and leaves the others writable: a write to them is not listed until they are
@@ -319,10 +316,7 @@ impl<'r> Harvest<'r> {
             return Err(RingError::NoRoom { pages: pages.len(), room });
         }
         self.rings.give_back(pages.iter().copied());
-        let blocked = SignalsBlocked::new();
-        let outcome = self.rings.reset_ioctl();
-        drop(blocked);
-        self.finish(outcome)
+        self.reset_given_back()
     }
 
     /// [`reset`](Self::reset) as it must not be done.
@@ -337,6 +331,13 @@ impl<'r> Harvest<'r> {
         let pages = std::mem::take(&mut self.rings.pages);
         self.rings.give_back(pages.iter().copied());
         self.rings.pages = pages;
+    }
+
+    fn reset_given_back(self) -> Result<Reset<'r>, RingError> {
+        let blocked = SignalsBlocked::new();
+        let outcome = self.rings.reset_ioctl();
+        drop(blocked);
+        self.finish(outcome)
     }
 
     fn finish(self, outcome: io::Result<u64>) -> Result<Reset<'r>, RingError> {
