@@ -1,10 +1,12 @@
-//! Guest memory, which records what the VMM itself writes, and the page-aligned staging arena.
+//! Guest memory, which records what the VMM itself writes, the page-aligned staging arena, and files that are read in place.
 
 mod copy;
+mod file;
 mod guest;
 mod staging;
 mod write_log;
 
+pub use file::MappedFile;
 pub use guest::{GuestMemory, GuestRam, MemoryError};
 pub use staging::Arena;
 pub use write_log::{WriteLog, WrittenPages};

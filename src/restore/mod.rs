@@ -18,7 +18,10 @@
 mod found;
 mod memory;
 mod plan;
+mod reader;
 #[cfg(test)]
 mod tests;
+mod view;
 
 pub use plan::{Digest, Filled, PageTarget, Plan, RestoreError, TargetError, digest};
+pub use reader::{FoundPages, PageReader};
