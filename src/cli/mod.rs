@@ -4,8 +4,10 @@ mod advise;
 mod bench;
 mod checkpoint;
 mod demo;
+mod diff;
 mod digest;
 mod error;
+mod export;
 mod host;
 mod log;
 mod output;
@@ -38,6 +40,8 @@ enum Verb {
     Log(log::Log),
     Verify(verify::Verify),
     Digest(digest::Digest),
+    Diff(diff::Diff),
+    Export(export::Export),
     Host(host::HostVerb),
     Bench(bench::Bench),
     Advise(advise::Advise),
@@ -63,6 +67,8 @@ pub fn main(process_start: Instant) -> ExitCode {
         Verb::Log(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Digest(verb) => verb.run(),
+        Verb::Diff(verb) => verb.run(),
+        Verb::Export(verb) => verb.run(),
         Verb::Host(verb) => verb.run(),
         Verb::Bench(verb) => verb.run(),
         Verb::Advise(verb) => verb.run(),

@@ -3,6 +3,7 @@
 mod audit;
 mod bench;
 mod bound;
+mod export;
 pub(crate) mod follow;
 mod full;
 mod kill;
