@@ -8,4 +8,5 @@ mod full;
 mod kill;
 mod pace;
 mod restore;
+mod rollback;
 mod touch;
