@@ -323,6 +323,12 @@ fn time_stamp_counters_go_back_however_little() {
     let counter = |state: &VcpuState| state.msrs.as_ref().unwrap().as_slice().iter().find(|msr| msr.index == TSC).unwrap().data;
     let saved = capture(&vcpus);
     let Some(khz) = saved[0].tsc_khz else { return };
+    let ahead = kvm_msr_entry { index: TSC, data: counter(&saved[0]) + (1 << 50), ..Default::default() };
+    vcpus[0].set_msrs(&Msrs::from_entries(&[ahead]).unwrap()).unwrap();
+    if counter(&capture(&vcpus)[0]) < ahead.data {
+        eprintln!("SKIP time_stamp_counters_go_back_however_little: this KVM takes a counter and sets none");
+        return;
+    }
     let mut rewinder = Rewinder::default();
     for _ in 0..4 {
         let gap = Instant::now();
