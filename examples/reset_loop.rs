@@ -34,11 +34,9 @@ struct Target {
 impl Target {
     /// Runs the guest until it asks for a cut: it has dealt with its input.
     fn run_input(&mut self) -> Result<(), GuestError> {
-        loop {
-            match self.vcpu.run()? {
-                VcpuExit::IoOut(touch::PORT_CUT, _) => return Ok(()),
-                exit => return Err(format!("{exit:?}").into()),
-            }
+        match self.vcpu.run()? {
+            VcpuExit::IoOut(touch::PORT_CUT, _) => Ok(()),
+            exit => Err(format!("{exit:?}").into()),
         }
     }
 }

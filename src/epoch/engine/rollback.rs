@@ -57,8 +57,8 @@ impl<C: CapturedState> Point<C> {
 
     /// Takes the pages of a part.
     pub(super) fn save(&mut self, part: &Arena) -> Result<(), MemoryError> {
-        let pages = part.gfns().iter().enumerate().filter_map(|(place, gfn)| Some((*gfn, part.page(place)?)));
-        pages.into_iter().try_for_each(|(gfn, page)| self.shadow.save(gfn, page))
+        let mut pages = part.gfns().iter().enumerate().filter_map(|(place, gfn)| Some((*gfn, part.page(place)?)));
+        pages.try_for_each(|(gfn, page)| self.shadow.save(gfn, page))
     }
 
     /// All parts of `epoch` were taken.
