@@ -9,4 +9,5 @@ mod full;
 mod kill;
 mod pace;
 mod restore;
+mod rollback;
 mod touch;
