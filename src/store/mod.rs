@@ -3,12 +3,18 @@
 //! [`Writer`] is the one writer of a chain and the place that an engine commits to; [`Chain`] reads one, also while a writer
 //! appends. `docs/format.md` says what the files hold and argues what a crash can leave.
 
+mod compact;
+#[cfg(test)]
+mod compaction_tests;
 mod error;
+mod found;
 mod frames;
 mod maintain;
 mod medium;
 mod names;
+mod pages;
 mod read;
+mod rewrite;
 mod scan;
 mod seal;
 mod segment;
@@ -19,10 +25,13 @@ mod tests;
 mod writer;
 
 pub mod verify;
+pub(crate) mod view;
 
 pub use error::StoreError;
 pub(crate) use error::causes;
+pub(crate) use found::Found;
 pub use names::SegmentNumbers;
+pub use pages::{FoundPages, PageReader};
 pub use read::Chain;
 pub use scan::{Damage, Epoch, TornTail};
 pub(crate) use segment::{FramePlace, Segment};

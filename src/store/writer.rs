@@ -178,7 +178,13 @@ impl Writer {
         place_of(root, medium.as_ref(), of)?;
         // Nobody drops the epoch while the branch is made.
         let _maintenance = take_lock(root, medium.as_ref(), MAINTENANCE)?;
-        let trunk = Chain::open_on(root, medium.clone(), of)?;
+        let mut trunk = Chain::open_on(root, medium.clone(), of)?;
+        let mut of = of.to_owned();
+        // The chain that holds the epoch itself is the one that keeps it.
+        while let Some(point) = trunk.identity().branch_of.clone().filter(|point| epoch <= point.epoch) {
+            trunk = Chain::open_on(root, medium.clone(), &point.branch)?;
+            of = point.branch;
+        }
         let begin = trunk.epoch(epoch)?;
         if trunk.identity().format < FORMAT_WITH_COMPACTION {
             return Err(StoreError::OldFormat { dir: trunk.dir().to_owned(), format: trunk.identity().format });
@@ -199,7 +205,7 @@ impl Writer {
             chain: random_chain(&dir)?,
             created_unix_ns: now_unix_ns(),
             created_by: CREATED_BY.to_owned(),
-            branch_of: Some(BranchPoint { branch: of.to_owned(), epoch, identity: begin.hash }),
+            branch_of: Some(BranchPoint { branch: of, epoch, identity: begin.hash }),
             ..trunk.identity().clone()
         };
         Self::begin_chain(&dir, branches.directory(name), identity, options)
