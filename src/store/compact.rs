@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::medium::Medium;
+use super::medium::{Directory, Medium};
 use super::names::{BRANCHES, IDENTITY, LOCK, Listed, MAINTENANCE};
-use super::read::{place_of, read_identity};
+use super::read::{check_dir, place_of, read_identity};
 use super::writer::{now_unix_ns, take_lock};
-use super::{Chain, SegmentNumbers, StoreError, causes, rewrite, scan, seal};
+use super::{Chain, Retention, SegmentNumbers, StoreError, causes, rewrite, scan, seal};
 use crate::format::{FORMAT_WITH_COMPACTION, Identity};
 use crate::page::EpochId;
 
@@ -39,6 +39,30 @@ pub(super) enum Scope {
     WhatIsDropped,
     /// What is worth its while.
     WhatPays,
+}
+
+/// Puts the segments of a chain of the store in `dir` together, `main` or a branch. With `keep`, only the epochs stay that it keeps and those that
+/// branches begin at; without, all stay. While somebody writes to the chain, its last segment is left as it is. `progress` is told bytes done
+/// and in all.
+///
+/// # Errors
+/// As [`Chain::open_branch`]; somebody else who compacts the store or makes a branch; a chain of a format before 3; damage; what the operating
+/// system refuses. Nothing is changed then.
+pub fn compact(
+    dir: &Path,
+    branch: &str,
+    keep: Option<&Retention>,
+    now_unix_ns: u64,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Compacted, StoreError> {
+    check_dir(dir)?;
+    let medium: Arc<dyn Medium> = Arc::new(Directory::new(dir));
+    let (rules, scope) = keep.map_or((Retention::default(), Scope::All), |rules| (*rules, Scope::WhatIsDropped));
+    let kept = |epochs: &[(EpochId, u64)], pinned: &BTreeSet<EpochId>| rules.kept(epochs, now_unix_ns, pinned);
+    run(dir, &medium, branch, &kept, scope, &mut |done, total| {
+        progress(done, total);
+        Ok(())
+    })
 }
 
 /// Compacts a chain of the store at `root`.

@@ -6,14 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::compact::{self, Compacted, Scope};
-use super::testing::{Cut, Disk, Memory, Model, Random, empty_memory, memory_digest, new_chain, state_of};
+use super::testing::{Cut, Disk, Memory, Model, Random, memory_digest, new_chain, state_of};
 use super::*;
 use crate::format::{Compression, MAIN_BRANCH};
 use crate::page::{EpochId, Gfn, PAGE_SIZE};
 use crate::restore;
 
 const SMALL: WriterOptions =
-    WriterOptions { segment_bytes: 40_000, segment_mentions: 1 << 20, preallocate_bytes: 0, background: false };
+    WriterOptions { segment_bytes: 40_000, segment_mentions: 1 << 20, preallocate_bytes: 0, retention: None, background: false };
 
 fn epochs(chain: &Chain) -> Vec<EpochId> {
     chain.epochs().map(|epoch| epoch.unwrap().commit.epoch).collect()
@@ -132,14 +132,11 @@ fn a_writer_and_a_compaction_do_not_disturb_each_other() {
         let mut held = Vec::new();
         for _ in 0..5 {
             model.run(&mut writer, 12);
-            // The lock of the simulated disk is anybody's: what is left alone while somebody writes is left out here.
             let chain = disk.chain().unwrap();
             let keep = some(&epochs(&chain), &mut random);
             let keep = |_: &[(EpochId, u64)], _: &BTreeSet<EpochId>| keep.clone();
-            disk.hold_lock("lock", true);
             compact::run(Path::new("disk"), &disk.medium(), MAIN_BRANCH, &keep, Scope::WhatIsDropped, &mut |_, _| Ok(()))
                 .unwrap();
-            disk.hold_lock("lock", false);
             held.push(chain);
         }
         model.run(&mut writer, 5);
@@ -217,6 +214,31 @@ fn a_compaction_that_fails_changes_nothing() {
 }
 
 #[test]
+fn a_chain_that_keeps_few_epochs_stays_small() {
+    for seed in 0..6 {
+        let (disk, mut model) = (Disk::new(), Model::new(seed, Compression::default()));
+        let retention = Retention { last: Some(3 + seed), ..Retention::default() };
+        let mut writer = disk.create(&new_chain(), WriterOptions { retention: Some(retention), ..SMALL }).unwrap();
+        let (mut most, mut offered) = (0, Vec::new());
+        for _ in 0..40 {
+            model.run(&mut writer, 10);
+            let chain = disk.chain().unwrap();
+            is_sound(&chain, &model);
+            let left = epochs(&chain);
+            offered.extend(left.iter().copied());
+            most = most.max(disk.files().values().map(Vec::len).sum::<usize>());
+            assert!(left.len() >= usize::try_from(3 + seed).unwrap());
+        }
+        drop(writer);
+        offered.sort_unstable();
+        offered.dedup();
+        assert!(offered.len() > 200, "{}", offered.len());
+        // 400 epochs would be some 5 MB.
+        assert!(most < 1_800_000, "seed {seed}: {most}");
+    }
+}
+
+#[test]
 fn branches_share_what_they_begin_at() {
     for seed in 0..20 {
         let (disk, mut trunk) = written(seed, 25);
@@ -244,6 +266,7 @@ fn branches_share_what_they_begin_at() {
         deeper.continue_from(deep);
         let mut deeper_writer = disk.create_branch("deeper", "try", deep, SMALL).unwrap();
         deeper.run(&mut deeper_writer, 10);
+        drop((writer, main, deeper_writer));
         // Everything but what branches begin at goes.
         for name in [MAIN_BRANCH, "try", "deeper", MAIN_BRANCH] {
             let keep = |_: &[(EpochId, u64)], _: &BTreeSet<EpochId>| BTreeSet::new();

@@ -115,7 +115,7 @@ struct State {
     faults: Option<(Random, u64)>,
     /// Bytes of all files together that fit.
     capacity: Option<u64>,
-    /// Locks that somebody else holds.
+    /// Locks that somebody holds.
     held: BTreeSet<String>,
 }
 
@@ -255,16 +255,6 @@ impl Disk {
         Writer::open_on(Path::new("disk"), self.medium(), name, options).map(|(writer, _)| writer)
     }
 
-    /// Has a lock held by somebody else.
-    pub(crate) fn hold_lock(&self, name: &str, held: bool) {
-        let mut state = self.state();
-        if held {
-            state.held.insert(name.to_owned())
-        } else {
-            state.held.remove(name)
-        };
-    }
-
     pub(crate) fn writer(&self, options: WriterOptions) -> Result<Writer, StoreError> {
         Writer::open_on(Path::new("disk"), self.medium(), MAIN_BRANCH, options).map(|(writer, _)| writer)
     }
@@ -359,8 +349,21 @@ impl Medium for Disk {
     }
 
     fn lock(&self, name: &str, _: &str) -> io::Result<Lock> {
-        let held = self.state().held.contains(&self.path(name));
-        Ok(if held { Lock::Taken("somebody".to_owned()) } else { Lock::Held(Box::new(())) })
+        let path = self.path(name);
+        let free = self.state().held.insert(path.clone());
+        Ok(if free { Lock::Held(Box::new(HeldLock { disk: self.clone(), path })) } else { Lock::Taken("somebody".to_owned()) })
+    }
+}
+
+/// A lock that is given back when this is dropped.
+struct HeldLock {
+    disk: Disk,
+    path: String,
+}
+
+impl Drop for HeldLock {
+    fn drop(&mut self) {
+        self.disk.state().held.remove(&self.path);
     }
 }
 
