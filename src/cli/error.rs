@@ -127,17 +127,12 @@ impl CliError {
                 VmmError::Ring(RingError::TooLarge { .. } | RingError::Size { .. }) => USAGE,
                 VmmError::Memory(MemoryError::Empty | MemoryError::Range { .. }) => USAGE,
                 VmmError::Machine(_) => DAMAGE,
+                VmmError::Restore(error) if error.is_damage() => DAMAGE,
                 _ => FAILED,
             },
-            Self::Store(error) | Self::Restore(RestoreError::Store(error)) => {
-                if error.is_damage() {
-                    DAMAGE
-                } else if error.is_in_use() {
-                    FENCED
-                } else {
-                    FAILED
-                }
-            }
+            Self::Store(error) if error.is_damage() => DAMAGE,
+            Self::Store(error) if error.is_in_use() => FENCED,
+            Self::Restore(error) if error.is_damage() => DAMAGE,
             Self::Verify(VerifyError::Identity { .. })
             | Self::State { .. }
             | Self::Damaged { .. }
@@ -148,6 +143,7 @@ impl CliError {
             Self::Bench(_)
             | Self::Advise(_)
             | Self::Restore(_)
+            | Self::Store(_)
             | Self::Verify(_)
             | Self::Host(_)
             | Self::Output(_)
@@ -159,6 +155,7 @@ impl CliError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Host(error) | Self::Vmm(VmmError::Host(error)) => error.hint(),
+            Self::Vmm(VmmError::Restore(RestoreError::OnDemand(MemoryError::Userfault(error)))) => error.hint(),
             Self::Store(StoreError::Exists { .. }) => {
                 "`slackwater restore --continue` goes on from its newest epoch, if it has one; or name another directory"
             }
@@ -177,7 +174,7 @@ impl CliError {
             }
             Self::Unsound { hint, .. } => hint,
             Self::Damaged { .. } | Self::DamagedBehind { .. } => "`slackwater verify` lists what is damaged",
-            Self::Restore(error) if error.is_damage() => {
+            Self::Restore(error) | Self::Vmm(VmmError::Restore(error)) if error.is_damage() => {
                 "`slackwater verify` lists what is damaged; an epoch before it may be whole"
             }
             _ => return None,

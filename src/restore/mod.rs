@@ -15,10 +15,16 @@
 //! # }
 //! ```
 
+mod fill;
 mod found;
 mod memory;
+mod on_demand;
+mod pages;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod touched;
 
+pub use on_demand::{FillReport, FillTimes, OnDemand};
+pub use pages::{PageMap, PageSource, PageSources};
 pub use plan::{Digest, Filled, PageTarget, Plan, RestoreError, TargetError, digest};

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::io;
 
 use super::found::Found;
 use crate::format::{
@@ -9,6 +10,7 @@ use crate::format::{
     FrameKind, MemoryDigest, decode_changes, decode_state, decode_zeros, hash_bytes, is_zero, unpack_state,
 };
 use crate::machine::StateRecord;
+use crate::memory::MemoryError;
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun};
 use crate::store::{Chain, Epoch, FrameAt, SegmentReader, StoreError};
 
@@ -31,6 +33,27 @@ pub enum RestoreError {
     /// The chain does not give what is needed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A page that is wanted on demand can't be read.
+    #[error("page {gfn} of epoch {epoch} can't be read")]
+    Page {
+        /// The epoch that is restored.
+        epoch: EpochId,
+        /// The page.
+        gfn: Gfn,
+        /// Why.
+        source: StoreError,
+    },
+    /// Pages can't be brought as they are touched.
+    #[error("memory can't be filled on demand")]
+    OnDemand(#[source] MemoryError),
+    /// A thread that brings pages could not be started, or ended.
+    #[error("{step}")]
+    Thread {
+        /// What was being done.
+        step: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// The target did not take a page.
     #[error("page {gfn} of epoch {epoch} could not be put into memory")]
     Target {
@@ -47,7 +70,7 @@ impl RestoreError {
     /// Whether something that should be sound is damaged.
     #[must_use]
     pub const fn is_damage(&self) -> bool {
-        matches!(self, Self::Store(error) if error.is_damage())
+        matches!(self, Self::Store(error) | Self::Page { source: error, .. } if error.is_damage())
     }
 }
 
@@ -81,16 +104,16 @@ pub struct Plan<'a> {
 
 /// A block of which some pages count.
 #[derive(Clone, Copy, Debug)]
-struct Needed {
+pub(super) struct Needed {
     /// The index of its epoch in the chain.
-    epoch: usize,
-    frame: FrameAt,
+    pub(super) epoch: usize,
+    pub(super) frame: FrameAt,
     /// The pages whose newest version it has: bit 0 is the first of the block's list.
     newest: u16,
     /// The pages of which it has an older version, that newer ones are changes of.
     older: u16,
     /// Whether it holds changes.
-    changes: bool,
+    pub(super) changes: bool,
     /// The first and the last of its pages that have a version that is a change, where there are any.
     changed: Option<(Gfn, Gfn)>,
 }
@@ -104,6 +127,29 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// An epoch that the chain does not hold or that damage hides; damage of the epoch's state or of a list that is needed.
     pub fn new(chain: &'a Chain, epoch: EpochId) -> Result<Self, RestoreError> {
+        Self::search(chain, epoch, None)
+    }
+
+    /// As [`new`](Self::new). Lists the versions of every page that count, newest first, in `versions`: each with its block's place in [`into_parts`](Self::into_parts).
+    pub(super) fn with_versions(
+        chain: &'a Chain,
+        epoch: EpochId,
+        versions: &mut Vec<(Gfn, u32)>,
+    ) -> Result<Self, RestoreError> {
+        let plan = Self::search(chain, epoch, Some(versions))?;
+        let last = plan.blocks.len().saturating_sub(1);
+        for (_, block) in versions {
+            *block = u32::try_from(last).unwrap_or(u32::MAX).saturating_sub(*block);
+        }
+        Ok(plan)
+    }
+
+    /// The blocks, in file order, and the state.
+    pub(super) fn into_parts(self) -> (Vec<Needed>, Vec<StateRecord>) {
+        (self.blocks, self.state)
+    }
+
+    fn search(chain: &'a Chain, epoch: EpochId, versions: Option<&mut Vec<(Gfn, u32)>>) -> Result<Self, RestoreError> {
         let index = chain.index(epoch)?;
         let mut reader = SegmentReader::new(chain);
         let mut buffer = Vec::new();
@@ -114,7 +160,7 @@ impl<'a> Plan<'a> {
         let plain = plain.map_err(|error| reader.damaged(epoch, record.segment, record.state_offset, &error))?;
         (plan.state_hash, plan.state) = plain;
 
-        let mut search = Search::default();
+        let mut search = Search { versions, ..Search::default() };
         let mut frames = Vec::new();
         for (index, epoch) in chain.epochs().iter().enumerate().take(index + 1).rev() {
             reader.frames(epoch, &mut frames)?;
@@ -135,7 +181,7 @@ impl<'a> Plan<'a> {
     fn mention(
         &mut self,
         reader: &mut SegmentReader<'_>,
-        search: &mut Search,
+        search: &mut Search<'_>,
         buffer: &mut Vec<u8>,
         index: usize,
         epoch: &Epoch,
@@ -166,6 +212,9 @@ impl<'a> Plan<'a> {
                             let expected = format!("at most {CHANGES_DEPTH_MAX} changes of a page behind each other");
                             return Err(damaged(FormatError::field("gfn", BLOCK_LIST_AT, expected, format!("more of {gfn}"))));
                         }
+                    }
+                    if let Some(versions) = &mut search.versions {
+                        versions.push((*gfn, u32::try_from(self.blocks.len()).unwrap_or(u32::MAX)));
                     }
                     if search.depths.contains_key(gfn) {
                         needed.changed = Some((needed.changed.map_or(*gfn, |(first, _)| first), *gfn));
@@ -268,11 +317,13 @@ fn within(one: Option<(Gfn, Gfn)>, other: Option<(Gfn, Gfn)>) -> bool {
 
 /// What was found while walking back from the epoch.
 #[derive(Debug, Default)]
-struct Search {
+struct Search<'v> {
     /// Pages whose newest version that is no change was met.
     found: Found,
     /// For each page whose newest version is a change, how many changes of it were met.
     depths: HashMap<Gfn, u8>,
+    /// Every version that counts, and the place of its block among those met, where that is wanted.
+    versions: Option<&'v mut Vec<(Gfn, u32)>>,
 }
 
 /// What a version of a page is for.
@@ -288,7 +339,7 @@ enum Version {
     TooDeep,
 }
 
-impl Search {
+impl Search<'_> {
     /// Meets a version of a page, older than all met before.
     fn version(&mut self, gfn: Gfn, change: bool) -> Version {
         let is_newest = !self.depths.contains_key(&gfn);

@@ -28,6 +28,12 @@ const IDENTITY: &str = "identity.json";
 /// What becomes [`IDENTITY`] once it is whole and synced.
 const IDENTITY_DRAFT: &str = "identity.tmp";
 
+/// The order in which restored guests touched pages: derived, and never needed.
+pub(crate) const TOUCHED: &str = "touched";
+
+/// What becomes [`TOUCHED`] once it is whole.
+pub(crate) const TOUCHED_DRAFT: &str = "touched.tmp";
+
 /// The file that the one writer holds a lock on.
 const LOCK: &str = "lock";
 

@@ -1,5 +1,6 @@
 //! A chain, for reading.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -45,6 +46,37 @@ impl Chain {
             scan = scan::scan(dir, medium.as_ref(), &identity)?;
         }
         Ok(Self { dir: dir.to_owned(), medium, identity, scan })
+    }
+
+    /// What the chain in `dir` is, without opening it: enough to build its machine meanwhile.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn identity_in(dir: impl AsRef<Path>) -> Result<Identity, StoreError> {
+        let dir = dir.as_ref();
+        check_dir(dir)?;
+        read_identity(dir, &Directory::new(dir))
+    }
+
+    /// A file beside the segments that the chain does not need; nothing if it is longer than `most` bytes.
+    pub(crate) fn read_beside(&self, name: &str, most: u64) -> io::Result<Vec<u8>> {
+        let file = self.medium.open(name, false)?;
+        let len = file.len()?;
+        let mut bytes = vec![0; usize::try_from(if len > most { 0 } else { len }).unwrap_or_default()];
+        let read = file.read(0, &mut bytes)?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+
+    /// Makes or replaces such a file: whoever reads it meanwhile sees the old or the new one. Of several who do so at a time one wins, or none.
+    pub(crate) fn replace_beside(&self, name: &str, draft: &str, bytes: &[u8]) -> io::Result<()> {
+        if let Err(error) = self.medium.remove(draft)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        self.medium.create(draft)?.write(0, &[bytes])?;
+        self.medium.rename(draft, name)
     }
 
     /// The directory.

@@ -8,6 +8,7 @@ use crate::kvm::probe::Refused;
 use crate::kvm::ring::RingError;
 use crate::machine::StateError;
 use crate::memory::MemoryError;
+use crate::restore::RestoreError;
 use crate::track::TrackError;
 
 /// Why a machine can't be built or can't run.
@@ -76,6 +77,9 @@ pub enum VmmError {
     /// Capturing or applying state.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Memory could not be filled while the guest ran.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
