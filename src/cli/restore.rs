@@ -145,7 +145,7 @@ impl Restore {
         let mut vm = vm??;
         let state = MachineState::from_records(pages.state(), vm.spec().vcpus);
         let state = state.map_err(|source| CliError::State { epoch, source })?;
-        vm.fill_on_demand(Arc::new(pages))?;
+        vm.fill_on_demand(Arc::new(pages), true)?;
         vm.apply(&state)?;
         Ok(Opened { vm, epoch, writer, pages: 0 })
     }

@@ -25,6 +25,6 @@ mod plan;
 mod tests;
 mod touched;
 
-pub use on_demand::{FillReport, FillTimes, OnDemand};
+pub use on_demand::{FillOptions, FillReport, FillTimes, OnDemand};
 pub use pages::{PageMap, PageSource, PageSources};
 pub use plan::{Digest, Filled, PageTarget, Plan, RestoreError, TargetError, digest};

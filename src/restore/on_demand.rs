@@ -32,6 +32,21 @@ use crate::page::Gfn;
 /// More threads than this do not make faults quicker.
 const FAULT_THREADS_MOST: usize = 4;
 
+/// How memory is filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FillOptions {
+    /// Threads that serve faults: as many as the guest has vCPUs is enough. At least 1; no more than there are processors, and than 4.
+    pub fault_threads: usize,
+    /// Whether pages that nobody touches are brought as well. Without it memory is never whole.
+    pub background: bool,
+}
+
+impl Default for FillOptions {
+    fn default() -> Self {
+        Self { fault_threads: 1, background: true }
+    }
+}
+
 /// How long faults took, from taking one from the kernel to the page being in place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct FillTimes {
@@ -131,11 +146,11 @@ fn thread_error(step: &'static str) -> impl FnOnce(io::Error) -> RestoreError {
 }
 
 impl OnDemand {
-    /// From now on pages of `memory` that are missing come from `sources`. Nothing of it has been touched; `accessors` is how many threads touch it most at a time, vCPUs above all.
+    /// From now on pages of `memory` that are missing come from `sources`. Nothing of it has been touched.
     ///
     /// # Errors
     /// [`RestoreError::OnDemand`] where the kernel or its permissions do not allow it, [`RestoreError::Thread`].
-    pub fn start(memory: &GuestMemory, sources: Arc<dyn PageSources>, accessors: usize) -> Result<Self, RestoreError> {
+    pub fn start(memory: &GuestMemory, sources: Arc<dyn PageSources>, options: FillOptions) -> Result<Self, RestoreError> {
         let on_demand = |error: MemoryError| RestoreError::OnDemand(error);
         let uffd = Userfaultfd::open().map_err(|error| on_demand(error.into()))?;
         let missing = memory.wait_for_missing(uffd).map_err(on_demand)?;
@@ -162,10 +177,12 @@ impl OnDemand {
         });
         let mut filling = Self { shared: shared.clone(), threads: Vec::new() };
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        for _ in 0..accessors.clamp(1, processors.min(FAULT_THREADS_MOST)) {
+        for _ in 0..options.fault_threads.clamp(1, processors.min(FAULT_THREADS_MOST)) {
             filling.spawn("slackwater-fault", Shared::serve)?;
         }
-        filling.spawn("slackwater-fill", Shared::fill)?;
+        if options.background {
+            filling.spawn("slackwater-fill", Shared::fill)?;
+        }
         Ok(filling)
     }
 
@@ -427,5 +444,139 @@ impl Shared {
         if !demanded.is_empty() {
             self.sources.keep_touched(&merge(&demanded, before));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::kvm::uffd::UserfaultError;
+    use crate::memory::Arena;
+    use crate::page::{EpochId, PAGE_SIZE, PageBytes, PageRun};
+    use crate::store::StoreError;
+
+    const FRAMES: u64 = 256;
+    const BAD: Gfn = Gfn(100);
+
+    /// Every page has its number in it. One can't be read.
+    #[derive(Debug)]
+    struct Numbered {
+        panics: bool,
+    }
+
+    struct Source<'n>(&'n Numbered);
+
+    fn page(gfn: Gfn) -> PageBytes {
+        [u8::try_from(gfn.0 % 256).unwrap(); PAGE_SIZE]
+    }
+
+    impl PageSources for Numbered {
+        fn open(&self) -> Box<dyn PageSource + '_> {
+            Box::new(Source(self))
+        }
+
+        fn epoch(&self) -> EpochId {
+            EpochId(7)
+        }
+    }
+
+    impl PageSource for Source<'_> {
+        fn read(&mut self, gfn: Gfn, take: &mut dyn FnMut(Gfn, Option<&PageBytes>)) -> Result<(), RestoreError> {
+            if gfn == BAD {
+                assert!(!self.0.panics, "on purpose");
+                let source = StoreError::NoEpoch { epoch: EpochId(7), newest: EpochId(7) };
+                return Err(RestoreError::Page { epoch: EpochId(7), gfn, source });
+            }
+            take(gfn, Some(&page(gfn)).filter(|_| gfn.0 != 0));
+            Ok(())
+        }
+
+        fn next(&mut self, place: &mut u64) -> Result<Option<Gfn>, RestoreError> {
+            *place += 1;
+            Ok(Some(Gfn(*place)).filter(|gfn| gfn.0 < FRAMES))
+        }
+    }
+
+    /// None where this process may not have a userfaultfd.
+    fn start(panics: bool, background: bool) -> Option<(GuestMemory, OnDemand)> {
+        let run = |first, count| PageRun { first: Gfn(first), count };
+        let memory = GuestMemory::anonymous(&[run(0, 64), run(64, FRAMES - 64)], 4).unwrap();
+        match OnDemand::start(&memory, Arc::new(Numbered { panics }), FillOptions { fault_threads: 2, background }) {
+            Ok(filling) => Some((memory, filling)),
+            Err(RestoreError::OnDemand(MemoryError::Userfault(error @ (UserfaultError::Denied { .. } | UserfaultError::Absent)))) => {
+                println!("not here: {error}; {}", error.hint());
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn what_this_process_reads_comes_from_the_source() {
+        let Some((memory, filling)) = start(false, false) else { return };
+        std::thread::scope(|scope| {
+            for begin in 0..4 {
+                let memory = &memory;
+                scope.spawn(move || {
+                    let mut found = [1; PAGE_SIZE];
+                    for gfn in (begin..FRAMES).step_by(3).map(Gfn).filter(|gfn| *gfn != BAD) {
+                        memory.read_page(gfn, &mut found).unwrap();
+                        assert!(found == page(gfn), "{gfn}");
+                    }
+                });
+            }
+        });
+        let mut arena = Arena::new(4).unwrap();
+        arena.copy_from(&memory, &[3, 99, 101].map(Gfn)).unwrap();
+        assert!((0..3).all(|at| arena.page(at) == Some(&page(arena.gfns()[at]))));
+        let report = filling.finish();
+        assert!(report.faults >= FRAMES - 1 && report.pages_by_faults == FRAMES - 2 && report.zero_pages == 1, "{report:?}");
+        assert!(!report.filled);
+        // Nobody would bring it now.
+        assert!(matches!(memory.read_page(BAD, &mut [0; PAGE_SIZE]), Err(MemoryError::Unreadable { gfn: BAD, .. })));
+    }
+
+    /// By a fault, by the background, and by a thread that panics: an error within a moment, for all who wait, and no zeros.
+    #[test]
+    fn a_page_that_can_not_be_had_is_an_error_for_all_who_wait() {
+        for (panics, background) in [(false, false), (false, true), (true, false), (true, true)] {
+            let Some((memory, filling)) = start(panics, background) else { return };
+            let (told, failure) = mpsc::channel();
+            filling.on_failure(move |error| told.send(error).unwrap());
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        let mut found = [1; PAGE_SIZE];
+                        let read = memory.read_page(BAD, &mut found);
+                        assert!(matches!(read, Err(MemoryError::Unreadable { gfn: BAD, .. })), "{read:?}");
+                        assert!(found == [1; PAGE_SIZE]);
+                        let copied = Arena::new(1).unwrap().copy_from(&memory, &[BAD]);
+                        assert!(matches!(copied, Err(MemoryError::Unreadable { .. })), "{copied:?}");
+                        // Other pages come, unless the one who brings them is gone.
+                        if !panics {
+                            memory.read_page(Gfn(200), &mut found).unwrap();
+                            assert!(found == page(Gfn(200)));
+                        }
+                    });
+                }
+            });
+            let error = failure.recv_timeout(Duration::from_secs(10)).unwrap();
+            assert_eq!(matches!(error, RestoreError::Page { gfn: BAD, .. }), !panics, "{error}");
+            assert!(filling.forget_on_failure().is_none());
+            assert!(!filling.finish().filled);
+        }
+    }
+
+    #[test]
+    fn a_failure_that_nobody_waited_for_is_kept() {
+        let Some((memory, filling)) = start(false, false) else { return };
+        assert!(memory.read_page(BAD, &mut [0; PAGE_SIZE]).is_err());
+        assert!(matches!(filling.forget_on_failure(), Some(RestoreError::Page { .. })));
+        assert!(OnDemand::start(&memory, Arc::new(Numbered { panics: false }), FillOptions::default()).is_err(), "once for a memory");
     }
 }

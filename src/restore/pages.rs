@@ -210,7 +210,9 @@ impl PageReader<'_> {
             None => (None, Vec::new()),
         };
         let Some((needed, epoch)) = self.needed(block) else { return Ok(()) };
-        self.reader.payload(&epoch, &needed.frame, &mut buffer)?;
+        // The buffer has more than the payload.
+        let length = self.reader.payload(&epoch, &needed.frame, &mut buffer)?.len();
+        buffer.truncate(length);
         let content = if needed.changes {
             decode_changes(&buffer).map_err(|error| self.damaged(block, &error))?;
             Content::Changes(buffer)

@@ -214,6 +214,12 @@ impl Running {
         self.shared.monitor.paced()
     }
 
+    /// What was brought on demand so far, where memory is filled so.
+    #[must_use]
+    pub fn fill_report(&self) -> Option<FillReport> {
+        self.filling.as_ref().map(OnDemand::report)
+    }
+
     /// What the engine did so far.
     #[must_use]
     pub fn report(&self) -> Option<Report> {

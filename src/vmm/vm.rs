@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
@@ -20,7 +21,7 @@ use crate::kvm::ring::{self, RingSize, VmRings};
 use crate::machine::{CaptureSpec, MachineState, apply_vcpu, apply_vm};
 use crate::memory::GuestMemory;
 use crate::page::{Gfn, PAGE_SIZE_U64, PageRun};
-use crate::restore::{OnDemand, PageSources};
+use crate::restore::{FillOptions, OnDemand, PageSources};
 use crate::track::{BitmapTracker, RingTracker, Tracker};
 
 /// Where memory below 4 GiB ends, if there is more: behind it are the interrupt controllers and KVM's own slots.
@@ -150,8 +151,19 @@ impl Vm {
     /// # Errors
     /// As there.
     pub fn build_with(kvm_path: &Path, spec: MachineSpec, tracking: Tracking, hot_check: HotCheck) -> Result<Self, VmmError> {
-        // The guest's own bounds are checked before anything is started.
-        spec.guest.image(spec.memory_bytes, spec.vcpus)?;
+        // The guest's own bounds are checked while the kernel works, and are the first that is said.
+        std::thread::scope(|scope| {
+            let (guest, memory_bytes, vcpus) = (&spec.guest, spec.memory_bytes, spec.vcpus);
+            let check = move || guest.image(memory_bytes, vcpus).map(drop);
+            let checking = Builder::new().name("slackwater-image".to_owned()).spawn_scoped(scope, check);
+            let built = Self::build_unchecked(kvm_path, &spec, tracking, hot_check);
+            let checking = checking.map_err(system("starting a thread"))?;
+            checking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            built
+        })
+    }
+
+    fn build_unchecked(kvm_path: &Path, spec: &MachineSpec, tracking: Tracking, hot_check: HotCheck) -> Result<Self, VmmError> {
         let hypervisor = host::open(kvm_path)?;
         let max = u32::try_from(hypervisor.get_max_vcpus()).unwrap_or(u32::MAX);
         if spec.vcpus == 0 || spec.vcpus > max {
@@ -162,7 +174,7 @@ impl Vm {
         let fd = hypervisor.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
         setup.vm = start.elapsed();
         let handle = || VmHandle::duplicate(&fd).map_err(system("duplicating the VM's descriptor"));
-        let (plan, writable) = ring_plan(kvm_path, &handle()?, &spec, tracking, hot_check)?;
+        let (plan, writable) = ring_plan(kvm_path, &handle()?, spec, tracking, hot_check)?;
         // Rings come before the first vCPU.
         let mut rings = plan.map(|plan| Ok::<_, VmmError>(VmRings::enable(handle()?, plan.ring)?)).transpose()?;
         let share = plan.map_or(0, |plan| usize::try_from(plan.share).unwrap_or(usize::MAX)).min(1 << 20);
@@ -208,7 +220,7 @@ impl Vm {
             (None, Some(bitmap)) => Some(Box::new(bitmap)),
             (None, None) => None,
         };
-        Ok(Self { fd: Arc::new(fd), vcpus, capture, spec, memory, tracker, plan, filling: None, late_check, setup })
+        Ok(Self { fd: Arc::new(fd), vcpus, capture, spec: spec.clone(), memory, tracker, plan, filling: None, late_check, setup })
     }
 
     /// Puts the guest into memory and its vCPUs at its start.
@@ -252,13 +264,14 @@ impl Vm {
         Ok(apply_vm(&self.fd, &self.capture, &state.vm)?)
     }
 
-    /// From now on pages of memory come from `sources`, as they are touched and in the background, until the machine's run ends. Comes before
+    /// From now on pages of memory come from `sources`, as they are touched and, with `background`, also those that are not, until the machine's run ends. Comes before
     /// [`apply`](Self::apply), which makes KVM touch memory. Nothing was written to memory before.
     ///
     /// # Errors
     /// [`VmmError::Restore`].
-    pub fn fill_on_demand(&mut self, sources: Arc<dyn PageSources>) -> Result<(), VmmError> {
-        self.filling = Some(OnDemand::start(&self.memory, sources, self.vcpus.len())?);
+    pub fn fill_on_demand(&mut self, sources: Arc<dyn PageSources>, background: bool) -> Result<(), VmmError> {
+        let options = FillOptions { fault_threads: self.vcpus.len(), background };
+        self.filling = Some(OnDemand::start(&self.memory, sources, options)?);
         Ok(())
     }
 

@@ -6,6 +6,7 @@ mod bound;
 pub(crate) mod follow;
 mod full;
 mod kill;
+mod lazy;
 mod pace;
 mod restore;
 mod touch;
