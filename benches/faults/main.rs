@@ -123,7 +123,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let store = dir.path().join("store");
     make_chain(&store)?;
     let chain = Arc::new(Chain::open(&store)?);
-    println!("{:34} {:>8} {:>9} {:>9} {:>9} {:>12} {:>10}", "two vCPUs, random pages; us", "faults", "p50", "p99", "max", "of the guest", "pages");
+    println!(
+        "{:34} {:>8} {:>9} {:>9} {:>9} {:>12} {:>10}",
+        "two vCPUs, random pages; us", "faults", "p50", "p99", "max", "of the guest", "pages"
+    );
     for _ in 0..2 {
         measure("UFFDIO_COPY of a page at hand", &chain, false, true)?;
         measure("from the chain", &chain, false, false)?;

@@ -153,9 +153,12 @@ impl CliError {
     }
 
     fn hint(&self) -> Option<String> {
+        if let Self::Vmm(VmmError::Restore(error)) = self {
+            let damage = "`slackwater verify` lists what is damaged; an epoch before it may be whole";
+            return error.hint().or(error.is_damage().then_some(damage)).map(str::to_owned);
+        }
         let hint = match self {
             Self::Host(error) | Self::Vmm(VmmError::Host(error)) => error.hint(),
-            Self::Vmm(VmmError::Restore(RestoreError::OnDemand(MemoryError::Userfault(error)))) => error.hint(),
             Self::Store(StoreError::Exists { .. }) => {
                 "`slackwater restore --continue` goes on from its newest epoch, if it has one; or name another directory"
             }
@@ -174,7 +177,7 @@ impl CliError {
             }
             Self::Unsound { hint, .. } => hint,
             Self::Damaged { .. } | Self::DamagedBehind { .. } => "`slackwater verify` lists what is damaged",
-            Self::Restore(error) | Self::Vmm(VmmError::Restore(error)) if error.is_damage() => {
+            Self::Restore(error) if error.is_damage() => {
                 "`slackwater verify` lists what is damaged; an epoch before it may be whole"
             }
             _ => return None,

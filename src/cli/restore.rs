@@ -128,7 +128,8 @@ impl Restore {
     /// Nothing is done before the guest runs that can be done later, and the kernel sets the machine up while the chain is opened.
     fn open_lazily(&self, tracking: Tracking) -> Result<Opened, CliError> {
         let machine = machine_of(&self.store, &Chain::identity_in(&self.store)?)?;
-        let build = || Vm::build_with(&self.kvm, machine, tracking, HotCheck::Late).map_err(|error| unbuildable(&self.store, error));
+        let build =
+            || Vm::build_with(&self.kvm, machine, tracking, HotCheck::Late).map_err(|error| unbuildable(&self.store, error));
         let (opened, vm) = std::thread::scope(|scope| {
             let vm = std::thread::Builder::new().name("slackwater-build".to_owned()).spawn_scoped(scope, build);
             let open = || {

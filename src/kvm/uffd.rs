@@ -132,7 +132,9 @@ impl UserfaultError {
             Self::Denied { device: true } => {
                 "run as root, or get access to /dev/userfaultfd, or CAP_SYS_PTRACE, or set the sysctl vm.unprivileged_userfaultfd to 1"
             }
-            Self::Denied { device: false } => "run as root, or get CAP_SYS_PTRACE, or set the sysctl vm.unprivileged_userfaultfd to 1",
+            Self::Denied { device: false } => {
+                "run as root, or get CAP_SYS_PTRACE, or set the sysctl vm.unprivileged_userfaultfd to 1"
+            }
             Self::Call { .. } | Self::Operations { .. } => "restore without `--lazy`",
         }
     }
@@ -398,13 +400,18 @@ mod tests {
 
     /// Two slots with a hole between them, over one mapping.
     fn slots(map: &MmapMut) -> [Memslot; 2] {
-        let slot = |id, first, at: usize, pages| Memslot { id, first: Gfn(first), pages, host_address: map.as_ptr() as u64 + (at * PAGE_SIZE) as u64 };
+        let slot = |id, first, at: usize, pages| Memslot {
+            id,
+            first: Gfn(first),
+            pages,
+            host_address: map.as_ptr() as u64 + (at * PAGE_SIZE) as u64,
+        };
         [slot(0, 0, 0, 8), slot(1, 100, 8, 8)]
     }
 
     fn byte(map: &MmapMut, page: usize) -> u8 {
         // SAFETY: within the mapping; volatile, for another thread puts the page there.
-        unsafe { map.as_ptr().add(page * PAGE_SIZE + 7).read_volatile() }
+        unsafe { map.as_ptr().wrapping_add(page * PAGE_SIZE + 7).read_volatile() }
     }
 
     fn wait(missing: &MissingPages) -> Fault {

@@ -157,7 +157,11 @@ impl Walk {
     }
 
     /// The next page that has not come.
-    pub(super) fn next(&mut self, source: &mut dyn PageSource, filled: &FilledPages) -> Result<Option<(Gfn, Turn)>, RestoreError> {
+    pub(super) fn next(
+        &mut self,
+        source: &mut dyn PageSource,
+        filled: &FilledPages,
+    ) -> Result<Option<(Gfn, Turn)>, RestoreError> {
         if let Some(gfn) = self.recorded.find(|gfn| !filled.contains(*gfn)) {
             return Ok(Some((gfn, Turn::Recorded)));
         }
@@ -230,7 +234,7 @@ mod tests {
 
     impl Place for Kernel {
         fn copy(&self, first: Gfn, pages: &[u8]) -> io::Result<u64> {
-            assert!(!pages.is_empty() && pages.len() % PAGE_SIZE == 0);
+            assert!(!pages.is_empty() && pages.len().is_multiple_of(PAGE_SIZE));
             Ok((first.0..).zip(pages.chunks(PAGE_SIZE)).map(|(gfn, page)| self.put(Gfn(gfn), page)).sum())
         }
 

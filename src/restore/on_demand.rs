@@ -233,7 +233,11 @@ impl OnDemand {
         let filled = missing.filled().is_whole();
         FillReport {
             faults: times.len(),
-            fault_us: FillTimes { p50: quantile(0.5), p99: quantile(0.99), max: if times.is_empty() { 0.0 } else { us(times.max()) } },
+            fault_us: FillTimes {
+                p50: quantile(0.5),
+                p99: quantile(0.99),
+                max: if times.is_empty() { 0.0 } else { us(times.max()) },
+            },
             pages_by_faults: pages_by_faults.load(Ordering::Relaxed),
             pages_recorded: pages_recorded.load(Ordering::Relaxed),
             pages_rest: pages_rest.load(Ordering::Relaxed),
@@ -508,7 +512,9 @@ mod tests {
         let memory = GuestMemory::anonymous(&[run(0, 64), run(64, FRAMES - 64)], 4).unwrap();
         match OnDemand::start(&memory, Arc::new(Numbered { panics }), FillOptions { fault_threads: 2, background }) {
             Ok(filling) => Some((memory, filling)),
-            Err(RestoreError::OnDemand(MemoryError::Userfault(error @ (UserfaultError::Denied { .. } | UserfaultError::Absent)))) => {
+            Err(RestoreError::OnDemand(MemoryError::Userfault(
+                error @ (UserfaultError::Denied { .. } | UserfaultError::Absent),
+            ))) => {
                 println!("not here: {error}; {}", error.hint());
                 None
             }
@@ -577,6 +583,9 @@ mod tests {
         let Some((memory, filling)) = start(false, false) else { return };
         assert!(memory.read_page(BAD, &mut [0; PAGE_SIZE]).is_err());
         assert!(matches!(filling.forget_on_failure(), Some(RestoreError::Page { .. })));
-        assert!(OnDemand::start(&memory, Arc::new(Numbered { panics: false }), FillOptions::default()).is_err(), "once for a memory");
+        assert!(
+            OnDemand::start(&memory, Arc::new(Numbered { panics: false }), FillOptions::default()).is_err(),
+            "once for a memory"
+        );
     }
 }

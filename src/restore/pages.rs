@@ -73,8 +73,11 @@ impl PageMap {
         let (blocks, state) = Plan::with_versions(&chain, epoch, &mut versions)?.into_parts();
         // Stable: the newest version of each page stays the first.
         versions.sort_by_key(|(gfn, _)| *gfn);
-        let mut file_order: Vec<_> =
-            versions.chunk_by(|one, other| one.0 == other.0).filter_map(|page| page.first()).map(|(gfn, block)| (*block, *gfn)).collect();
+        let mut file_order: Vec<_> = versions
+            .chunk_by(|one, other| one.0 == other.0)
+            .filter_map(|page| page.first())
+            .map(|(gfn, block)| (*block, *gfn))
+            .collect();
         file_order.sort_unstable();
         Ok(Self { chain, epoch, blocks, versions, file_order, state })
     }

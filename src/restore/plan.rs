@@ -67,6 +67,15 @@ pub enum RestoreError {
 }
 
 impl RestoreError {
+    /// What to do about it where the host lacks something, in a sentence without a final stop.
+    #[must_use]
+    pub const fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::OnDemand(MemoryError::Userfault(error)) => Some(error.hint()),
+            _ => None,
+        }
+    }
+
     /// Whether something that should be sound is damaged.
     #[must_use]
     pub const fn is_damage(&self) -> bool {
@@ -131,11 +140,7 @@ impl<'a> Plan<'a> {
     }
 
     /// As [`new`](Self::new). Lists the versions of every page that count, newest first, in `versions`: each with its block's place in [`into_parts`](Self::into_parts).
-    pub(super) fn with_versions(
-        chain: &'a Chain,
-        epoch: EpochId,
-        versions: &mut Vec<(Gfn, u32)>,
-    ) -> Result<Self, RestoreError> {
+    pub(super) fn with_versions(chain: &'a Chain, epoch: EpochId, versions: &mut Vec<(Gfn, u32)>) -> Result<Self, RestoreError> {
         let plan = Self::search(chain, epoch, Some(versions))?;
         let last = plan.blocks.len().saturating_sub(1);
         for (_, block) in versions {

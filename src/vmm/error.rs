@@ -79,7 +79,7 @@ pub enum VmmError {
     State(#[from] StateError),
     /// Memory could not be filled while the guest ran.
     #[error(transparent)]
-    Restore(#[from] RestoreError),
+    Restore(Box<RestoreError>),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -109,6 +109,12 @@ pub enum VmmError {
         /// The vCPU.
         vcpu: usize,
     },
+}
+
+impl From<RestoreError> for VmmError {
+    fn from(error: RestoreError) -> Self {
+        Self::Restore(Box::new(error))
+    }
 }
 
 /// For `map_err`.

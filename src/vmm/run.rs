@@ -258,7 +258,7 @@ impl Running {
         }
         let (guest, inconsistency) = self.shared.monitor.read();
         let missed = self.filling.as_ref().and_then(OnDemand::forget_on_failure);
-        let mut error = lock(&self.shared.error).take().or(missed.map(VmmError::Restore));
+        let mut error = lock(&self.shared.error).take().or(missed.map(VmmError::from));
         error = error.or(inconsistency.map(VmmError::Inconsistent));
         let first_entry = *lock(&self.shared.first_entry);
         // The threads are gone, and with them all other holders.

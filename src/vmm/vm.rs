@@ -152,18 +152,15 @@ impl Vm {
     /// As there.
     pub fn build_with(kvm_path: &Path, spec: MachineSpec, tracking: Tracking, hot_check: HotCheck) -> Result<Self, VmmError> {
         // The guest's own bounds are checked while the kernel works, and are the first that is said.
-        std::thread::scope(|scope| {
-            let (guest, memory_bytes, vcpus) = (&spec.guest, spec.memory_bytes, spec.vcpus);
-            let check = move || guest.image(memory_bytes, vcpus).map(drop);
-            let checking = Builder::new().name("slackwater-image".to_owned()).spawn_scoped(scope, check);
-            let built = Self::build_unchecked(kvm_path, &spec, tracking, hot_check);
-            let checking = checking.map_err(system("starting a thread"))?;
-            checking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            built
-        })
+        let (guest, memory_bytes, vcpus) = (spec.guest.clone(), spec.memory_bytes, spec.vcpus);
+        let check = move || guest.image(memory_bytes, vcpus).map(drop);
+        let checking = Builder::new().name("slackwater-image".to_owned()).spawn(check).map_err(system("starting a thread"))?;
+        let built = Self::build_unchecked(kvm_path, spec, tracking, hot_check);
+        checking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        built
     }
 
-    fn build_unchecked(kvm_path: &Path, spec: &MachineSpec, tracking: Tracking, hot_check: HotCheck) -> Result<Self, VmmError> {
+    fn build_unchecked(kvm_path: &Path, spec: MachineSpec, tracking: Tracking, hot_check: HotCheck) -> Result<Self, VmmError> {
         let hypervisor = host::open(kvm_path)?;
         let max = u32::try_from(hypervisor.get_max_vcpus()).unwrap_or(u32::MAX);
         if spec.vcpus == 0 || spec.vcpus > max {
@@ -174,7 +171,7 @@ impl Vm {
         let fd = hypervisor.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
         setup.vm = start.elapsed();
         let handle = || VmHandle::duplicate(&fd).map_err(system("duplicating the VM's descriptor"));
-        let (plan, writable) = ring_plan(kvm_path, &handle()?, spec, tracking, hot_check)?;
+        let (plan, writable) = ring_plan(kvm_path, &handle()?, &spec, tracking, hot_check)?;
         // Rings come before the first vCPU.
         let mut rings = plan.map(|plan| Ok::<_, VmmError>(VmRings::enable(handle()?, plan.ring)?)).transpose()?;
         let share = plan.map_or(0, |plan| usize::try_from(plan.share).unwrap_or(usize::MAX)).min(1 << 20);
@@ -220,7 +217,7 @@ impl Vm {
             (None, Some(bitmap)) => Some(Box::new(bitmap)),
             (None, None) => None,
         };
-        Ok(Self { fd: Arc::new(fd), vcpus, capture, spec: spec.clone(), memory, tracker, plan, filling: None, late_check, setup })
+        Ok(Self { fd: Arc::new(fd), vcpus, capture, spec, memory, tracker, plan, filling: None, late_check, setup })
     }
 
     /// Puts the guest into memory and its vCPUs at its start.
@@ -253,7 +250,7 @@ impl Vm {
     pub fn apply(&mut self, state: &MachineState) -> Result<(), VmmError> {
         self.try_apply(state).map_err(|error| {
             // That memory could not be had is why.
-            self.filling.as_ref().and_then(OnDemand::forget_on_failure).map_or(error, VmmError::Restore)
+            self.filling.as_ref().and_then(OnDemand::forget_on_failure).map_or(error, VmmError::from)
         })
     }
 

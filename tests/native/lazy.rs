@@ -44,6 +44,10 @@ fn run_for(vm: Vm, time: Duration) -> Outcome {
     running.finish()
 }
 
+fn is_page(error: &VmmError) -> bool {
+    matches!(error, VmmError::Restore(error) if matches!(**error, RestoreError::Page { .. }))
+}
+
 #[test]
 fn eager_and_lazy_give_the_same_memory() {
     if !kvm_or_skip("native::lazy::eager_and_lazy_give_the_same_memory") {
@@ -96,10 +100,11 @@ fn a_guest_with_two_vcpus_finds_all_its_memory() {
         let report = restore(epoch);
         assert_eq!((&report["mode"], number(&report, "/epoch")), (&"lazy".into(), epoch), "{report}");
         assert!(guest_is_ok(&report) && number(&report, "/guest/checks") >= 2, "{report}");
-        assert!(number(&report, "/faults") > 0 && number(&report, "/restored_pages") > 1000, "{report}");
+        assert!(number(&report, "/faults") > 0 && number(&report, "/restored_pages") > 300, "{report}");
         assert!(number(&report, "/first_run_us") > number(&report, "/kvm_setup_us"), "{report}");
-        // What was waited for in the first round is brought early in the second.
-        assert_eq!(number(&report, "/pages_recorded") > 0, round == 1, "{report}");
+        // What was waited for in the first round comes early in the second, by the background or before that gets there.
+        assert!(round == 1 || number(&report, "/pages_recorded") == 0, "{report}");
+        assert!(round == 3 || std::fs::metadata(&touched).unwrap().len() > 40, "round {round}");
     }
     let report = run(&format!("verify --store {path} --json")).expect(0).json();
     assert_eq!(report["damage"].as_array().map(Vec::len), Some(0), "{report}");
@@ -123,11 +128,15 @@ fn checkpoints_go_on_from_the_first_instruction() {
         ],
         2,
     ) {
-        let epochs = rounds(5, 60, 400);
+        let epochs = rounds(5, 30, 400);
         let line = format!("restore --lazy --continue --store {path} {options} --audit 1 --epochs {epochs} --json");
         let report = run(&line).expect(0).json();
         assert!(guest_is_ok(&report), "{report}");
-        assert_eq!((number(&report, "/checkpoint/tracking_lost"), number(&report, "/checkpoint/epochs")), (0, epochs), "{report}");
+        assert_eq!(
+            (number(&report, "/checkpoint/tracking_lost"), number(&report, "/checkpoint/epochs")),
+            (0, epochs),
+            "{report}"
+        );
         let verified = run(&format!("verify --store {path} --json")).expect(0).json();
         assert_eq!((number(&verified, "/audits_failed"), number(&verified, "/audits_unchecked")), (0, 0), "{verified}");
         assert_eq!(number(&verified, "/audits_checked"), number(&verified, "/epochs"), "{verified}");
@@ -230,7 +239,7 @@ fn a_vcpu_that_waits_for_a_page_gets_out_when_it_can_not_be_read() {
         std::fs::rename(&gone, store.join("segment-00000001")).unwrap();
         assert!(outcome.guest.ok, "{outcome:?}");
         if let Some(error) = &outcome.error {
-            assert!(matches!(error, VmmError::Restore(RestoreError::Page { .. })), "{error:?}");
+            assert!(is_page(error), "{error:?}");
         }
     }
     assert!(spoil(&store, 3) > 0);
@@ -246,7 +255,7 @@ fn a_vcpu_that_waits_for_a_page_gets_out_when_it_can_not_be_read() {
             Ok(()) => run_for(vm, Duration::from_secs(30)).error.expect("not all of memory can be read"),
             Err(error) => error,
         };
-        assert!(matches!(&error, VmmError::Restore(error @ RestoreError::Page { .. }) if error.is_damage()), "{error:?}");
+        assert!(is_page(&error) && matches!(&error, VmmError::Restore(error) if error.is_damage()), "{error:?}");
         // What did not come is no zeros for this process either.
         let mut page = [0; PAGE_SIZE];
         let unread = (0..4096).map(Gfn).filter(|gfn| match memory.read_page(*gfn, &mut page) {
@@ -275,5 +284,5 @@ fn many_restore_one_epoch_at_once() {
     }
     let chain = Arc::new(Chain::open(&store).unwrap());
     let map = PageMap::new(chain.clone(), chain.newest()).unwrap();
-    assert!(map.pages() > 1000 && PageSources::epoch(&map) == chain.newest());
+    assert!(map.pages() > 300 && PageSources::epoch(&map) == chain.newest());
 }
