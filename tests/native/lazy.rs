@@ -86,7 +86,7 @@ fn a_guest_with_two_vcpus_finds_all_its_memory() {
     chain(&store, rounds(6, 60, 400));
     let (path, touched) = (store.display(), store.join("touched"));
     let restore = |epoch: u64| run(&format!("restore --lazy --store {path} --epoch {epoch} --for 20ms --json")).expect(0).json();
-    for (round, epoch) in [5, 1, 5, 3].into_iter().enumerate() {
+    for (round, epoch) in [5, 4, 5, 3].into_iter().enumerate() {
         match round {
             // A record that is damaged is no record.
             2 => std::fs::write(&touched, [0x5A; 10_000]).unwrap(),
@@ -100,7 +100,7 @@ fn a_guest_with_two_vcpus_finds_all_its_memory() {
         let report = restore(epoch);
         assert_eq!((&report["mode"], number(&report, "/epoch")), (&"lazy".into(), epoch), "{report}");
         assert!(guest_is_ok(&report) && number(&report, "/guest/checks") >= 2, "{report}");
-        assert!(number(&report, "/faults") > 0 && number(&report, "/restored_pages") > 300, "{report}");
+        assert!(number(&report, "/faults") > 0 && number(&report, "/restored_pages") > 100, "{report}");
         assert!(number(&report, "/first_run_us") > number(&report, "/kvm_setup_us"), "{report}");
         // What was waited for in the first round comes early in the second, by the background or before that gets there.
         assert!(round == 1 || number(&report, "/pages_recorded") == 0, "{report}");
