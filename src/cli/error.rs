@@ -144,17 +144,12 @@ impl CliError {
                 VmmError::Ring(RingError::TooLarge { .. } | RingError::Size { .. }) => USAGE,
                 VmmError::Memory(MemoryError::Empty | MemoryError::Range { .. }) => USAGE,
                 VmmError::Machine(_) => DAMAGE,
+                VmmError::Restore(error) if error.is_damage() => DAMAGE,
                 _ => FAILED,
             },
-            Self::Store(error) | Self::Restore(RestoreError::Store(error)) => {
-                if error.is_damage() {
-                    DAMAGE
-                } else if error.is_in_use() {
-                    FENCED
-                } else {
-                    FAILED
-                }
-            }
+            Self::Store(error) if error.is_damage() => DAMAGE,
+            Self::Store(error) if error.is_in_use() => FENCED,
+            Self::Restore(error) if error.is_damage() => DAMAGE,
             Self::Verify(VerifyError::Identity { .. })
             | Self::Export { source: ExportError::Audit { .. }, .. }
             | Self::State { .. }
@@ -166,6 +161,7 @@ impl CliError {
             Self::Bench(_)
             | Self::Advise(_)
             | Self::Restore(_)
+            | Self::Store(_)
             | Self::Verify(_)
             | Self::Host(_)
             | Self::Output(_)
@@ -179,6 +175,10 @@ impl CliError {
     }
 
     fn hint(&self) -> Option<String> {
+        if let Self::Vmm(VmmError::Restore(error)) = self {
+            let damage = "`slackwater verify` lists what is damaged; an epoch before it may be whole";
+            return error.hint().or(error.is_damage().then_some(damage)).map(str::to_owned);
+        }
         let hint = match self {
             Self::Host(error) | Self::Vmm(VmmError::Host(error)) => error.hint(),
             Self::Store(StoreError::Exists { .. }) => {

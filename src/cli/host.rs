@@ -12,6 +12,7 @@ use crate::epoch::{Engine, EngineOptions, HotPages, Start};
 use crate::kvm::host::Host;
 use crate::kvm::probe;
 use crate::kvm::ring::RingSize;
+use crate::kvm::uffd::Userfaultfd;
 use crate::store::causes;
 use crate::store::verify::{VerifyOptions, verify};
 use crate::store::{NewChain, Writer, WriterOptions};
@@ -177,6 +178,11 @@ impl HostReport {
         output::line(format_args!("  bitmap        manual protect {}", yes(bitmap.manual_protect)))?;
         output::line(format_args!("  state         {xsave_bytes} bytes of XSAVE, {msrs} MSRs listed"))?;
         output::line(format_args!("  limits        {vcpus_max} vCPUs, {memslots_max} memslots"))?;
+        let userfault = match Userfaultfd::open() {
+            Ok(_) => "yes".to_owned(),
+            Err(error) => format!("no: {error}; {}", error.hint()),
+        };
+        output::line(format_args!("  userfaultfd   for faults of KVM (restore --lazy): {userfault}"))?;
         for check in &self.self_checks {
             let verdict = if check.ok { "ok" } else { "FAILED" };
             output::line(format_args!("  self-check    {}: {verdict}, {}", check.tracker, check.detail))?;

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use kvm_ioctls::{Cap, Kvm};
 use serde::Serialize;
 
+use super::uffd;
+
 /// Where the device usually is.
 pub const KVM_PATH: &str = "/dev/kvm";
 
@@ -181,6 +183,10 @@ pub struct Userfault {
     pub device: bool,
     /// The system call works for users without privileges, kernel faults (KVM's own accesses) included.
     pub unprivileged: bool,
+    /// This process can serve KVM's faults, by the device or by the system call: restoring on demand works.
+    pub serves_kvm: bool,
+    /// This process can serve faults in user mode, which is not enough.
+    pub serves_user_mode: bool,
 }
 
 /// What this machine's KVM can do. More is added as the library learns to ask for it.
@@ -279,8 +285,10 @@ impl Host {
             tsc_control: vm.check_extension(Cap::TscControl),
             exception_payload: has(KVM_CAP_EXCEPTION_PAYLOAD),
             userfault: Userfault {
-                device: fs::File::options().read(true).write(true).open("/dev/userfaultfd").is_ok(),
+                device: fs::File::options().read(true).write(true).open(uffd::DEVICE).is_ok(),
                 unprivileged: fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").is_ok_and(|value| value.trim() == "1"),
+                serves_kvm: uffd::Userfaultfd::open().is_ok(),
+                serves_user_mode: uffd::serves_user_mode(),
             },
         })
     }

@@ -1,4 +1,4 @@
-//! The kernel's ABI and nothing else: the dirty ring, the dirty bitmap, memslots, extended CPU state, and how to get a vCPU out of the guest.
+//! The kernel's ABI and nothing else: the dirty ring, the dirty bitmap, memslots, userfaultfd, extended CPU state, and how to get a vCPU out of the guest.
 //!
 //! [`ring`] is usable alone, from any VMM on `kvm-ioctls`, which has neither the ring's mapping nor its reset.
 
@@ -9,6 +9,7 @@ pub mod memslot;
 pub mod park;
 pub mod probe;
 pub mod ring;
+pub mod uffd;
 pub mod xsave;
 
 #[cfg(test)]

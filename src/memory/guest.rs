@@ -2,15 +2,17 @@
 #![expect(unsafe_code, reason = "copies pages that the guest may be writing, and hands host addresses to KVM")]
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
+use super::missing::{FilledPages, MissingMemory};
 use super::write_log::{WriteLog, WrittenPages};
 use crate::kvm::VmHandle;
 use crate::kvm::memslot::{self, Memslot, MemslotError};
 use crate::kvm::park::Parked;
+use crate::kvm::uffd::{UserfaultError, Userfaultfd};
 use crate::page::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes, PageRun};
 
 /// Guest memory of `vm-memory`, recording every write that the VMM makes through it.
@@ -74,6 +76,21 @@ pub enum MemoryError {
         /// The frame.
         gfn: Gfn,
     },
+    /// A page that was to come when it is touched can't be had.
+    #[error("guest {gfn} did not come into memory")]
+    Unreadable {
+        /// The frame.
+        gfn: Gfn,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// Pages can't be made to come as they are touched.
+    #[error(transparent)]
+    Userfault(#[from] UserfaultError),
+    /// They already do, or did.
+    #[error("guest memory is filled as it is touched already")]
+    AlreadyOnDemand,
 }
 
 /// The most regions that [`GuestMemory`] takes; `docs/format.md` has the same limit.
@@ -90,6 +107,8 @@ pub struct GuestMemory {
     slots: Arc<[Memslot]>,
     written: Arc<WrittenPages>,
     frames: u64,
+    /// Which pages have come, where they come as they are touched.
+    filled: Arc<OnceLock<Arc<FilledPages>>>,
 }
 
 impl GuestMemory {
@@ -129,7 +148,7 @@ impl GuestMemory {
             mapped.push(region);
         }
         let ram = GuestMemoryMmap::from_regions(mapped).map_err(MemoryError::Layout)?;
-        Ok(Self { ram, slots: slots.into(), written, frames })
+        Ok(Self { ram, slots: slots.into(), written, frames, filled: Arc::default() })
     }
 
     /// `vm-memory`'s view, for loaders and devices. What is written through it is recorded.
@@ -183,12 +202,63 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// From now on whoever touches a page that is missing waits until it was brought, through what is returned. Once for a memory. Until memory is whole, nobody may
+    /// take pages out of it (`MADV_DONTNEED`, a balloon): they might come again.
+    ///
+    /// # Errors
+    /// [`MemoryError::Userfault`], [`MemoryError::AlreadyOnDemand`].
+    pub fn wait_for_missing(&self, uffd: Userfaultfd) -> Result<MissingMemory, MemoryError> {
+        let filled = FilledPages::new(self.frames).map_err(|source| UserfaultError::Call { call: "taking memory", source })?;
+        let filled = Arc::new(filled);
+        self.filled.set(filled.clone()).map_err(|_| MemoryError::AlreadyOnDemand)?;
+        // SAFETY: the slots are regions of private anonymous memory that `ram` keeps mapped, and what is returned keeps a clone of it. No reference into them is ever made.
+        let missing = unsafe { uffd.register(&self.slots) }?;
+        Ok(MissingMemory::new(missing, self.clone(), filled))
+    }
+
+    /// Makes pages inaccessible, for good: to the guest, and to all who touch them.
+    pub(super) fn forbid(&self, run: PageRun) -> Result<(), MemoryError> {
+        let gfn = run.first;
+        let page = self.host_page(gfn).ok_or(MemoryError::NoFrame { gfn })?;
+        let bytes = usize::try_from(run.count).unwrap_or(usize::MAX).saturating_mul(PAGE_SIZE);
+        // SAFETY: the run lies in one mapping of ours, which stays mapped. There is no reference into it, and all access through `self` to pages that were not filled is
+        // checked by `bring`.
+        if unsafe { libc::mprotect(page.cast(), bytes, libc::PROT_NONE) } != 0 {
+            return Err(MemoryError::Unreadable { gfn, source: io::Error::last_os_error() });
+        }
+        Ok(())
+    }
+
+    /// Comes before any access to a page: where pages come as they are touched, waits for this one, and gives an error where it will not come. Whoever holds a lock that
+    /// the threads that bring pages take must not call it; they take none of the engine's and none of the VMM's that is held over an access to guest memory.
+    pub(super) fn bring(&self, gfn: Gfn, page: *mut u8) -> Result<(), MemoryError> {
+        let Some(filled) = self.filled.get() else { return Ok(()) };
+        if filled.contains(gfn) {
+            return Ok(());
+        }
+        while !filled.has_ended() {
+            // SAFETY: the kernel touches one page of a mapping of ours as a read would, and answers with an error where a read would end in a signal.
+            if unsafe { libc::madvise(page.cast(), PAGE_SIZE, libc::MADV_POPULATE_READ) } == 0 {
+                return Ok(());
+            }
+            let source = io::Error::last_os_error();
+            match source.raw_os_error() {
+                Some(libc::EINTR | libc::EAGAIN) => {}
+                // Kernels before 5.14 don't know the request. The access itself will wait then.
+                Some(libc::EINVAL) if !filled.lacks_any() => return Ok(()),
+                _ => return Err(MemoryError::Unreadable { gfn, source }),
+            }
+        }
+        if filled.contains(gfn) { Ok(()) } else { Err(MemoryError::Unreadable { gfn, source: io::ErrorKind::NotFound.into() }) }
+    }
+
     /// Copies the page `gfn` into `into`. If the guest runs, the copy may be torn: such a page is logged as dirty and copied again later.
     ///
     /// # Errors
-    /// [`MemoryError::NoFrame`].
+    /// [`MemoryError::NoFrame`]; [`MemoryError::Unreadable`] where pages come as they are touched, and this one can't.
     pub fn read_page(&self, gfn: Gfn, into: &mut PageBytes) -> Result<(), MemoryError> {
         let from = self.host_page(gfn).ok_or(MemoryError::NoFrame { gfn })?;
+        self.bring(gfn, from)?;
         // SAFETY: `from` is the start of a mapped page that `ram` keeps alive; `into` is a page of its own. The guest may write the source meanwhile,
         // which is outside of what the compiler knows about: no reference to it exists and whatever bytes are read are valid for `u8`.
         unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), PAGE_SIZE) };

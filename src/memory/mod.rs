@@ -4,12 +4,14 @@
 mod copy;
 mod file;
 mod guest;
+mod missing;
 mod shadow;
 mod staging;
 mod write_log;
 
 pub use file::MappedFile;
 pub use guest::{GuestMemory, GuestRam, MemoryError};
+pub use missing::{FilledPages, MissingMemory};
 pub use shadow::Shadow;
 pub use staging::Arena;
 pub use write_log::{WriteLog, WrittenPages};

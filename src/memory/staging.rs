@@ -54,13 +54,14 @@ impl Arena {
     /// Copies pages of `memory` to the places behind those taken, until all of `gfns` were copied or the arena is full.
     ///
     /// # Errors
-    /// [`MemoryError::NoFrame`]; pages before it were copied.
+    /// [`MemoryError::NoFrame`], [`MemoryError::Unreadable`]; pages before it were copied.
     pub fn copy_from(&mut self, memory: &GuestMemory, gfns: &[Gfn]) -> Result<(), MemoryError> {
         let free = self.map.chunks_exact_mut(PAGE_SIZE).take(self.capacity).skip(self.gfns.len());
         let mut froms = gfns.iter().map(|gfn| (*gfn, memory.host_page(*gfn))).peekable();
         for place in free {
             let Some((gfn, from)) = froms.next() else { break };
             let from = from.ok_or(MemoryError::NoFrame { gfn })?;
+            memory.bring(gfn, from)?;
             let next = froms.peek().and_then(|(_, from)| *from).unwrap_or(from);
             // SAFETY: `from` is a page of guest memory, which `memory` keeps mapped and to which there is no reference; `place` is a page of this
             // arena, page-aligned as the mapping is, and borrowed for this loop only.

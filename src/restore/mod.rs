@@ -18,11 +18,17 @@
 mod diff;
 mod elf_core;
 mod export;
+mod fill;
 mod memory;
+mod on_demand;
+mod pages;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod touched;
 
 pub use diff::{DiffError, Difference, PageChange, StateChange, diff};
 pub use export::{ExportError, ExportFormat, Exported, export};
+pub use on_demand::{FillOptions, FillReport, FillTimes, OnDemand};
+pub use pages::{PageMap, PageSource, PageSources};
 pub use plan::{Digest, Filled, PageTarget, Plan, RestoreError, TargetError, digest};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
+use std::io;
 use std::ops::Range;
 
 use crate::format::{
@@ -9,6 +10,7 @@ use crate::format::{
     decode_changes, decode_state, hash_bytes, is_zero, unpack_state,
 };
 use crate::machine::StateRecord;
+use crate::memory::MemoryError;
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun};
 use crate::store::view::{self, Unanswered, View};
 use crate::store::{Chain, Found, Segment, StoreError};
@@ -32,6 +34,27 @@ pub enum RestoreError {
     /// The chain does not give what is needed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A page that is wanted on demand can't be read.
+    #[error("page {gfn} of epoch {epoch} can't be read")]
+    Page {
+        /// The epoch that is restored.
+        epoch: EpochId,
+        /// The page.
+        gfn: Gfn,
+        /// Why.
+        source: StoreError,
+    },
+    /// Pages can't be brought as they are touched.
+    #[error("memory can't be filled on demand")]
+    OnDemand(#[source] MemoryError),
+    /// A thread that brings pages could not be started, or ended.
+    #[error("{step}")]
+    Thread {
+        /// What was being done.
+        step: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// The target did not take a page.
     #[error("page {gfn} of epoch {epoch} could not be put into memory")]
     Target {
@@ -45,10 +68,19 @@ pub enum RestoreError {
 }
 
 impl RestoreError {
+    /// What to do about it where the host lacks something, in a sentence without a final stop.
+    #[must_use]
+    pub const fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::OnDemand(MemoryError::Userfault(error)) => Some(error.hint()),
+            _ => None,
+        }
+    }
+
     /// Whether something that should be sound is damaged.
     #[must_use]
     pub const fn is_damage(&self) -> bool {
-        matches!(self, Self::Store(error) if error.is_damage())
+        matches!(self, Self::Store(error) | Self::Page { source: error, .. } if error.is_damage())
     }
 }
 
@@ -169,6 +201,11 @@ impl<'a> Plan<'a> {
     #[must_use]
     pub const fn pages(&self) -> u64 {
         self.pages
+    }
+
+    /// The pages that [`fill`](Self::fill) goes through, in its order.
+    pub(super) fn into_runs(self) -> Vec<PageRun> {
+        self.pages_of.iter().filter(|pages| pages.version != Counts::Older).map(Pages::run).collect()
     }
 
     /// How many blocks it reads.

@@ -61,6 +61,47 @@ fn every_epoch_restores_to_what_was_committed() {
     }
 }
 
+/// By fault, as it were: any order, each page with what comes along.
+#[test]
+fn pages_in_any_order_are_those_of_the_epoch() {
+    for seed in 0..12 {
+        let disk = Disk::new();
+        let mut model = Model::new(seed, if seed % 3 == 0 { Compression::None } else { Compression::Zstd { level: 1 } });
+        let mut writer = disk.create(&new_chain(), WriterOptions { segment_bytes: 50_000, ..Default::default() }).unwrap();
+        model.run(&mut writer, 30);
+        let chain = std::sync::Arc::new(disk.chain().unwrap());
+        let mut random = Random(seed);
+        for epoch in chain.epochs() {
+            let epoch = epoch.unwrap().commit.epoch;
+            let map = PageMap::new(chain.clone(), epoch).unwrap();
+            assert_eq!((map.state(), PageSources::epoch(&map)), (&state_of(epoch)[..], epoch));
+            let expected = &model.offered[&epoch].1;
+            let mut source = map.open();
+            let gfns: Vec<_> = expected.keys().copied().collect();
+            let mut along = 0;
+            for _ in 0..2 * gfns.len() {
+                let gfn = gfns[usize::try_from(random.below(gfns.len() as u64)).unwrap()];
+                let mut came = false;
+                let take = &mut |found: Gfn, page: Option<&PageBytes>| {
+                    came |= found == gfn;
+                    along += u32::from(found != gfn);
+                    assert!(page.unwrap_or(&[0; PAGE_SIZE]) == &*expected[&found], "seed {seed}, epoch {epoch}, {found}");
+                };
+                source.read(gfn, take).unwrap();
+                assert!(came, "{gfn}");
+            }
+            assert!(along > 0);
+            // All that are not zeros come in the source's own order.
+            let mut left: BTreeSet<_> = gfns.iter().filter(|gfn| *expected[*gfn] != [0; PAGE_SIZE]).copied().collect();
+            let mut place = 0;
+            while let Some(gfn) = source.next(&mut place).unwrap() {
+                left.remove(&gfn);
+            }
+            assert!(left.is_empty(), "{left:?}");
+        }
+    }
+}
+
 #[test]
 fn a_plan_reads_nothing_older_than_a_base() {
     let disk = Disk::new();

@@ -39,3 +39,9 @@ pub use retention::Retention;
 pub use scan::{Damage, Epoch, TornTail};
 pub(crate) use segment::{FramePlace, Segment};
 pub use writer::{NewChain, Recovered, Writer, WriterOptions};
+
+/// The order in which restored guests touched pages: derived, and never needed.
+pub(crate) const TOUCHED: &str = "touched";
+
+/// What becomes [`TOUCHED`] once it is whole.
+pub(crate) const TOUCHED_DRAFT: &str = "touched.tmp";

@@ -64,7 +64,12 @@ impl PageReader {
         let mut wanted = Vec::new();
         if older.is_empty() && newest.place.mention == Mention::Whole {
             let list = self.decode(newest)?;
-            wanted.extend(list.gfns().iter().zip(self.pages.iter()).filter(|(gfn, _)| alike.contains(**gfn)));
+            for (gfn, page) in list.gfns().iter().zip(self.pages.iter()) {
+                // Asking costs less than decoding the block again.
+                if alike.contains(*gfn) || self.view.is_newest(&self.chain, *gfn, newest)? {
+                    wanted.push((gfn, page));
+                }
+            }
             if !wanted.iter().any(|(found, _)| **found == gfn) {
                 return Err(self.not_listed(newest, gfn));
             }

@@ -21,6 +21,7 @@ use crate::page::EpochId;
 #[derive(Debug)]
 pub struct Chain {
     dir: PathBuf,
+    medium: Arc<dyn Medium>,
     identity: Arc<Identity>,
     /// For a branch, the segments of what it branches off come first.
     segments: Vec<Segment>,
@@ -53,19 +54,19 @@ impl Chain {
 
     /// `dir` and `medium` are of the whole store.
     pub(super) fn open_on(dir: &Path, medium: Arc<dyn Medium>, branch: &str) -> Result<Self, StoreError> {
-        let mut chain = Self::read(dir, medium.as_ref(), branch, BRANCHES_DEPTH_MAX)?;
+        let mut chain = Self::read(dir, &medium, branch, BRANCHES_DEPTH_MAX)?;
         if chain.scan.damage.is_some() {
             // A writer that undid an epoch and wrote another in its place, while this walk was between the two, looks like damage.
             // Real damage is still there.
-            chain = Self::read(dir, medium.as_ref(), branch, BRANCHES_DEPTH_MAX)?;
+            chain = Self::read(dir, &medium, branch, BRANCHES_DEPTH_MAX)?;
         }
         Ok(chain)
     }
 
-    fn read(root: &Path, root_medium: &dyn Medium, branch: &str, depth: u32) -> Result<Self, StoreError> {
-        let (dir, medium) = place_of(root, root_medium, branch)?;
-        let medium = medium.as_deref().unwrap_or(root_medium);
-        let identity = Arc::new(read_identity(&dir, medium)?);
+    fn read(root: &Path, root_medium: &Arc<dyn Medium>, branch: &str, depth: u32) -> Result<Self, StoreError> {
+        let (dir, medium) = place_of(root, root_medium.as_ref(), branch)?;
+        let medium = medium.unwrap_or_else(|| root_medium.clone());
+        let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
         let (mut segments, from) = match &identity.branch_of {
             None => (Vec::new(), (EpochId::NONE, 0)),
             Some(point) => {
@@ -92,7 +93,7 @@ impl Chain {
         };
         let mut tries = 0;
         let mut scan = loop {
-            match scan::scan(&dir, medium, &identity, from) {
+            match scan::scan(&dir, medium.as_ref(), &identity, from) {
                 // A compaction may put another file in the place of one that was listed.
                 Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound && tries < LIST_AGAIN_MAX => {
                     tries += 1
@@ -102,7 +103,40 @@ impl Chain {
         };
         let borrowed = segments.len();
         segments.append(&mut scan.segments);
-        Ok(Self { dir, identity, segments, borrowed, scan })
+        Ok(Self { dir, medium, identity, segments, borrowed, scan })
+    }
+
+    /// What a chain of the store in `dir` is, `main` or a branch, without opening it: enough to build its machine meanwhile.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn identity_in(dir: impl AsRef<Path>, branch: &str) -> Result<Identity, StoreError> {
+        let dir = dir.as_ref();
+        check_dir(dir)?;
+        let medium = Directory::new(dir);
+        let (dir, own) = place_of(dir, &medium, branch)?;
+        read_identity(&dir, own.as_deref().unwrap_or(&medium))
+    }
+
+    /// A file beside the segments that the chain does not need; nothing if it is longer than `most` bytes.
+    pub(crate) fn read_beside(&self, name: &str, most: u64) -> io::Result<Vec<u8>> {
+        let file = self.medium.open(name, false)?;
+        let len = file.len()?;
+        let mut bytes = vec![0; usize::try_from(if len > most { 0 } else { len }).unwrap_or_default()];
+        let read = file.read(0, &mut bytes)?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+
+    /// Makes or replaces such a file: whoever reads it meanwhile sees the old or the new one. Of several who do so at a time one wins, or none.
+    pub(crate) fn replace_beside(&self, name: &str, draft: &str, bytes: &[u8]) -> io::Result<()> {
+        if let Err(error) = self.medium.remove(draft)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        self.medium.create(draft)?.write(0, &[bytes])?;
+        self.medium.rename(draft, name)
     }
 
     /// The directory of the chain; of a branch, its own.

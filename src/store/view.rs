@@ -149,6 +149,26 @@ impl View {
             Ok((versions, alike))
         })
     }
+
+    /// Whether this is the newest version of a page.
+    ///
+    /// # Errors
+    /// An index that cannot be read, and neither can its segment.
+    pub(crate) fn is_newest(&self, chain: &Chain, gfn: Gfn, version: &Version) -> Result<bool, StoreError> {
+        ask(chain, || {
+            for part in &self.parts {
+                let source = chain.all_segments().get(part.segment).ok_or_else(|| no_segment(chain))?;
+                let index = source.index()?;
+                let asked = |error| Unanswered::Index(part.segment, error);
+                let Some(run) = index.find_run(gfn).map_err(asked)? else { continue };
+                let Some(mention) = part.mentions(index, &run).map_err(asked)?.next_back() else { continue };
+                let frame = index.mention(mention).map_err(asked)?;
+                let offset = index.frame(frame.into()).map_err(asked)?.offset;
+                return Ok((part.segment, offset) == (version.segment, version.place.offset));
+            }
+            Ok(false)
+        })
+    }
 }
 
 /// The run that holds `gfn`, and the pages around `gfn` that are in it too; or, where none does, those that are in no run either.

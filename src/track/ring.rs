@@ -1,5 +1,6 @@
 //! The tracker on dirty rings.
 
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -20,6 +21,8 @@ pub struct RingTracker {
     memory: GuestMemory,
     rings: VmRings,
     hot: Option<HotSet>,
+    /// There will be a hot set of so many pages once this says that there can be.
+    hot_later: Option<(usize, Receiver<PagesStayWritable>)>,
     /// What the next reset protects, where that is not all that is listed. Kept for its memory.
     protect: Vec<DirtyPage>,
 }
@@ -28,7 +31,7 @@ impl RingTracker {
     /// For a VM whose vCPUs are all mapped in `rings` and whose memory was registered with logging on.
     #[must_use]
     pub const fn new(vm: VmHandle, memory: GuestMemory, rings: VmRings) -> Self {
-        Self { vm, memory, rings, hot: None, protect: Vec::new() }
+        Self { vm, memory, rings, hot: None, hot_later: None, protect: Vec::new() }
     }
 
     /// Leaves up to `most` pages that are written all the time writable. Something else than full rings must then end epochs too: members do not fill
@@ -38,6 +41,24 @@ impl RingTracker {
         self.hot = (most > 0).then(|| HotSet::new(self.memory.frames(), most));
         self
     }
+
+    /// As [`with_hot_set`](Self::with_hot_set), as soon as `later` has the evidence; none where it never comes.
+    #[must_use]
+    pub fn with_hot_set_later(mut self, most: usize, later: Receiver<PagesStayWritable>) -> Self {
+        self.hot_later = (most > 0).then_some((most, later));
+        self
+    }
+
+    /// Begins to leave pages writable, if it is known by now that they can be. Up to here all were tracked.
+    fn look_for_hot_set(&mut self) {
+        let Some((most, later)) = &self.hot_later else { return };
+        match later.try_recv() {
+            Ok(_) => self.hot = Some(HotSet::new(self.memory.frames(), *most)),
+            Err(TryRecvError::Disconnected) => {}
+            Err(TryRecvError::Empty) => return,
+        }
+        self.hot_later = None;
+    }
 }
 
 impl Tracker for RingTracker {
@@ -46,12 +67,14 @@ impl Tracker for RingTracker {
     }
 
     fn bound(&self) -> Option<u64> {
-        let hot = self.hot.as_ref().map_or(0, HotSet::most);
+        let later = self.hot_later.as_ref().map_or(0, |(most, _)| *most);
+        let hot = self.hot.as_ref().map_or(later, HotSet::most);
         Some(self.rings.bound() + hot as u64)
     }
 
     fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
         let start = Instant::now();
+        self.look_for_hot_set();
         let Self { memory, rings, hot, protect, .. } = self;
         let slots = memory.slots();
         // Slot ids are the indices of `slots`, in address space 0; anything else is not ours.

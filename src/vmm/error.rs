@@ -8,6 +8,7 @@ use crate::kvm::probe::Refused;
 use crate::kvm::ring::RingError;
 use crate::machine::StateError;
 use crate::memory::MemoryError;
+use crate::restore::RestoreError;
 use crate::track::TrackError;
 
 /// Why a machine can't be built or can't run.
@@ -76,6 +77,9 @@ pub enum VmmError {
     /// Capturing or applying state.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Memory could not be filled while the guest ran.
+    #[error(transparent)]
+    Restore(Box<RestoreError>),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -105,6 +109,12 @@ pub enum VmmError {
         /// The vCPU.
         vcpu: usize,
     },
+}
+
+impl From<RestoreError> for VmmError {
+    fn from(error: RestoreError) -> Self {
+        Self::Restore(Box::new(error))
+    }
 }
 
 /// For `map_err`.

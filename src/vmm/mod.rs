@@ -26,4 +26,4 @@ pub use monitor::{GuestReport, Paced};
 pub use run::{Outcome, Protection, Running};
 pub use shared::Limits;
 pub use stop::Stop;
-pub use vm::{MachineSpec, Tracking, Vm, memory_regions};
+pub use vm::{HotCheck, MachineSpec, Setup, Tracking, Vm, memory_regions};

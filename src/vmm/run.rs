@@ -22,6 +22,7 @@ use crate::format::Trigger;
 use crate::kvm::duplicate;
 use crate::kvm::kick::{self, Kick};
 use crate::machine::MachineState;
+use crate::restore::{FillReport, OnDemand};
 
 /// How long a guest has for its whole check.
 const CHECK_LIMIT: Duration = Duration::from_secs(60);
@@ -50,6 +51,8 @@ pub struct Outcome {
     pub elapsed: Duration,
     /// When the guest was first entered.
     pub first_entry: Option<Instant>,
+    /// What was brought on demand, where memory is filled so.
+    pub fill: Option<FillReport>,
     /// Why the run ended, unless by its limits or on request.
     pub error: Option<VmmError>,
 }
@@ -59,6 +62,9 @@ pub struct Outcome {
 pub struct Running {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Outlives every access to guest memory.
+    filling: Option<OnDemand>,
+    late_check: Option<JoinHandle<()>>,
     interval: Option<Duration>,
     started: Instant,
     passes_at_start: u64,
@@ -72,7 +78,7 @@ impl Running {
     /// [`VmmError`]: threads, or the base epoch.
     pub fn start(vm: Vm, protection: Option<Protection>, limits: Limits, stop: Stop) -> Result<Self, VmmError> {
         let memory = vm.memory().clone();
-        let Vm { fd, vcpus, capture, spec, .. } = vm;
+        let Vm { fd, vcpus, capture, spec, filling, late_check, .. } = vm;
         let signal = kick::default_signal();
         kick::install_handler(signal).map_err(system("sigaction for the kick signal"))?;
         let handles = vcpus.iter().map(|vcpu| second_handle(&fd, vcpu).map(Mutex::new)).collect::<Result<Vec<_>, _>>()?;
@@ -99,9 +105,21 @@ impl Running {
             error: Mutex::new(None),
             stop,
         });
+        if let Some(filling) = &filling {
+            let shared = shared.clone();
+            filling.on_failure(move |error| shared.fail(error.into()));
+        }
         let passes_at_start = shared.monitor.read().0.passes;
         let threads = Vec::with_capacity(vcpus.len());
-        let mut running = Self { shared: shared.clone(), threads, interval, started: Instant::now(), passes_at_start };
+        let mut running = Self {
+            shared: shared.clone(),
+            threads,
+            filling,
+            late_check: None,
+            interval,
+            started: Instant::now(),
+            passes_at_start,
+        };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let shared = shared.clone();
             let thread = Builder::new().name(format!("vcpu-{index}")).spawn(move || {
@@ -124,6 +142,10 @@ impl Running {
             shared.vcpus.gate.open();
         }
         running.started = Instant::now();
+        if let Some(check) = late_check {
+            let thread = Builder::new().name("slackwater-check".to_owned()).spawn(move || check.run());
+            running.late_check = Some(thread.map_err(system("starting a thread"))?);
+        }
         Ok(running)
     }
 
@@ -192,6 +214,12 @@ impl Running {
         self.shared.monitor.paced()
     }
 
+    /// What was brought on demand so far, where memory is filled so.
+    #[must_use]
+    pub fn fill_report(&self) -> Option<FillReport> {
+        self.filling.as_ref().map(OnDemand::report)
+    }
+
     /// What the engine did so far.
     #[must_use]
     pub fn report(&self) -> Option<Report> {
@@ -232,8 +260,14 @@ impl Running {
                 self.shared.fail(VmmError::Panicked { vcpu });
             }
         }
+        if let Some(check) = self.late_check.take() {
+            // It only reports what it finds.
+            let _ = check.join();
+        }
         let (guest, inconsistency) = self.shared.monitor.read();
-        let mut error = lock(&self.shared.error).take().or(inconsistency.map(VmmError::Inconsistent));
+        let missed = self.filling.as_ref().and_then(OnDemand::forget_on_failure);
+        let mut error = lock(&self.shared.error).take().or(missed.map(VmmError::from));
+        error = error.or(inconsistency.map(VmmError::Inconsistent));
         let first_entry = *lock(&self.shared.first_entry);
         // The threads are gone, and with them all other holders.
         let engine = Arc::into_inner(self.shared).and_then(|shared| shared.engine);
@@ -244,8 +278,9 @@ impl Running {
             }
             finished.report
         });
+        let fill = self.filling.map(OnDemand::finish);
         let ok = guest.ok && !matches!(error, Some(VmmError::Inconsistent(_)));
-        Outcome { report, guest: GuestReport { ok, ..guest }, elapsed, first_entry, error }
+        Outcome { report, guest: GuestReport { ok, ..guest }, elapsed, first_entry, fill, error }
     }
 
     fn halt(&self) {

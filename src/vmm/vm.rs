@@ -1,7 +1,10 @@
 //! Building a machine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -18,6 +21,7 @@ use crate::kvm::ring::{self, RingSize, VmRings};
 use crate::machine::{CaptureSpec, MachineState, apply_vcpu, apply_vm};
 use crate::memory::GuestMemory;
 use crate::page::{Gfn, PAGE_SIZE_U64, PageRun};
+use crate::restore::{FillOptions, OnDemand, PageSources};
 use crate::track::{BitmapTracker, RingTracker, Tracker};
 
 /// Where memory below 4 GiB ends, if there is more: behind it are the interrupt controllers and KVM's own slots.
@@ -69,6 +73,56 @@ pub struct Vm {
     memory: GuestMemory,
     tracker: Option<Box<dyn Tracker>>,
     plan: Option<RingPlan>,
+    pub(super) filling: Option<OnDemand>,
+    pub(super) late_check: Option<LateCheck>,
+    setup: Setup,
+}
+
+/// When to find out whether pages can be left writable, which takes tens of milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum HotCheck {
+    /// Before the machine is built.
+    #[default]
+    First,
+    /// Beside the running guest, where the hot set is only wished for ([`HotPages::Auto`]): until then, and where they can't, there is none.
+    Late,
+}
+
+/// The check that is still to be made.
+#[derive(Debug)]
+pub(super) struct LateCheck {
+    kvm_path: PathBuf,
+    found: Sender<PagesStayWritable>,
+}
+
+impl LateCheck {
+    /// Makes it, and tells the tracker.
+    pub(super) fn run(self) {
+        match pages_stay_writable(&self.kvm_path) {
+            // Nobody listens once the tracker is gone.
+            Ok(writable) => drop(self.found.send(writable)),
+            Err(reason) => tracing::info!(%reason, "no hot set: pages can't be left writable here"),
+        }
+    }
+}
+
+/// How long the kernel's part of building a machine took: what no VMM can save.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Setup {
+    /// `KVM_CREATE_VM`.
+    pub vm: Duration,
+    /// Every `KVM_SET_USER_MEMORY_REGION`.
+    pub memslots: Duration,
+    /// Every `KVM_CREATE_VCPU`, with the interrupt controllers and the timer before them.
+    pub vcpus: Duration,
+}
+
+impl Setup {
+    /// All together.
+    #[must_use]
+    pub fn total(self) -> Duration {
+        self.vm + self.memslots + self.vcpus
+    }
 }
 
 /// Where a machine with so much memory has it: from 0 on, with a hole from 3 to 4 GiB.
@@ -89,16 +143,35 @@ impl Vm {
     /// # Errors
     /// [`VmmError`]: what does not fit, or what KVM refused.
     pub fn build(kvm_path: &Path, spec: MachineSpec, tracking: Tracking) -> Result<Self, VmmError> {
-        // The guest's own bounds are checked before anything is started.
-        spec.guest.image(spec.memory_bytes, spec.vcpus)?;
+        Self::build_with(kvm_path, spec, tracking, HotCheck::First)
+    }
+
+    /// As [`build`](Self::build), with a choice of when to check whether there can be a hot set.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn build_with(kvm_path: &Path, spec: MachineSpec, tracking: Tracking, hot_check: HotCheck) -> Result<Self, VmmError> {
+        // The guest's own bounds are checked while the kernel works, and are the first that is said.
+        let (guest, memory_bytes, vcpus) = (spec.guest.clone(), spec.memory_bytes, spec.vcpus);
+        let check = move || guest.image(memory_bytes, vcpus).map(drop);
+        let checking = Builder::new().name("slackwater-image".to_owned()).spawn(check).map_err(system("starting a thread"))?;
+        let built = Self::build_unchecked(kvm_path, spec, tracking, hot_check);
+        checking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        built
+    }
+
+    fn build_unchecked(kvm_path: &Path, spec: MachineSpec, tracking: Tracking, hot_check: HotCheck) -> Result<Self, VmmError> {
         let hypervisor = host::open(kvm_path)?;
         let max = u32::try_from(hypervisor.get_max_vcpus()).unwrap_or(u32::MAX);
         if spec.vcpus == 0 || spec.vcpus > max {
             return Err(VmmError::Vcpus { found: spec.vcpus, max });
         }
+        let mut setup = Setup::default();
+        let start = Instant::now();
         let fd = hypervisor.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
+        setup.vm = start.elapsed();
         let handle = || VmHandle::duplicate(&fd).map_err(system("duplicating the VM's descriptor"));
-        let (plan, writable) = ring_plan(kvm_path, &handle()?, &spec, tracking)?;
+        let (plan, writable) = ring_plan(kvm_path, &handle()?, &spec, tracking, hot_check)?;
         // Rings come before the first vCPU.
         let mut rings = plan.map(|plan| Ok::<_, VmmError>(VmRings::enable(handle()?, plan.ring)?)).transpose()?;
         let share = plan.map_or(0, |plan| usize::try_from(plan.share).unwrap_or(usize::MAX)).min(1 << 20);
@@ -107,7 +180,10 @@ impl Vm {
             Tracking::Bitmap { manual_protect } => Some(BitmapTracker::new(handle()?, memory.clone(), manual_protect)?),
             Tracking::None | Tracking::Ring { .. } => None,
         };
+        let start = Instant::now();
         memory.register(&handle()?, tracking != Tracking::None)?;
+        setup.memslots = start.elapsed();
+        let start = Instant::now();
         fd.set_tss_address(TSS_ADDRESS).map_err(kvm("KVM_SET_TSS_ADDR"))?;
         fd.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
@@ -120,21 +196,28 @@ impl Vm {
             }
             vcpus.push(vcpu);
         }
+        setup.vcpus = start.elapsed();
         let first = vcpus.first().ok_or(VmmError::Vcpus { found: 0, max })?;
         let capture = CaptureSpec::probe(&hypervisor, &fd, first)?;
+        let mut late_check = None;
         let tracker: Option<Box<dyn Tracker>> = match (rings, bitmap) {
             (Some(rings), _) => {
                 let tracker = RingTracker::new(handle()?, memory.clone(), rings);
                 let most = plan.and_then(|plan| usize::try_from(plan.hot).ok()).unwrap_or_default();
                 Some(Box::new(match writable {
-                    Some(writable) => tracker.with_hot_set(most, writable),
+                    Some(Checked::Is(writable)) => tracker.with_hot_set(most, writable),
+                    Some(Checked::Later) => {
+                        let (found, later) = channel();
+                        late_check = Some(LateCheck { kvm_path: kvm_path.to_owned(), found });
+                        tracker.with_hot_set_later(most, later)
+                    }
                     None => tracker,
                 }))
             }
             (None, Some(bitmap)) => Some(Box::new(bitmap)),
             (None, None) => None,
         };
-        Ok(Self { fd: Arc::new(fd), vcpus, capture, spec, memory, tracker, plan })
+        Ok(Self { fd: Arc::new(fd), vcpus, capture, spec, memory, tracker, plan, filling: None, late_check, setup })
     }
 
     /// Puts the guest into memory and its vCPUs at its start.
@@ -160,15 +243,39 @@ impl Vm {
         Ok(())
     }
 
-    /// Applies saved state. Memory is filled through [`GuestMemory::fill_page`] beforehand.
+    /// Applies saved state. Memory is filled through [`GuestMemory::fill_page`] beforehand, or [on demand](Self::fill_on_demand) meanwhile.
     ///
     /// # Errors
-    /// [`VmmError::State`].
+    /// [`VmmError::State`]; [`VmmError::Restore`] where memory that KVM needs for it can't be had.
     pub fn apply(&mut self, state: &MachineState) -> Result<(), VmmError> {
+        self.try_apply(state).map_err(|error| {
+            // That memory could not be had is why.
+            self.filling.as_ref().and_then(OnDemand::forget_on_failure).map_or(error, VmmError::from)
+        })
+    }
+
+    fn try_apply(&self, state: &MachineState) -> Result<(), VmmError> {
         for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
             apply_vcpu(vcpu, &self.capture, state)?;
         }
         Ok(apply_vm(&self.fd, &self.capture, &state.vm)?)
+    }
+
+    /// From now on pages of memory come from `sources`, as they are touched and, with `background`, also those that are not, until the machine's run ends. Comes before
+    /// [`apply`](Self::apply), which makes KVM touch memory. Nothing was written to memory before.
+    ///
+    /// # Errors
+    /// [`VmmError::Restore`].
+    pub fn fill_on_demand(&mut self, sources: Arc<dyn PageSources>, background: bool) -> Result<(), VmmError> {
+        let options = FillOptions { fault_threads: self.vcpus.len(), background };
+        self.filling = Some(OnDemand::start(&self.memory, sources, options)?);
+        Ok(())
+    }
+
+    /// How long the kernel's part of building the machine took.
+    #[must_use]
+    pub const fn setup(&self) -> Setup {
+        self.setup
     }
 
     /// Guest memory.
@@ -195,13 +302,21 @@ impl Vm {
     }
 }
 
+/// Whether pages can be left writable.
+enum Checked {
+    Is(PagesStayWritable),
+    /// It is to be found out.
+    Later,
+}
+
 /// How the budget is shared, and where it has a hot set, that there can be one.
 fn ring_plan(
     kvm_path: &Path,
     vm: &VmHandle,
     spec: &MachineSpec,
     tracking: Tracking,
-) -> Result<(Option<RingPlan>, Option<PagesStayWritable>), VmmError> {
+    hot_check: HotCheck,
+) -> Result<(Option<RingPlan>, Option<Checked>), VmmError> {
     let Tracking::Ring { budget, ring, hot } = tracking else { return Ok((None, None)) };
     let (max, _) = ring::support(vm).ok_or(crate::kvm::ring::RingError::Unsupported)?;
     // The built-in guest has no device that writes to memory, so the VMM needs no share of the budget.
@@ -210,8 +325,11 @@ fn ring_plan(
     if with_hot.hot == 0 {
         return Ok((Some(with_hot), None));
     }
+    if (hot, hot_check) == (HotPages::Auto, HotCheck::Late) {
+        return Ok((Some(with_hot), Some(Checked::Later)));
+    }
     match (pages_stay_writable(kvm_path), hot) {
-        (Ok(writable), _) => Ok((Some(with_hot), Some(writable))),
+        (Ok(writable), _) => Ok((Some(with_hot), Some(Checked::Is(writable)))),
         (Err(reason), HotPages::Auto) => {
             tracing::info!(%reason, "no hot set: pages can't be left writable here");
             Ok((Some(plan(HotPages::Off)?), None))

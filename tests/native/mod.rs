@@ -7,6 +7,7 @@ mod export;
 pub(crate) mod follow;
 mod full;
 mod kill;
+mod lazy;
 mod pace;
 mod restore;
 mod rollback;
