@@ -10,6 +10,7 @@ mod host;
 mod log;
 mod output;
 mod protect;
+mod repair;
 mod restore;
 mod units;
 mod verify;
@@ -37,6 +38,7 @@ enum Verb {
     Restore(restore::Restore),
     Log(log::Log),
     Verify(verify::Verify),
+    Repair(repair::Repair),
     Digest(digest::Digest),
     Host(host::HostVerb),
     Bench(bench::Bench),
@@ -62,6 +64,7 @@ pub fn main(process_start: Instant) -> ExitCode {
         Verb::Restore(verb) => verb.run(process_start),
         Verb::Log(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
+        Verb::Repair(verb) => verb.run(),
         Verb::Digest(verb) => verb.run(),
         Verb::Host(verb) => verb.run(),
         Verb::Bench(verb) => verb.run(),

@@ -13,6 +13,7 @@ pub(crate) mod testing;
 mod tests;
 mod writer;
 
+pub mod repair;
 pub mod verify;
 
 pub use error::StoreError;

@@ -62,6 +62,11 @@ impl MemoryDigest {
         self.sum = self.pages.values().fold(0, |sum, page| sum.wrapping_add(join(page.term)));
     }
 
+    /// How many pages are not zero.
+    pub(super) fn pages(&self) -> u64 {
+        self.pages.len() as u64
+    }
+
     /// The digest of all memory.
     pub(super) fn sum(&self) -> u128 {
         self.sum

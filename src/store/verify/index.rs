@@ -162,12 +162,8 @@ impl Index {
             next += table.blocks();
             table
         };
-        let tables = [
-            table("epoch", epochs, 40),
-            table("frame", frames, 16),
-            table("run", runs, 24),
-            table("mention", mentions, 4),
-        ];
+        let tables =
+            [table("epoch", epochs, 40), table("frame", frames, 16), table("run", runs, 24), table("mention", mentions, 4)];
         let expected = next * BLOCK_BYTES as u64;
         check(bytes == expected, 16, format!("{expected} bytes of index"), bytes.to_string())?;
         Ok(Self {
@@ -331,10 +327,10 @@ impl Index {
         while next < end {
             let entry = self.runs.get_mut(number).filter(|entry| entry.first == next && entry.count <= end - next);
             let Some(entry) = entry else {
-                let found = self.runs.get(number).map_or_else(
-                    || "none".to_owned(),
-                    |entry| format!("{} pages from {:#x}", entry.count, entry.first),
-                );
+                let found = self
+                    .runs
+                    .get(number)
+                    .map_or_else(|| "none".to_owned(), |entry| format!("{} pages from {:#x}", entry.count, entry.first));
                 return Some(self.tables[2].fault(number, format!("up to {} pages from {next:#x}", end - next), found));
             };
             let at = position(entry.next_mention);

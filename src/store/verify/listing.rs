@@ -98,6 +98,11 @@ pub(super) struct Chain {
 }
 
 impl Chain {
+    /// The epoch that it begins at, if it is a branch.
+    pub(super) fn begins_at(&self) -> Option<u64> {
+        self.identity.branch_of.as_ref().map(|of| of.epoch)
+    }
+
     /// The name of a segment with only this number.
     pub(super) fn segment_name(&self, number: u32) -> String {
         format!("{}{}", self.prefix, Numbers { first: number, last: number }.name("segment-"))
@@ -128,13 +133,8 @@ impl Store {
         if let Some(of) = &identity.branch_of {
             return Err(VerifyError::Branch { path: dir.to_owned(), branch: of.branch.clone() });
         }
-        let mut store = Self {
-            dir: dir.to_owned(),
-            chains: Vec::new(),
-            segments: Vec::new(),
-            leftovers: Vec::new(),
-            damage: Vec::new(),
-        };
+        let mut store =
+            Self { dir: dir.to_owned(), chains: Vec::new(), segments: Vec::new(), leftovers: Vec::new(), damage: Vec::new() };
         store.add(MAIN, String::new(), identity)?;
         for name in branch_names(dir)? {
             let prefix = format!("{BRANCHES}/{name}/");

@@ -26,9 +26,9 @@ mod walk;
 
 use std::path::Path;
 
-pub(in crate::store) use report::End;
 pub use report::{
-    BranchReport, Damage, DamageKind, EpochReport, Leftover, LeftoverKind, Progress, TornTail, VerifyError, VerifyOptions, VerifyReport,
+    BranchReport, Damage, DamageKind, EpochReport, Leftover, LeftoverKind, Progress, TornTail, VerifyError, VerifyOptions,
+    VerifyReport,
 };
 
 use listing::Store;
@@ -47,6 +47,11 @@ pub fn verify(dir: &Path, options: &VerifyOptions, progress: &mut dyn FnMut(Prog
     let mut report = listed(&store, options, progress)?;
     report.leftovers = store.leftovers;
     Ok(report)
+}
+
+/// Whether there is a store in `dir` at all.
+pub(in crate::store) fn check(dir: &Path) -> Result<(), VerifyError> {
+    Store::list(dir).map(|_| ())
 }
 
 /// Checks what was listed of a store.

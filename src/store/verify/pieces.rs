@@ -35,6 +35,8 @@ pub(super) struct Pieces<'a> {
     bytes: u64,
     window: Vec<u8>,
     window_at: u64,
+    /// Bytes that one read asks for, where a frame does not need more.
+    piece_bytes: u64,
     /// Bytes that were read, so that tests can bound them.
     #[cfg(test)]
     pub(super) bytes_read: u64,
@@ -49,6 +51,7 @@ impl<'a> Pieces<'a> {
             bytes: segment.bytes,
             window: Vec::new(),
             window_at: 0,
+            piece_bytes: PIECE_BYTES,
             #[cfg(test)]
             bytes_read: 0,
         })
@@ -63,7 +66,7 @@ impl<'a> Pieces<'a> {
     fn bytes(&mut self, at: u64, count: u64) -> Result<Option<&[u8]>, VerifyError> {
         let Some(end) = at.checked_add(count).filter(|end| *end <= self.bytes) else { return Ok(None) };
         if at < self.window_at || end > self.window_at + self.window.len() as u64 {
-            let want = count.max(PIECE_BYTES).min(self.bytes - at);
+            let want = count.max(self.piece_bytes).min(self.bytes - at);
             let Ok(want) = usize::try_from(want) else { return Ok(None) };
             self.window.resize(want, 0);
             self.window_at = at;
@@ -115,6 +118,34 @@ impl<'a> Pieces<'a> {
         Ok(Header::parse(&raw, at, chain).map_or_else(Look::Fault, Look::Frame))
     }
 
+    /// What stands at `at`, with no more read than that.
+    pub(super) fn glance(&self, at: u64) -> Result<Look, VerifyError> {
+        let mut raw = [0; HEADER_BYTES];
+        Ok(match self.read_at(at, &mut raw)? {
+            HEADER_BYTES => Header::parse(&raw, at, &self.identity.chain).map_or_else(Look::Fault, Look::Frame),
+            0 if at >= self.bytes => Look::End,
+            found => {
+                let expected = format!("{HEADER_BYTES} bytes of frame header");
+                Look::Fault(Fault::new(DamageKind::Truncated, at, expected, format!("{found} to the end of the file")))
+            }
+        })
+    }
+
+    /// Reads from `at` on until `buffer` is full or the file ends, and returns how many bytes.
+    pub(super) fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<usize, VerifyError> {
+        let room = usize::try_from(self.bytes.saturating_sub(at)).unwrap_or(usize::MAX).min(buffer.len());
+        let mut got = 0;
+        while let Some(rest) = buffer.get_mut(got..room).filter(|rest| !rest.is_empty()) {
+            match self.file.read_at(rest, at + got as u64) {
+                Ok(0) => break,
+                Ok(count) => got += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(source) => return Err(VerifyError::Io { path: self.segment.path.clone(), offset: at, source }),
+            }
+        }
+        Ok(got)
+    }
+
     /// The payload of the frame at `at`, with its checksum and padding checked.
     pub(super) fn payload(&mut self, at: u64, header: &Header) -> Result<Result<&[u8], Fault>, VerifyError> {
         if let Some(lengths) = header.kind.lengths(self.identity.format).filter(|lengths| !lengths.contains(&header.length)) {
@@ -141,6 +172,12 @@ impl<'a> Pieces<'a> {
             return Ok(Err(Fault::new(DamageKind::Padding, offset, "00", format!("{found:02x}"))));
         }
         Ok(Ok(payload))
+    }
+
+    /// As [`payload`](Self::payload), with no more read than that.
+    pub(super) fn payload_only(&mut self, at: u64, header: &Header) -> Result<Result<&[u8], Fault>, VerifyError> {
+        self.piece_bytes = 0;
+        self.payload(at, header)
     }
 
     /// The first place at or behind `from` where a frame's header is intact.

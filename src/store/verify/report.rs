@@ -33,7 +33,7 @@ pub struct Progress {
     pub segment: u32,
     /// Bytes that are done with.
     pub bytes: u64,
-    /// Bytes in all. Grows where what an epoch needs is found out on the way.
+    /// Bytes in all; 0 where it is found out on the way what is needed.
     pub bytes_total: u64,
     /// The newest epoch whose commit frame was read.
     pub epoch: EpochId,
@@ -125,6 +125,20 @@ pub struct BranchReport {
     /// Where `newest` ends.
     #[serde(skip)]
     pub(in crate::store) newest_end: Option<End>,
+    /// Its segments in order.
+    #[serde(skip)]
+    pub(in crate::store) files: Vec<SegmentFile>,
+}
+
+/// A segment's files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::store) struct SegmentFile {
+    /// Its path in the store's directory.
+    pub(in crate::store) segment: String,
+    /// Bytes of the segment.
+    pub(in crate::store) bytes: u64,
+    /// The path of its index, if it has one.
+    pub(in crate::store) index: Option<String>,
 }
 
 /// Where an epoch ends.

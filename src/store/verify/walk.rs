@@ -11,7 +11,7 @@ use super::identity::{BranchOf, Identity};
 use super::index::Index;
 use super::listing::{Chain, Segment, Store};
 use super::pieces::{self, Look, Pieces};
-use super::report::{BranchReport, DamageKind, End, Fault, TornTail, VerifyError, VerifyOptions};
+use super::report::{BranchReport, DamageKind, End, Fault, SegmentFile, TornTail, VerifyError, VerifyOptions};
 use super::tally::Tally;
 use super::versions::{At, Changed, Versions};
 use crate::page::{EpochId, Gfn, runs};
@@ -143,6 +143,14 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                 begins_at: of.map(|of| EpochId(of.epoch)),
                 segments: segments.len() as u64,
                 bytes: segments.iter().map(|segment| segment.bytes).fold(0, u64::saturating_add),
+                files: segments
+                    .iter()
+                    .map(|Segment { name, bytes, index, .. }| SegmentFile {
+                        segment: name.clone(),
+                        bytes: *bytes,
+                        index: index.clone(),
+                    })
+                    .collect(),
                 ..BranchReport::default()
             },
             forks,
@@ -597,7 +605,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                 if let Some(index) = index {
                     index.state(at);
                 }
-                content::check_state(payload, offset, self.identity)
+                content::check_state(payload, offset, self.identity).map(|_| ())
             }
             _ => Ok(()),
         };
