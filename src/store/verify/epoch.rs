@@ -2,7 +2,7 @@
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::frame::{COMPACTING, Commit, HEADER_BYTES_U64, Header, Kind, hex};
+use super::frame::{Commit, HEADER_BYTES_U64, Header, Kind, hex};
 use super::report::{DamageKind, Fault};
 
 /// An epoch whose commit frame has not come yet.
@@ -103,7 +103,7 @@ impl Open {
     }
 
     /// What a commit frame says that may not be said, or that is not so, in an epoch that exists all the same.
-    pub(super) fn breaches(&self, at: u64, commit: &Commit, format: u32) -> Vec<Fault> {
+    pub(super) fn breaches(&self, at: u64, commit: &Commit) -> Vec<Fault> {
         let mut faults = Vec::new();
         let payload = at + HEADER_BYTES_U64;
         let mut check = |holds: bool, kind, offset: u64, expected: String, found: String| {
@@ -114,8 +114,8 @@ impl Open {
         let Commit { pages, zero, unchanged, stored, bytes_written, durable, parent, trigger, flags, .. } = *commit;
         check((1..=4).contains(&trigger), DamageKind::Flags, 168, "a trigger from 1 to 4".to_owned(), trigger.to_string());
         let rewritten = commit.has(Commit::REWRITTEN);
-        let new = if format >= COMPACTING { Commit::REWRITTEN } else { 0 };
-        let known = Commit::BASE | Commit::RECOVERY | Commit::AUDITED | new;
+        // Before format 3 no commit frame has the identity that goes with the last of these.
+        let known = Commit::BASE | Commit::RECOVERY | Commit::AUDITED | Commit::REWRITTEN;
         check(flags & !known == 0, DamageKind::Flags, 169, format!("flags of {known}"), flags.to_string());
         check(commit.reserved == [0; 6], DamageKind::Reserved, 170, "000000000000".to_owned(), hex(&commit.reserved));
         let audited = commit.has(Commit::AUDITED) || commit.audit == 0;

@@ -166,7 +166,7 @@ impl One<'_, '_> {
                 self.report.segments += 1;
                 order -= 1;
                 if let Some((want, file, offset)) =
-                    expected.take().filter(|(want, ..)| scan.last.is_some_and(|last| last != *want))
+                    expected.take().filter(|(want, ..)| scan.faults.is_empty() && scan.last != Some(*want))
                 {
                     let text = |(epoch, identity): (u64, u128)| format!("epoch {epoch}, {identity:032x}");
                     let found = text(scan.last.unwrap_or_default());
@@ -498,7 +498,7 @@ fn scan(mut pieces: Pieces<'_>, numbers: super::listing::Numbers, chain: &Chain,
                     open_now.count(&frame);
                     frames.push((at, frame.kind));
                 } else if let Some((open, frames)) = open.take() {
-                    commit(&mut scan, &mut pieces, chain, at, &frame, open, frames)?;
+                    commit(&mut scan, &mut pieces, at, &frame, open, frames)?;
                     if frame.epoch >= limit {
                         return Ok(scan);
                     }
@@ -513,7 +513,6 @@ fn scan(mut pieces: Pieces<'_>, numbers: super::listing::Numbers, chain: &Chain,
 fn commit(
     scan: &mut Scan,
     pieces: &mut Pieces<'_>,
-    chain: &Chain,
     at: u64,
     frame: &Header,
     mut open: Open,
@@ -534,7 +533,7 @@ fn commit(
         }
     };
     let mut faults = open.contradictions(at, frame, &commit, scan.last);
-    faults.extend(open.breaches(at, &commit, chain.identity.format));
+    faults.extend(open.breaches(at, &commit));
     if commit.has(Commit::BASE) {
         // What is wrong before it is nothing to what leans on it alone.
         scan.epochs.clear();

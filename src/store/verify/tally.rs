@@ -27,7 +27,7 @@ enum Walked {
     No,
     /// It is being walked.
     Begun,
-    Done(BranchReport),
+    Done(Box<BranchReport>),
 }
 
 impl<'p> Tally<'p> {
@@ -92,7 +92,7 @@ impl<'p> Tally<'p> {
     /// The walk of chain `number` is over.
     pub(super) fn end(&mut self, number: usize, found: BranchReport) {
         if let Some(walked) = self.chains.get_mut(number) {
-            *walked = Some(Walked::Done(found));
+            *walked = Some(Walked::Done(Box::new(found)));
         }
     }
 
@@ -140,7 +140,7 @@ impl<'p> Tally<'p> {
                 report.newest = found.newest;
                 report.torn_tail.clone_from(&found.torn_tail);
             }
-            report.branches.push(found);
+            report.branches.push(*found);
         }
         report
     }

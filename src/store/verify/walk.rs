@@ -673,7 +673,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             return Ok(Flow::Torn);
         }
         let Some(mut open) = place.open.take() else { return Ok(Flow::On) };
-        for fault in open.breaches(place.at, commit, self.identity.format) {
+        for fault in open.breaches(place.at, commit) {
             open.note(fault, self.options.damage_max);
         }
         if let Some(index) = &mut self.index {
