@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let identity = chain.identity();
     println!("chain {} by {}, {} vCPUs", identity.chain, identity.created_by, identity.vcpus);
     for epoch in chain.epochs() {
-        let commit = &epoch.commit;
+        let commit = epoch?.commit;
         println!(
             "epoch {}: {} pages, {} bytes, {}",
             commit.epoch,

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod engine;
+mod export;
 mod fixtures;
 mod house;
 mod native;

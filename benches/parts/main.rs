@@ -11,6 +11,7 @@ mod frames;
 mod pages;
 mod pipeline;
 mod restore;
+mod rollback;
 mod simulated;
 
 use std::time::Duration;
@@ -26,5 +27,6 @@ fn main() {
     frames::benches(&mut criterion);
     restore::benches(&mut criterion);
     pipeline::benches(&mut criterion);
+    rollback::benches(&mut criterion);
     criterion.final_summary();
 }

@@ -1,6 +1,6 @@
 //! A machine without KVM: memory that the bench writes, and state of the size that a real vCPU's has.
 
-use slackwater::epoch::{Guest, GuestError};
+use slackwater::epoch::{Guest, GuestError, RollbackGuest};
 use slackwater::kvm::park::Parked;
 use slackwater::machine::{DeviceState, MachineState};
 use slackwater::memory::GuestMemory;
@@ -87,4 +87,10 @@ impl Guest for SimulatedGuest {
     fn resume(&mut self) {}
 
     fn halt(&mut self) {}
+}
+
+impl RollbackGuest for SimulatedGuest {
+    fn restore(&mut self, _parked: &Parked<'_>, _state: &MachineState) -> Result<(), GuestError> {
+        Ok(())
+    }
 }

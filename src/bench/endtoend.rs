@@ -228,7 +228,8 @@ fn protected(kvm: &Path, guest: &GuestSpec, point: &RatePoint, store: &Path, tim
         return Err(error.into());
     }
     let chain = Chain::open(store)?;
-    let commits = chain.epochs().iter().map(|epoch| &epoch.commit).filter(|commit| !commit.base && !commit.recovery);
+    let commits: Vec<_> = chain.epochs().map(|epoch| epoch.map(|epoch| epoch.commit)).collect::<Result<_, _>>()?;
+    let commits = commits.iter().filter(|commit| !commit.base && !commit.recovery);
     let epochs = commits.map(|commit| (commit.captured_pages, commit.bytes_written, super::runner::Sample::from(commit).pause()));
     let durable = outcome.report.map_or(0, |report| report.durable_epochs.saturating_sub(1));
     Ok(Protected { work, usage, epochs: epochs.collect(), durable })

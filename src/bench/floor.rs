@@ -96,6 +96,10 @@ impl Tracker for PlainCopy {
         Ok(collected)
     }
 
+    fn rolled_back(&mut self, parked: &Parked<'_>) {
+        self.inner.rolled_back(parked);
+    }
+
     fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackError> {
         self.inner.rearm(parked)
     }

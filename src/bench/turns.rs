@@ -100,6 +100,10 @@ impl Tracker for TakingTurns {
         self.inner.collect(parked, into)
     }
 
+    fn rolled_back(&mut self, parked: &Parked<'_>) {
+        self.inner.rolled_back(parked);
+    }
+
     fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackError> {
         self.inner.rearm(parked)
     }

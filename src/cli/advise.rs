@@ -41,7 +41,8 @@ impl Advise {
             (None, None) => return Err(CliError::Usage("`--pause` or `--slowdown`: one is needed".to_owned())),
         };
         let chain = Chain::open(&self.store)?;
-        let seen = Seen::of(chain.epochs().iter().map(|epoch| &epoch.commit));
+        let commits: Vec<_> = chain.epochs().map(|epoch| epoch.map(|epoch| epoch.commit)).collect::<Result<_, _>>()?;
+        let seen = Seen::of(&commits);
         let advice = advise(&seen, wanted, self.fault.map_or(0.0, us))?;
         if self.json { output::json(&advice) } else { self.print(&advice) }
     }

@@ -23,7 +23,7 @@ const BUDGET: &str = "1024";
 const AUDIT_EVERY: &str = "20";
 
 /// The guest is killed when so many epochs are committed.
-const EPOCHS: usize = 250;
+const EPOCHS: u64 = 250;
 /// The most that the first part may take.
 const RUN_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
@@ -164,7 +164,7 @@ impl Drop for Killed {
 }
 
 /// Reads the store beside its writer until it holds enough epochs.
-fn wait_for_epochs(guest: &mut Child, store: &Path) -> Result<usize, CliError> {
+fn wait_for_epochs(guest: &mut Child, store: &Path) -> Result<u64, CliError> {
     let deadline = Instant::now() + RUN_LIMIT;
     loop {
         let ended =
@@ -173,7 +173,7 @@ fn wait_for_epochs(guest: &mut Child, store: &Path) -> Result<usize, CliError> {
             return Err(CliError::Check { what: format!("`slackwater checkpoint` ended by itself, with {status}") });
         }
         let epochs = match Chain::open(store) {
-            Ok(chain) => chain.epochs().len(),
+            Ok(chain) => chain.epochs_len().unwrap_or_default(),
             Err(StoreError::Missing { .. } | StoreError::Empty { .. } | StoreError::NotAStore { .. }) => 0,
             Err(error) => return Err(error.into()),
         };

@@ -13,7 +13,7 @@ use crate::kvm::ring::RingError;
 use crate::machine::StateError;
 use crate::memory::MemoryError;
 use crate::page::EpochId;
-use crate::restore::RestoreError;
+use crate::restore::{DiffError, ExportError, RestoreError};
 use crate::store::StoreError;
 use crate::store::repair::RepairError;
 use crate::store::verify::VerifyError;
@@ -77,6 +77,23 @@ pub(super) enum CliError {
     NotNewest { epoch: EpochId, newest: EpochId },
     #[error("{what}")]
     Check { what: String },
+    #[error("{} exists", path.display())]
+    FileExists { path: PathBuf },
+    #[error("{}: {step} failed", path.display())]
+    File {
+        path: PathBuf,
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the export to {} failed", path.display())]
+    Export {
+        path: PathBuf,
+        #[source]
+        source: ExportError,
+    },
+    #[error(transparent)]
+    Diff(DiffError),
 }
 
 impl From<BenchError> for CliError {
@@ -154,6 +171,7 @@ impl CliError {
                 }
             }
             Self::Verify(VerifyError::Identity { .. })
+            | Self::Export { source: ExportError::Audit { .. }, .. }
             | Self::State { .. }
             | Self::Damaged { .. }
             | Self::Unsound { .. }
@@ -168,6 +186,10 @@ impl CliError {
             | Self::Host(_)
             | Self::Output(_)
             | Self::System { .. }
+            | Self::FileExists { .. }
+            | Self::File { .. }
+            | Self::Export { .. }
+            | Self::Diff(_)
             | Self::Check { .. } => FAILED,
         }
     }
@@ -192,6 +214,7 @@ impl CliError {
                 ));
             }
             Self::Unsound { hint, .. } => hint,
+            Self::FileExists { .. } => "`--force` replaces it",
             Self::Damaged { .. } | Self::DamagedBehind { .. } => "`slackwater verify` lists what is damaged",
             Self::Restore(error) if error.is_damage() => {
                 "`slackwater verify` lists what is damaged; an epoch before it may be whole"

@@ -76,7 +76,7 @@ impl Log {
     pub(super) fn run(self) -> Result<(), CliError> {
         let chain = Chain::open(&self.store)?;
         for epoch in chain.epochs() {
-            let entry = Entry::new(epoch);
+            let entry = Entry::new(&epoch?);
             if self.json { output::json(&entry)? } else { output::line(entry.line())? }
         }
         if let Some(tail) = chain.tail() {

@@ -4,8 +4,10 @@ mod advise;
 mod bench;
 mod checkpoint;
 mod demo;
+mod diff;
 mod digest;
 mod error;
+mod export;
 mod host;
 mod log;
 mod output;
@@ -40,6 +42,8 @@ enum Verb {
     Verify(verify::Verify),
     Repair(repair::Repair),
     Digest(digest::Digest),
+    Diff(diff::Diff),
+    Export(export::Export),
     Host(host::HostVerb),
     Bench(bench::Bench),
     Advise(advise::Advise),
@@ -66,6 +70,8 @@ pub fn main(process_start: Instant) -> ExitCode {
         Verb::Verify(verb) => verb.run(),
         Verb::Repair(verb) => verb.run(),
         Verb::Digest(verb) => verb.run(),
+        Verb::Diff(verb) => verb.run(),
+        Verb::Export(verb) => verb.run(),
         Verb::Host(verb) => verb.run(),
         Verb::Bench(verb) => verb.run(),
         Verb::Advise(verb) => verb.run(),

@@ -4,9 +4,12 @@ use std::sync::mpsc::{Receiver, SyncSender};
 
 use super::contents::{Content, Contents};
 use super::guest::CapturedState;
+use super::sink::Sink;
 use super::slot::Slot;
 use super::versions::{Store, Versions};
-use crate::format::{BLOCK_PAGES, BlockEncoder, ChainId, ChangedWords, Compression, EpochWriter, FormatError, is_zero};
+use crate::format::{
+    BLOCK_PAGES, BlockEncoder, ChainId, ChangedWords, Compression, EpochWriter, FORMAT_WITH_CHANGES, FormatError, is_zero,
+};
 use crate::page::{EpochId, Gfn, PageBytes, runs};
 
 /// Encodes the parts of epochs, in order.
@@ -15,6 +18,8 @@ pub(super) struct Encoder {
     blocks: BlockEncoder,
     known: Known,
     packs_state: bool,
+    /// Nothing is kept of what would be encoded.
+    discards: bool,
     /// The epoch in hand; parts of it may have gone before.
     writer: EpochWriter,
     zero_pages: u64,
@@ -26,17 +31,18 @@ pub(super) struct Encoder {
 
 impl Encoder {
     pub(super) fn new(
-        chain: ChainId,
+        sink: &dyn Sink,
         compression: Compression,
         (contents, versions): (Contents, Versions),
-        packs_state: bool,
         budget_pages: usize,
     ) -> Self {
+        let chain = sink.chain();
         Self {
             chain,
+            discards: sink.discards(),
             blocks: BlockEncoder::new(compression),
             known: Known { contents, versions },
-            packs_state,
+            packs_state: sink.format() >= FORMAT_WITH_CHANGES,
             writer: EpochWriter::new(chain, EpochId::NONE),
             zero_pages: 0,
             unchanged_pages: 0,
@@ -48,7 +54,9 @@ impl Encoder {
     /// Encodes until no more parts come.
     pub(super) fn run<C: CapturedState>(mut self, parts: &Receiver<Slot<C>>, to_writer: &SyncSender<Slot<C>>) {
         for mut slot in parts {
-            slot.encoded = self.encode(&mut slot);
+            if !self.discards {
+                slot.encoded = self.encode(&mut slot);
+            }
             if to_writer.send(slot).is_err() {
                 return; // the writer has ended, and says why itself
             }

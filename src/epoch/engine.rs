@@ -1,9 +1,13 @@
 //! The engine: what happens at a trigger.
 
+mod rollback;
+
 use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use self::rollback::Point;
+pub use self::rollback::RolledBack;
 use super::guest::{CapturedState, Guest, GuestError};
 use super::options::{Durability, EngineOptions, OnStorageError};
 use super::pipeline::Pipeline;
@@ -74,6 +78,21 @@ pub enum EngineError {
     /// The pipeline's threads are gone.
     #[error("the engine's threads have ended")]
     Ended,
+    /// The options did not plan for going back.
+    #[error("going back to the last cut was not planned when the engine was started")]
+    NoRollback,
+    /// There is nothing to go back to.
+    #[error("no cut was taken yet: there is none to go back to")]
+    NoCut,
+    /// The VMM could not put state back: memory is that of the cut, and state is not.
+    #[error("the VMM could not put back the state of epoch {epoch}")]
+    Restore {
+        /// The epoch.
+        epoch: EpochId,
+        /// Its error.
+        #[source]
+        source: GuestError,
+    },
     /// The engine gave up before, with another error: nothing is taken any more.
     #[error("the engine has halted the guest")]
     Halted,
@@ -132,6 +151,10 @@ pub struct Engine<C: CapturedState> {
     counts: Counts,
     /// Pages whose newest content neither the chain nor the pipeline has, besides those that the tracker will list.
     pending: PageSet,
+    /// Those of them that failed epochs had: the chain lacks them even if the guest never writes them again.
+    owed: PageSet,
+    /// What [`Engine::rollback`] goes back to, where that is planned.
+    point: Option<Point<C>>,
     /// The state of the cut in hand; its memory goes round with the slots'.
     captured: C,
     /// The number of the next epoch.
@@ -141,8 +164,10 @@ pub struct Engine<C: CapturedState> {
     store_unchanged: bool,
     /// Why that one failed.
     failure: Option<PipelineError>,
-    /// Tracking was lost, and no epoch that compares memory has been stored or is on its way.
-    recovering: bool,
+    /// Tracking was lost since the last cut.
+    lost: bool,
+    /// Tracking was lost before it, and no epoch that compares memory has been stored or is on its way.
+    recovery_owed: bool,
     /// The newest epoch that compared memory.
     last_recovery: EpochId,
     base_in_progress: bool,
@@ -176,6 +201,12 @@ struct InHand {
     entered_at: Instant,
 }
 
+impl InHand {
+    fn begin() -> Self {
+        Self { phases: Phases::default(), entered_at: Instant::now() }
+    }
+}
+
 impl<C: CapturedState> Engine<C> {
     /// Takes all memory, starts the threads and, unless `start` is [`Start::Fresh`] or a restored guest, marks all memory to be copied.
     ///
@@ -201,8 +232,10 @@ impl<C: CapturedState> Engine<C> {
         options.budget_pages = options.budget_pages.max(1);
         let (budget_pages, slots) = (options.budget_pages, options.slots);
         let part_pages = usize::try_from(memory.pages()).unwrap_or(usize::MAX).clamp(1, budget_pages);
-        let pipeline = Pipeline::start(sink, memory.frames(), part_pages, start == Start::Fresh, &mut options)
-            .map_err(|source| EngineError::Start { slots, budget_pages, source })?;
+        let start_error = |source| EngineError::Start { slots, budget_pages, source };
+        let point = if options.rollback { Some(Point::new(&memory, start == Start::Fresh).map_err(start_error)?) } else { None };
+        let pipeline =
+            Pipeline::start(sink, memory.frames(), part_pages, start == Start::Fresh, &mut options).map_err(start_error)?;
         let mut pending = PageSet::new(memory.frames(), part_pages);
         if start == Start::InUse {
             memory.runs().for_each(|run| pending.insert_run(run));
@@ -210,6 +243,8 @@ impl<C: CapturedState> Engine<C> {
         Ok(Self {
             counts: Counts::new(budget_pages as u64),
             base_left: memory.pages(),
+            owed: PageSet::new(memory.frames(), part_pages),
+            point,
             memory,
             tracker,
             pipeline,
@@ -220,7 +255,8 @@ impl<C: CapturedState> Engine<C> {
             generation: FIRST_GENERATION,
             store_unchanged: false,
             failure: None,
-            recovering: false,
+            lost: false,
+            recovery_owed: false,
             last_recovery: EpochId::NONE,
             sent_pages: 0,
             part_pages,
@@ -256,7 +292,7 @@ impl<C: CapturedState> Engine<C> {
 
     /// As [`cut`](Self::cut). After any error but [`EngineError::Guest`], the guest may be parked.
     fn try_cut<G: Guest<State = C>>(&mut self, guest: &mut G, trigger: Trigger) -> Result<Cut, EngineError> {
-        let mut hand = InHand { phases: Phases::default(), entered_at: Instant::now() };
+        let mut hand = InHand::begin();
         self.absorb_failure()?;
         let must_cut = matches!(trigger, Trigger::Request | Trigger::Final);
         if must_cut {
@@ -373,7 +409,12 @@ impl<C: CapturedState> Engine<C> {
         hand.phases.state_ns = ns(cut_at.elapsed());
         self.collect(hand)?;
         let pages = self.sent_pages + self.pending.len();
-        let whole = self.first || self.recovering || self.store_unchanged;
+        let recovery = self.lost || self.recovery_owed;
+        let whole = self.first || recovery || self.store_unchanged;
+        if let Some(point) = &mut self.point {
+            let mut scope = ();
+            point.begin(&Parked::vouch(&mut scope), &self.memory)?;
+        }
         let parts = self.copy_all(cut_at, hand)?;
         let audit = self.audit()?;
         let epoch = self.next;
@@ -384,7 +425,7 @@ impl<C: CapturedState> Engine<C> {
             phases: hand.phases,
             captured_pages: pages,
             trigger,
-            recovery: self.recovering,
+            recovery,
             audit,
             ..Commit::default()
         };
@@ -392,17 +433,23 @@ impl<C: CapturedState> Engine<C> {
         if !waits {
             self.resume(guest);
         }
+        self.save_part()?;
+        if let Some(point) = &mut self.point {
+            point.end(epoch, &self.captured);
+        }
         self.submit_part(cut_at, Some(commit));
         self.next = epoch.next();
         self.cuts += 1;
-        if self.recovering {
+        if recovery {
             self.last_recovery = epoch;
         }
         if parts == 1 && matches!(trigger, Trigger::RingFull | Trigger::Interval) {
             self.floor_pages.clone_from(&self.last_pages);
         }
         // Before a failure is noticed below, which sets these again.
-        (self.first, self.recovering, self.store_unchanged, self.base_in_progress) = (false, false, false, false);
+        (self.first, self.lost, self.recovery_owed) = (false, false, false);
+        (self.store_unchanged, self.base_in_progress) = (false, false);
+        self.owed.clear();
         (self.failure, self.storage_rests_until, self.sent_pages) = (None, None, 0);
         if waits {
             self.wait_for_commit(epoch, hand)?;
@@ -426,6 +473,7 @@ impl<C: CapturedState> Engine<C> {
         let mut parts = 1;
         while self.pending.len() > self.part_pages as u64 {
             self.copy_and_time(hand)?;
+            self.save_part()?;
             self.submit_part(cut_at, None);
             parts += 1;
         }
@@ -454,7 +502,7 @@ impl<C: CapturedState> Engine<C> {
         let Some(lost) = lost else { return Ok(()) };
         tracing::warn!(epoch = self.next.0, reason = lost, "tracking lost: comparing all guest memory");
         self.counts.tracking_lost();
-        self.recovering = true;
+        self.lost = true;
         if let Err(source) = self.tracker.rearm(&parked) {
             return Err(EngineError::Tracking { lost, source });
         }
@@ -482,6 +530,13 @@ impl<C: CapturedState> Engine<C> {
         slot.arena.clear();
         slot.arena.copy_from(&self.memory, &self.last_pages)?;
         Ok(())
+    }
+
+    /// Has the point, where there is one, take the part in hand: the copy of it, which the guest does not touch.
+    fn save_part(&mut self) -> Result<(), EngineError> {
+        let Self { point: Some(point), pipeline, .. } = self else { return Ok(()) };
+        let slot = pipeline.slot().ok_or(EngineError::Ended)?;
+        Ok(point.save(&slot.arena)?)
     }
 
     fn submit_part(&mut self, cut_at: Instant, commit: Option<Commit>) {
@@ -580,7 +635,11 @@ impl<C: CapturedState> Engine<C> {
         if !self.pipeline.has_failed() {
             return Ok(());
         }
-        let Some((failure, generation)) = self.pipeline.take_failure(&mut self.pending) else { return Err(EngineError::Ended) };
+        let Some((failure, generation)) = self.pipeline.take_failure(&mut self.owed) else { return Err(EngineError::Ended) };
+        let Self { owed, pending, .. } = self;
+        owed.iter().for_each(|gfn| {
+            pending.insert(gfn);
+        });
         self.generation = generation;
         self.store_unchanged = true;
         self.not_durable.clear();
@@ -590,7 +649,7 @@ impl<C: CapturedState> Engine<C> {
         let progress = self.pipeline.progress();
         // Of a chain that latched, only what is durable is known to be there.
         let latched = matches!(failure, PipelineError::Sink(SinkError::Latched(_)));
-        self.recovering |= self.last_recovery > if latched { progress.durable } else { progress.committed };
+        self.recovery_owed |= self.last_recovery > if latched { progress.durable } else { progress.committed };
         match self.options.on_storage_error {
             OnStorageError::Stop => Err(storage(&progress, &self.options, failure)),
             OnStorageError::Continue { retry_after } => {

@@ -8,7 +8,7 @@ pub type GuestError = Box<dyn std::error::Error + Send + Sync>;
 
 /// State as a VMM captures it. It is captured into while the guest is stopped, over and over, and turned into records while the guest
 /// runs.
-pub trait CapturedState: Default + Send + 'static {
+pub trait CapturedState: Clone + Default + Send + 'static {
     /// The records that a restore will be given back. Names and versions are the VMM's.
     fn records(&self) -> Vec<StateRecord>;
 }
@@ -44,4 +44,14 @@ pub trait Guest {
     /// The engine gives up, and the guest is not to run unprotected: stops all vCPUs for good. Comes instead of [`resume`](Self::resume), or while the
     /// guest runs.
     fn halt(&mut self);
+}
+
+/// A guest that can go back to its last cut: see [`Engine::rollback`](super::Engine::rollback).
+pub trait RollbackGuest: Guest {
+    /// Puts the vCPUs, the VM and the devices back to `state`, which [`capture`](Guest::capture) filled at the last cut of this very machine. Its memory
+    /// is as it was then. [`machine::Rewinder`](crate::machine::Rewinder) does it for vCPUs and the VM.
+    ///
+    /// # Errors
+    /// What was put back and what was not is unknown then: the engine halts the guest.
+    fn restore(&mut self, parked: &Parked<'_>, state: &Self::State) -> Result<(), GuestError>;
 }

@@ -25,8 +25,8 @@ mod versions;
 mod write;
 
 pub use budget::{BudgetError, HotPages, RingPlan};
-pub use engine::{Cut, Engine, EngineError, Finished, Start};
-pub use guest::{CapturedState, Guest, GuestError};
+pub use engine::{Cut, Engine, EngineError, Finished, RolledBack, Start};
+pub use guest::{CapturedState, Guest, GuestError, RollbackGuest};
 pub use options::{Durability, EngineOptions, OnCommit, OnStorageError, WhenBehind};
-pub use report::{Distribution, PhasesReport, Report, Triggers};
-pub use sink::{Sink, SinkError};
+pub use report::{Distribution, PhasesReport, Report, RollbackReport, Triggers};
+pub use sink::{Discard, Sink, SinkError};

@@ -50,7 +50,7 @@ pub enum OnStorageError {
 pub type OnCommit = Box<dyn FnMut(EpochId) + Send>;
 
 /// How an engine works. Memory follows from `budget_pages` and `slots`, and is taken at start: two times budget times slots (staging, and frames where pages do
-/// not compress), and what `version_pages` says, besides 16 bytes a page of guest memory for content hashes, 4 for the places of versions and a few bits a page for
+/// not compress), and what `version_pages` and `rollback` say, besides 16 bytes a page of guest memory for content hashes, 4 for the places of versions and a few bits a page for
 /// sets.
 pub struct EngineOptions {
     /// The most pages in an epoch, at least 1: see [`RingPlan`](super::RingPlan).
@@ -70,6 +70,9 @@ pub struct EngineOptions {
     pub when_behind: WhenBehind,
     /// What to do when an epoch can't be stored.
     pub on_storage_error: OnStorageError,
+    /// Keep the last cut in memory, so that [`Engine::rollback`](super::Engine::rollback) can go back to it. That takes a second copy of guest memory: as much as the
+    /// guest has pages that are not zero, and at each cut the time to copy its pages once more, mostly while the guest runs.
+    pub rollback: bool,
     /// Every so many epochs, a digest of all memory.
     pub audit_every: Option<NonZeroU64>,
     /// Called when epochs are committed.
@@ -87,6 +90,7 @@ impl Default for EngineOptions {
             version_pages: 4096,
             when_behind: WhenBehind::default(),
             on_storage_error: OnStorageError::default(),
+            rollback: false,
             audit_every: None,
             on_commit: None,
         }
@@ -104,6 +108,7 @@ impl fmt::Debug for EngineOptions {
             .field("version_pages", &self.version_pages)
             .field("when_behind", &self.when_behind)
             .field("on_storage_error", &self.on_storage_error)
+            .field("rollback", &self.rollback)
             .field("audit_every", &self.audit_every)
             .finish_non_exhaustive()
     }

@@ -74,9 +74,12 @@ impl<C: CapturedState> Pipeline<C> {
         let (encoded, to_write) = sync_channel::<Slot<C>>(slots);
         let contents = Contents::new(frames, known_zero, random_seed());
         let packs = sink.format() >= FORMAT_WITH_CHANGES;
-        let keeps_versions = packs && options.compression != Compression::None;
+        let discards = sink.discards();
+        let keeps_versions = packs && !discards && options.compression != Compression::None;
         let versions = Versions::new(frames, if keeps_versions { options.version_pages } else { 0 });
-        let encoder = Encoder::new(sink.chain(), options.compression, (contents, versions), packs, part_pages);
+        let known = (contents, versions);
+        let encoder = Encoder::new(sink.as_ref(), options.compression, known, part_pages);
+
         let writer = Writer::new(sink, shared.clone(), frames, part_pages, options.durability, options.on_commit.take());
         let ending = Ending(shared.clone());
         let threads = vec![

@@ -47,6 +47,21 @@ pub struct PhasesReport {
     pub reset: f64,
 }
 
+/// What going back to the last cut came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct RollbackReport {
+    /// How often.
+    pub count: u64,
+    /// Pages put back in all.
+    pub pages: u64,
+    /// How often tracking was lost, and all memory was compared.
+    pub compared: u64,
+    /// From the first kick to the last vCPU's going on.
+    pub time_us: Distribution,
+    /// Each phase; `copy` is the copy back, and `state` putting state back.
+    pub phases_us: PhasesReport,
+}
+
 /// What an engine did since it was started. Base and recovery epochs are left out of the distributions and of `max_epoch_pages`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
@@ -88,6 +103,8 @@ pub struct Report {
     pub phases_us: PhasesReport,
     /// Waiting for staging or for storage, by policy.
     pub stall_us: Distribution,
+    /// Going back to the last cut.
+    pub rollback: RollbackReport,
     /// What copying as many pages as the last epoch had takes alone, measured at the end of the run.
     pub copy_floor_us: f64,
 }
@@ -128,17 +145,59 @@ fn us(ns: u64) -> f64 {
     (ns as f64 / 100.0).round() / 10.0
 }
 
-/// Counts as an engine goes.
+/// The time of a stop, and of each of its phases.
 #[derive(Debug)]
-pub(super) struct Counts {
-    report: Report,
-    pause: Times,
-    stall: Times,
+struct PhaseTimes {
+    all: Times,
     kick: Times,
     state: Times,
     harvest: Times,
     copy: Times,
     reset: Times,
+}
+
+impl PhaseTimes {
+    fn new() -> Self {
+        let [all, kick, state, harvest, copy, reset] = std::array::from_fn(|_| Times::new());
+        Self { all, kick, state, harvest, copy, reset }
+    }
+
+    fn record(&mut self, phases: &Phases) {
+        let Phases { kick_ns, state_ns, harvest_ns, copy_ns, reset_ns, .. } = *phases;
+        self.all.record(kick_ns + state_ns + harvest_ns + copy_ns + reset_ns);
+        self.kick.record(kick_ns);
+        self.state.record(state_ns);
+        self.harvest.record(harvest_ns);
+        self.copy.record(copy_ns);
+        self.reset.record(reset_ns);
+    }
+
+    fn medians(&self) -> PhasesReport {
+        PhasesReport {
+            kick: self.kick.median(),
+            state: self.state.median(),
+            harvest: self.harvest.median(),
+            copy: self.copy.median(),
+            reset: self.reset.median(),
+        }
+    }
+}
+
+/// Counts as an engine goes.
+#[derive(Debug)]
+pub(super) struct Counts {
+    report: Report,
+    cuts: PhaseTimes,
+    stall: Times,
+    rollbacks: PhaseTimes,
+}
+
+/// One rollback, as the counts see it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RollbackCount {
+    pub(super) phases: Phases,
+    pub(super) pages: u64,
+    pub(super) compared: bool,
 }
 
 /// One epoch, as the counts see it.
@@ -157,13 +216,9 @@ impl Counts {
     pub(super) fn new(budget_pages: u64) -> Self {
         Self {
             report: Report { budget_pages, ..Report::default() },
-            pause: Times::new(),
+            cuts: PhaseTimes::new(),
             stall: Times::new(),
-            kick: Times::new(),
-            state: Times::new(),
-            harvest: Times::new(),
-            copy: Times::new(),
-            reset: Times::new(),
+            rollbacks: PhaseTimes::new(),
         }
     }
 
@@ -179,19 +234,21 @@ impl Counts {
             Trigger::Final => &mut report.triggers.r#final,
         };
         *trigger += 1;
-        let Phases { kick_ns, state_ns, harvest_ns, copy_ns, reset_ns, stall_ns } = epoch.phases;
-        self.stall.record(stall_ns);
+        self.stall.record(epoch.phases.stall_ns);
         if epoch.whole {
             return;
         }
         report.over_budget_epochs += u64::from(epoch.parts > 1);
         report.max_epoch_pages = report.max_epoch_pages.max(epoch.pages);
-        self.pause.record(kick_ns + state_ns + harvest_ns + copy_ns + reset_ns);
-        self.kick.record(kick_ns);
-        self.state.record(state_ns);
-        self.harvest.record(harvest_ns);
-        self.copy.record(copy_ns);
-        self.reset.record(reset_ns);
+        self.cuts.record(&epoch.phases);
+    }
+
+    pub(super) fn rollback(&mut self, rollback: &RollbackCount) {
+        let report = &mut self.report.rollback;
+        report.count += 1;
+        report.pages += rollback.pages;
+        report.compared += u64::from(rollback.compared);
+        self.rollbacks.record(&rollback.phases);
     }
 
     pub(super) const fn hot_pages(&mut self, pages: u64) {
@@ -218,14 +275,13 @@ impl Counts {
             bytes_written: progress.bytes_written,
             zero_pages: progress.zero_pages,
             unchanged_pages: progress.unchanged_pages,
-            pause_us: self.pause.distribution(),
+            pause_us: self.cuts.all.distribution(),
             stall_us: self.stall.distribution(),
-            phases_us: PhasesReport {
-                kick: self.kick.median(),
-                state: self.state.median(),
-                harvest: self.harvest.median(),
-                copy: self.copy.median(),
-                reset: self.reset.median(),
+            phases_us: self.cuts.medians(),
+            rollback: RollbackReport {
+                time_us: self.rollbacks.all.distribution(),
+                phases_us: self.rollbacks.medians(),
+                ..self.report.rollback
             },
             ..self.report.clone()
         }

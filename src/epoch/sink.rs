@@ -33,6 +33,11 @@ pub trait Sink: Send {
         FORMAT_VERSION_OLDEST
     }
 
+    /// Whether nothing is kept of what is appended. Then nothing is encoded either: epochs have no frames.
+    fn discards(&self) -> bool {
+        false
+    }
+
     /// Takes some of the frames of `epoch`, which is above [`tip`](Self::tip).
     ///
     /// # Errors
@@ -71,4 +76,49 @@ pub trait Sink: Send {
     /// # Errors
     /// As [`sync`](Self::sync) and [`commit`](Self::commit).
     fn close(&mut self, sync: bool) -> Result<EpochId, SinkError>;
+}
+
+/// No chain: epochs are numbered and gone. For a guest that is only ever put back in memory ([`Engine::rollback`](super::Engine::rollback)).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Discard {
+    tip: EpochId,
+}
+
+impl Sink for Discard {
+    fn chain(&self) -> ChainId {
+        ChainId([0; 16])
+    }
+
+    fn tip(&self) -> EpochId {
+        self.tip
+    }
+
+    fn discards(&self) -> bool {
+        true
+    }
+
+    fn append(&mut self, _epoch: EpochId, _frames: &[u8]) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    fn commit(&mut self, _frames: &[u8], commit: Commit) -> Result<u64, SinkError> {
+        self.tip = commit.epoch;
+        Ok(0)
+    }
+
+    fn abort(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<EpochId, SinkError> {
+        Ok(self.tip)
+    }
+
+    fn reopen(&mut self) -> Result<EpochId, SinkError> {
+        Ok(self.tip)
+    }
+
+    fn close(&mut self, _sync: bool) -> Result<EpochId, SinkError> {
+        Ok(self.tip)
+    }
 }

@@ -8,9 +8,13 @@ use crate::page::EpochId;
 /// Bytes of a commit frame.
 pub const COMMIT_FRAME_BYTES: usize = FRAME_HEADER_BYTES + 192;
 
+/// Bytes of the commit frame of an epoch that a compaction wrote anew.
+pub const REWRITTEN_COMMIT_FRAME_BYTES: usize = COMMIT_FRAME_BYTES + 16;
+
 const FLAG_BASE: u8 = 1;
 const FLAG_RECOVERY: u8 = 2;
 const FLAG_AUDITED: u8 = 4;
+const FLAG_REWRITTEN: u8 = 8;
 
 /// Why an epoch was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -97,7 +101,7 @@ pub struct Commit {
     pub epoch: EpochId,
     /// The epoch that this one changes, or none.
     pub parent: EpochId,
-    /// [`hash_bytes`] of the parent's commit frame, or 0.
+    /// The parent's identity, or 0.
     pub parent_hash: u128,
     /// The frames before this one.
     pub totals: EpochTotals,
@@ -125,10 +129,12 @@ pub struct Commit {
     pub recovery: bool,
     /// The digest of all guest memory, where the epoch was audited.
     pub audit: Option<MemoryDigest>,
+    /// The identity that the epoch had, where a compaction wrote its frames anew.
+    pub rewritten: Option<u128>,
 }
 
 impl Commit {
-    /// The whole frame, [`COMMIT_FRAME_BYTES`] long.
+    /// The whole frame: [`COMMIT_FRAME_BYTES`], or [`REWRITTEN_COMMIT_FRAME_BYTES`] of an epoch that was written anew.
     #[must_use]
     pub fn encode_frame(&self, chain: ChainId) -> Vec<u8> {
         let mut payload = Vec::with_capacity(192);
@@ -157,16 +163,20 @@ impl Commit {
         ];
         payload.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
-        let flags = flag(self.base, FLAG_BASE) | flag(self.recovery, FLAG_RECOVERY) | flag(self.audit.is_some(), FLAG_AUDITED);
+        let flags = flag(self.base, FLAG_BASE)
+            | flag(self.recovery, FLAG_RECOVERY)
+            | flag(self.audit.is_some(), FLAG_AUDITED)
+            | flag(self.rewritten.is_some(), FLAG_REWRITTEN);
         payload.extend([self.trigger.number(), flags, 0, 0, 0, 0, 0, 0]);
         payload.extend(self.audit.unwrap_or_default().0.to_le_bytes());
+        payload.extend(self.rewritten.iter().flat_map(|identity| identity.to_le_bytes()));
         frame_in_epoch(FrameKind::Commit, self.epoch, self.totals.frames, chain, &payload)
     }
 
-    /// The hash of a commit frame's bytes, header and payload: what the next epoch carries as parent hash.
+    /// The epoch's identity, which the next epoch carries as parent hash. `frame`: the bytes of this commit's frame, header and payload.
     #[must_use]
-    pub fn hash_frame(frame: &[u8]) -> u128 {
-        hash_bytes(frame)
+    pub fn identity(&self, frame: &[u8]) -> u128 {
+        self.rewritten.unwrap_or_else(|| hash_bytes(frame))
     }
 
     /// Reads a payload whose checksum was checked.
@@ -220,8 +230,8 @@ impl Commit {
         let trigger = Trigger::from_number(trigger).ok_or_else(|| FormatError::field("trigger", at, "1 to 4", trigger))?;
         let at = fields.offset();
         let flags = fields.u8("flags")?;
-        if flags & !(FLAG_BASE | FLAG_RECOVERY | FLAG_AUDITED) != 0 {
-            return Err(FormatError::field("flags", at, "no more than 7", flags));
+        if flags & !(FLAG_BASE | FLAG_RECOVERY | FLAG_AUDITED | FLAG_REWRITTEN) != 0 {
+            return Err(FormatError::field("flags", at, "no more than 15", flags));
         }
         fields.zeros("reserved", 6)?;
         let at = fields.offset();
@@ -229,6 +239,7 @@ impl Commit {
         if flags & FLAG_AUDITED == 0 && audit != 0 {
             return Err(FormatError::field("audit digest", at, 0, format!("{audit:032x}")));
         }
+        let rewritten = if flags & FLAG_REWRITTEN == 0 { None } else { Some(fields.u128("identity")?) };
         fields.end("commit")?;
         Ok(Self {
             epoch: header.epoch,
@@ -247,6 +258,7 @@ impl Commit {
             base: flags & FLAG_BASE != 0,
             recovery: flags & FLAG_RECOVERY != 0,
             audit: (flags & FLAG_AUDITED != 0).then_some(MemoryDigest(audit)),
+            rewritten,
         })
     }
 }

@@ -90,7 +90,7 @@ impl FrameKind {
             Self::Pages => (20, PAGES_BYTES_MAX),
             Self::Zeros => (16, ZEROS_BYTES_MAX),
             Self::State => (8, FRAME_PAYLOAD_BYTES_MAX),
-            Self::Commit => (192, 192),
+            Self::Commit => (192, 208),
             Self::Close => (24, 24),
         }
     }

@@ -4,16 +4,19 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{ChainId, FormatError};
-use crate::page::{Gfn, PAGE_SIZE_U64, PageRun};
+use crate::page::{EpochId, Gfn, PAGE_SIZE_U64, PageRun};
 
 /// The version of the format that new chains have.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// The oldest version of the format that this code reads, and goes on with.
 pub const FORMAT_VERSION_OLDEST: u32 = 1;
 
 /// The first version of the format that has blocks of changes and packed state.
 pub const FORMAT_WITH_CHANGES: u32 = 2;
+
+/// The first version of the format that has compacted segments and branches.
+pub const FORMAT_WITH_COMPACTION: u32 = 3;
 
 /// Whether this code knows a version of the format.
 pub(super) fn is_known(version: impl Into<u64>) -> bool {
@@ -50,6 +53,50 @@ pub struct Identity {
     /// Whatever the VMM needs to build the machine again; opaque to the store.
     #[serde(default)]
     pub machine: serde_json::Value,
+    /// Where it begins, for a branch of another chain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch_of: Option<BranchPoint>,
+}
+
+/// The name of the chain that is no branch.
+pub const MAIN_BRANCH: &str = "main";
+
+/// What [`is_branch_name`] takes, in words.
+pub const BRANCH_NAMES: &str = "1 to 64 of a-z A-Z 0-9 . - _, first none of . and -, and not main";
+
+/// Whether a branch may be called so.
+#[must_use]
+pub fn is_branch_name(name: &str) -> bool {
+    let sound = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+    sound && (1..=64).contains(&name.len()) && !name.starts_with(['.', '-']) && name != MAIN_BRANCH
+}
+
+/// An epoch of another chain that a branch begins at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchPoint {
+    /// The name of the other chain: `main`, or that of a branch.
+    pub branch: String,
+    /// The epoch.
+    pub epoch: EpochId,
+    /// Its identity, as 32 hexadecimal digits.
+    #[serde(with = "hex128")]
+    pub identity: u128,
+}
+
+/// A 128-bit number as 32 hexadecimal digits.
+mod hex128 {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(number: &u128, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{number:032x}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u128, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        u128::from_str_radix(&text, 16).ok().filter(|_| digits).ok_or_else(|| D::Error::custom("not 32 hexadecimal digits"))
+    }
 }
 
 /// The field that is looked at before any other.
@@ -146,6 +193,17 @@ impl Identity {
         }
         if !(1..=RUNS_MAX).contains(&self.memory.len()) {
             return wrong("memory", &format!("1 to {RUNS_MAX} runs"), &self.memory.len());
+        }
+        if let Some(from) = &self.branch_of {
+            if self.format < FORMAT_WITH_COMPACTION {
+                return wrong("branch_of", &format!("none in a chain of format {}", self.format), &"one");
+            }
+            if from.epoch == EpochId::NONE {
+                return wrong("epoch of branch_of", &"at least 1", &0);
+            }
+            if from.branch != MAIN_BRANCH && !is_branch_name(&from.branch) {
+                return wrong("branch of branch_of", &BRANCH_NAMES, &from.branch.escape_default());
+            }
         }
         let mut least = Gfn(0);
         for run in &self.memory {

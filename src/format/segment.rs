@@ -1,7 +1,7 @@
 //! The two frames that stand between epochs.
 
 use super::fields::Fields;
-use super::identity::is_known;
+use super::identity::{FORMAT_WITH_COMPACTION, is_known};
 use super::{ChainId, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind};
 use crate::page::{EpochId, PAGE_SIZE_U64};
 
@@ -19,13 +19,15 @@ pub const SEGMENTS_MAX: u32 = 99_999_999;
 pub struct SegmentHeader {
     /// The version of the format, as the identity has it.
     pub format: u32,
-    /// The segment's number, from 1.
+    /// The segment's number, from 1; the first of those that a compacted segment stands for.
     pub number: u32,
+    /// How many more numbers it stands for: 0 but in a compacted segment.
+    pub more: u32,
     /// The chain.
     pub chain: ChainId,
-    /// The hash of the newest commit frame of the segments before; 0 in the first.
+    /// The identity of the newest epoch of the segments before; 0 in the first of a chain that is no branch.
     pub previous_hash: u128,
-    /// The epoch of that commit frame; none in the first.
+    /// That epoch, or none.
     pub previous: EpochId,
     /// When the segment was made, in nanoseconds since 1970.
     pub created_unix_ns: u64,
@@ -42,7 +44,8 @@ impl SegmentHeader {
         payload.extend(self.previous_hash.to_le_bytes());
         payload.extend(self.previous.0.to_le_bytes());
         payload.extend(self.created_unix_ns.to_le_bytes());
-        payload.extend([0, 16, 0, 0, 0, 0, 0, 0]);
+        payload.extend([0, 16, 0, 0]);
+        payload.extend(self.more.to_le_bytes());
         frame(FrameKind::SegmentHeader, EpochId::NONE, self.chain, &payload)
     }
 
@@ -71,9 +74,14 @@ impl SegmentHeader {
         if u64::from(page_size) != PAGE_SIZE_U64 {
             return Err(FormatError::field("page size", at, PAGE_SIZE_U64, page_size));
         }
-        fields.zeros("reserved", 4)?;
+        let at = fields.offset();
+        let more = fields.u32("further numbers")?;
+        let most = if format < FORMAT_WITH_COMPACTION { 0 } else { SEGMENTS_MAX - number };
+        if more > most {
+            return Err(FormatError::field("further numbers", at, format!("up to {most}"), more));
+        }
         fields.end("segment header")?;
-        Ok(Self { format, number, chain, previous_hash, previous, created_unix_ns })
+        Ok(Self { format, number, more, chain, previous_hash, previous, created_unix_ns })
     }
 }
 
@@ -82,7 +90,7 @@ impl SegmentHeader {
 pub struct Close {
     /// The newest epoch.
     pub epoch: EpochId,
-    /// The hash of its commit frame.
+    /// Its identity.
     pub commit_hash: u128,
 }
 

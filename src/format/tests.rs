@@ -72,16 +72,25 @@ fn a_header_with_a_sound_checksum_is_checked_all_the_same() {
 
 #[test]
 fn a_segment_header_and_a_close_read_back() {
-    let segment =
-        SegmentHeader { format: 1, number: 3, chain: CHAIN, previous_hash: 1 << 100, previous: EpochId(9), created_unix_ns: 77 };
+    let segment = SegmentHeader {
+        format: 3,
+        number: 3,
+        more: 4,
+        chain: CHAIN,
+        previous_hash: 1 << 100,
+        previous: EpochId(9),
+        created_unix_ns: 77,
+    };
     let frame = segment.encode_frame();
     assert_eq!(frame.len(), SEGMENT_HEADER_FRAME_BYTES);
     let header = FrameHeader::parse(&frame, CHAIN).unwrap();
     let payload = header.check_body(&frame[FRAME_HEADER_BYTES..]).unwrap();
     assert_eq!(SegmentHeader::decode(payload), Ok(segment));
     let mut other = payload.to_vec();
-    other[0] = 3;
-    assert_eq!(SegmentHeader::decode(&other), Err(FormatError::Version { offset: 48, found: 3 }));
+    other[0] = 4;
+    assert_eq!(SegmentHeader::decode(&other), Err(FormatError::Version { offset: 48, found: 4 }));
+    other[0] = 2;
+    assert_eq!(SegmentHeader::decode(&other).unwrap_err().expected(), "further numbers up to 0");
 
     let close = Close { epoch: EpochId(9), commit_hash: 5 };
     let frame = close.encode_frame(CHAIN);
@@ -109,10 +118,14 @@ fn a_commit_reads_back_and_lies_are_refused() {
         base: true,
         recovery: true,
         audit: Some(MemoryDigest(0)),
+        rewritten: None,
     };
-    for commit in [commit, Commit { audit: None, base: false, trigger: Trigger::Final, ..commit }] {
+    let others =
+        [Commit { audit: None, base: false, trigger: Trigger::Final, ..commit }, Commit { rewritten: Some(77), ..commit }];
+    for commit in [commit, others[0], others[1]] {
         let frame = commit.encode_frame(CHAIN);
-        assert_eq!(frame.len(), COMMIT_FRAME_BYTES);
+        assert_eq!(frame.len(), if commit.rewritten.is_some() { REWRITTEN_COMMIT_FRAME_BYTES } else { COMMIT_FRAME_BYTES });
+        assert_eq!(commit.identity(&frame), commit.rewritten.unwrap_or_else(|| hash_bytes(&frame)));
         let header = FrameHeader::parse(&frame, CHAIN).unwrap();
         assert_eq!(Commit::decode(&header, header.check_body(&frame[FRAME_HEADER_BYTES..]).unwrap()), Ok(commit));
     }
@@ -214,7 +227,17 @@ fn identity_reads_back_and_its_version_comes_first() {
         memory: vec![run(0, 10), run(10, 5), run(100, 1)],
         vcpus: 2,
         machine: serde_json::json!({"guest": "churn", "list": [1, 2.5, null]}),
+        branch_of: None,
     };
+    let point = BranchPoint { branch: "a-B.7_".to_owned(), epoch: EpochId(3), identity: 5 << 100 };
+    let branch = Identity { branch_of: Some(point.clone()), ..identity.clone() };
+    assert_eq!(Identity::parse(&branch.encode().unwrap()), Ok(branch.clone()));
+    Identity { format: 2, ..branch.clone() }.encode().unwrap_err();
+    for name in ["", "../x", ".x", "-x", "a/b", "a b", &"x".repeat(65)] {
+        let point = BranchPoint { branch: name.to_owned(), ..point.clone() };
+        Identity { branch_of: Some(point), ..identity.clone() }.encode().unwrap_err();
+    }
+    Identity { branch_of: Some(BranchPoint { epoch: EpochId::NONE, ..point }), ..identity.clone() }.encode().unwrap_err();
     let bytes = identity.encode().unwrap();
     assert_eq!(Identity::parse(&bytes), Ok(identity.clone()));
     assert!(
@@ -233,10 +256,10 @@ fn identity_reads_back_and_its_version_comes_first() {
     }
     Identity::parse(&[&bytes[..], b"x"].concat()).unwrap_err();
     // Whatever else a later version holds.
-    for text in ["{\"format\":3}", "{\"format\":3, \"new\": [}", "{\"format\":3,\"chain\":5}\nabc"] {
+    for text in ["{\"format\":4}", "{\"format\":4, \"new\": [}", "{\"format\":4,\"chain\":5}\nabc"] {
         let expected_version = serde_json::from_str::<serde_json::Value>(text.lines().next().unwrap()).is_ok();
         let error = Identity::parse(text.as_bytes()).unwrap_err();
-        assert_eq!(matches!(error, FormatError::Version { found: 3, .. }), expected_version, "{error}");
+        assert_eq!(matches!(error, FormatError::Version { found: 4, .. }), expected_version, "{error}");
     }
     assert!(Identity::parse(&vec![b'['; IDENTITY_BYTES_MAX]).is_err());
     assert!(Identity::parse(&vec![b' '; IDENTITY_BYTES_MAX + 1]).is_err());

@@ -2,14 +2,14 @@
 
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_STATE_NESTED_FORMAT_VMX, KVM_STATE_NESTED_GIF_SET, KVM_STATE_NESTED_GUEST_MODE, Msrs,
-    kvm_clock_data, kvm_irqchip, kvm_msr_entry, nested::KvmNestedStateBuffer,
+    kvm_clock_data, kvm_irqchip, kvm_msr_entry, kvm_sync_regs, nested::KvmNestedStateBuffer,
 };
 use kvm_ioctls::{SyncReg, VcpuFd, VmFd};
 use zerocopy::IntoBytes;
 
 use super::error::StateError;
 use super::order::{APPLY_ORDER, CAPTURE_ORDER, VM_APPLY_ORDER, VM_CAPTURE_ORDER, VcpuPiece, VmPiece};
-use super::spec::{CaptureSpec, xsave_error};
+use super::spec::{CaptureSpec, TSC, xsave_error};
 use super::state::{VcpuState, VmState};
 use crate::kvm::xsave;
 
@@ -57,7 +57,7 @@ pub fn leave_registers(vcpu: &mut VcpuFd, spec: &CaptureSpec) {
 /// state that is not captured. `state` is then a mixture of old and new.
 pub fn capture_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) -> Result<(), StateError> {
     let index = state.index;
-    let left = spec.registers_at_exit.then(|| vcpu.sync_regs()).filter(|left| left.regs.rflags & RFLAGS_ALWAYS != 0);
+    let left = left_registers(vcpu, spec);
     for piece in CAPTURE_ORDER.iter().copied().filter(|piece| spec.has(*piece)) {
         let failed = |ioctl| failed(ioctl, piece.name(), Some(index));
         match piece {
@@ -103,6 +103,11 @@ pub fn capture_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) ->
     refuse_nested(vcpu, spec, state)
 }
 
+/// The registers that the last exit left, if it did and nobody set others since.
+pub(super) fn left_registers(vcpu: &VcpuFd, spec: &CaptureSpec) -> Option<kvm_sync_regs> {
+    spec.registers_at_exit.then(|| vcpu.sync_regs()).filter(|left| left.regs.rflags & RFLAGS_ALWAYS != 0)
+}
+
 /// Whether the registers of the last exit are the vCPU's still. Two things change registers of a vCPU that is not in `KVM_RUN`:
 /// - reading the MP state accepts INIT and SIPI. Both need the kernel's local APIC, and a vCPU that took INIT and has not run since has it disabled by
 ///   software;
@@ -116,7 +121,7 @@ fn registers_stand(state: &VcpuState) -> bool {
     spiv.is_some_and(|spiv| u32::from_le_bytes(*spiv) & APIC_ENABLED != 0)
 }
 
-fn capture_msrs(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) -> Result<(), StateError> {
+pub(super) fn capture_msrs(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) -> Result<(), StateError> {
     let fits = |msrs: &&mut Msrs| msrs.as_slice().iter().map(|msr| msr.index).eq(spec.msrs.iter().copied());
     let msrs = match state.msrs.as_mut().filter(fits) {
         Some(_) => state.msrs.as_mut(),
@@ -140,7 +145,7 @@ pub(super) fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
     Msrs::from_entries(entries).map_err(too_many)
 }
 
-fn all_msrs(msrs: &Msrs, done: usize, vcpu: u32, action: &'static str) -> Result<(), StateError> {
+pub(super) fn all_msrs(msrs: &Msrs, done: usize, vcpu: u32, action: &'static str) -> Result<(), StateError> {
     // The kernel stops at the first register that it can't do, and says how many it did.
     msrs.as_slice().get(done).map_or(Ok(()), |msr| Err(StateError::Msr { vcpu, index: msr.index, action }))
 }
@@ -165,7 +170,7 @@ fn refuse_shadow_stack(state: &VcpuState) -> Option<StateError> {
     })
 }
 
-fn refuse_nested(vcpu: &VcpuFd, spec: &CaptureSpec, state: &VcpuState) -> Result<(), StateError> {
+pub(super) fn refuse_nested(vcpu: &VcpuFd, spec: &CaptureSpec, state: &VcpuState) -> Result<(), StateError> {
     // Only a guest that has enabled one of these can have nested state that matters; the call is saved for all others.
     if !spec.nested || (state.sregs.efer & EFER_SVME == 0 && state.sregs.cr4 & CR4_VMXE == 0) {
         return Ok(());
@@ -347,7 +352,7 @@ pub(super) const fn chip(state: &mut VmState, piece: VmPiece) -> &mut Option<kvm
     }
 }
 
-fn failed(ioctl: &'static str, piece: &'static str, vcpu: Option<u32>) -> impl Fn(kvm_ioctls::Error) -> StateError {
+pub(super) fn failed(ioctl: &'static str, piece: &'static str, vcpu: Option<u32>) -> impl Fn(kvm_ioctls::Error) -> StateError {
     move |error| StateError::Ioctl { ioctl, piece, vcpu, source: error.into() }
 }
 
@@ -358,15 +363,9 @@ fn without_room(cpuid: CpuId) -> CpuId {
     entries.get(..told).and_then(|told| CpuId::from_entries(told).ok()).unwrap_or(cpuid)
 }
 
-/// Before 6.7, KVM drops a time stamp counter that is within a second of what a new vCPU's would be by now, and goes on from that
-/// one (docs/kernel.md, "Time"). So the first vCPU's is written far away first; those of the others are meant to be within a second of it.
+/// See [`counter_far_from`].
 fn detach_counter(vcpu: &VcpuFd, index: u32, msrs: &Msrs) -> Result<(), StateError> {
-    const TSC: u32 = 0x10;
-    /// Minutes, at any frequency.
-    const FAR: u64 = 1 << 42;
-    // A zero means "agree with the one written last" and is left alone.
-    let Some(counter) = msrs.as_slice().iter().find(|msr| index == 0 && msr.index == TSC && msr.data != 0) else { return Ok(()) };
-    let far = kvm_msr_entry { data: counter.data.wrapping_add(FAR), ..*counter };
+    let Some(far) = msrs.as_slice().iter().find_map(|msr| counter_far_from(msr, index)) else { return Ok(()) };
     let failed = failed("KVM_SET_MSRS", VcpuPiece::Msrs.name(), Some(index));
     let one =
         Msrs::from_entries(&[far]).map_err(|_| StateError::Size { piece: VcpuPiece::Msrs.name(), expected: 1, found: 0 })?;
@@ -374,7 +373,17 @@ fn detach_counter(vcpu: &VcpuFd, index: u32, msrs: &Msrs) -> Result<(), StateErr
     all_msrs(&one, written, index, "written")
 }
 
-fn given<T, E>(value: &Option<T>, write: impl FnOnce(&T) -> Result<(), E>) -> Result<(), E> {
+/// KVM may drop a time stamp counter that is within a second of what the counter written last would be by now, and go on from that one: before 6.7 always, from
+/// then on once user space has written one (docs/kernel.md, "Time"). So before the first vCPU's is written, this is: far away from it. Those of the others
+/// are meant to be within a second of it.
+pub(super) fn counter_far_from(msr: &kvm_msr_entry, vcpu: u32) -> Option<kvm_msr_entry> {
+    /// Minutes, at any frequency.
+    const FAR: u64 = 1 << 42;
+    // A zero means "agree with the one written last" and is left alone.
+    (vcpu == 0 && msr.index == TSC && msr.data != 0).then(|| kvm_msr_entry { data: msr.data.wrapping_add(FAR), ..*msr })
+}
+
+pub(super) fn given<T, E>(value: &Option<T>, write: impl FnOnce(&T) -> Result<(), E>) -> Result<(), E> {
     value.as_ref().map_or(Ok(()), write)
 }
 

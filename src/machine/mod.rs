@@ -2,7 +2,8 @@
 //!
 //! A [`CaptureSpec`] says what there is to capture on a VM. [`capture_vm`] and [`capture_vcpu`] read it into a [`VmState`] and
 //! [`VcpuState`]s that are used again and again; [`apply_vcpu`] and [`apply_vm`] write it to a fresh VM.
-//! [`MachineState::to_records`] and [`MachineState::from_records`] turn it into [`StateRecord`]s and back.
+//! [`MachineState::to_records`] and [`MachineState::from_records`] turn it into [`StateRecord`]s and back. A [`Rewinder`] puts a machine that has run back to state that was captured of
+//! it.
 //!
 //! # Order
 //! Within a vCPU and within the VM the order is data: see [`CAPTURE_ORDER`], [`APPLY_ORDER`], [`VM_CAPTURE_ORDER`],
@@ -23,6 +24,7 @@ mod encode;
 mod error;
 mod order;
 mod record;
+mod rewind;
 mod spec;
 mod state;
 #[cfg(test)]
@@ -35,5 +37,6 @@ pub use order::{
     VM_APPLY_ORDER, VM_CAPTURE_CONSTRAINTS, VM_CAPTURE_ORDER, VcpuPiece, VmPiece,
 };
 pub use record::StateRecord;
+pub use rewind::Rewinder;
 pub use spec::CaptureSpec;
 pub use state::{DeviceState, MachineState, VcpuState, VmState};

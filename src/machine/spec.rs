@@ -24,9 +24,9 @@ const fn is_action(index: u32) -> bool {
     matches!(index, TSC | TSC_DEADLINE | 0x11 | 0x12 | 0x4b56_4d00..=0x4b56_4d07 | 0x4000_0000..=0x4000_01ff)
 }
 
-const ASYNC_PF_EN: u32 = 0x4b56_4d02;
-const TSC: u32 = 0x10;
-const TSC_DEADLINE: u32 = 0x6e0;
+pub(super) const ASYNC_PF_EN: u32 = 0x4b56_4d02;
+pub(super) const TSC: u32 = 0x10;
+pub(super) const TSC_DEADLINE: u32 = 0x6e0;
 
 /// The place of a register among those written back: the deadline is compared with the time stamp counter, and enabling
 /// asynchronous page faults uses the vector that another register holds.

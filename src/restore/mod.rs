@@ -1,4 +1,4 @@
-//! From a chain back to a machine: which version of each page counts at an epoch, and filling memory with it.
+//! From a chain back to a machine: which version of each page counts at an epoch, and filling memory with it, or a file; and what differs between two epochs.
 //!
 //! ```no_run
 //! # use slackwater::{page::{EpochId, Gfn, PageBytes}, restore::{PageTarget, Plan, TargetError}, store::Chain};
@@ -15,10 +15,18 @@
 //! # }
 //! ```
 
+mod diff;
+mod elf_core;
+mod export;
 mod found;
 mod memory;
 mod plan;
+mod reader;
 #[cfg(test)]
 mod tests;
+mod view;
 
+pub use diff::{DiffError, Difference, PageChange, StateChange, diff};
+pub use export::{ExportError, ExportFormat, Exported, export};
 pub use plan::{Digest, Filled, PageTarget, Plan, RestoreError, TargetError, digest};
+pub use reader::{FoundPages, PageReader};

@@ -1,16 +1,18 @@
 //! Plan and eager fill.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
+use std::ops::Range;
 
 use super::found::Found;
+use super::view::{self, Unanswered, View};
 use crate::format::{
-    BLOCK_LIST_BYTES_MAX, BLOCK_PAGES, BlockDecoder, BlockList, BlockPages, CHANGES_DEPTH_MAX, FORMAT_WITH_CHANGES, FormatError,
-    FrameKind, MemoryDigest, decode_changes, decode_state, decode_zeros, hash_bytes, is_zero, unpack_state,
+    BLOCK_PAGES, BlockDecoder, BlockPages, CHANGES_DEPTH_MAX, FRAME_HEADER_BYTES, FormatError, Index, MemoryDigest, Mention,
+    decode_changes, decode_state, hash_bytes, is_zero, unpack_state,
 };
 use crate::machine::StateRecord;
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun};
-use crate::store::{Chain, Epoch, FrameAt, SegmentReader, StoreError};
+use crate::store::{Chain, Segment, StoreError};
 
 /// Why a target did not take a page.
 pub type TargetError = Box<dyn Error + Send + Sync>;
@@ -65,13 +67,15 @@ pub struct Filled {
 
 /// Where the newest version of each page is, at one epoch of a chain, and the state of that epoch.
 ///
-/// A plan reads the lists of blocks and not their data; [`fill`](Self::fill) reads those that are needed.
+/// A plan asks the indexes of the chain's segments and reads no blocks; [`fill`](Self::fill) reads those that are needed.
 #[derive(Debug)]
 pub struct Plan<'a> {
     chain: &'a Chain,
-    epoch: EpochId,
-    /// In file order.
+    view: View,
+    /// In the order of the chain.
     blocks: Vec<Needed>,
+    /// What is needed of the blocks.
+    pages_of: Vec<Pages>,
     pages: u64,
     /// The pages whose newest version is a change, rising.
     changed: Vec<Gfn>,
@@ -82,17 +86,40 @@ pub struct Plan<'a> {
 /// A block of which some pages count.
 #[derive(Clone, Copy, Debug)]
 struct Needed {
-    /// The index of its epoch in the chain.
-    epoch: usize,
-    frame: FrameAt,
-    /// The pages whose newest version it has: bit 0 is the first of the block's list.
-    newest: u16,
-    /// The pages of which it has an older version, that newer ones are changes of.
-    older: u16,
-    /// Whether it holds changes.
-    changes: bool,
+    segment: usize,
+    frame: u32,
+    /// Its share of [`Plan::pages_of`].
+    begin: usize,
+    end: usize,
     /// The first and the last of its pages that have a version that is a change, where there are any.
     changed: Option<(Gfn, Gfn)>,
+}
+
+/// Pages of a block that count, and as what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Pages {
+    segment: usize,
+    frame: u32,
+    first: Gfn,
+    count: u64,
+    version: Counts,
+}
+
+/// What a version of a page is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Counts {
+    /// It is the newest, and whole.
+    Newest,
+    /// It is the newest, and a change of the one before it.
+    NewestChange,
+    /// The one after it is a change of it.
+    Older,
+}
+
+impl Pages {
+    const fn run(&self) -> PageRun {
+        PageRun { first: self.first, count: self.count }
+    }
 }
 
 /// Pages whose newest version is a change, and which a pass of a fill puts together: what is held of them until they are whole is bounded by this (64 MiB).
@@ -102,101 +129,41 @@ impl<'a> Plan<'a> {
     /// Plans the restore of `epoch`.
     ///
     /// # Errors
-    /// An epoch that the chain does not hold or that damage hides; damage of the epoch's state or of a list that is needed.
+    /// An epoch that the chain does not hold or that damage hides; damage of the epoch's state or of a list of pages that is needed.
     pub fn new(chain: &'a Chain, epoch: EpochId) -> Result<Self, RestoreError> {
-        let index = chain.index(epoch)?;
-        let mut reader = SegmentReader::new(chain);
-        let mut buffer = Vec::new();
-        let mut plan = Self { chain, epoch, blocks: Vec::new(), pages: 0, changed: Vec::new(), state: Vec::new(), state_hash: 0 };
-        let record = chain.epoch(epoch)?;
-        let payload = reader.state_payload(record, &mut buffer)?;
-        let plain = unpack_state(payload).and_then(|plain| Ok((hash_bytes(&plain), decode_state(&plain)?)));
-        let plain = plain.map_err(|error| reader.damaged(epoch, record.segment, record.state_offset, &error))?;
-        (plan.state_hash, plan.state) = plain;
-
-        let mut search = Search::default();
-        let mut frames = Vec::new();
-        for (index, epoch) in chain.epochs().iter().enumerate().take(index + 1).rev() {
-            reader.frames(epoch, &mut frames)?;
-            // Within an epoch too, the newest mention counts.
-            for frame in frames.iter().rev() {
-                plan.mention(&mut reader, &mut search, &mut buffer, index, epoch, frame)?;
-            }
-            if epoch.commit.base || search.found.frames() >= chain.identity().frames() {
-                break;
+        let (state_hash, state) = chain.state_payload(epoch, |payload| {
+            let plain = unpack_state(payload)?;
+            Ok((hash_bytes(&plain), decode_state(&plain)?))
+        })?;
+        let view = View::new(chain, epoch)?;
+        let Search { mut needed, changed, .. } = view::ask(chain, || Search::default().all(chain, &view))?;
+        needed.sort_unstable();
+        let mut blocks: Vec<Needed> = Vec::new();
+        for (at, pages) in needed.iter().enumerate() {
+            let of_changed = pages.version != Counts::Newest;
+            let last = Gfn(pages.first.0 + (pages.count - 1));
+            match blocks.last_mut() {
+                Some(block) if (block.segment, block.frame) == (pages.segment, pages.frame) => {
+                    block.end = at + 1;
+                    if of_changed {
+                        block.changed = Some((block.changed.map_or(pages.first, |(first, _)| first), last));
+                    }
+                }
+                _ => {
+                    let changed = of_changed.then_some((pages.first, last));
+                    blocks.push(Needed { segment: pages.segment, frame: pages.frame, begin: at, end: at + 1, changed });
+                }
             }
         }
-        plan.blocks.reverse();
-        plan.changed = search.depths.into_keys().collect();
-        plan.changed.sort_unstable();
-        Ok(plan)
-    }
-
-    fn mention(
-        &mut self,
-        reader: &mut SegmentReader<'_>,
-        search: &mut Search,
-        buffer: &mut Vec<u8>,
-        index: usize,
-        epoch: &Epoch,
-        frame: &FrameAt,
-    ) -> Result<(), StoreError> {
-        let identity = self.chain.identity();
-        match frame.header.kind {
-            FrameKind::Pages => {
-                let mut list = [0; BLOCK_LIST_BYTES_MAX];
-                let list = BlockList::parse(reader.payload_prefix(epoch, frame, &mut list)?);
-                let list = list.map_err(|error| reader.damaged(epoch.commit.epoch, epoch.segment, frame.offset, &error))?;
-                let damaged = |error| reader.damaged(epoch.commit.epoch, epoch.segment, frame.offset, &error);
-                if list.is_changes() && identity.format < FORMAT_WITH_CHANGES {
-                    let error = FormatError::field("encoding", BLOCK_LIST_AT, "0 or 1 in a chain of format 1", 2);
-                    return Err(damaged(error));
-                }
-                let mut needed =
-                    Needed { epoch: index, frame: *frame, newest: 0, older: 0, changes: list.is_changes(), changed: None };
-                for (bit, gfn) in list.gfns().iter().enumerate() {
-                    if !identity.contains(*gfn) {
-                        return Err(damaged(FormatError::field("gfn", BLOCK_LIST_AT, "a page of guest memory", gfn)));
-                    }
-                    match search.version(*gfn, list.is_changes()) {
-                        Version::Superseded => continue,
-                        Version::Newest => needed.newest |= 1 << bit,
-                        Version::Older => needed.older |= 1 << bit,
-                        Version::TooDeep => {
-                            let expected = format!("at most {CHANGES_DEPTH_MAX} changes of a page behind each other");
-                            return Err(damaged(FormatError::field("gfn", BLOCK_LIST_AT, expected, format!("more of {gfn}"))));
-                        }
-                    }
-                    if search.depths.contains_key(gfn) {
-                        needed.changed = Some((needed.changed.map_or(*gfn, |(first, _)| first), *gfn));
-                    }
-                }
-                if needed.newest | needed.older != 0 {
-                    self.pages += u64::from(needed.newest.count_ones());
-                    self.blocks.push(needed);
-                }
-            }
-            FrameKind::Zeros => {
-                let runs = decode_zeros(reader.payload(epoch, frame, buffer)?);
-                let runs = runs.map_err(|error| reader.damaged(epoch.commit.epoch, epoch.segment, frame.offset, &error))?;
-                for run in runs {
-                    if !identity.contains_run(run) {
-                        let found = format!("{} pages from {}", run.count, run.first);
-                        let error = FormatError::field("run", BLOCK_LIST_AT, "pages of guest memory", found);
-                        return Err(reader.damaged(epoch.commit.epoch, epoch.segment, frame.offset, &error));
-                    }
-                    search.found.add(run, |_| {});
-                }
-            }
-            _ => {}
-        }
-        Ok(())
+        let newest = needed.iter().filter(|pages| pages.version != Counts::Older);
+        let pages = newest.fold(0, |sum: u64, pages| sum.saturating_add(pages.count));
+        Ok(Self { chain, view, blocks, pages_of: needed, pages, changed, state, state_hash })
     }
 
     /// The epoch.
     #[must_use]
     pub const fn epoch(&self) -> EpochId {
-        self.epoch
+        self.view.epoch()
     }
 
     /// How many pages [`fill`](Self::fill) goes through.
@@ -226,7 +193,6 @@ impl<'a> Plan<'a> {
     pub fn fill(&self, target: &mut impl PageTarget, progress: &mut dyn FnMut(u64, u64)) -> Result<Filled, RestoreError> {
         let mut fill = Fill {
             plan: self,
-            reader: SegmentReader::new(self.chain),
             decoder: BlockDecoder::new(),
             pages: Box::new([[0; PAGE_SIZE]; BLOCK_PAGES]),
             buffer: Vec::new(),
@@ -266,56 +232,116 @@ fn within(one: Option<(Gfn, Gfn)>, other: Option<(Gfn, Gfn)>) -> bool {
     one.zip(other).is_some_and(|((first, last), (from, to))| first <= to && from <= last)
 }
 
-/// What was found while walking back from the epoch.
+/// What was found while going back from the epoch, segment by segment.
 #[derive(Debug, Default)]
 struct Search {
-    /// Pages whose newest version that is no change was met.
+    /// Pages whose newest version was met.
     found: Found,
-    /// For each page whose newest version is a change, how many changes of it were met.
-    depths: HashMap<Gfn, u8>,
-}
-
-/// What a version of a page is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Version {
-    /// Nothing: a newer one is whole.
-    Superseded,
-    /// It is the newest.
-    Newest,
-    /// The one after it is a change of it.
-    Older,
-    /// There are more changes on top of it than the format allows.
-    TooDeep,
+    /// For each of them whose versions that were met are all changes, how many these are.
+    open: BTreeMap<Gfn, u8>,
+    /// Every page whose newest version is a change.
+    changed: Vec<Gfn>,
+    needed: Vec<Pages>,
 }
 
 impl Search {
-    /// Meets a version of a page, older than all met before.
-    fn version(&mut self, gfn: Gfn, change: bool) -> Version {
-        let is_newest = !self.depths.contains_key(&gfn);
-        if change {
-            if self.found.contains(gfn) {
-                return Version::Superseded;
+    fn all(mut self, chain: &Chain, view: &View) -> Result<Self, Unanswered> {
+        let frames = chain.identity().frames();
+        for part in view.parts() {
+            if self.found.frames() >= frames && self.open.is_empty() {
+                break;
             }
-            let depth = self.depths.entry(gfn).or_default();
-            *depth += 1;
-            if *depth > CHANGES_DEPTH_MAX {
-                return Version::TooDeep;
-            }
-        } else {
-            let mut fresh = false;
-            self.found.add(PageRun { first: gfn, count: 1 }, |_| fresh = true);
-            if !fresh {
-                return Version::Superseded;
+            let Some(source) = chain.all_segments().get(part.segment) else { break };
+            let index = source.index()?;
+            let asked = |error| Unanswered::Index(part.segment, error);
+            for number in 0..index.runs() {
+                let run = index.run(number).map_err(asked)?;
+                let mentions = part.mentions(index, &run).map_err(asked)?;
+                if !mentions.is_empty() {
+                    self.run(source, index, part.segment, run.run, mentions)?;
+                }
             }
         }
-        if is_newest { Version::Newest } else { Version::Older }
+        self.changed.sort_unstable();
+        Ok(self)
     }
+
+    /// Takes a run's mentions, which are older than all met before of its pages.
+    fn run(
+        &mut self,
+        source: &Segment,
+        index: &Index,
+        segment: usize,
+        run: PageRun,
+        mentions: Range<u64>,
+    ) -> Result<(), Unanswered> {
+        let end = run.end().unwrap_or(Gfn(u64::MAX));
+        let open: Vec<_> = self.open.range(run.first..end).map(|(gfn, depth)| (*gfn, *depth)).collect();
+        for (gfn, depth) in open {
+            let page = PageRun { first: gfn, count: 1 };
+            match self.versions(source, index, segment, page, mentions.clone(), Some(depth))? {
+                Some(depth) => self.open.insert(gfn, depth),
+                None => self.open.remove(&gfn),
+            };
+        }
+        let mut fresh = Vec::new();
+        self.found.add(run, |part| fresh.push(part));
+        for part in fresh {
+            let depth = self.versions(source, index, segment, part, mentions.clone(), None)?;
+            if let Some(depth) = depth {
+                self.open.extend(gfns(part).map(|gfn| (gfn, depth)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the versions of pages, newest first, down to one that is no change. `depth`: how many changes were met before, or none where nothing was. Returns how many changes there are now
+    /// behind each other, where none but changes were met.
+    fn versions(
+        &mut self,
+        source: &Segment,
+        index: &Index,
+        segment: usize,
+        run: PageRun,
+        mentions: Range<u64>,
+        depth: Option<u8>,
+    ) -> Result<Option<u8>, Unanswered> {
+        let asked = |error| Unanswered::Index(segment, error);
+        let mut depth = depth;
+        for mention in mentions.rev() {
+            let frame = index.mention(mention).map_err(asked)?;
+            let mention = index.frame(frame.into()).map_err(asked)?.mention;
+            let version = match (mention, depth) {
+                (Mention::Zeros, _) => return Ok(None),
+                (Mention::Whole, None) => Counts::Newest,
+                (Mention::Changes, None) => {
+                    self.changed.extend(gfns(run));
+                    Counts::NewestChange
+                }
+                (_, Some(_)) => Counts::Older,
+            };
+            self.needed.push(Pages { segment, frame, first: run.first, count: run.count, version });
+            if mention == Mention::Whole {
+                return Ok(None);
+            }
+            let behind = depth.unwrap_or_default() + 1;
+            if behind > CHANGES_DEPTH_MAX {
+                let place = Segment::place(index, frame.into()).map_err(asked)?;
+                return Err(view::too_deep(source, &place, run.first).into());
+            }
+            depth = Some(behind);
+        }
+        Ok(depth)
+    }
+}
+
+fn gfns(run: PageRun) -> impl Iterator<Item = Gfn> {
+    (run.first.0..run.first.0.saturating_add(run.count)).map(Gfn)
 }
 
 /// A fill under way.
 struct Fill<'a, 'p> {
     plan: &'p Plan<'a>,
-    reader: SegmentReader<'a>,
     decoder: BlockDecoder,
     pages: Box<BlockPages>,
     buffer: Vec<u8>,
@@ -336,14 +362,18 @@ impl Fill<'_, '_> {
         first_pass: bool,
         target: &mut impl PageTarget,
     ) -> Result<(), RestoreError> {
-        let Some(epoch) = self.plan.chain.epochs().get(needed.epoch) else { return Ok(()) };
-        let payload = self.reader.payload(epoch, &needed.frame, &mut self.buffer)?;
-        let (number, segment, offset) = (epoch.commit.epoch, epoch.segment, needed.frame.offset);
+        let Some(source) = self.plan.chain.all_segments().get(needed.segment) else { return Ok(()) };
+        let place = source.look(|index| Segment::place(index, needed.frame.into()))?;
+        let payload = source.payload(&place, &mut self.buffer)?;
+        let bytes_read = FRAME_HEADER_BYTES as u64 + payload.len() as u64;
+        let wanted = self.plan.pages_of.get(needed.begin..needed.end).unwrap_or_default();
+        let wanted_as = |gfn: Gfn| wanted.iter().find(|pages| pages.run().contains(gfn)).map(|pages| pages.version);
         let in_pass = |gfn: Gfn| within(Some((gfn, gfn)), pass);
-        let decoded = if needed.changes {
+        let is_changes = place.mention == Mention::Changes;
+        let decoded = if is_changes {
             decode_changes(payload).and_then(|(list, changes)| {
-                for (bit, ((gfn, change), page)) in list.gfns().iter().zip(changes).zip(self.pages.iter_mut()).enumerate() {
-                    if (needed.newest | needed.older) & (1 << bit) != 0 && in_pass(*gfn) {
+                for ((gfn, change), page) in list.gfns().iter().zip(changes).zip(self.pages.iter_mut()) {
+                    if wanted_as(*gfn).is_some() && in_pass(*gfn) {
                         // What nothing was found of is zeros.
                         *page = self.held.remove(gfn).map_or([0; PAGE_SIZE], |held| *held);
                         change.apply(page)?;
@@ -354,30 +384,36 @@ impl Fill<'_, '_> {
         } else {
             self.decoder.decode(payload, &mut self.pages)
         };
-        let list = decoded.map_err(|error| self.reader.damaged(number, segment, offset, &error))?;
-        for (bit, (gfn, page)) in list.gfns().iter().zip(self.pages.iter()).enumerate() {
-            let (newest, older) = (needed.newest & (1 << bit) != 0, needed.older & (1 << bit) != 0);
-            let due = if needed.changes || older { in_pass(*gfn) } else { first_pass };
-            if older && due {
-                self.held.insert(*gfn, Box::new(*page));
+        let list = decoded.map_err(|error| source.damaged(place.epoch, place.offset, &error))?;
+        let mut met = 0;
+        for (gfn, page) in list.gfns().iter().zip(self.pages.iter()) {
+            let Some(version) = wanted_as(*gfn) else { continue };
+            met += 1;
+            let due = if version == Counts::Newest { first_pass } else { in_pass(*gfn) };
+            if !due {
+                continue;
             }
-            if newest && due {
-                self.done += 1;
-                if !is_zero(page) {
-                    let taken = target.write_page(*gfn, page);
-                    taken.map_err(|source| RestoreError::Target { epoch: self.plan.epoch, gfn: *gfn, source })?;
-                    self.filled.pages += 1;
-                }
+            if version == Counts::Older {
+                self.held.insert(*gfn, Box::new(*page));
+                continue;
+            }
+            self.done += 1;
+            if !is_zero(page) {
+                let taken = target.write_page(*gfn, page);
+                taken.map_err(|source| RestoreError::Target { epoch: self.plan.epoch(), gfn: *gfn, source })?;
+                self.filled.pages += 1;
             }
         }
+        let expected = wanted.iter().fold(0, |sum: u64, pages| sum.saturating_add(pages.count));
+        if met != expected {
+            let error = FormatError::field("gfn", FRAME_HEADER_BYTES, format!("{expected} pages that the index names"), met);
+            return Err(source.damaged(place.epoch, place.offset, &error).into());
+        }
         self.filled.blocks += 1;
-        self.filled.bytes_read += needed.frame.header.frame_bytes();
+        self.filled.bytes_read += bytes_read;
         Ok(())
     }
 }
-
-/// Where the lists of pages and zeros frames begin in their frames.
-const BLOCK_LIST_AT: usize = crate::format::FRAME_HEADER_BYTES;
 
 impl PageTarget for MemoryDigest {
     fn write_page(&mut self, gfn: Gfn, page: &PageBytes) -> Result<(), TargetError> {

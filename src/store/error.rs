@@ -87,6 +87,28 @@ pub enum StoreError {
         /// The newest epoch of the chain, or none.
         newest: EpochId,
     },
+    /// The chain's format has no branches and no compacted segments.
+    #[error("the store {} has format {format}, which knows no branches and no compacted segments: format 3 does", dir.display())]
+    OldFormat {
+        /// The directory.
+        dir: PathBuf,
+        /// The format.
+        format: u32,
+    },
+    /// There is no branch of that name.
+    #[error("the store {} has no branch {name}", dir.display())]
+    NoBranch {
+        /// The directory.
+        dir: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// No branch can be called so.
+    #[error("{name:?} is no name for a branch: a name is {}", crate::format::BRANCH_NAMES)]
+    BranchName {
+        /// The name.
+        name: String,
+    },
     /// The operating system refused.
     #[error("could not {action} {}", path.display())]
     Io {

@@ -6,21 +6,31 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, IoSlice, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Advice, FallocateFlags, OFlags};
 use rustix::io::Errno;
+
+use crate::format::IndexBytes;
+use crate::memory::MappedFile;
 
 /// A directory. Names are of files in it.
 pub(crate) trait Medium: Send + Sync + fmt::Debug {
     fn list(&self) -> io::Result<Vec<String>>;
     /// Opens a regular file that exists.
     fn open(&self, name: &str, write: bool) -> io::Result<Box<dyn MediumFile>>;
+    /// Opens a file that nobody writes any more, to be read in place.
+    fn map(&self, name: &str) -> io::Result<Box<dyn IndexBytes>>;
     /// Makes a file that must not exist.
     fn create(&self, name: &str) -> io::Result<Box<dyn MediumFile>>;
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes names created, renamed and removed durable.
     fn sync(&self) -> io::Result<()>;
+    /// A directory in this one, which need not exist.
+    fn directory(&self, name: &str) -> Arc<dyn Medium>;
+    /// Makes a directory in this one. One that exists is taken as it is.
+    fn make_directory(&self, name: &str) -> io::Result<()>;
     /// Takes the lock and writes `text` into it, or says what its holder wrote.
     fn lock(&self, name: &str, text: &str) -> io::Result<Lock>;
 }
@@ -91,6 +101,10 @@ impl Medium for Directory {
         Ok(Box::new(self.open_with(name, OpenOptions::new().read(true).write(write))?))
     }
 
+    fn map(&self, name: &str) -> io::Result<Box<dyn IndexBytes>> {
+        Ok(Box::new(MappedFile::new(&self.open_with(name, OpenOptions::new().read(true))?)?))
+    }
+
     fn create(&self, name: &str) -> io::Result<Box<dyn MediumFile>> {
         Ok(Box::new(self.open_with(name, OpenOptions::new().read(true).write(true).create_new(true))?))
     }
@@ -105,6 +119,14 @@ impl Medium for Directory {
 
     fn sync(&self) -> io::Result<()> {
         File::open(&self.path)?.sync_all()
+    }
+
+    fn directory(&self, name: &str) -> Arc<dyn Medium> {
+        Arc::new(Self { path: self.path.join(name) })
+    }
+
+    fn make_directory(&self, name: &str) -> io::Result<()> {
+        Self::make(&self.path.join(name))
     }
 
     fn lock(&self, name: &str, text: &str) -> io::Result<Lock> {
@@ -123,6 +145,12 @@ impl Medium for Directory {
         file.rewind()?;
         file.write_all(text.as_bytes())?;
         Ok(Lock::Held(Box::new(file)))
+    }
+}
+
+impl IndexBytes for MappedFile {
+    fn ready(&self, offset: usize, len: usize) -> io::Result<()> {
+        self.populate(offset, len)
     }
 }
 

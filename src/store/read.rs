@@ -1,53 +1,108 @@
 //! A chain, for reading.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::medium::{Directory, Medium, MediumFile};
-use super::scan::{self, Fault, Scan};
-use super::{Damage, Epoch, IDENTITY, StoreError, TornTail, segment_name};
-use crate::format::{
-    FORMAT_WITH_CHANGES, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, IDENTITY_BYTES_MAX, Identity, decode_state,
-    is_packed,
-};
+use super::medium::{Directory, Medium};
+use super::names::{BRANCHES, IDENTITY};
+use super::scan::{self, Scan};
+use super::segment::Segment;
+use super::{Damage, Epoch, StoreError, TornTail};
+use crate::format::{FormatError, IDENTITY_BYTES_MAX, Identity, MAIN_BRANCH, decode_state, is_branch_name};
 use crate::machine::StateRecord;
 use crate::page::EpochId;
 
-/// A chain of checkpoints, as it was when it was opened. Takes no lock: a writer may append meanwhile.
+/// A chain of checkpoints, as it was when it was opened. Takes no lock: a writer may append meanwhile, and a compaction may put other
+/// files in place of those that are open here.
 ///
-/// Opening reads the headers of all frames, and the payloads only of epochs that nothing proves to have been durable.
+/// Opening looks at the index of every sealed segment, reads the headers of all frames of a segment that has none, and the payloads
+/// only of epochs that nothing proves to have been durable.
 #[derive(Debug)]
 pub struct Chain {
     dir: PathBuf,
-    medium: Arc<dyn Medium>,
-    identity: Identity,
+    identity: Arc<Identity>,
+    /// For a branch, the segments of what it branches off come first.
+    segments: Vec<Segment>,
     scan: Scan,
 }
 
 impl Chain {
-    /// Opens the chain in `dir`. A torn tail and damage are no errors: see [`tail`](Self::tail) and [`damage`](Self::damage).
+    /// Opens the chain in `dir`, and no branch of it. A torn tail and damage are no errors: see [`tail`](Self::tail) and
+    /// [`damage`](Self::damage).
     ///
     /// # Errors
     /// Nothing at `dir`, something that is no directory, a directory without a chain, another version, an unsound identity, what the
     /// operating system refuses.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, StoreError> {
+        Self::open_branch(dir, MAIN_BRANCH)
+    }
+
+    /// Opens a branch of the chain in `dir`, or the chain itself by its name `main`. A branch holds the epochs of what it branches off, up to
+    /// the one that it begins at.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); no such branch; a branch whose beginning is gone or damaged.
+    pub fn open_branch(dir: impl AsRef<Path>, branch: &str) -> Result<Self, StoreError> {
         let dir = dir.as_ref();
         check_dir(dir)?;
-        Self::open_on(dir, Arc::new(Directory::new(dir)))
+        Self::open_on(dir, Arc::new(Directory::new(dir)), branch)
     }
 
-    pub(super) fn open_on(dir: &Path, medium: Arc<dyn Medium>) -> Result<Self, StoreError> {
-        let identity = read_identity(dir, medium.as_ref())?;
-        let mut scan = scan::scan(dir, medium.as_ref(), &identity)?;
-        if scan.damage.is_some() {
+    /// `dir` and `medium` are of the whole store.
+    pub(super) fn open_on(dir: &Path, medium: Arc<dyn Medium>, branch: &str) -> Result<Self, StoreError> {
+        let mut chain = Self::read(dir, medium.as_ref(), branch, BRANCHES_DEPTH_MAX)?;
+        if chain.scan.damage.is_some() {
             // A writer that undid an epoch and wrote another in its place, while this walk was between the two, looks like damage.
             // Real damage is still there.
-            scan = scan::scan(dir, medium.as_ref(), &identity)?;
+            chain = Self::read(dir, medium.as_ref(), branch, BRANCHES_DEPTH_MAX)?;
         }
-        Ok(Self { dir: dir.to_owned(), medium, identity, scan })
+        Ok(chain)
     }
 
-    /// The directory.
+    fn read(root: &Path, root_medium: &dyn Medium, branch: &str, depth: u32) -> Result<Self, StoreError> {
+        let (dir, medium) = place_of(root, root_medium, branch)?;
+        let medium = medium.as_deref().unwrap_or(root_medium);
+        let identity = Arc::new(read_identity(&dir, medium)?);
+        let (mut segments, from) = match &identity.branch_of {
+            None => (Vec::new(), (EpochId::NONE, 0)),
+            Some(point) => {
+                let lost = |expected: String, found: String| {
+                    StoreError::Damaged(Damage { file: dir.join(IDENTITY), offset: 0, epoch: point.epoch, expected, found })
+                };
+                let depth = depth.checked_sub(1);
+                let depth = depth
+                    .ok_or_else(|| lost(format!("up to {BRANCHES_DEPTH_MAX} branches behind each other"), "more".to_owned()))?;
+                let trunk = Self::read(root, root_medium, &point.branch, depth)?;
+                let begin = trunk.epoch(point.epoch)?;
+                if begin.hash != point.identity {
+                    return Err(lost(
+                        format!("epoch {} with identity {:032x}", point.epoch, point.identity),
+                        format!("{:032x}", begin.hash),
+                    ));
+                }
+                let (last, _) = trunk.locate(point.epoch)?;
+                let mut segments = trunk.segments;
+                segments.truncate(last + 1);
+                segments.iter_mut().for_each(|segment| segment.cut_off(point.epoch));
+                (segments, (point.epoch, point.identity))
+            }
+        };
+        let mut tries = 0;
+        let mut scan = loop {
+            match scan::scan(&dir, medium, &identity, from) {
+                // A compaction may put another file in the place of one that was listed.
+                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound && tries < LIST_AGAIN_MAX => {
+                    tries += 1
+                }
+                result => break result?,
+            }
+        };
+        segments.append(&mut scan.segments);
+        Ok(Self { dir, identity, segments, scan })
+    }
+
+    /// The directory of the chain; of a branch, its own.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -55,20 +110,33 @@ impl Chain {
 
     /// What the chain is.
     #[must_use]
-    pub const fn identity(&self) -> &Identity {
+    pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// The epochs that exist, oldest first; with damage, those before it.
-    #[must_use]
-    pub fn epochs(&self) -> &[Epoch] {
-        &self.scan.epochs
+    /// The epochs that exist, oldest first; with damage, those before it. Each one's commit frame is read when it comes.
+    pub fn epochs(&self) -> impl Iterator<Item = Result<Epoch, StoreError>> + '_ {
+        self.segments.iter().flat_map(|segment| {
+            let (count, failed) = match segment.epochs() {
+                Ok(count) => (count, None),
+                Err(error) => (0, Some(Err(error))),
+            };
+            (0..count).map(|number| segment.epoch(number)).chain(failed)
+        })
+    }
+
+    /// How many epochs exist.
+    ///
+    /// # Errors
+    /// An index that cannot be read, and neither can its segment.
+    pub fn epochs_len(&self) -> Result<u64, StoreError> {
+        self.segments.iter().try_fold(0, |sum, segment| Ok(sum + segment.epochs()?))
     }
 
     /// The newest epoch, or none.
     #[must_use]
-    pub fn newest(&self) -> EpochId {
-        self.scan.newest()
+    pub const fn newest(&self) -> EpochId {
+        self.scan.newest
     }
 
     /// The newest epoch that the chain itself proves to have been durable, or none. Newer ones that exist were whole when read.
@@ -77,10 +145,10 @@ impl Chain {
         self.scan.durable
     }
 
-    /// How many segments there are.
+    /// How many segments there are; of a branch, its own.
     #[must_use]
     pub const fn segments(&self) -> usize {
-        self.scan.segments.len()
+        self.scan.files.len()
     }
 
     /// Whether the writer ended in order behind the newest epoch.
@@ -104,17 +172,52 @@ impl Chain {
     /// The epoch with this number.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] for an epoch that damage hides, [`StoreError::NoEpoch`] for one that does not exist.
-    pub fn epoch(&self, epoch: EpochId) -> Result<&Epoch, StoreError> {
-        let index = self.index(epoch)?;
-        self.epochs().get(index).ok_or(StoreError::NoEpoch { epoch, newest: self.newest() })
+    /// [`StoreError::Damaged`] for an epoch that damage hides, [`StoreError::NoEpoch`] for one that does not exist; what the operating
+    /// system refuses.
+    pub fn epoch(&self, epoch: EpochId) -> Result<Epoch, StoreError> {
+        let (segment, number) = self.locate(epoch)?;
+        match self.segments.get(segment) {
+            Some(segment) => segment.epoch(number),
+            None => Err(StoreError::NoEpoch { epoch, newest: self.newest() }),
+        }
     }
 
-    pub(crate) fn index(&self, epoch: EpochId) -> Result<usize, StoreError> {
-        self.epochs().binary_search_by_key(&epoch, |epoch| epoch.commit.epoch).map_err(|_| match &self.scan.damage {
+    /// The segment that an epoch is in, and its number there.
+    pub(crate) fn locate(&self, epoch: EpochId) -> Result<(usize, u64), StoreError> {
+        // Those that begin after the epoch cannot hold it; one without epochs never does.
+        for (index, segment) in self.segments.iter().enumerate().rev() {
+            let begins = segment.look(|index| Ok(index.previous()))?;
+            if begins < epoch {
+                match segment.find(epoch)? {
+                    Some(number) => return Ok((index, number)),
+                    None if segment.epochs()? > 0 => {
+                        return Err(segment
+                            .fault(EpochId::NONE, epoch)
+                            .map_or_else(|| self.no_epoch(epoch), |damage| StoreError::Damaged(damage.clone())));
+                    }
+                    None => {}
+                }
+            }
+        }
+        Err(self.no_epoch(epoch))
+    }
+
+    fn no_epoch(&self, epoch: EpochId) -> StoreError {
+        match &self.scan.damage {
             Some(damage) if epoch > self.newest() => StoreError::Damaged(damage.clone()),
             _ => StoreError::NoEpoch { epoch, newest: self.newest() },
-        })
+        }
+    }
+
+    /// The segments that hold what exists, oldest first.
+    pub(crate) fn all_segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Makes an epoch durable that was read from what the system keeps in memory.
+    pub(super) fn make_durable(&self, epoch: EpochId) -> Result<(), StoreError> {
+        let (last, _) = self.locate(epoch)?;
+        self.segments.get(last).map_or(Ok(()), |segment| segment.file().sync().map_err(StoreError::io("sync", segment.path())))
     }
 
     /// The state records of an epoch.
@@ -122,118 +225,44 @@ impl Chain {
     /// # Errors
     /// As [`epoch`](Self::epoch); damage of the state; what the operating system refuses.
     pub fn state(&self, epoch: EpochId) -> Result<Vec<StateRecord>, StoreError> {
-        let epoch = *self.epoch(epoch)?;
+        self.state_payload(epoch, |payload| decode_state(payload))
+    }
+
+    /// What `decode` makes of the payload of an epoch's state frame.
+    pub(crate) fn state_payload<T>(
+        &self,
+        epoch: EpochId,
+        decode: impl FnOnce(&[u8]) -> Result<T, FormatError>,
+    ) -> Result<T, StoreError> {
+        let (segment, number) = self.locate(epoch)?;
+        let segment = self.segments.get(segment).ok_or_else(|| self.no_epoch(epoch))?;
+        let found = segment.epoch(number)?;
         let mut buffer = Vec::new();
-        let mut reader = SegmentReader::new(self);
-        let payload = reader.state_payload(&epoch, &mut buffer)?;
-        let decoded = decode_state(payload);
-        decoded.map_err(|error| reader.damaged(epoch.commit.epoch, epoch.segment, epoch.state_offset, &error))
+        decode(segment.state(&found, &mut buffer)?).map_err(|error| segment.damaged(epoch, found.state_offset, &error))
     }
 }
 
-/// Where a frame is, and its header.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FrameAt {
-    pub(crate) offset: u64,
-    pub(crate) header: FrameHeader,
-}
+/// The most branches that one may be behind.
+const BRANCHES_DEPTH_MAX: u32 = 64;
 
-/// Reads frames of a chain; keeps the segment in hand open.
-#[derive(Debug)]
-pub(crate) struct SegmentReader<'a> {
-    chain: &'a Chain,
-    open: Option<(u32, Box<dyn MediumFile>)>,
-}
+/// How often a directory is listed again because a file was replaced.
+const LIST_AGAIN_MAX: u32 = 16;
 
-impl<'a> SegmentReader<'a> {
-    pub(crate) const fn new(chain: &'a Chain) -> Self {
-        Self { chain, open: None }
+/// The directory of a branch, and its medium where it is not the store's own.
+pub(super) fn place_of(root: &Path, medium: &dyn Medium, branch: &str) -> Result<(PathBuf, Option<Arc<dyn Medium>>), StoreError> {
+    if branch == MAIN_BRANCH {
+        return Ok((root.to_owned(), None));
     }
-
-    fn path(&self, segment: u32) -> PathBuf {
-        self.chain.dir.join(segment_name(segment))
+    if !is_branch_name(branch) {
+        return Err(StoreError::BranchName { name: branch.to_owned() });
     }
-
-    fn file(&mut self, segment: u32) -> Result<&dyn MediumFile, StoreError> {
-        let file = match self.open.take() {
-            Some((number, file)) if number == segment => file,
-            _ => {
-                let file = self.chain.medium.open(&segment_name(segment), false);
-                file.map_err(StoreError::io("open", self.path(segment)))?
-            }
-        };
-        Ok(self.open.insert((segment, file)).1.as_ref())
-    }
-
-    pub(crate) fn damaged(&self, epoch: EpochId, segment: u32, offset: u64, error: &FormatError) -> StoreError {
-        let (expected, found) = (error.expected(), error.found());
-        StoreError::Damaged(Damage { file: self.path(segment), offset: offset + error.offset(), epoch, expected, found })
-    }
-
-    fn refuse(&self, epoch: &Epoch, offset: u64, fault: Fault) -> StoreError {
-        match fault {
-            Fault::Io(error) => StoreError::io("read", self.path(epoch.segment))(error),
-            Fault::Format(error) => self.damaged(epoch.commit.epoch, epoch.segment, offset, &error),
+    let medium = medium.directory(BRANCHES).directory(branch);
+    match medium.list() {
+        Ok(names) if names.iter().any(|name| name == IDENTITY) => Ok((root.join(BRANCHES).join(branch), Some(medium))),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::io("list", root.join(BRANCHES).join(branch))(error))
         }
-    }
-
-    /// The frames of `epoch` before its commit frame, in sequence.
-    pub(crate) fn frames(&mut self, epoch: &Epoch, frames: &mut Vec<FrameAt>) -> Result<(), StoreError> {
-        frames.clear();
-        let chain = self.chain.identity.chain;
-        let mut offset = epoch.offset;
-        while offset < epoch.commit_offset {
-            let header = scan::read_header(self.file(epoch.segment)?, offset, epoch.commit_offset, chain);
-            let header = header.map_err(|fault| self.refuse(epoch, offset, fault))?;
-            frames.push(FrameAt { offset, header });
-            offset += header.frame_bytes();
-        }
-        Ok(())
-    }
-
-    /// The first bytes of a frame's payload, unchecked: as many as `buffer` takes and the payload has.
-    pub(crate) fn payload_prefix<'b>(
-        &mut self,
-        epoch: &Epoch,
-        frame: &FrameAt,
-        buffer: &'b mut [u8],
-    ) -> Result<&'b [u8], StoreError> {
-        let most = usize::try_from(frame.header.length).unwrap_or(usize::MAX).min(buffer.len());
-        let room = buffer.get_mut(..most).unwrap_or_default();
-        let read = self.file(epoch.segment)?.read(frame.offset + FRAME_HEADER_BYTES as u64, room);
-        let read = read.map_err(StoreError::io("read", self.path(epoch.segment)))?;
-        Ok(room.get(..read).unwrap_or_default())
-    }
-
-    /// The payload of a frame whose header was read before, checked.
-    pub(crate) fn payload<'b>(
-        &mut self,
-        epoch: &Epoch,
-        frame: &FrameAt,
-        buffer: &'b mut Vec<u8>,
-    ) -> Result<&'b [u8], StoreError> {
-        let payload = scan::read_payload(self.file(epoch.segment)?, frame.offset, &frame.header, buffer);
-        payload.map_err(|fault| self.refuse(epoch, frame.offset, fault))
-    }
-
-    /// The payload of an epoch's state frame, checked.
-    pub(crate) fn state_payload<'b>(&mut self, epoch: &Epoch, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], StoreError> {
-        let offset = epoch.state_offset;
-        let chain = self.chain.identity.chain;
-        let header = scan::read_header(self.file(epoch.segment)?, offset, epoch.commit_offset, chain);
-        let header = header.map_err(|fault| self.refuse(epoch, offset, fault))?;
-        if header.kind != FrameKind::State || header.epoch != epoch.commit.epoch {
-            let error = FormatError::field("kind", 4, "the epoch's state", header.kind.as_str());
-            return Err(self.damaged(epoch.commit.epoch, epoch.segment, offset, &error));
-        }
-        let format = self.chain.identity.format;
-        let payload = scan::read_payload(self.file(epoch.segment)?, offset, &header, buffer);
-        let payload = payload.map_err(|fault| self.refuse(epoch, offset, fault))?;
-        if is_packed(payload) && format < FORMAT_WITH_CHANGES {
-            let error = FormatError::field("reserved", FRAME_HEADER_BYTES + 4, "0 in a chain of format 1", "other bytes");
-            return Err(self.damaged(epoch.commit.epoch, epoch.segment, offset, &error));
-        }
-        Ok(payload)
+        _ => Err(StoreError::NoBranch { dir: root.to_owned(), name: branch.to_owned() }),
     }
 }
 

@@ -13,13 +13,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::StoreError;
 use super::medium::{Directory, Lock, Medium};
+use super::names::{BRANCHES, IDENTITY, LOCK, MAINTENANCE};
 use super::verify::{BranchReport, DamageKind, LeftoverKind, Progress, VerifyError, VerifyOptions, VerifyReport, check, verify};
-use super::{LOCK, StoreError};
 use crate::page::EpochId;
-
-/// The file that whoever compacts, prunes, repairs or makes a branch holds a lock on.
-const MAINTENANCE: &str = "maintenance";
 
 /// What to repair beyond what needs no decision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -151,7 +149,7 @@ impl RepairPlan {
         let mut locks = vec![lock(dir, LOCK)?, lock(dir, MAINTENANCE)?];
         let mut in_use = BTreeSet::new();
         for name in branches(dir) {
-            match lock(&dir.join("branches").join(&name), LOCK) {
+            match lock(&dir.join(BRANCHES).join(&name), LOCK) {
                 Ok(lock) => locks.push(lock),
                 Err(StoreError::InUse { .. }) => {
                     in_use.insert(name);
@@ -281,7 +279,7 @@ impl Planner<'_> {
             gone.push(&next.name);
         }
         if let Some(name) = gone.iter().chain([&branch]).find(|name| self.is_in_use(name)) {
-            let dir = self.dir.join("branches").join(name);
+            let dir = self.dir.join(BRANCHES).join(name);
             return Err(StoreError::InUse { dir, holder: "it would be moved or cut".to_owned() }.into());
         }
         let lost = free_name(self.dir);
@@ -375,9 +373,9 @@ impl Planner<'_> {
 
 /// The names of branches, where there are any.
 fn branches(dir: &Path) -> Vec<String> {
-    let names = fs::read_dir(dir.join("branches")).into_iter().flatten().flatten();
+    let names = fs::read_dir(dir.join(BRANCHES)).into_iter().flatten().flatten();
     let mut names: Vec<String> = names
-        .filter(|entry| entry.path().join(super::IDENTITY).is_file())
+        .filter(|entry| entry.path().join(IDENTITY).is_file())
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect();
     names.sort_unstable();

@@ -1,17 +1,21 @@
-//! Walking the frames of all segments: which epochs exist, and where the chain ends. Follows `docs/format.md`, "Reading, and what a
+//! Walking the frames of segments: which epochs exist, and where the chain ends. Follows `docs/format.md`, "Reading, and what a
 //! crash can leave".
 
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use super::frames::{Fault, Window, find_header, read_header, read_payload};
 use super::medium::{Medium, MediumFile};
-use super::{StoreError, segment_name, segment_number};
+use super::names::Listed;
+use super::segment::{Segment, Walked};
+use super::{SegmentNumbers, StoreError};
 use crate::format::{
-    ChainId, Close, Commit, FRAME_HEADER_BYTES, FRAME_MAGIC, FormatError, FrameHeader, FrameKind, Identity,
-    SEGMENT_HEADER_FRAME_BYTES, SegmentHeader,
+    BLOCK_LIST_BYTES_MAX, BlockList, CLOSE_FRAME_BYTES, ChainId, Close, Commit, FORMAT_WITH_CHANGES, FORMAT_WITH_COMPACTION,
+    FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Identity, Index, IndexBuilder, IndexedEpoch, Mention,
+    SEGMENT_HEADER_FRAME_BYTES, SegmentHeader, decode_zeros,
 };
 use crate::page::EpochId;
 
@@ -21,10 +25,10 @@ use crate::page::EpochId;
 pub struct Epoch {
     /// What its commit frame says.
     pub commit: Commit,
-    /// The hash of its commit frame.
+    /// Its identity: what the next epoch names as its parent.
     pub hash: u128,
     /// The segment that it lies in.
-    pub segment: u32,
+    pub segment: SegmentNumbers,
     /// Where its first frame begins, in bytes from the segment's beginning.
     pub offset: u64,
     /// Where its state frame begins.
@@ -80,128 +84,93 @@ impl fmt::Display for TornTail {
 /// What a walk found.
 #[derive(Debug)]
 pub(super) struct Scan {
-    pub(super) epochs: Vec<Epoch>,
+    /// The segments that hold what exists.
+    pub(super) segments: Vec<Segment>,
+    /// The newest epoch that exists, or the one that the chain begins at.
+    pub(super) newest: EpochId,
+    /// Its identity.
+    pub(super) newest_hash: u128,
     /// *D*: the newest epoch that something in the chain says was durable.
     pub(super) durable: EpochId,
     pub(super) tail: Option<TornTail>,
     pub(super) damage: Option<Damage>,
-    /// Every segment's number and length in bytes, in order.
-    pub(super) segments: Vec<(u32, u64)>,
+    /// Every file that counts, and its length in bytes, in order.
+    pub(super) files: Vec<(SegmentNumbers, u64)>,
     /// Where the sound part ends; none where not even the first segment's header is sound.
-    pub(super) end: Option<(u32, u64)>,
+    pub(super) end: Option<(SegmentNumbers, u64)>,
     /// Whether the sound part ends in a close frame.
     pub(super) closed: bool,
 }
 
-/// Reads or refuses.
-#[derive(Debug)]
-pub(super) enum Fault {
-    Io(io::Error),
-    Format(FormatError),
-}
-
-impl From<io::Error> for Fault {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
+/// Reads what the chain in `dir` holds, which begins behind the epoch `from` of this identity. A segment with a sound index is taken at its
+/// word; the others are walked.
+pub(super) fn scan(dir: &Path, medium: &dyn Medium, identity: &Arc<Identity>, from: (EpochId, u128)) -> Result<Scan, StoreError> {
+    let names = medium.list().map_err(StoreError::io("list", dir))?;
+    let mut walk = Walk::new(identity, from);
+    let mut segments = Vec::new();
+    for numbers in Listed::new(&names, identity.format).live {
+        let path = dir.join(numbers.file_name());
+        let file = medium.open(&numbers.file_name(), false).map_err(StoreError::io("open", &path))?;
+        let bytes = file.len().map_err(StoreError::io("read", &path))?;
+        let content = walk.segment(&At { numbers, path: &path, file: file.as_ref(), bytes }, Some(medium))?;
+        segments.push(Read { numbers, path, file, bytes, content });
     }
+    walk.decide(dir, segments)
 }
 
-impl From<FormatError> for Fault {
-    fn from(error: FormatError) -> Self {
-        Self::Format(error)
-    }
-}
-
-/// Reads the header of the frame at `offset` of a file that ends at `end`, in which the whole frame must lie.
-pub(super) fn read_header(file: &dyn MediumFile, offset: u64, end: u64, chain: ChainId) -> Result<FrameHeader, Fault> {
-    let mut bytes = [0; FRAME_HEADER_BYTES];
-    let room = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX).min(FRAME_HEADER_BYTES);
-    let read = file.read(offset, bytes.get_mut(..room).unwrap_or_default())?;
-    header_within(bytes.get(..read).unwrap_or_default(), offset, end, chain).map_err(Fault::Format)
-}
-
-/// Parses a header at the beginning of `bytes`, which are at `offset` of a file that ends at `end`.
-pub(super) fn header_within(bytes: &[u8], offset: u64, end: u64, chain: ChainId) -> Result<FrameHeader, FormatError> {
-    let header = FrameHeader::parse(bytes, chain)?;
-    let found = end.saturating_sub(offset);
-    if header.frame_bytes() > found {
-        return Err(FormatError::Short { field: "frame", offset: 0, needed: header.frame_bytes(), found });
-    }
-    Ok(header)
-}
-
-/// Reads and checks the payload of the frame at `offset`. The caller knows that the frame lies within the file, which bounds what is
-/// allocated here.
-pub(super) fn read_payload<'a>(
+/// Walks one segment that is part of a sound chain, for what its index should say.
+pub(super) fn walk_one(
+    path: &Path,
+    numbers: SegmentNumbers,
     file: &dyn MediumFile,
-    offset: u64,
-    header: &FrameHeader,
-    buffer: &'a mut Vec<u8>,
-) -> Result<&'a [u8], Fault> {
-    let body_bytes = usize::try_from(header.padded_bytes()).unwrap_or(usize::MAX);
-    if buffer.len() < body_bytes {
-        buffer.resize(body_bytes, 0);
-    }
-    let body = buffer.get_mut(..body_bytes).unwrap_or_default();
-    let read = file.read(offset + FRAME_HEADER_BYTES as u64, body)?;
-    Ok(header.check_body(body.get(..read).unwrap_or_default())?)
+    bytes: u64,
+    identity: &Arc<Identity>,
+) -> Result<Walked, StoreError> {
+    let (pending, last, broken) = walk_alone(&At { numbers, path, file, bytes }, identity)?;
+    let mut walked = pending.finish(usize::MAX, last, bytes).map_err(StoreError::Input)?;
+    walked.faults.extend(broken.map(|damage| (damage.epoch, damage)));
+    Ok(walked)
 }
 
-/// Finds the next sound header at or behind `from`, a multiple of 8. Looks at every place once.
-fn find_header(file: &dyn MediumFile, from: u64, end: u64, chain: ChainId) -> io::Result<Option<u64>> {
-    let mut buffer = vec![0; 256 << 10];
-    let mut base = from;
-    loop {
-        let read = file.read(base, &mut buffer)?;
-        let bytes = buffer.get(..read).unwrap_or_default();
-        let mut at = 0;
-        while let Some(place) = bytes.get(at..at + FRAME_HEADER_BYTES) {
-            let offset = base + at as u64;
-            if place.starts_with(&FRAME_MAGIC) && header_within(place, offset, end, chain).is_ok() {
-                return Ok(Some(offset));
-            }
-            at += 8;
-        }
-        if at == 0 {
-            return Ok(None);
-        }
-        base += at as u64;
+/// The bytes of the index of a segment all of whose frames are sound and durable.
+pub(super) fn index_of(
+    path: &Path,
+    numbers: SegmentNumbers,
+    file: &dyn MediumFile,
+    bytes: u64,
+    identity: &Arc<Identity>,
+) -> Result<Vec<u8>, StoreError> {
+    let (pending, last, broken) = walk_alone(&At { numbers, path, file, bytes }, identity)?;
+    if let Some(damage) = broken.or_else(|| pending.faults.first().map(|(_, damage)| damage.clone())) {
+        return Err(StoreError::Damaged(damage));
     }
+    let last = if pending.index.epochs() > 0 { last } else { (EpochId::NONE, 0) };
+    pending.index.finish(&pending.header, bytes, pending.previous, last.1).map_err(StoreError::Input)
 }
 
-/// Walks the chain that `identity` says, in `dir`.
-pub(super) fn scan(dir: &Path, medium: &dyn Medium, identity: &Identity) -> Result<Scan, StoreError> {
-    let mut numbers: Vec<_> =
-        medium.list().map_err(StoreError::io("list", dir))?.iter().filter_map(|name| segment_number(name)).collect();
-    numbers.sort_unstable();
-    let (chain, format) = (identity.chain, identity.format);
-    let mut walk =
-        Walk { dir, medium, chain, format, buffer: Vec::new(), at: 0, current: None, broken: None, out: Scan::empty() };
-    for number in numbers {
-        walk.segment(number)?;
-    }
-    walk.decide()
-}
-
-impl Scan {
-    const fn empty() -> Self {
-        Self {
-            epochs: Vec::new(),
-            durable: EpochId::NONE,
-            tail: None,
-            damage: None,
-            segments: Vec::new(),
-            end: None,
-            closed: false,
-        }
-    }
-
-    pub(super) fn newest(&self) -> EpochId {
-        self.epochs.last().map_or(EpochId::NONE, |epoch| epoch.commit.epoch)
-    }
-
-    pub(super) fn newest_hash(&self) -> u128 {
-        self.epochs.last().map_or(0, |epoch| epoch.hash)
+/// Walks one segment, which names what it begins behind; tells what is in it, the last epoch with its identity, and what ends it early.
+fn walk_alone(at: &At<'_>, identity: &Arc<Identity>) -> Result<(Pending, (EpochId, u128), Option<Damage>), StoreError> {
+    let damaged = |error: &FormatError| {
+        let (expected, found) = (error.expected(), error.found());
+        StoreError::Damaged(Damage { file: at.path.to_owned(), offset: error.offset(), epoch: EpochId::NONE, expected, found })
+    };
+    let mut buffer = Vec::new();
+    let header = read_header(at.file, 0, at.bytes, identity.chain).and_then(|header| {
+        let payload = read_payload(at.file, 0, &header, &mut buffer)?;
+        Ok(SegmentHeader::decode(payload)?)
+    });
+    let header = header.map_err(|fault| match fault {
+        Fault::Io(error) => StoreError::io("read", at.path)(error),
+        Fault::Format(error) => damaged(&error),
+    })?;
+    let mut walk = Walk::new(identity, (header.previous, header.previous_hash));
+    walk.number = at.numbers.first.saturating_sub(1);
+    let content = walk.segment(at, None)?;
+    let broken =
+        walk.broken.map(|Broken { file, offset, epoch, expected, found }| Damage { file, offset, epoch, expected, found });
+    match content {
+        Content::Walked(pending) => Ok((pending, (walk.newest, walk.newest_hash), broken)),
+        _ => Err(damaged(&FormatError::field("kind", 4, "a segment header", "something else"))),
     }
 }
 
@@ -217,67 +186,141 @@ struct Current {
 
 /// The first place that is not a valid continuation.
 struct Broken {
-    segment: u32,
+    file: PathBuf,
     offset: u64,
     epoch: EpochId,
     expected: String,
     found: String,
 }
 
-struct Walk<'a> {
-    dir: &'a Path,
-    medium: &'a dyn Medium,
-    chain: ChainId,
-    format: u32,
-    buffer: Vec<u8>,
-    /// The segment in hand.
-    at: u32,
-    current: Option<Current>,
-    broken: Option<Broken>,
-    out: Scan,
+/// A segment's file.
+struct At<'a> {
+    numbers: SegmentNumbers,
+    path: &'a Path,
+    file: &'a dyn MediumFile,
+    bytes: u64,
 }
 
-impl Walk<'_> {
-    fn path(&self, number: u32) -> PathBuf {
-        self.dir.join(segment_name(number))
+/// A segment that was read.
+struct Read {
+    numbers: SegmentNumbers,
+    path: PathBuf,
+    file: Box<dyn MediumFile>,
+    bytes: u64,
+    content: Content,
+}
+
+/// Where a segment's epochs and pages are known from.
+enum Content {
+    Sealed(Index),
+    Walked(Pending),
+    /// Not even its header is sound.
+    None,
+}
+
+/// What a walk collects of a segment.
+struct Pending {
+    header: [u8; FRAME_HEADER_BYTES],
+    previous: EpochId,
+    index: IndexBuilder,
+    faults: Vec<(EpochId, Damage)>,
+}
+
+impl Pending {
+    /// Keeps the first `epochs` epochs, of which `last` is the last, with its identity.
+    fn finish(mut self, epochs: usize, last: (EpochId, u128), bytes: u64) -> Result<Walked, FormatError> {
+        self.index.truncate(epochs);
+        self.faults.retain(|(epoch, _)| *epoch <= last.0);
+        let index = self.index.finish(&self.header, bytes, self.previous, last.1)?;
+        let index = Index::open(Box::new(index), &self.header, bytes)
+            .map_err(|error| FormatError::input("index", "a sound one", error))?;
+        Ok(Walked { index, faults: self.faults })
+    }
+}
+
+struct Walk<'a> {
+    identity: &'a Arc<Identity>,
+    chain: ChainId,
+    buffer: Vec<u8>,
+    /// The last number so far.
+    number: u32,
+    current: Option<Current>,
+    broken: Option<Broken>,
+    /// What is known of the segment in hand.
+    pending: Option<Pending>,
+    /// The epochs of segments that were walked.
+    epochs: Vec<Epoch>,
+    /// The newest epoch before those, and its identity: the one that the chain begins at, or the last of a sealed segment.
+    before: (EpochId, u128),
+    newest: EpochId,
+    newest_hash: u128,
+    durable: EpochId,
+    end: Option<(SegmentNumbers, u64)>,
+    closed: bool,
+}
+
+impl<'a> Walk<'a> {
+    fn new(identity: &'a Arc<Identity>, from: (EpochId, u128)) -> Self {
+        Self {
+            identity,
+            chain: identity.chain,
+            buffer: Vec::new(),
+            number: 0,
+            current: None,
+            broken: None,
+            pending: None,
+            epochs: Vec::new(),
+            before: from,
+            newest: from.0,
+            newest_hash: from.1,
+            durable: EpochId::NONE,
+            end: None,
+            closed: false,
+        }
     }
 
-    fn break_at(&mut self, segment: u32, offset: u64, expected: impl Into<String>, found: impl Into<String>) {
+    fn break_at(&mut self, file: &Path, offset: u64, expected: impl Into<String>, found: impl Into<String>) {
         if self.broken.is_none() {
-            let epoch = self.current.take().map_or_else(|| self.out.newest().next(), |current| current.epoch);
-            self.broken = Some(Broken { segment, offset, epoch, expected: expected.into(), found: found.into() });
+            let epoch = self.current.take().map_or_else(|| self.newest.next(), |current| current.epoch);
+            self.broken = Some(Broken { file: file.to_owned(), offset, epoch, expected: expected.into(), found: found.into() });
         }
     }
 
-    fn break_with(&mut self, offset: u64, error: &FormatError) {
-        self.break_at(self.at, offset + error.offset(), error.expected(), error.found());
+    fn break_with(&mut self, at: &At<'_>, offset: u64, error: &FormatError) {
+        self.break_at(at.path, offset.saturating_add(error.offset()), error.expected(), error.found());
     }
 
-    fn segment(&mut self, number: u32) -> Result<(), StoreError> {
-        let path = self.path(number);
-        let missing = self.at + 1;
-        if number != missing {
-            self.break_at(missing, 0, "a segment", "no such file");
+    /// Reads one segment; with a medium, its index is asked first.
+    fn segment(&mut self, at: &At<'_>, medium: Option<&dyn Medium>) -> Result<Content, StoreError> {
+        let missing = self.number.saturating_add(1);
+        if at.numbers.first > missing {
+            let path = at.path.with_file_name(SegmentNumbers::one(missing).file_name());
+            self.break_at(&path, 0, "a segment", "no such file");
+        } else if at.numbers.first < missing {
+            self.break_at(at.path, 0, format!("a segment from number {missing} on"), at.numbers.to_string());
         }
-        self.at = number;
-        let file = self.medium.open(&segment_name(number), false).map_err(StoreError::io("open", &path))?;
-        let file = file.as_ref();
-        let end = file.len().map_err(StoreError::io("read", &path))?;
-        self.out.segments.push((number, end));
-
+        self.number = at.numbers.last;
+        let mut window = Window::new(at.file);
         let mut offset = 0;
         // A segment that is empty still lacks its header.
-        while offset < end || offset == 0 {
-            match read_header(file, offset, end, self.chain) {
+        while offset < at.bytes || offset == 0 {
+            match window.header(offset, at.bytes, self.chain) {
                 Ok(header) => {
-                    self.frame(file, &path, offset, &header)?;
-                    offset += header.frame_bytes();
+                    self.frame(at, &mut window, offset, &header)?;
+                    if offset == 0
+                        && self.broken.is_none()
+                        && let Some(index) = medium.and_then(|medium| self.sealed(at, medium))
+                    {
+                        self.take_sealed(at, &index)?;
+                        return Ok(Content::Sealed(index));
+                    }
+                    offset = offset.saturating_add(header.frame_bytes());
                 }
-                Err(Fault::Io(error)) => return Err(StoreError::io("read", &path)(error)),
+                Err(Fault::Io(error)) => return Err(StoreError::io("read", at.path)(error)),
                 Err(Fault::Format(error)) => {
-                    self.break_with(offset, &error);
+                    self.break_with(at, offset, &error);
                     // Behind the fault only the proofs of durability are of interest.
-                    match find_header(file, offset + 8, end, self.chain).map_err(StoreError::io("read", &path))? {
+                    match find_header(at.file, offset + 8, at.bytes, self.chain).map_err(StoreError::io("read", at.path))? {
                         Some(next) => offset = next,
                         None => break,
                     }
@@ -285,89 +328,184 @@ impl Walk<'_> {
             }
         }
         if self.current.is_some() {
-            self.break_at(number, end, "more frames of the epoch", "the end of the segment");
+            self.break_at(at.path, at.bytes, "more frames of the epoch", "the end of the segment");
         }
-        Ok(())
+        Ok(self.pending.take().map_or(Content::None, Content::Walked))
     }
 
-    /// Takes one frame whose header is sound.
-    fn frame(&mut self, file: &dyn MediumFile, path: &Path, offset: u64, header: &FrameHeader) -> Result<(), StoreError> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let small = matches!(header.kind, FrameKind::SegmentHeader | FrameKind::Commit | FrameKind::Close);
-        let payload = if small { read_payload(file, offset, header, &mut buffer).map(Some) } else { Ok(None) };
-        let result = match payload {
-            Ok(None) => self.body_frame(offset, header),
-            Ok(Some(payload)) => match header.kind {
-                FrameKind::SegmentHeader => self.segment_header(offset, payload),
-                FrameKind::Commit => self.commit(offset, header, payload),
-                _ => self.close(offset, header, payload),
-            },
-            Err(Fault::Format(error)) => Err(error),
-            Err(Fault::Io(error)) => return Err(StoreError::io("read", path)(error)),
-        };
-        self.buffer = buffer;
-        match result {
-            Ok(()) => Ok(()),
-            Err(FormatError::Version { found, .. }) => Err(StoreError::Version { file: path.to_owned(), found }),
+    /// The segment's index, where there is one that fits it.
+    fn sealed(&self, at: &At<'_>, medium: &dyn Medium) -> Option<Index> {
+        let pending = self.pending.as_ref()?;
+        let name = at.numbers.index_name();
+        let bytes = match medium.map(&name) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
             Err(error) => {
-                self.break_with(offset, &error);
-                Ok(())
+                tracing::warn!(%name, %error, "the index cannot be read: the segment is walked instead");
+                return None;
+            }
+        };
+        match Index::open(bytes, &pending.header, at.bytes) {
+            Ok(index) if index.previous() == self.newest && index.last() >= self.newest => Some(index),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::debug!(%name, %error, "the index does not fit: the segment is walked instead");
+                None
             }
         }
     }
 
-    fn proven(&mut self, epoch: EpochId) {
-        self.out.durable = self.out.durable.max(epoch);
+    fn take_sealed(&mut self, at: &At<'_>, index: &Index) -> Result<(), StoreError> {
+        self.pending = None;
+        if index.epochs() > 0 {
+            (self.newest, self.newest_hash) = (index.last(), index.identity());
+            self.before = (self.newest, self.newest_hash);
+        }
+        // Only what is durable is indexed.
+        self.proven(self.newest);
+        self.end = Some((at.numbers, at.bytes));
+        let offset = at.bytes.saturating_sub(CLOSE_FRAME_BYTES as u64);
+        self.closed = match read_header(at.file, offset, at.bytes, self.chain) {
+            Ok(header) => header.kind == FrameKind::Close && header.epoch == self.newest,
+            Err(Fault::Format(_)) => false,
+            Err(Fault::Io(error)) => return Err(StoreError::io("read", at.path)(error)),
+        };
+        Ok(())
     }
 
-    fn segment_header(&mut self, offset: u64, payload: &[u8]) -> Result<(), FormatError> {
+    /// Takes one frame whose header is sound.
+    fn frame(&mut self, at: &At<'_>, window: &mut Window<'_>, offset: u64, header: &FrameHeader) -> Result<(), StoreError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let small = matches!(header.kind, FrameKind::SegmentHeader | FrameKind::Commit | FrameKind::Close);
+        let payload = if small { small_payload(at, window, offset, header, &mut buffer).map(Some) } else { Ok(None) };
+        let result = match payload {
+            Ok(None) => self.body_frame(offset, header),
+            Ok(Some(payload)) => match header.kind {
+                FrameKind::SegmentHeader => self.segment_header(at, offset, header, payload),
+                FrameKind::Commit => self.commit(at, offset, header, payload),
+                _ => self.close(at, offset, header, payload),
+            },
+            Err(Fault::Format(error)) => Err(error),
+            Err(Fault::Io(error)) => return Err(StoreError::io("read", at.path)(error)),
+        };
+        let result = match result {
+            Ok(()) if !small && self.broken.is_none() => self.mentions(at, window, offset, header, &mut buffer),
+            Ok(()) => Ok(()),
+            Err(FormatError::Version { found, .. }) => Err(StoreError::Version { file: at.path.to_owned(), found }),
+            Err(error) => {
+                self.break_with(at, offset, &error);
+                Ok(())
+            }
+        };
+        self.buffer = buffer;
+        result
+    }
+
+    /// Collects the pages that a frame mentions. A list that cannot be read does not end the chain: the epochs that lean on it cannot be had.
+    fn mentions(
+        &mut self,
+        at: &At<'_>,
+        window: &mut Window<'_>,
+        offset: u64,
+        header: &FrameHeader,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), StoreError> {
+        let Some(pending) = &mut self.pending else { return Ok(()) };
+        let identity = self.identity;
+        let in_memory = |gfn| match identity.contains(gfn) {
+            true => Ok(()),
+            false => Err(FormatError::field("gfn", FRAME_HEADER_BYTES, "a page of guest memory", gfn)),
+        };
+        let found = match header.kind {
+            FrameKind::Pages => {
+                let room = BLOCK_LIST_BYTES_MAX.min(usize::try_from(header.length).unwrap_or(usize::MAX));
+                let list = window.at(offset + FRAME_HEADER_BYTES as u64, room).map_err(StoreError::io("read", at.path))?;
+                BlockList::parse(list).and_then(|list| {
+                    if list.is_changes() && identity.format < FORMAT_WITH_CHANGES {
+                        return Err(FormatError::field("encoding", FRAME_HEADER_BYTES, "0 or 1 in a chain of format 1", 2));
+                    }
+                    list.gfns().iter().try_for_each(|gfn| in_memory(*gfn))?;
+                    pending.index.block(offset, list.is_changes(), list.gfns())
+                })
+            }
+            FrameKind::Zeros => match read_payload(at.file, offset, header, buffer) {
+                Err(Fault::Io(error)) => return Err(StoreError::io("read", at.path)(error)),
+                Err(Fault::Format(error)) => Err(error),
+                Ok(payload) => decode_zeros(payload).and_then(|runs| {
+                    if let Some(run) = runs.iter().find(|run| !identity.contains_run(**run)) {
+                        let found = format!("{} pages from {}", run.count, run.first);
+                        return Err(FormatError::field("run", FRAME_HEADER_BYTES, "pages of guest memory", found));
+                    }
+                    pending.index.frame(offset, Mention::Zeros, runs)
+                }),
+            },
+            _ => Ok(()),
+        };
+        if let Err(error) = found {
+            let (offset, epoch) = (offset.saturating_add(error.offset()), header.epoch);
+            let (expected, found) = (error.expected(), error.found());
+            pending.faults.push((epoch, Damage { file: at.path.to_owned(), offset, epoch, expected, found }));
+        }
+        Ok(())
+    }
+
+    fn proven(&mut self, epoch: EpochId) {
+        self.durable = self.durable.max(epoch);
+    }
+
+    fn segment_header(&mut self, at: &At<'_>, offset: u64, header: &FrameHeader, payload: &[u8]) -> Result<(), FormatError> {
         let segment = SegmentHeader::decode(payload)?;
         // The segment before is synced before the next is made.
         self.proven(segment.previous);
         if self.broken.is_some() {
             return Ok(());
         }
-        let header = FRAME_HEADER_BYTES;
+        let begin = FRAME_HEADER_BYTES;
         if offset != 0 {
             return Err(FormatError::field("kind", 4, "a frame of an epoch or a close", "a segment header"));
         }
-        if segment.format != self.format {
-            return Err(FormatError::field("format version", header, self.format, segment.format));
+        if segment.format != self.identity.format {
+            return Err(FormatError::field("format version", begin, self.identity.format, segment.format));
         }
-        if segment.number != self.at {
-            return Err(FormatError::field("segment number", header + 4, self.at, segment.number));
+        if segment.number != at.numbers.first {
+            return Err(FormatError::field("segment number", begin + 4, at.numbers.first, segment.number));
         }
         if segment.chain != self.chain {
-            return Err(FormatError::field("chain", header + 8, self.chain, segment.chain));
+            return Err(FormatError::field("chain", begin + 8, self.chain, segment.chain));
         }
-        let (newest, hash) = (self.out.newest(), self.out.newest_hash());
-        if segment.previous != newest {
-            return Err(FormatError::field("epoch of the newest commit", header + 40, newest, segment.previous));
+        let more = at.numbers.last - at.numbers.first;
+        if segment.more != more {
+            return Err(FormatError::field("further numbers", begin + 60, more, segment.more));
         }
-        if segment.previous_hash != hash {
-            return Err(differs("hash of the newest commit", header + 24, hash, segment.previous_hash));
+        if segment.previous != self.newest {
+            return Err(FormatError::field("epoch of the newest commit", begin + 40, self.newest, segment.previous));
         }
-        self.out.end = Some((self.at, SEGMENT_HEADER_FRAME_BYTES as u64));
-        self.out.closed = false;
+        if segment.previous_hash != self.newest_hash {
+            return Err(differs("identity of the newest epoch", begin + 24, self.newest_hash, segment.previous_hash));
+        }
+        self.end = Some((at.numbers, SEGMENT_HEADER_FRAME_BYTES as u64));
+        self.closed = false;
+        let header = header.encode(self.chain);
+        self.pending = Some(Pending { header, previous: self.newest, index: IndexBuilder::new(), faults: Vec::new() });
         Ok(())
     }
 
-    fn close(&mut self, offset: u64, header: &FrameHeader, payload: &[u8]) -> Result<(), FormatError> {
+    fn close(&mut self, at: &At<'_>, offset: u64, header: &FrameHeader, payload: &[u8]) -> Result<(), FormatError> {
         let close = Close::decode(header, payload)?;
         self.proven(close.epoch);
         if self.broken.is_some() {
             return Ok(());
         }
         self.between_epochs(offset, "a close")?;
-        let (newest, hash) = (self.out.newest(), self.out.newest_hash());
+        let (newest, hash) = (self.newest, self.newest_hash);
         if close.epoch != newest {
             return Err(FormatError::field("newest epoch", FRAME_HEADER_BYTES, newest, close.epoch));
         }
         if close.commit_hash != hash {
-            return Err(differs("hash of the newest commit", FRAME_HEADER_BYTES + 8, hash, close.commit_hash));
+            return Err(differs("identity of the newest epoch", FRAME_HEADER_BYTES + 8, hash, close.commit_hash));
         }
-        self.out.end = Some((self.at, offset + header.frame_bytes()));
-        self.out.closed = true;
+        self.end = Some((at.numbers, offset + header.frame_bytes()));
+        self.closed = true;
         Ok(())
     }
 
@@ -386,7 +524,7 @@ impl Walk<'_> {
         if self.broken.is_some() {
             return Ok(());
         }
-        let newest = self.out.newest();
+        let newest = self.newest;
         if self.current.is_none() {
             self.between_epochs(offset, header.kind.as_str())?;
             if header.epoch <= newest {
@@ -422,7 +560,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn commit(&mut self, offset: u64, header: &FrameHeader, payload: &[u8]) -> Result<(), FormatError> {
+    fn commit(&mut self, at: &At<'_>, offset: u64, header: &FrameHeader, payload: &[u8]) -> Result<(), FormatError> {
         let commit = Commit::decode(header, payload)?;
         self.proven(commit.durable);
         if self.broken.is_some() {
@@ -433,85 +571,129 @@ impl Walk<'_> {
             return Err(FormatError::field("kind", 4, "the state of the epoch", "its commit"));
         };
         let totals = commit.totals;
-        let at = FRAME_HEADER_BYTES;
+        let begin = FRAME_HEADER_BYTES;
         if commit.epoch != current.epoch {
             return Err(FormatError::field("epoch", 8, current.epoch, commit.epoch));
         }
         if totals.frames != current.frames {
-            return Err(FormatError::field("frames", at + 24, current.frames, totals.frames));
+            return Err(FormatError::field("frames", begin + 24, current.frames, totals.frames));
         }
         if totals.blocks != current.blocks {
-            return Err(FormatError::field("blocks", at + 28, current.blocks, totals.blocks));
+            return Err(FormatError::field("blocks", begin + 28, current.blocks, totals.blocks));
         }
         if totals.frames_bytes != offset - current.offset {
-            return Err(FormatError::field("bytes of frames", at + 32, offset - current.offset, totals.frames_bytes));
+            return Err(FormatError::field("bytes of frames", begin + 32, offset - current.offset, totals.frames_bytes));
         }
         let headers = current.headers.digest128();
         if totals.frames_hash != headers {
-            return Err(differs("hash of headers", at + 40, headers, totals.frames_hash));
+            return Err(differs("hash of headers", begin + 40, headers, totals.frames_hash));
         }
-        let (newest, hash) = (self.out.newest(), self.out.newest_hash());
+        let (newest, hash) = (self.newest, self.newest_hash);
         if commit.parent != newest {
-            return Err(FormatError::field("parent", at, newest, commit.parent));
+            return Err(FormatError::field("parent", begin, newest, commit.parent));
         }
         if commit.parent_hash != hash {
-            return Err(differs("parent hash", at + 8, hash, commit.parent_hash));
+            return Err(differs("parent hash", begin + 8, hash, commit.parent_hash));
         }
-        let hash = Commit::hash_frame(&[&header.encode(self.chain)[..], payload].concat());
-        let epoch = Epoch { commit, hash, segment: self.at, offset: current.offset, state_offset, commit_offset: offset };
-        self.out.epochs.push(epoch);
-        self.out.end = Some((self.at, offset + header.frame_bytes()));
-        self.out.closed = false;
+        if commit.rewritten.is_some() && self.identity.format < FORMAT_WITH_COMPACTION {
+            return Err(FormatError::field("flags", begin + 169, "no rewritten epoch before format 3", "one"));
+        }
+        let hash = commit.identity(&[&header.encode(self.chain)[..], payload].concat());
+        let epoch = Epoch { commit, hash, segment: at.numbers, offset: current.offset, state_offset, commit_offset: offset };
+        if let Some(pending) = &mut self.pending {
+            let Epoch { offset, state_offset, commit_offset, .. } = epoch;
+            let (epoch, base) = (commit.epoch, commit.base);
+            pending.index.epoch(IndexedEpoch { epoch, offset, state_offset, commit_offset, first_frame: 0, base });
+        }
+        self.epochs.push(epoch);
+        (self.newest, self.newest_hash) = (commit.epoch, hash);
+        self.end = Some((at.numbers, offset + header.frame_bytes()));
+        self.closed = false;
         self.current = None;
         Ok(())
     }
 
     /// Checks the payloads of what was not proven durable, and says what the first fault means.
-    fn decide(mut self) -> Result<Scan, StoreError> {
-        let from = self.out.epochs.partition_point(|epoch| epoch.commit.epoch <= self.out.durable);
-        let mut file = None;
-        for index in from..self.out.epochs.len() {
-            let Some(epoch) = self.out.epochs.get(index).copied() else { break };
-            let path = self.path(epoch.segment);
-            let open = match file.take() {
-                Some((number, open)) if number == epoch.segment => open,
-                _ => self.medium.open(&segment_name(epoch.segment), false).map_err(StoreError::io("open", &path))?,
-            };
-            let open = &file.insert((epoch.segment, open)).1;
-            match check_payloads(open.as_ref(), &epoch, self.chain, &mut self.buffer) {
+    fn decide(mut self, dir: &Path, read: Vec<Read>) -> Result<Scan, StoreError> {
+        let from = self.epochs.partition_point(|epoch| epoch.commit.epoch <= self.durable);
+        for (index, epoch) in self.epochs.iter().enumerate().skip(from) {
+            let Some(segment) = read.iter().find(|read| read.numbers == epoch.segment) else { continue };
+            match check_payloads(segment.file.as_ref(), epoch, self.chain, &mut self.buffer) {
                 Ok(()) => {}
-                Err((_, Fault::Io(error))) => return Err(StoreError::io("read", &path)(error)),
+                Err((_, Fault::Io(error))) => return Err(StoreError::io("read", &segment.path)(error)),
                 Err((offset, Fault::Format(error))) => {
                     self.broken = Some(Broken {
-                        segment: epoch.segment,
-                        offset: offset + error.offset(),
+                        file: segment.path.clone(),
+                        offset: offset.saturating_add(error.offset()),
                         epoch: epoch.commit.epoch,
                         expected: error.expected(),
                         found: error.found(),
                     });
-                    self.out.epochs.truncate(index);
-                    self.out.end = Some((epoch.segment, epoch.offset));
-                    self.out.closed = false;
+                    self.end = Some((epoch.segment, epoch.offset));
+                    self.closed = false;
+                    self.epochs.truncate(index);
+                    // What is sealed is proven, and so comes before what is not.
+                    let last = self.epochs.last().map(|epoch| (epoch.commit.epoch, epoch.hash));
+                    (self.newest, self.newest_hash) = last.filter(|last| last.0 > self.before.0).unwrap_or(self.before);
                     break;
                 }
             }
         }
-        let Some(Broken { segment, offset, epoch, expected, found }) = self.broken.take() else { return Ok(self.out) };
-        let damage = Damage { file: self.path(segment), offset, epoch, expected, found };
-        if self.out.durable > self.out.newest() {
-            self.out.damage = Some(damage);
+        let files: Vec<_> = read.iter().map(|read| (read.numbers, read.bytes)).collect();
+        let mut segments = Vec::new();
+        for Read { numbers, path, file, bytes, content } in read {
+            let segment = match content {
+                Content::Sealed(index) => Segment::sealed(numbers, path, file, bytes, self.identity.clone(), index),
+                Content::Walked(pending) => {
+                    let epochs = || self.epochs.iter().filter(|epoch| epoch.segment == numbers);
+                    let last = epochs().next_back().map_or((EpochId::NONE, 0), |epoch| (epoch.commit.epoch, epoch.hash));
+                    let walked = pending.finish(epochs().count(), last, bytes).map_err(StoreError::Input)?;
+                    Segment::walked(numbers, path, file, bytes, self.identity.clone(), walked)
+                }
+                Content::None => continue,
+            };
+            segments.push(segment);
+        }
+        let Self { newest, newest_hash, durable, end, closed, broken, .. } = self;
+        let mut scan = Scan { segments, newest, newest_hash, durable, tail: None, damage: None, files, end, closed };
+        let Some(Broken { file, offset, epoch, expected, found }) = broken else { return Ok(scan) };
+        let damage = Damage { file, offset, epoch, expected, found };
+        if durable > newest {
+            scan.damage = Some(damage);
         } else {
-            let (end_segment, end_offset) = self.out.end.unwrap_or((0, 0));
-            let behind = self.out.segments.iter().filter(|(number, _)| *number >= end_segment).map(|(_, bytes)| *bytes);
+            let (last, end_offset) = end.map_or((0, 0), |(numbers, offset)| (numbers.last, offset));
+            let behind = scan.files.iter().filter(|(numbers, _)| numbers.last >= last).map(|(_, bytes)| *bytes);
             let bytes = behind.fold(0, u64::saturating_add).saturating_sub(end_offset);
             // Where the sound part ends with a segment, the tail begins with the next file.
-            let whole = self.out.segments.contains(&(end_segment, end_offset)) || end_segment == 0;
-            let (file, offset) = if whole { (end_segment + 1, 0) } else { (end_segment, end_offset) };
-            self.out.tail = Some(TornTail { file: self.path(file), offset, bytes, reason: damage });
+            let (file, offset) = match end {
+                Some((numbers, offset)) if !scan.files.contains(&(numbers, offset)) => (numbers, offset),
+                _ => (SegmentNumbers::one(last.saturating_add(1)), 0),
+            };
+            scan.tail = Some(TornTail { file: dir.join(file.file_name()), offset, bytes, reason: damage });
         }
-        Ok(self.out)
+        Ok(scan)
     }
 }
+
+/// The payload of a frame of a kind that is small.
+fn small_payload<'a>(
+    at: &At<'_>,
+    window: &mut Window<'_>,
+    offset: u64,
+    header: &FrameHeader,
+    buffer: &'a mut Vec<u8>,
+) -> Result<&'a [u8], Fault> {
+    let len = usize::try_from(header.padded_bytes()).unwrap_or(usize::MAX);
+    if len > SMALL_BYTES_MAX {
+        return read_payload(at.file, offset, header, buffer);
+    }
+    buffer.clear();
+    buffer.extend(window.at(offset + FRAME_HEADER_BYTES as u64, len)?);
+    Ok(header.check_body(buffer)?)
+}
+
+/// No sound frame of a small kind has more bytes of payload.
+const SMALL_BYTES_MAX: usize = 256;
 
 /// Checks the payload of every frame of `epoch`; a fault comes with the frame's offset.
 fn check_payloads(file: &dyn MediumFile, epoch: &Epoch, chain: ChainId, buffer: &mut Vec<u8>) -> Result<(), (u64, Fault)> {

@@ -10,8 +10,8 @@ use super::medium::{Lock, Medium, MediumFile};
 use super::{Chain, NewChain, StoreError, Writer, WriterOptions};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
-    BlockEncoder, CHANGED_WORDS_MAX, CHANGES_DEPTH_MAX, ChainId, ChangedWords, Commit, Compression, EpochWriter, MemoryDigest,
-    is_zero,
+    BlockEncoder, CHANGED_WORDS_MAX, CHANGES_DEPTH_MAX, ChainId, ChangedWords, Commit, Compression, EpochWriter, IndexBytes,
+    MAIN_BRANCH, MemoryDigest, is_zero,
 };
 use crate::machine::StateRecord;
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun, runs};
@@ -69,6 +69,12 @@ enum NameOp {
 }
 
 impl NameOp {
+    /// Whether it is of names in the directory that `prefix` stands for.
+    fn is_in(&self, prefix: &str) -> bool {
+        let (Self::Create(name, _) | Self::Remove(name) | Self::Rename(name, _)) = self;
+        name.strip_prefix(prefix).is_some_and(|name| !name.contains('/'))
+    }
+
     fn apply(&self, names: &mut BTreeMap<String, usize>) {
         match self {
             Self::Create(name, inode) => {
@@ -124,6 +130,8 @@ pub(crate) enum Cut {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Disk {
     state: Arc<Mutex<State>>,
+    /// What the names of files in this directory begin with.
+    prefix: String,
 }
 
 impl Disk {
@@ -215,16 +223,20 @@ impl Disk {
         self.state.lock().unwrap()
     }
 
+    fn path(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
     fn medium(&self) -> Arc<dyn Medium> {
         Arc::new(self.clone())
     }
 
     pub(crate) fn chain(&self) -> Result<Chain, StoreError> {
-        Chain::open_on(Path::new("disk"), self.medium())
+        Chain::open_on(Path::new("disk"), self.medium(), MAIN_BRANCH)
     }
 
     pub(crate) fn writer(&self, options: WriterOptions) -> Result<Writer, StoreError> {
-        Writer::open_on(Path::new("disk"), self.medium(), options).map(|(writer, _)| writer)
+        Writer::open_on(Path::new("disk"), self.medium(), MAIN_BRANCH, options).map(|(writer, _)| writer)
     }
 
     pub(crate) fn create(&self, new: &NewChain, options: WriterOptions) -> Result<Writer, StoreError> {
@@ -257,32 +269,36 @@ impl State {
 
 impl Medium for Disk {
     fn list(&self) -> io::Result<Vec<String>> {
-        Ok(self.state().live.keys().cloned().collect())
+        let state = self.state();
+        let below = state.live.keys().filter_map(|name| name.strip_prefix(&self.prefix));
+        let mut names: Vec<_> = below.map(|name| name.split('/').next().unwrap().to_owned()).collect();
+        names.dedup();
+        Ok(names)
     }
 
     fn open(&self, name: &str, _write: bool) -> io::Result<Box<dyn MediumFile>> {
-        let inode = self.state().live.get(name).copied().ok_or(io::ErrorKind::NotFound)?;
+        let inode = self.state().live.get(&self.path(name)).copied().ok_or(io::ErrorKind::NotFound)?;
         Ok(Box::new(DiskFile { disk: self.clone(), inode }))
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn MediumFile>> {
         let mut state = self.state();
-        if state.live.contains_key(name) {
+        if state.live.contains_key(&self.path(name)) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let inode = state.inodes.len();
         state.inodes.push(Inode::default());
-        state.name(NameOp::Create(name.to_owned(), inode))?;
+        state.name(NameOp::Create(self.path(name), inode))?;
         drop(state);
         Ok(Box::new(DiskFile { disk: self.clone(), inode }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.state().name(NameOp::Rename(from.to_owned(), to.to_owned()))
+        self.state().name(NameOp::Rename(self.path(from), self.path(to)))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.state().name(NameOp::Remove(name.to_owned()))
+        self.state().name(NameOp::Remove(self.path(name)))
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -291,8 +307,25 @@ impl Medium for Disk {
             return Err(io::Error::other("the power is off"));
         }
         let State { durable, pending, .. } = &mut *state;
-        pending.drain(..).for_each(|op| op.apply(durable));
+        let (here, elsewhere): (Vec<_>, _) = std::mem::take(pending).into_iter().partition(|op| op.is_in(&self.prefix));
+        *pending = elsewhere;
+        here.into_iter().for_each(|op| op.apply(durable));
         Ok(())
+    }
+
+    fn directory(&self, name: &str) -> Arc<dyn Medium> {
+        Arc::new(Self { state: self.state.clone(), prefix: format!("{}{name}/", self.prefix) })
+    }
+
+    fn make_directory(&self, _: &str) -> io::Result<()> {
+        // A directory is there as soon as there is a file in it.
+        Ok(())
+    }
+
+    fn map(&self, name: &str) -> io::Result<Box<dyn IndexBytes>> {
+        let state = self.state();
+        let inode = state.live.get(&self.path(name)).copied().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(state.inodes[inode].live.clone()))
     }
 
     fn lock(&self, _: &str, _: &str) -> io::Result<Lock> {
@@ -582,6 +615,7 @@ impl Model {
         assert_eq!(chain.damage(), [], "no crash leaves damage");
         assert!(chain.newest() >= self.durable, "epoch {} was durable, and {} is the newest", self.durable, chain.newest());
         for epoch in chain.epochs() {
+            let epoch = epoch.unwrap();
             let commit = epoch.commit;
             let (parent, memory) = self.offered.get(&commit.epoch).expect("only what was offered exists");
             assert_eq!(commit.parent, *parent);

@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::maintain::Maintenance;
 use super::medium::{Directory, Lock, Medium, MediumFile};
-use super::read::{check_dir, read_identity};
-use super::{IDENTITY, IDENTITY_DRAFT, LOCK, StoreError, TornTail, causes, scan, segment_name, segment_number};
+use super::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE};
+use super::read::{check_dir, place_of, read_identity};
+use super::{Chain, SegmentNumbers, StoreError, TornTail, causes, scan};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
-    COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, Identity, SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SegmentHeader,
+    BranchPoint, COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, FORMAT_WITH_COMPACTION, Identity, MAIN_BRANCH,
+    SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SegmentHeader,
 };
 use crate::page::{EpochId, PAGE_SIZE_U64, PageRun};
 
@@ -30,16 +33,21 @@ pub struct NewChain {
 /// How a writer writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriterOptions {
-    /// A segment that is this long or longer, in bytes, gets no further epoch. 256 MiB by default.
+    /// A segment that is this long or longer, in bytes, gets no further epoch. 64 MiB by default.
     pub segment_bytes: u64,
+    /// Nor does one that mentions this many pages, or has an eighth as many epochs: how long a chain takes to open that was not ended in order follows
+    /// these. 256 Ki by default.
+    pub segment_mentions: u64,
     /// How far ahead space is taken, in bytes, so that a full disk shows at an append and not at a sync. 16 MiB by default; 0 for
     /// not at all.
     pub preallocate_bytes: u64,
+    /// Whether segments get their indexes on a thread of their own, and not while the writer waits. True by default.
+    pub background: bool,
 }
 
 impl Default for WriterOptions {
     fn default() -> Self {
-        Self { segment_bytes: 256 << 20, preallocate_bytes: 16 << 20 }
+        Self { segment_bytes: 64 << 20, segment_mentions: 256 << 10, preallocate_bytes: 16 << 20, background: true }
     }
 }
 
@@ -62,8 +70,8 @@ pub struct Writer {
     dir: PathBuf,
     medium: Arc<dyn Medium>,
     options: WriterOptions,
-    identity: Identity,
-    segment: Segment,
+    identity: Arc<Identity>,
+    segment: Active,
     tip: EpochId,
     tip_hash: u128,
     durable: EpochId,
@@ -75,14 +83,22 @@ pub struct Writer {
     latched: Option<String>,
     /// Space is not taken ahead where the file system cannot.
     preallocates: bool,
+    maintenance: Maintenance,
+    /// Nothing was appended yet.
+    untouched: bool,
     _lock: Box<dyn Any + Send + Sync>,
 }
 
 /// The segment that is appended to.
 #[derive(Debug)]
-struct Segment {
-    number: u32,
+struct Active {
+    numbers: SegmentNumbers,
     file: Box<dyn MediumFile>,
+    /// Mentions of pages and epochs that were added since it was opened.
+    mentions: u64,
+    epochs: u64,
+    /// It gets no more epochs, because it has an index or is compacted.
+    sealed: bool,
     /// The end of the last whole epoch or close frame.
     end: u64,
     /// Where the next byte goes.
@@ -91,9 +107,9 @@ struct Segment {
     reserved: u64,
 }
 
-impl Segment {
-    fn new(number: u32, file: Box<dyn MediumFile>, end: u64) -> Self {
-        Self { number, file, end, at: end, reserved: end }
+impl Active {
+    fn new(numbers: SegmentNumbers, file: Box<dyn MediumFile>, end: u64, sealed: bool) -> Self {
+        Self { numbers, file, mentions: 0, epochs: 0, sealed, end, at: end, reserved: end }
     }
 }
 
@@ -115,25 +131,85 @@ impl Writer {
         new: &NewChain,
         options: WriterOptions,
     ) -> Result<Self, StoreError> {
-        let listed = || medium.list().map_err(StoreError::io("list", dir));
-        check_free(dir, &listed()?)?;
-        let mut chain = ChainId::default();
-        rustix::rand::getrandom(&mut chain.0, rustix::rand::GetRandomFlags::empty())
-            .map_err(|error| StoreError::io("draw a random identifier for", dir)(error.into()))?;
+        check_free(dir, &medium.list().map_err(StoreError::io("list", dir))?)?;
         let identity = Identity {
             format: FORMAT_VERSION,
-            chain,
+            chain: random_chain(dir)?,
             page_size: PAGE_SIZE_U64,
             created_unix_ns: now_unix_ns(),
-            created_by: concat!("slackwater ", env!("CARGO_PKG_VERSION")).to_owned(),
+            created_by: CREATED_BY.to_owned(),
             memory: new.memory.clone(),
             vcpus: new.vcpus,
             machine: new.machine.clone(),
+            branch_of: None,
         };
+        Self::begin_chain(dir, medium, identity, options)
+    }
+
+    /// Makes the branch `name` of the chain in `dir`, which begins at `epoch` of the chain `of`: `main`, or another branch.
+    ///
+    /// # Errors
+    /// A name that no branch can have, or one has; an epoch that there is not; a chain of a format before 3; somebody who compacts the chain
+    /// or makes a branch; what the operating system refuses.
+    pub fn create_branch(
+        dir: impl AsRef<Path>,
+        name: &str,
+        of: &str,
+        epoch: EpochId,
+        options: WriterOptions,
+    ) -> Result<Self, StoreError> {
+        let dir = dir.as_ref();
+        check_dir(dir)?;
+        Self::create_branch_on(dir, Arc::new(Directory::new(dir)), name, of, epoch, options)
+    }
+
+    pub(super) fn create_branch_on(
+        root: &Path,
+        medium: Arc<dyn Medium>,
+        name: &str,
+        of: &str,
+        epoch: EpochId,
+        options: WriterOptions,
+    ) -> Result<Self, StoreError> {
+        if name == MAIN_BRANCH || !crate::format::is_branch_name(name) {
+            return Err(StoreError::BranchName { name: name.to_owned() });
+        }
+        // Before the lock, so that a directory without a chain is left as it is.
+        place_of(root, medium.as_ref(), of)?;
+        // Nobody drops the epoch while the branch is made.
+        let _maintenance = take_lock(root, medium.as_ref(), MAINTENANCE)?;
+        let trunk = Chain::open_on(root, medium.clone(), of)?;
+        let begin = trunk.epoch(epoch)?;
+        if trunk.identity().format < FORMAT_WITH_COMPACTION {
+            return Err(StoreError::OldFormat { dir: trunk.dir().to_owned(), format: trunk.identity().format });
+        }
+        trunk.make_durable(epoch)?;
+        let branches = medium.directory(BRANCHES);
+        let dir = root.join(BRANCHES).join(name);
+        let listed = || {
+            medium.make_directory(BRANCHES)?;
+            medium.sync()?;
+            branches.make_directory(name)?;
+            branches.sync()?;
+            branches.directory(name).list()
+        };
+        check_free(&dir, &listed().map_err(StoreError::io("make", &dir))?)?;
+        let identity = Identity {
+            format: FORMAT_VERSION,
+            chain: random_chain(&dir)?,
+            created_unix_ns: now_unix_ns(),
+            created_by: CREATED_BY.to_owned(),
+            branch_of: Some(BranchPoint { branch: of.to_owned(), epoch, identity: begin.hash }),
+            ..trunk.identity().clone()
+        };
+        Self::begin_chain(&dir, branches.directory(name), identity, options)
+    }
+
+    fn begin_chain(dir: &Path, medium: Arc<dyn Medium>, identity: Identity, options: WriterOptions) -> Result<Self, StoreError> {
         let bytes = identity.encode().map_err(StoreError::Input)?;
-        let lock = take_lock(dir, medium.as_ref())?;
+        let lock = take_lock(dir, medium.as_ref(), LOCK)?;
         // Another writer may have been quicker.
-        let names = listed()?;
+        let names = medium.list().map_err(StoreError::io("list", dir))?;
         check_free(dir, &names)?;
 
         if names.iter().any(|name| name == IDENTITY_DRAFT) {
@@ -147,40 +223,23 @@ impl Writer {
             medium.sync()
         };
         write().map_err(StoreError::io("write", dir.join(IDENTITY)))?;
-        let segment = make_segment(dir, medium.as_ref(), &identity, 1, EpochId::NONE, 0)?;
-        Ok(Self {
-            dir: dir.to_owned(),
-            medium,
-            options,
-            identity,
-            segment,
-            tip: EpochId::NONE,
-            tip_hash: 0,
-            durable: EpochId::NONE,
-            pending: None,
-            closed: false,
-            latched: None,
-            preallocates: options.preallocate_bytes > 0,
-            _lock: lock,
-        })
+        let identity = Arc::new(identity);
+        let from = begins_at(&identity);
+        let segment = make_segment(dir, medium.as_ref(), &identity, 1, from)?;
+        let recovered = Recovered { tip: from.0, epochs: 0, torn: None, closed: false };
+        Ok(Self::new(dir, medium, identity, Opened { segment, tip_hash: from.1, recovered }, options, lock).0)
     }
 
-    /// Opens the chain in `dir` to go on with it: cuts off a torn tail, and makes every epoch that is there durable.
-    ///
-    /// # Errors
-    /// As [`Chain::open`](super::Chain::open); another writer; damage, after which nothing was changed.
-    pub fn open(dir: impl AsRef<Path>, options: WriterOptions) -> Result<(Self, Recovered), StoreError> {
-        let dir = dir.as_ref();
-        check_dir(dir)?;
-        Self::open_on(dir, Arc::new(Directory::new(dir)), options)
-    }
-
-    pub(super) fn open_on(dir: &Path, medium: Arc<dyn Medium>, options: WriterOptions) -> Result<(Self, Recovered), StoreError> {
-        // Before the lock, so that a directory without a chain is left without a lock file.
-        read_identity(dir, medium.as_ref())?;
-        let lock = take_lock(dir, medium.as_ref())?;
-        let identity = read_identity(dir, medium.as_ref())?;
-        let Opened { segment, tip_hash, recovered } = recover(dir, medium.as_ref(), &identity)?;
+    fn new(
+        dir: &Path,
+        medium: Arc<dyn Medium>,
+        identity: Arc<Identity>,
+        opened: Opened,
+        options: WriterOptions,
+        lock: Box<dyn Any + Send + Sync>,
+    ) -> (Self, Recovered) {
+        let Opened { segment, tip_hash, recovered } = opened;
+        let maintenance = Maintenance::new(dir, medium.clone(), identity.clone(), options.background);
         let writer = Self {
             dir: dir.to_owned(),
             medium,
@@ -194,14 +253,50 @@ impl Writer {
             closed: recovered.closed,
             latched: None,
             preallocates: options.preallocate_bytes > 0,
+            maintenance,
+            untouched: true,
             _lock: lock,
         };
-        Ok((writer, recovered))
+        (writer, recovered)
+    }
+
+    /// Opens the chain in `dir` to go on with it: cuts off a torn tail, and makes every epoch that is there durable.
+    ///
+    /// # Errors
+    /// As [`Chain::open`](super::Chain::open); another writer; damage, after which nothing was changed.
+    pub fn open(dir: impl AsRef<Path>, options: WriterOptions) -> Result<(Self, Recovered), StoreError> {
+        Self::open_branch(dir, MAIN_BRANCH, options)
+    }
+
+    /// Opens a branch of the chain in `dir` to go on with it, or the chain itself by its name `main`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open) and [`Chain::open_branch`](super::Chain::open_branch).
+    pub fn open_branch(dir: impl AsRef<Path>, branch: &str, options: WriterOptions) -> Result<(Self, Recovered), StoreError> {
+        let dir = dir.as_ref();
+        check_dir(dir)?;
+        Self::open_on(dir, Arc::new(Directory::new(dir)), branch, options)
+    }
+
+    pub(super) fn open_on(
+        root: &Path,
+        medium: Arc<dyn Medium>,
+        branch: &str,
+        options: WriterOptions,
+    ) -> Result<(Self, Recovered), StoreError> {
+        let (dir, own) = place_of(root, medium.as_ref(), branch)?;
+        let medium = own.unwrap_or(medium);
+        // Before the lock, so that a directory without a chain is left without a lock file.
+        read_identity(&dir, medium.as_ref())?;
+        let lock = take_lock(&dir, medium.as_ref(), LOCK)?;
+        let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
+        let opened = recover(&dir, medium.as_ref(), &identity)?;
+        Ok(Self::new(&dir, medium, identity, opened, options, lock))
     }
 
     /// What the chain is.
     #[must_use]
-    pub const fn identity(&self) -> &Identity {
+    pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
@@ -212,7 +307,7 @@ impl Writer {
     }
 
     fn path(&self) -> PathBuf {
-        self.dir.join(segment_name(self.segment.number))
+        self.dir.join(self.segment.numbers.file_name())
     }
 
     fn latch(&mut self, error: StoreError) -> SinkError {
@@ -237,8 +332,15 @@ impl Writer {
             None if epoch <= self.tip => return self.reject(StoreError::Order { epoch, before: self.tip }),
             None => {}
         }
-        if self.segment.end >= self.options.segment_bytes && self.segment.end > SEGMENT_HEADER_FRAME_BYTES as u64 {
+        let Active { end, mentions, epochs, sealed, .. } = self.segment;
+        let WriterOptions { segment_bytes, segment_mentions, .. } = self.options;
+        let is_full = end >= segment_bytes || mentions >= segment_mentions || epochs >= segment_mentions / 8;
+        if sealed || is_full && end > SEGMENT_HEADER_FRAME_BYTES as u64 {
             self.rotate()?;
+        }
+        if std::mem::take(&mut self.untouched) {
+            // Not before: who opens a chain and appends nothing changes nothing that is sound.
+            self.maintenance.seal_the_rest(self.segment.numbers);
         }
         self.pending = Some(epoch);
         Ok(())
@@ -246,21 +348,24 @@ impl Writer {
 
     /// Goes on in a new segment. Between epochs only.
     fn rotate(&mut self) -> Result<(), SinkError> {
-        let number = self.segment.number + 1;
+        let number = self.segment.numbers.last + 1;
         if number > SEGMENTS_MAX {
-            return self.reject(StoreError::Segments { found: self.segment.number });
+            return self.reject(StoreError::Segments { found: self.segment.numbers.last });
         }
         self.release_space();
         self.sync_segment()?;
-        match make_segment(&self.dir, self.medium.as_ref(), &self.identity, number, self.tip, self.tip_hash) {
+        match make_segment(&self.dir, self.medium.as_ref(), &self.identity, number, (self.tip, self.tip_hash)) {
             Ok(segment) => {
-                self.segment = segment;
+                let full = std::mem::replace(&mut self.segment, segment);
                 self.closed = false;
+                if !full.sealed {
+                    self.maintenance.seal(full.numbers);
+                }
                 Ok(())
             }
             Err(error) => {
                 // A file that is only part of a segment must not stay: the segment before it may yet grow.
-                let name = segment_name(number);
+                let name = SegmentNumbers::one(number).file_name();
                 let gone = self.medium.list().and_then(|names| match names.contains(&name) {
                     true => self.medium.remove(&name).and_then(|()| self.medium.sync()),
                     false => Ok(()),
@@ -379,7 +484,9 @@ impl Sink for Writer {
         self.pending = None;
         self.closed = false;
         self.tip = commit.epoch;
-        self.tip_hash = Commit::hash_frame(&frame);
+        self.tip_hash = commit.identity(&frame);
+        self.segment.mentions += commit.totals.stored_pages + commit.zero_pages;
+        self.segment.epochs += 1;
         Ok(bytes_written)
     }
 
@@ -434,6 +541,11 @@ impl Sink for Writer {
             }
         }
         self.release_space();
+        if self.closed && !self.segment.sealed && self.segment.end >= SEALED_AT_CLOSE_BYTES {
+            self.segment.sealed = true;
+            self.maintenance.seal(self.segment.numbers);
+        }
+        self.maintenance.finish();
         Ok(self.durable)
     }
 }
@@ -450,47 +562,73 @@ impl fmt::Debug for Writer {
     }
 }
 
+/// A segment that is shorter when the chain is closed gets no index and may grow later: it is walked as quickly.
+const SEALED_AT_CLOSE_BYTES: u64 = 1 << 20;
+
+const CREATED_BY: &str = concat!("slackwater ", env!("CARGO_PKG_VERSION"));
+
+/// The epoch that a chain begins behind, and its identity.
+fn begins_at(identity: &Identity) -> (EpochId, u128) {
+    identity.branch_of.as_ref().map_or((EpochId::NONE, 0), |point| (point.epoch, point.identity))
+}
+
+fn random_chain(dir: &Path) -> Result<ChainId, StoreError> {
+    let mut chain = ChainId::default();
+    rustix::rand::getrandom(&mut chain.0, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| StoreError::io("draw a random identifier for", dir)(error.into()))?;
+    Ok(chain)
+}
+
 struct Opened {
-    segment: Segment,
+    segment: Active,
     tip_hash: u128,
     recovered: Recovered,
 }
 
 /// Reads the chain back, cuts off a torn tail, and makes what is left durable.
-fn recover(dir: &Path, medium: &dyn Medium, identity: &Identity) -> Result<Opened, StoreError> {
+fn recover(dir: &Path, medium: &dyn Medium, identity: &Arc<Identity>) -> Result<Opened, StoreError> {
     let names = medium.list().map_err(StoreError::io("list", dir))?;
-    if let Some(last) = names.iter().filter_map(|name| segment_number(name)).max() {
+    let listed = Listed::new(&names, identity.format);
+    if let Some(last) = listed.live.last() {
         // After a failed sync the system may keep, as clean, what the medium does not have. Segments before the last were synced
         // before the last was made.
-        let path = dir.join(segment_name(last));
-        let file = medium.open(&segment_name(last), true).map_err(StoreError::io("open", &path))?;
+        let path = dir.join(last.file_name());
+        let file = medium.open(&last.file_name(), true).map_err(StoreError::io("open", &path))?;
         file.sync().map_err(StoreError::io("sync", &path))?;
         file.forget_cached();
     }
-    let scan = scan::scan(dir, medium, identity)?;
+    let from = begins_at(identity);
+    let scan = scan::scan(dir, medium, identity, from)?;
     if let Some(damage) = scan.damage {
         return Err(StoreError::Damaged(damage));
     }
-    let (tip, tip_hash) = (scan.newest(), scan.newest_hash());
-    let (last, end) = scan.end.unwrap_or((0, 0));
-    for (number, _) in scan.segments.iter().rev().filter(|(number, _)| *number > last) {
-        let name = segment_name(*number);
+    let (tip, tip_hash) = (scan.newest, scan.newest_hash);
+    let last = scan.end.map_or(0, |(numbers, _)| numbers.last);
+    for (numbers, _) in scan.files.iter().rev().filter(|(numbers, _)| numbers.last > last) {
+        let name = numbers.file_name();
         medium.remove(&name).map_err(StoreError::io("remove", dir.join(&name)))?;
     }
-    let segment = if last == 0 {
-        make_segment(dir, medium, identity, 1, EpochId::NONE, 0)?
-    } else {
-        let name = segment_name(last);
-        let path = dir.join(&name);
-        let file = medium.open(&name, true).map_err(StoreError::io("open", &path))?;
-        if scan.segments.iter().any(|(number, bytes)| *number == last && *bytes > end) {
-            file.set_len(end).map_err(StoreError::io("cut back", &path))?;
+    for name in names.iter().filter(|name| name.ends_with(".tmp")).filter(|name| listed.leftovers(&names).contains(name)) {
+        medium.remove(name).map_err(StoreError::io("remove", dir.join(name)))?;
+    }
+    let segment = match scan.end {
+        None => make_segment(dir, medium, identity, 1, from)?,
+        Some((numbers, end)) => {
+            let name = numbers.file_name();
+            let path = dir.join(&name);
+            let file = medium.open(&name, true).map_err(StoreError::io("open", &path))?;
+            if scan.files.iter().any(|(file, bytes)| *file == numbers && *bytes > end) {
+                file.set_len(end).map_err(StoreError::io("cut back", &path))?;
+            }
+            file.sync().map_err(StoreError::io("sync", &path))?;
+            medium.sync().map_err(StoreError::io("sync", dir))?;
+            let has_index = scan.segments.iter().any(|segment| segment.numbers() == numbers && segment.is_sealed());
+            Active::new(numbers, file, end, has_index || numbers.first < numbers.last)
         }
-        file.sync().map_err(StoreError::io("sync", &path))?;
-        medium.sync().map_err(StoreError::io("sync", dir))?;
-        Segment::new(last, file, end)
     };
-    let recovered = Recovered { tip, epochs: scan.epochs.len(), torn: scan.tail, closed: scan.closed };
+    let epochs = scan.segments.iter().try_fold(0, |sum, segment| Ok::<_, StoreError>(sum + segment.epochs()?))?;
+    let epochs = usize::try_from(epochs).unwrap_or(usize::MAX);
+    let recovered = Recovered { tip, epochs, torn: scan.tail, closed: scan.closed };
     Ok(Opened { segment, tip_hash, recovered })
 }
 
@@ -499,13 +637,14 @@ fn make_segment(
     medium: &dyn Medium,
     identity: &Identity,
     number: u32,
-    previous: EpochId,
-    previous_hash: u128,
-) -> Result<Segment, StoreError> {
-    let name = segment_name(number);
+    (previous, previous_hash): (EpochId, u128),
+) -> Result<Active, StoreError> {
+    let numbers = SegmentNumbers::one(number);
+    let name = numbers.file_name();
     let header = SegmentHeader {
         format: identity.format,
         number,
+        more: 0,
         chain: identity.chain,
         previous_hash,
         previous,
@@ -519,7 +658,7 @@ fn make_segment(
         Ok(file)
     };
     let file = make().map_err(StoreError::io("make", dir.join(&name)))?;
-    Ok(Segment::new(number, file, SEGMENT_HEADER_FRAME_BYTES as u64))
+    Ok(Active::new(numbers, file, SEGMENT_HEADER_FRAME_BYTES as u64, false))
 }
 
 /// Refuses a directory that holds anything but what a chain that was never finished leaves.
@@ -533,18 +672,19 @@ fn check_free(dir: &Path, names: &[String]) -> Result<(), StoreError> {
     }
 }
 
-fn take_lock(dir: &Path, medium: &dyn Medium) -> Result<Box<dyn Any + Send + Sync>, StoreError> {
+/// Takes one of the locks of a chain, or says who has it.
+pub(super) fn take_lock(dir: &Path, medium: &dyn Medium, name: &str) -> Result<Box<dyn Any + Send + Sync>, StoreError> {
     let system = rustix::system::uname();
     let host = system.nodename().to_string_lossy();
     let text = format!("pid {} on {host}, since {}\n", std::process::id(), utc(now_unix_ns() / 1_000_000_000));
-    match medium.lock(LOCK, &text).map_err(StoreError::io("lock", dir.join(LOCK)))? {
+    match medium.lock(name, &text).map_err(StoreError::io("lock", dir.join(name)))? {
         Lock::Held(lock) => Ok(lock),
         Lock::Taken(holder) => Err(StoreError::InUse { dir: dir.to_owned(), holder }),
     }
 }
 
 /// Nanoseconds since 1970; 0 for a clock that stands before it.
-fn now_unix_ns() -> u64 {
+pub(super) fn now_unix_ns() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -9,7 +9,7 @@
 //!
 //! # Who is a member
 //! A page enters when it was listed in [`ENTER_AFTER`] collections with gaps of at most one. It is stale when its content, looked at once in
-//! [`LOOK_EVERY`] collections, is what it was at the last look. There are never more members than the set was made for: the budget counts them.
+//! [`LOOK_EVERY`] collections, is what it was at the last look, or what it was put back to since. There are never more members than the set was made for: the budget counts them.
 //!
 //! # How stale pages leave
 //! The kernel protects what the entries say that it gets back, so a page can leave by an entry that is to spare: that of a page that was listed and stays
@@ -174,8 +174,7 @@ impl HotSet {
             self.members.iter_mut().for_each(|member| member.stale = true);
             self.stale = self.members.len();
         }
-        let looks = if self.given_up { 0 } else { self.members.len().div_ceil(LOOK_EVERY) };
-        for _ in 0..looks {
+        for _ in 0..self.looks() {
             if self.next >= self.members.len() {
                 self.next = 0;
             }
@@ -207,6 +206,22 @@ impl HotSet {
         self.stale -= 1;
         forget(&mut self.past, member.gfn);
         Some(member.gfn)
+    }
+
+    /// How many members a collection looks at.
+    const fn looks(&self) -> usize {
+        if self.given_up { 0 } else { self.members.len().div_ceil(LOOK_EVERY) }
+    }
+
+    /// The pages were put back to what they were, and `content` is a hash of what they are now: a page that is the same at the next look was not written
+    /// since. What they were at the last look tells nothing: a guest that does the same again and again leaves the same in them.
+    pub(super) fn put_back(&mut self, mut content: impl FnMut(Gfn) -> Option<u64>) {
+        let next = if self.next < self.members.len() { self.next } else { 0 };
+        let looks = self.looks();
+        let (first, rest) = self.members.split_at_mut(next);
+        for member in rest.iter_mut().chain(first).take(looks) {
+            member.content = content(member.gfn);
+        }
     }
 
     /// Everything is protected: no page is a member any more.

@@ -80,6 +80,11 @@ pub trait Tracker: Send + std::fmt::Debug {
     /// [`TrackError`]: tracking is lost then, as with [`Collected::lost`].
     fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError>;
 
+    /// The pages of the last collection were put back to what they were: what they hold now is no sign of being written again.
+    fn rolled_back(&mut self, parked: &Parked<'_>) {
+        let _ = parked;
+    }
+
     /// Begins tracking anew: the next write to any page is logged. What is in the log is dropped.
     ///
     /// # Errors

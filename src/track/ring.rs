@@ -93,6 +93,12 @@ impl Tracker for RingTracker {
         Ok(Collected { entries, hot, lost, harvest: harvested - start, reset: harvested.elapsed() })
     }
 
+    fn rolled_back(&mut self, _parked: &Parked<'_>) {
+        let Self { memory, hot: Some(hot), .. } = self else { return };
+        let mut copy = [0; PAGE_SIZE];
+        hot.put_back(|gfn| memory.read_page(gfn, &mut copy).ok().map(|()| xxh3_64(&copy)));
+    }
+
     fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackError> {
         // The rings are emptied first: after a change of memslots their entries might mean other pages. What this reset may lose, the
         // protection of everything below makes good.

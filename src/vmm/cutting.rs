@@ -1,13 +1,14 @@
 //! The machine, as the engine sees it during a cut.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::gate::Gate;
-use crate::epoch::{Guest, GuestError};
+use super::shared::lock;
+use crate::epoch::{Guest, GuestError, RollbackGuest};
 use crate::kvm::park::Parked;
-use crate::machine::{CaptureSpec, MachineState, VcpuState, capture_vcpu, capture_vm};
+use crate::machine::{CaptureSpec, MachineState, Rewinder, VcpuState, capture_vcpu, capture_vm};
 
 /// What a cut needs of the machine.
 #[derive(Debug)]
@@ -15,8 +16,9 @@ pub(super) struct Vcpus {
     pub(super) gate: Gate,
     pub(super) vm: Arc<VmFd>,
     pub(super) capture: CaptureSpec,
-    /// A second handle of each vCPU, for the leader of a cut.
-    pub(super) handles: Vec<VcpuFd>,
+    /// A second handle of each vCPU, for the leader of a cut. The lock is never waited for: it is for putting state back, which changes `kvm_run`.
+    pub(super) handles: Vec<Mutex<VcpuFd>>,
+    pub(super) rewinder: Mutex<Rewinder>,
 }
 
 /// The machine, as the engine sees it during a cut that this thread leads.
@@ -60,7 +62,7 @@ impl Guest for Cutting<'_> {
         // The VM comes before the vCPUs: see `machine`, "Order".
         capture_vm(&machine.vm, &machine.capture, vm)?;
         Ok(machine.gate.capture(self.me, vcpus, |index, state| {
-            machine.handles.get(index).map_or(Ok(()), |fd| capture_vcpu(fd, &machine.capture, state))
+            machine.handles.get(index).map_or(Ok(()), |fd| capture_vcpu(&lock(fd), &machine.capture, state))
         })?)
     }
 
@@ -76,5 +78,17 @@ impl Guest for Cutting<'_> {
     fn halt(&mut self) {
         self.vcpus.gate.halt();
         self.resume();
+    }
+}
+
+impl RollbackGuest for Cutting<'_> {
+    fn restore(&mut self, _parked: &Parked<'_>, state: &MachineState) -> Result<(), GuestError> {
+        let machine = self.vcpus;
+        let mut rewinder = lock(&machine.rewinder);
+        for (handle, state) in machine.handles.iter().zip(&state.vcpus) {
+            rewinder.vcpu(&mut lock(handle), &machine.capture, state)?;
+        }
+        // The VM comes after the vCPUs: see `machine`, "Order".
+        Ok(rewinder.vm(&machine.vm, &machine.capture, &state.vm)?)
     }
 }

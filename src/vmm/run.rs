@@ -17,7 +17,7 @@ use super::shared::{Limits, Shared, lock};
 use super::stop::Stop;
 use super::vcpu::VcpuThread;
 use super::vm::Vm;
-use crate::epoch::{Engine, Report};
+use crate::epoch::{Engine, Report, RolledBack};
 use crate::format::Trigger;
 use crate::kvm::duplicate;
 use crate::kvm::kick::{self, Kick};
@@ -75,7 +75,7 @@ impl Running {
         let Vm { fd, vcpus, capture, spec, .. } = vm;
         let signal = kick::default_signal();
         kick::install_handler(signal).map_err(system("sigaction for the kick signal"))?;
-        let handles = vcpus.iter().map(|vcpu| second_handle(&fd, vcpu)).collect::<Result<Vec<_>, _>>()?;
+        let handles = vcpus.iter().map(|vcpu| second_handle(&fd, vcpu).map(Mutex::new)).collect::<Result<Vec<_>, _>>()?;
         let kicks = vcpus.iter().map(|vcpu| Kick::new(vcpu, signal)).collect::<std::io::Result<Vec<_>>>();
         let kicks = kicks.map_err(system("mapping kvm_run"))?;
         let (engine, interval, base_first, share_pages) = match protection {
@@ -85,7 +85,7 @@ impl Running {
             None => (None, None, false, 0),
         };
         let shared = Arc::new(Shared {
-            vcpus: Vcpus { gate: Gate::closed(kicks), vm: fd, capture, handles },
+            vcpus: Vcpus { gate: Gate::closed(kicks), vm: fd, capture, handles, rewinder: Mutex::default() },
             monitor: Monitor::new(memory.clone(), &spec),
             guest_period: spec.guest.every(),
             memory,
@@ -209,6 +209,14 @@ impl Running {
         }
         let stored = self.shared.engine.as_ref().is_some_and(|engine| lock(engine).flush());
         lock(&self.shared.error).take().map_or(Ok(stored), Err)
+    }
+
+    /// Puts the guest back to its last epoch, in memory ([`Engine::rollback`]). Returns `None` without an engine, or once the guest was halted.
+    ///
+    /// # Errors
+    /// [`VmmError::Engine`]. Where the guest could not go on, it was halted.
+    pub fn rollback(&self) -> Result<Option<RolledBack>, VmmError> {
+        if self.shared.vcpus.gate.lead() { Ok(self.shared.rollback()?) } else { Ok(None) }
     }
 
     /// Takes the last epoch, ends all threads and closes the chain.

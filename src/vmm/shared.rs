@@ -8,7 +8,7 @@ use super::cutting::{Cutting, Vcpus};
 use super::error::VmmError;
 use super::monitor::Monitor;
 use super::stop::Stop;
-use crate::epoch::{Cut, Engine};
+use crate::epoch::{Cut, Engine, EngineError, RolledBack};
 use crate::format::Trigger;
 use crate::machine::MachineState;
 use crate::memory::GuestMemory;
@@ -81,6 +81,16 @@ impl Shared {
             Err(error) => self.fail(error.into()),
         }
         self.announce();
+    }
+
+    /// Leads a rollback; the caller has closed the gate. It is open afterwards.
+    pub(super) fn rollback(&self) -> Result<Option<RolledBack>, EngineError> {
+        let mut engine = self.engine.as_ref().map(lock);
+        let mut cutting = Cutting::new(&self.vcpus, None, false);
+        match &mut engine {
+            Some(engine) if !self.vcpus.gate.is_halted() => engine.rollback(&mut cutting).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// Ends the run because of `error`; the first one counts.

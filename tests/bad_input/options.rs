@@ -31,6 +31,9 @@ fn no_verb_or_another() {
         &["restore"],
         &["verify"],
         &["digest"],
+        &["export"],
+        &["diff"],
+        &["diff", "--store", "x", "1"],
         &["checkpoint"],
     ] {
         finish(&mut slackwater(args)).refused(2, &["Usage: slackwater"]);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use slackwater::epoch::{CapturedState, Cut, Durability, Engine, EngineError, EngineOptions, Finished, Guest, GuestError};
-use slackwater::epoch::{Sink, SinkError, Start};
+use slackwater::epoch::{RollbackGuest, RolledBack, Sink, SinkError, Start};
 use slackwater::format::{
     BLOCK_PAGES, BlockDecoder, BlockPages, CHANGES_DEPTH_MAX, ChainId, Commit, Compression, FORMAT_WITH_CHANGES,
     FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Trigger, decode_changes, decode_state, decode_zeros,
@@ -92,6 +92,8 @@ impl Watchdog {
 pub(crate) enum Event {
     Park,
     Capture,
+    /// Put back to the capture with this number.
+    Restore(u64),
     Resume,
     Halt,
     Append(u64),
@@ -137,7 +139,7 @@ impl Events {
 }
 
 /// The guest's state: the number of the capture, by which an epoch's snapshot is found again.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Counter {
     pub(crate) value: u64,
     /// A record that no chain takes.
@@ -160,6 +162,7 @@ pub(crate) struct TestGuest {
     pub(crate) halted: bool,
     pub(crate) fail_next_park: bool,
     pub(crate) fail_next_capture: bool,
+    pub(crate) fail_next_restore: bool,
     pub(crate) unsound_state: bool,
     events: Events,
 }
@@ -200,6 +203,19 @@ impl Guest for TestGuest {
         self.parked = false;
         self.halted = true;
         self.events.push(Event::Halt);
+    }
+}
+
+impl RollbackGuest for TestGuest {
+    fn restore(&mut self, _parked: &Parked<'_>, state: &Counter) -> Result<(), GuestError> {
+        assert!(self.parked, "put back while running");
+        if std::mem::take(&mut self.fail_next_restore) {
+            return Err("no restore".into());
+        }
+        assert!(self.memory.written().is_empty(), "what the VMM wrote since the cut is still recorded");
+        assert!(self.snapshots.get(&state.value) == Some(&snapshot(&self.memory)), "memory is not what it was at the cut");
+        self.events.push(Event::Restore(state.value));
+        Ok(())
     }
 }
 
@@ -749,6 +765,7 @@ impl World {
             halted: false,
             fail_next_park: false,
             fail_next_capture: false,
+            fail_next_restore: false,
             unsound_state: false,
             events: events.clone(),
         };
@@ -837,6 +854,22 @@ impl World {
             Err(_) => assert!(self.guest.halted, "not halted after {cut:?}"),
         }
         cut
+    }
+
+    pub(crate) fn rollback(&mut self, engine: &mut Engine<Counter>) -> Result<RolledBack, EngineError> {
+        let rolled_back = engine.rollback(&mut self.guest);
+        assert!(!self.guest.parked, "left parked after {rolled_back:?}");
+        match &rolled_back {
+            Ok(_) | Err(EngineError::Guest { .. } | EngineError::NoRollback | EngineError::NoCut) => {
+                assert!(!self.guest.halted, "halted after {rolled_back:?}");
+            }
+            Err(_) => assert!(self.guest.halted, "not halted after {rolled_back:?}"),
+        }
+        if rolled_back.is_ok() {
+            let newest = *self.guest.snapshots.last_key_value().expect("a cut").0;
+            assert_eq!(self.events.all().last_chunk(), Some(&[Event::Restore(newest), Event::Resume]));
+        }
+        rolled_back
     }
 
     /// A cut that takes an epoch; its number.

@@ -9,6 +9,7 @@ mod durability;
 mod failures;
 mod harness;
 mod model;
+mod rollback;
 mod starts;
 mod tracking;
 mod triggers;

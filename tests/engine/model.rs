@@ -56,6 +56,7 @@ impl Random {
             when_behind: self.of(&[WhenBehind::Lengthen, WhenBehind::Wait]),
             on_storage_error: if self.one_in(5) { OnStorageError::Stop } else { OnStorageError::Continue { retry_after } },
             audit_every: NonZeroU64::new(self.below(4) as u64),
+            rollback: self.one_in(2),
             ..options()
         }
     }
@@ -67,6 +68,8 @@ struct Life<'w> {
     engine: Engine<Counter>,
     random: &'w mut Random,
     durability: Durability,
+    rollback: bool,
+    captures_before: usize,
 }
 
 impl Life<'_> {
@@ -111,6 +114,19 @@ impl Life<'_> {
         }
     }
 
+    /// Goes back to the last cut, which looks at memory. False when the guest was halted.
+    fn rollback(&mut self) -> bool {
+        match self.patiently(|world, engine| world.rollback(engine)) {
+            Ok(_) => assert!(self.rollback),
+            Err(EngineError::Guest { .. }) => {}
+            Err(EngineError::NoRollback) => assert!(!self.rollback),
+            Err(EngineError::NoCut) => assert_eq!(self.world.guest.snapshots.len(), self.captures_before),
+            Err(EngineError::Storage { .. }) => return false,
+            Err(error) => panic!("{error:?}"),
+        }
+        true
+    }
+
     /// The guest writes a page: something new, zeros, what another page holds, what is there, some words of it, or what was there.
     fn write(&mut self, by_vmm: bool) -> bool {
         let gfn = gfn(self.random.below(PAGES));
@@ -146,7 +162,7 @@ impl Life<'_> {
 
     /// One step. False when the guest was halted.
     fn step(&mut self) -> bool {
-        match self.random.below(22) {
+        match self.random.below(25) {
             0..=7 => {
                 let by_vmm = self.random.one_in(4);
                 for _ in 0..self.random.below(6) {
@@ -189,6 +205,7 @@ impl Life<'_> {
                 Err(EngineError::Storage { .. }) => return false,
                 Err(error) => panic!("{error:?}"),
             },
+            21..=23 => return self.rollback(),
             _ => {
                 if self.durability != Durability::Group(FOR_EVER) {
                     let flushed = self.patiently(|_, engine| engine.flush());
@@ -238,9 +255,9 @@ fn lives(seed: u64) {
         let options = random.options();
         println!("{start:?} {options:?}");
         let captures_before = world.guest.snapshots.len();
-        let durability = options.durability;
+        let (durability, rollback) = (options.durability, options.rollback);
         let engine = world.engine(start, options);
-        let mut life = Life { world: &mut world, engine, random: &mut random, durability };
+        let mut life = Life { world: &mut world, engine, random: &mut random, durability, rollback, captures_before };
         for _ in 0..life.random.below(5) {
             life.write(true);
         }

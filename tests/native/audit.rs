@@ -215,4 +215,9 @@ fn a_page_that_is_left_out_is_found() {
     assert_eq!(digest["audit_matches"], false, "{digest}");
     let digest = run(&format!("digest --store {} --epoch {} --json", store.display(), epoch - 1)).expect(0).json();
     assert_eq!(digest["audit_matches"], true, "{digest}");
+    let out = dir.path().join("out");
+    let export = |epoch| run(&format!("export --store {} --epoch {epoch} --format raw --out {}", store.display(), out.display()));
+    export(epoch).refused(3, &[&format!("the audit of epoch {epoch} differs")]);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    export(epoch - 1).expect(0);
 }

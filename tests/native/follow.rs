@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use slackwater::store::Chain;
 
-use crate::support::patience;
+use crate::support::{epochs, patience};
 
 /// No chain of a test is waited for longer.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -17,7 +17,7 @@ pub(crate) type Seen = BTreeMap<u64, u128>;
 /// What is committed now.
 pub(crate) fn committed(store: &Path) -> Seen {
     let Ok(chain) = Chain::open(store) else { return Seen::new() };
-    chain.epochs().iter().map(|epoch| (epoch.commit.epoch.0, epoch.hash)).collect()
+    epochs(&chain).iter().map(|epoch| (epoch.commit.epoch.0, epoch.hash)).collect()
 }
 
 /// Polls until `enough` holds of what is committed, and returns that.

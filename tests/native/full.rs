@@ -142,3 +142,27 @@ fn the_guest_runs_on_and_is_stored_when_there_is_space() {
         assert!(guest_is_ok(&restored), "{restored}");
     }
 }
+
+/// An export that does not fit is said to be so and leaves nothing, and one that fits only because it is sparse is made.
+#[test]
+fn an_export_leaves_nothing() {
+    let test = "native::full::an_export_leaves_nothing";
+    if !kvm_or_skip(test) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    run(&format!("checkpoint --store {} {GUEST} --epochs 6", store.display())).expect(0);
+    let Some(disk) = Small::mount(test, 1) else { return };
+    for format in ["raw", "elf-core"] {
+        let out = disk.place.join("out");
+        let line = format!("export --store {} --format {format} --out {}", store.display(), out.display());
+        run(&line).refused(1, &[out.to_str().unwrap(), "No space left on device"]);
+        assert_eq!(std::fs::read_dir(&disk.place).unwrap().count(), 0);
+        disk.resize(12);
+        run(&line).expect(0);
+        assert_eq!(std::fs::metadata(&out).unwrap().len().next_multiple_of(1 << 20) >> 20, if format == "raw" { 16 } else { 17 });
+        std::fs::remove_file(&out).unwrap();
+        disk.resize(1);
+    }
+}

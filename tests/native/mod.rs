@@ -3,9 +3,11 @@
 mod audit;
 mod bench;
 mod bound;
+mod export;
 pub(crate) mod follow;
 mod full;
 mod kill;
 mod pace;
 mod restore;
+mod rollback;
 mod touch;

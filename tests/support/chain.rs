@@ -83,6 +83,7 @@ impl Builder {
             memory,
             vcpus,
             machine,
+            branch_of: None,
         };
         Self {
             files: Files::from([("identity.json".to_owned(), identity.encode().unwrap())]),
@@ -113,6 +114,7 @@ impl Builder {
             previous_hash: self.tip_hash,
             previous: self.tip,
             created_unix_ns: self.clock_ns,
+            more: 0,
         };
         self.files.insert(format!("segment-{:08}", self.segment), header.encode_frame());
     }
@@ -180,10 +182,11 @@ impl Builder {
             base: new.base,
             recovery: new.recovery,
             audit: new.audited.then(|| truth.digest()),
+            rewritten: None,
         };
         let frame = commit.encode_frame(self.chain);
         self.tip = epoch;
-        self.tip_hash = Commit::hash_frame(&frame);
+        self.tip_hash = commit.identity(&frame);
         out.extend(frame);
         self.file().extend(out);
         self.truth.insert(new.number, truth);

@@ -8,6 +8,8 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
+use slackwater::store::{Chain, Epoch};
+
 /// Whether there is a KVM to test on. Where there is none, says loudly that `test` is skipped; with `SLACKWATER_REQUIRE_KVM` set, panics instead.
 pub(crate) fn kvm_or_skip(test: &str) -> bool {
     if Path::new("/dev/kvm").exists() {
@@ -16,6 +18,11 @@ pub(crate) fn kvm_or_skip(test: &str) -> bool {
     assert!(std::env::var_os("SLACKWATER_REQUIRE_KVM").is_none(), "{test}: no /dev/kvm, and SLACKWATER_REQUIRE_KVM is set");
     skip(test, "no /dev/kvm");
     false
+}
+
+/// Every epoch that exists.
+pub(crate) fn epochs(chain: &Chain) -> Vec<Epoch> {
+    chain.epochs().collect::<Result<_, _>>().unwrap()
 }
 
 /// Says loudly that a test, or a part of it, is skipped. The harness hides what a passing test prints with `println!`.

@@ -334,6 +334,9 @@ impl<'r> Harvest<'r> {
     }
 
     fn reset_given_back(self) -> Result<Reset<'r>, RingError> {
+        if self.rings.unreset == 0 {
+            return self.finish(Ok(0)); // nothing was listed: the kernel would find nothing to do
+        }
         let blocked = SignalsBlocked::new();
         let outcome = self.rings.reset_ioctl();
         drop(blocked);

@@ -242,6 +242,109 @@ fn a_machine_without_chips_and_cpuid_is_captured_and_applied() {
     }
 }
 
+/// Whatever a vCPU has come to since, a rewinder leaves it as writing all of the state does.
+fn rewound(kvm: &Kvm, chips: bool, cpuid: bool) {
+    let mut machine = Machine::new(kvm, chips, cpuid);
+    for (vcpu, n) in machine.vcpus.iter().zip(0..) {
+        distinguish(vcpu, n, &machine.spec);
+    }
+    let saved = machine.capture();
+    let mut rewinder = Rewinder::default();
+    for round in 1..4 {
+        for (vcpu, n) in machine.vcpus.iter().zip(0..) {
+            distinguish(vcpu, 10 * round + n, &machine.spec);
+            let ahead = kvm_msr_entry { index: TSC, data: 1 << 50, ..Default::default() };
+            assert_eq!(vcpu.set_msrs(&Msrs::from_entries(&[ahead]).unwrap()).unwrap(), 1);
+        }
+        if chips {
+            let mut pit = machine.vm.get_pit2().unwrap();
+            (pit.channels[2].count, pit.channels[2].mode, pit.channels[2].gate) = (0x4321, 3, 1);
+            pit.flags = 1;
+            machine.vm.set_pit2(&pit).unwrap();
+            for chip_id in 0..3 {
+                let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+                machine.vm.get_irqchip(&mut chip).unwrap();
+                let mut bytes = chip.as_bytes().to_vec();
+                match chip_id {
+                    // A masked pin; the mask and the vector base.
+                    2 => (bytes[8 + 24 + 4 * 8], bytes[8 + 24 + 4 * 8 + 2]) = (0x34, 1),
+                    _ => (bytes[8 + 3], bytes[8 + 5]) = (0xfb, 0x28),
+                }
+                machine.vm.set_irqchip(&kvm_irqchip::read_from_bytes(&bytes).unwrap()).unwrap();
+            }
+        }
+        machine.vm.set_clock(&kvm_bindings::kvm_clock_data { clock: 3_600_000_000_000, ..Default::default() }).unwrap();
+        let mut other = machine.capture();
+        let Machine { vm, vcpus, spec } = &mut machine;
+        for (vcpu, state) in vcpus.iter_mut().zip(&saved.vcpus) {
+            rewinder.vcpu(vcpu, spec, state).unwrap();
+        }
+        rewinder.vm(vm, spec, &saved.vm).unwrap();
+        let (mut found, mut saved) = (machine.capture(), saved.clone());
+        let ((_, clock), (_, after), _) = (without_time(&mut saved), without_time(&mut found), without_time(&mut other));
+        assert!((clock..clock.map(|ns| ns + 60_000_000_000)).contains(&after), "the clock went back: {clock:?}, {after:?}");
+        assert_eq!(found, saved);
+        machine.apply(&saved_again(&saved, clock));
+        let mut applied = machine.capture();
+        without_time(&mut applied);
+        assert_eq!(found, applied);
+        for (other, saved) in other.vcpus.iter().zip(&saved.vcpus) {
+            assert!(other.regs != saved.regs && other.sregs != saved.sregs && other.msrs != saved.msrs);
+            assert!(other.xsave != saved.xsave && other.debugregs != saved.debugregs && other.events != saved.events);
+        }
+        assert!(!chips || other.vm.pit2 != saved.vm.pit2 && other.vm != saved.vm);
+    }
+}
+
+/// State whose times were taken out, with a clock.
+fn saved_again(state: &MachineState, clock: Option<u64>) -> MachineState {
+    let clock = clock.map(|clock| kvm_bindings::kvm_clock_data { clock, ..Default::default() });
+    MachineState { vm: VmState { clock, ..state.vm }, ..state.clone() }
+}
+
+#[test]
+fn a_machine_that_went_on_is_put_back() {
+    if let Some(kvm) = kvm("a_machine_that_went_on_is_put_back") {
+        rewound(&kvm, true, true);
+        rewound(&kvm, false, false);
+    }
+}
+
+/// A kernel takes a counter that is written within a second of where it would be for one that is meant to go on.
+#[test]
+fn time_stamp_counters_go_back_however_little() {
+    let Some(kvm) = kvm("time_stamp_counters_go_back_however_little") else { return };
+    let Machine { mut vcpus, spec, .. } = Machine::new(&kvm, true, true);
+    let capture = |vcpus: &[VcpuFd]| -> Vec<VcpuState> {
+        let mut states = vec![VcpuState::new(0), VcpuState::new(1)];
+        vcpus.iter().zip(&mut states).for_each(|(vcpu, state)| capture_vcpu(vcpu, &spec, state).unwrap());
+        states
+    };
+    let counter = |state: &VcpuState| state.msrs.as_ref().unwrap().as_slice().iter().find(|msr| msr.index == TSC).unwrap().data;
+    let saved = capture(&vcpus);
+    let Some(khz) = saved[0].tsc_khz else { return };
+    let ahead = kvm_msr_entry { index: TSC, data: counter(&saved[0]) + (1 << 50), ..Default::default() };
+    vcpus[0].set_msrs(&Msrs::from_entries(&[ahead]).unwrap()).unwrap();
+    if counter(&capture(&vcpus)[0]) < ahead.data {
+        return println!("this KVM takes counters and sets none: the guest reads the host's");
+    }
+    let mut rewinder = Rewinder::default();
+    for _ in 0..4 {
+        let gap = Instant::now();
+        while gap.elapsed() < Duration::from_millis(100) {
+            std::hint::spin_loop();
+        }
+        let start = Instant::now();
+        vcpus.iter_mut().zip(&saved).for_each(|(vcpu, state)| rewinder.vcpu(vcpu, &spec, state).unwrap());
+        let found = capture(&vcpus);
+        let most = u64::try_from(start.elapsed().as_millis() + 50).unwrap() * u64::from(khz);
+        for (found, saved) in found.iter().zip(&saved) {
+            let passed = counter(found).wrapping_sub(counter(saved));
+            assert!(passed < most, "{passed} cycles passed, at most {most} did");
+        }
+    }
+}
+
 #[test]
 fn state_that_does_not_fit_the_machine_is_refused_before_it_is_written() {
     let Some(kvm) = kvm("state_that_does_not_fit_the_machine_is_refused_before_it_is_written") else { return };

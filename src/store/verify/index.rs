@@ -17,7 +17,7 @@ const VERSION: u32 = 1;
 const BLOCK_BYTES: usize = 4096;
 const CONTENT_BYTES: usize = 4088;
 /// Bytes of the first block's content that say something.
-const HEADER_END: usize = 80;
+const HEADER_END: usize = 88;
 const MENTIONS_MAX: u64 = 1 << 26;
 /// What an epoch takes at the least: a state frame without records, and a commit frame.
 const EPOCH_BYTES_MIN: u64 = 56 + 240;
@@ -88,6 +88,8 @@ struct RunEntry {
 pub(super) struct Index {
     before: u64,
     last: (u64, u128),
+    /// 1 more than the number of the last base.
+    last_base: u64,
     tables: [Table; 4],
     epochs: Vec<EpochEntry>,
     frames: Vec<FrameEntry>,
@@ -95,6 +97,8 @@ pub(super) struct Index {
     mentions: Vec<u32>,
     epochs_seen: usize,
     frames_seen: usize,
+    /// As `last_base`, of the epochs that were seen.
+    base_seen: u64,
     /// How many frames there were when the epoch in hand began.
     frames_before: usize,
     /// Where the state frame of the epoch in hand stands.
@@ -169,6 +173,7 @@ impl Index {
         Ok(Self {
             before: u64_at(block, 48),
             last: (u64_at(block, 56), u128_at(block, 64)),
+            last_base: u64_at(block, 80),
             tables,
             epochs: Vec::new(),
             frames: Vec::new(),
@@ -176,6 +181,7 @@ impl Index {
             mentions: Vec::new(),
             epochs_seen: 0,
             frames_seen: 0,
+            base_seen: 0,
             frames_before: 0,
             state: 0,
             fault: None,
@@ -349,6 +355,9 @@ impl Index {
     pub(super) fn commit(&mut self, epoch: u64, start: u64, commit: u64, base: bool) {
         let number = self.epochs_seen;
         self.epochs_seen += 1;
+        if base {
+            self.base_seen = self.epochs_seen as u64;
+        }
         let first_frame = u32::try_from(self.frames_before).unwrap_or(u32::MAX);
         self.frames_before = self.frames_seen;
         let entry = EpochEntry { epoch, start, state: self.state, commit, first_frame, flags: base.into() };
@@ -379,6 +388,10 @@ impl Index {
         if self.before != before {
             let expected = format!("{before} as the epoch before the first");
             return Some(Fault::new(DamageKind::Index, 48, expected, self.before.to_string()));
+        }
+        if self.last_base != self.base_seen {
+            let expected = format!("{} as 1 more than the last base's number", self.base_seen);
+            return Some(Fault::new(DamageKind::Index, 80, expected, self.last_base.to_string()));
         }
         let last = last.unwrap_or_default();
         let text = |(epoch, identity): (u64, u128)| format!("last epoch {epoch}, {identity:032x}");

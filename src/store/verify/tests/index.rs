@@ -7,7 +7,7 @@ use super::*;
 
 const PER_BLOCK: usize = 4088;
 
-/// An index in parts: the first 80 bytes, then the entries of the four tables.
+/// An index in parts: the first 88 bytes, then the entries of the four tables.
 #[derive(Clone)]
 pub(super) struct Tables {
     key: u64,
@@ -103,6 +103,8 @@ impl Tables {
         head.extend(&segment[48 + 40..48 + 48]);
         head.extend(last.0.to_le_bytes());
         head.extend(last.1.to_le_bytes());
+        let base = tables.tables[0].iter().rposition(|epoch| epoch[36] == 1);
+        head.extend(base.map_or(0, |base| base as u64 + 1).to_le_bytes());
         tables.head = head;
         tables
     }

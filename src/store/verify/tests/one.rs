@@ -62,7 +62,8 @@ fn what_an_epoch_needs_is_checked() {
                 let whole = run(dir.path());
                 for wanted in [3, 5, 9, 12] {
                     let case = format!("segment {segment} at {at}+{offset} (kind {kind} of epoch {epoch}) for {wanted}");
-                    let behind = writer.places[&wanted] < (segment, at, 0, 0);
+                    let (segment_of, _, commit, _) = writer.places[&wanted];
+                    let behind = (segment_of, commit) < (segment, at);
                     match one(dir.path(), "main", wanted) {
                         Ok(report) if report.is_sound() => {
                             // The memory that it gives is right nevertheless.

@@ -1,0 +1,141 @@
+//! `slackwater diff`: what differs between two epochs.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::error::CliError;
+use super::output;
+use super::units::bytes_text;
+use crate::page::{EpochId, Gfn, PAGE_SIZE_U64};
+use crate::restore::{DiffError, Difference, PageChange, StateChange, diff};
+use crate::store::Chain;
+
+/// How many runs of pages people are shown; `--json` has all.
+const RUNS_SHOWN: usize = 10;
+
+/// Show what differs between two epochs: which pages, how many of their bytes, and which state.
+///
+/// What counts is the content, not what was written. Pages that differ are put aside in a nameless file in the directory for temporary files (TMPDIR).
+#[derive(Debug, Args)]
+pub(super) struct Diff {
+    /// The directory of the store.
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// One epoch.
+    a: u64,
+    /// The other.
+    b: u64,
+    /// Print a line for each page as well.
+    #[arg(long)]
+    pages: bool,
+    /// Print the report as JSON, behind an object for each page where those are asked for.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Pages that differ and follow each other.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Run {
+    first: Gfn,
+    count: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct DiffReport<'a> {
+    a: EpochId,
+    b: EpochId,
+    pages_changed: u64,
+    bytes_changed: u64,
+    zero_at_a: u64,
+    zero_at_b: u64,
+    runs: &'a [Run],
+    state_changed: &'a [StateChange],
+}
+
+impl Diff {
+    pub(super) fn run(self) -> Result<(), CliError> {
+        let chain = Chain::open(&self.store)?;
+        let spill = tempfile::tempfile();
+        let spill = spill.map_err(|source| CliError::System { step: "making a temporary file", source })?;
+        let bar = output::bar("comparing");
+        let found = diff(&chain, EpochId(self.a), EpochId(self.b), &spill, &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        });
+        let found = found.map_err(|error| match error {
+            DiffError::Restore(error) => CliError::Restore(error),
+            error => CliError::Diff(error),
+        })?;
+        bar.finish_and_clear();
+        if self.pages {
+            for page in &found.pages {
+                if self.json {
+                    output::json(page)?
+                } else {
+                    output::line(format_args!("{:>14}  {:>4} bytes", page.gfn, page.bytes))?
+                }
+            }
+        }
+        let runs = runs(&found.pages);
+        let bytes_changed = found.pages.iter().map(|page| page.bytes).sum();
+        if self.json {
+            return output::json(&DiffReport {
+                a: found.a,
+                b: found.b,
+                pages_changed: found.pages.len() as u64,
+                bytes_changed,
+                zero_at_a: found.zero_at_a,
+                zero_at_b: found.zero_at_b,
+                runs: &runs,
+                state_changed: &found.state,
+            });
+        }
+        print(&found, bytes_changed, runs)
+    }
+}
+
+fn runs(pages: &[PageChange]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for page in pages {
+        match runs.last_mut() {
+            Some(run) if run.first.0 + run.count == page.gfn.0 => {
+                run.count += 1;
+                run.bytes += page.bytes;
+            }
+            _ => runs.push(Run { first: page.gfn, count: 1, bytes: page.bytes }),
+        }
+    }
+    runs
+}
+
+fn print(found: &Difference, bytes_changed: u64, mut runs: Vec<Run>) -> Result<(), CliError> {
+    let Difference { a, b, pages, zero_at_a, zero_at_b, state, .. } = found;
+    let pages = pages.len() as u64;
+    let size = bytes_text(pages.saturating_mul(PAGE_SIZE_U64));
+    output::line(format_args!(
+        "epochs {a} and {b} differ in {pages} pages ({size}), in {} of their bytes",
+        bytes_text(bytes_changed)
+    ))?;
+    output::line(format_args!("  zeros         {zero_at_a} of them at {a}, {zero_at_b} at {b}"))?;
+    if state.is_empty() {
+        output::line("  state         the same")?;
+    }
+    // One line for a name, however many vCPUs there are.
+    for of_name in state.chunk_by(|one, next| one.name == next.name) {
+        let indices: Vec<_> = of_name.iter().map(|record| record.index.to_string()).collect();
+        let name = of_name.first().map_or("", |record| record.name.as_str());
+        output::line(format_args!("  state         {name} {}", indices.join(" ")))?;
+    }
+    let all = runs.len();
+    runs.sort_by_key(|run| (std::cmp::Reverse(run.count), run.first));
+    for Run { first, count, bytes } in runs.into_iter().take(RUNS_SHOWN) {
+        output::line(format_args!("  run           {count} pages from {first}: {} changed", bytes_text(bytes)))?;
+    }
+    if all > RUNS_SHOWN {
+        output::line(format_args!("  run           {} more, none longer", all - RUNS_SHOWN))?;
+    }
+    Ok(())
+}

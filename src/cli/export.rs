@@ -1,0 +1,158 @@
+//! `slackwater export`: an epoch as a file that other tools read.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use tempfile::NamedTempFile;
+
+use super::error::CliError;
+use super::output;
+use super::units::bytes_text;
+use crate::page::{EpochId, PAGE_SIZE_U64};
+use crate::restore::{ExportError, ExportFormat, Exported, export};
+use crate::store::Chain;
+
+/// Write the memory of an epoch to a file: as it is, or as an ELF core with the registers.
+///
+/// The file is sparse: pages of zeros take no space. Only its owner may read it. It appears under its name when all of it is on the disk.
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    /// The directory of the store.
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// The epoch [default: the newest].
+    #[arg(long, value_name = "N")]
+    epoch: Option<u64>,
+    /// What to write.
+    #[arg(long, value_enum)]
+    format: Format,
+    /// The file to make.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Replace the file if it exists.
+    #[arg(long)]
+    force: bool,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Format {
+    /// Guest memory: the offset in the file is the guest physical address.
+    Raw,
+    /// A core for gdb, crash and readelf, as QEMU's `dump-guest-memory` writes it: memory and the registers of every vCPU. Addresses
+    /// are physical; crash walks the guest's page tables itself.
+    ElfCore,
+}
+
+#[derive(Debug, Serialize)]
+struct ExportReport {
+    epoch: EpochId,
+    format: Format,
+    file: String,
+    file_bytes: u64,
+    pages: u64,
+    /// The digest of the memory that was written, as `digest --json` has it.
+    memory: String,
+}
+
+impl Export {
+    pub(super) fn run(mut self) -> Result<(), CliError> {
+        let chain = Chain::open(&self.store)?;
+        if let (None, Some(damage)) = (self.epoch, chain.damage().first()) {
+            return Err(CliError::DamagedBehind { dir: self.store, newest: chain.newest(), found: damage.to_string() });
+        }
+        let epoch = chain.epoch(self.epoch.map_or(chain.newest(), EpochId))?.commit.epoch;
+        self.check_place()?;
+        let exported = self.write(&chain, epoch)?;
+        self.print(&exported)
+    }
+
+    /// Refuses early what would be refused in the end.
+    fn check_place(&mut self) -> Result<(), CliError> {
+        match fs::symlink_metadata(&self.out) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(self.failed("looking for it", source)),
+            Ok(_) if !self.force => return Err(CliError::FileExists { path: self.out.clone() }),
+            Ok(_) => {}
+        }
+        // What a link leads to is replaced, and not the link.
+        let file = self.out.canonicalize().map_err(|source| self.failed("following it", source))?;
+        let metadata = file.metadata().map_err(|source| self.failed("looking at it", source))?;
+        if !metadata.is_file() {
+            return Err(CliError::Usage(format!("{} is no regular file, and is not replaced", self.out.display())));
+        }
+        self.out = file;
+        Ok(())
+    }
+
+    fn write(&self, chain: &Chain, epoch: EpochId) -> Result<Exported, CliError> {
+        let dir = match self.out.parent() {
+            Some(dir) if dir != Path::new("") => dir,
+            _ => Path::new("."),
+        };
+        // Removed when this function ends before it has its name, and by the handler on a signal.
+        let file = tempfile::Builder::new().prefix(".slackwater-").suffix(".partial").tempfile_in(dir);
+        let file = file.map_err(|source| self.failed("making a file beside it", source))?;
+        remove_on_signals(&file)?;
+        let bar = output::bar("exporting");
+        let format = match self.format {
+            Format::Raw => ExportFormat::Raw,
+            Format::ElfCore => ExportFormat::ElfCore,
+        };
+        let exported = export(chain, epoch, format, file.as_file(), &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        });
+        let exported = exported.map_err(|error| match error {
+            ExportError::Restore(error) => CliError::Restore(error),
+            ExportError::State { epoch, source } => CliError::State { epoch, source },
+            source => CliError::Export { path: self.out.clone(), source },
+        })?;
+        file.as_file().sync_all().map_err(|source| self.failed("syncing it", source))?;
+        let named = if self.force { file.persist(&self.out) } else { file.persist_noclobber(&self.out) };
+        named.map_err(|error| match error.error.kind() {
+            io::ErrorKind::AlreadyExists => CliError::FileExists { path: self.out.clone() },
+            _ => self.failed("giving it its name", error.error),
+        })?;
+        let synced = fs::File::open(dir).and_then(|dir| dir.sync_all());
+        synced.map_err(|source| self.failed("syncing its directory", source))?;
+        bar.finish_and_clear();
+        Ok(exported)
+    }
+
+    fn failed(&self, step: &'static str, source: io::Error) -> CliError {
+        CliError::File { path: self.out.clone(), step, source }
+    }
+
+    fn print(&self, exported: &Exported) -> Result<(), CliError> {
+        let Exported { epoch, file_bytes, pages, memory, .. } = *exported;
+        let file = self.out.display().to_string();
+        if self.json {
+            let memory = memory.to_string();
+            return output::json(&ExportReport { epoch, format: self.format, file, file_bytes, pages, memory });
+        }
+        output::line(format_args!(
+            "epoch {epoch}: {pages} pages that are not zeros ({}) in {file}, {} with holes",
+            bytes_text(pages.saturating_mul(PAGE_SIZE_U64)),
+            bytes_text(file_bytes),
+        ))
+    }
+}
+
+/// A file that is not finished does not outlive a process that is asked to end.
+fn remove_on_signals(file: &NamedTempFile) -> Result<(), CliError> {
+    let path = file.path().to_owned();
+    let handler = move || {
+        // It may have its name already.
+        let _ = fs::remove_file(&path);
+        eprintln!("error: interrupted");
+        std::process::exit(1);
+    };
+    ctrlc::set_handler(handler).map_err(|error| CliError::Usage(format!("signal handler: {error}")))
+}

@@ -1,0 +1,185 @@
+//! Where the versions of pages are at one epoch, as the indexes of the chain's segments say.
+
+use crate::format::{CHANGES_DEPTH_MAX, FRAME_HEADER_BYTES, FormatError, Index, IndexError, IndexedRun, Mention};
+use crate::page::{EpochId, Gfn, PageRun};
+use crate::store::{Chain, FramePlace, Segment, StoreError};
+
+/// One epoch of a chain.
+#[derive(Debug)]
+pub(super) struct View {
+    epoch: EpochId,
+    /// Newest segment first.
+    parts: Vec<Part>,
+}
+
+/// A segment's frames that count at the epoch: those from `first` on and below `end`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    /// Which of the chain's segments.
+    pub(super) segment: usize,
+    first: u32,
+    end: u32,
+}
+
+/// A version of a page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Version {
+    pub(super) segment: usize,
+    pub(super) place: FramePlace,
+}
+
+/// Why a question has no answer yet, or none at all.
+#[derive(Debug)]
+pub(super) enum Unanswered {
+    /// The index of the segment with this number among the chain's is not sound.
+    Index(usize, IndexError),
+    Store(StoreError),
+}
+
+impl From<StoreError> for Unanswered {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// Asks until every index that is needed is sound, or its segment was walked.
+pub(super) fn ask<T>(chain: &Chain, question: impl Fn() -> Result<T, Unanswered>) -> Result<T, StoreError> {
+    loop {
+        match question() {
+            Ok(answer) => return Ok(answer),
+            Err(Unanswered::Store(error)) => return Err(error),
+            Err(Unanswered::Index(segment, error)) => match chain.all_segments().get(segment) {
+                Some(segment) => segment.fall_back(error)?,
+                None => return Err(no_segment(chain)),
+            },
+        }
+    }
+}
+
+fn no_segment(chain: &Chain) -> StoreError {
+    StoreError::io("read", chain.dir())(std::io::ErrorKind::NotFound.into())
+}
+
+/// A page with more changes behind each other than the format has.
+pub(super) fn too_deep(segment: &Segment, place: &FramePlace, gfn: Gfn) -> StoreError {
+    let expected = format!("at most {CHANGES_DEPTH_MAX} changes of a page behind each other");
+    let error = FormatError::field("gfn", FRAME_HEADER_BYTES, expected, format!("more of {gfn}"));
+    segment.damaged(place.epoch, place.offset, &error)
+}
+
+impl View {
+    /// Looks up which frames count at `epoch`.
+    ///
+    /// # Errors
+    /// An epoch that the chain does not hold or that damage hides; a list of pages that counts and cannot be read.
+    pub(super) fn new(chain: &Chain, epoch: EpochId) -> Result<Self, StoreError> {
+        ask(chain, || {
+            let (last, number) = chain.locate(epoch)?;
+            let mut parts = Vec::new();
+            for (segment, source) in chain.all_segments().iter().enumerate().take(last + 1).rev() {
+                let index = source.index()?;
+                let asked = |error| Unanswered::Index(segment, error);
+                let Some(newest) = (if segment == last { Some(number) } else { source.epochs()?.checked_sub(1) }) else {
+                    continue;
+                };
+                let end = match newest + 1 < index.epochs() {
+                    true => index.epoch(newest + 1).map_err(asked)?.first_frame,
+                    false => u32::try_from(index.frames()).unwrap_or(u32::MAX),
+                };
+                let base = index.base_up_to(newest).map_err(asked)?;
+                let (first, from) = match base {
+                    None => (0, EpochId::NONE),
+                    Some(base) => {
+                        let base = index.epoch(base).map_err(asked)?;
+                        (base.first_frame, base.epoch)
+                    }
+                };
+                if let Some(damage) = source.fault(from, epoch) {
+                    return Err(StoreError::Damaged(damage.clone()).into());
+                }
+                parts.push(Part { segment, first, end });
+                if base.is_some() {
+                    break;
+                }
+            }
+            Ok(Self { epoch, parts })
+        })
+    }
+
+    pub(super) const fn epoch(&self) -> EpochId {
+        self.epoch
+    }
+
+    /// The segments whose frames count, newest first.
+    pub(super) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// The versions of a page, newest first, down to the one that is no change, and the pages around it for which these are the same and
+    /// are all whole. No version: the page is zeros, and so are those pages.
+    ///
+    /// # Errors
+    /// More changes behind each other than the format has; an index that cannot be read, and neither can its segment.
+    pub(super) fn versions(&self, chain: &Chain, gfn: Gfn) -> Result<(Vec<Version>, PageRun), StoreError> {
+        ask(chain, || {
+            let mut versions = Vec::new();
+            let mut alike = PageRun { first: Gfn(0), count: u64::MAX };
+            for part in &self.parts {
+                let source = chain.all_segments().get(part.segment).ok_or_else(|| no_segment(chain))?;
+                let index = source.index()?;
+                let asked = |error| Unanswered::Index(part.segment, error);
+                let (run, around) = find(index, gfn).map_err(asked)?;
+                alike = common(alike, around);
+                let Some(run) = run else { continue };
+                for mention in part.mentions(index, &run).map_err(asked)?.rev() {
+                    let frame = index.mention(mention).map_err(asked)?;
+                    let place = Segment::place(index, frame.into()).map_err(asked)?;
+                    if place.mention == Mention::Zeros {
+                        return Ok((versions, alike));
+                    }
+                    if place.mention == Mention::Changes && versions.len() >= usize::from(CHANGES_DEPTH_MAX) {
+                        return Err(too_deep(source, &place, gfn).into());
+                    }
+                    versions.push(Version { segment: part.segment, place });
+                    if place.mention == Mention::Whole {
+                        return Ok((versions, alike));
+                    }
+                }
+            }
+            Ok((versions, alike))
+        })
+    }
+}
+
+/// The run that holds `gfn`, and the pages around `gfn` that are in it too; or, where none does, those that are in no run either.
+fn find(index: &Index, gfn: Gfn) -> Result<(Option<IndexedRun>, PageRun), IndexError> {
+    let number = index.run_from(gfn)?;
+    let next = if number < index.runs() { Some(index.run(number)?) } else { None };
+    if let Some(run) = next.clone().filter(|next| next.run.contains(gfn)) {
+        let around = run.run;
+        return Ok((Some(run), around));
+    }
+    let first = match number.checked_sub(1) {
+        Some(before) => index.run(before)?.run.end().unwrap_or_default(),
+        None => Gfn(0),
+    };
+    let end = next.map_or(u64::MAX, |next| next.run.first.0);
+    Ok((None, PageRun { first, count: end.saturating_sub(first.0) }))
+}
+
+/// The pages that two runs have in common.
+fn common(one: PageRun, other: PageRun) -> PageRun {
+    let first = one.first.max(other.first);
+    let end = |run: PageRun| run.first.0.saturating_add(run.count);
+    PageRun { first, count: end(one).min(end(other)).saturating_sub(first.0) }
+}
+
+impl Part {
+    /// The numbers of those of a run's mentions that count.
+    pub(super) fn mentions(&self, index: &Index, run: &IndexedRun) -> Result<std::ops::Range<u64>, IndexError> {
+        let from = |frame| Ok::<_, IndexError>(run.mentions.start + index.mentions_below(run, frame)?);
+        let begin = if self.first == 0 { run.mentions.start } else { from(self.first)? };
+        let end = if u64::from(self.end) >= index.frames() { run.mentions.end } else { from(self.end)? };
+        Ok(begin..end.max(begin))
+    }
+}

@@ -1,0 +1,6 @@
+//! `slackwater export` and `slackwater diff` on chains whose content is known.
+
+mod diff;
+pub(crate) mod files;
+mod refusals;
+mod tools;
