@@ -101,6 +101,7 @@ pub(super) fn verify(
 }
 
 /// What the epoch's commit frame says of its audit, and where.
+#[derive(Default)]
 struct Audit {
     file: String,
     offset: u64,
@@ -138,6 +139,8 @@ impl One<'_, '_> {
             let (segments, first) = store.segments_of(number);
             let mut newest_of_chain = true;
             let mut next_first: Option<u32> = None;
+            // A segment in which the epoch may have been, and what can't be read there.
+            let mut suspect = None;
             for (index, segment) in segments.iter().enumerate().rev() {
                 if segment.stray.is_some() {
                     continue;
@@ -155,11 +158,17 @@ impl One<'_, '_> {
                 }
                 let scan = scan(pieces, segment.numbers, chain, limit)?;
                 if newest_of_chain && audit.is_none() && scan.last.is_none_or(|last| last.0 != limit) {
-                    // A number that no epoch has; or one that had, or what would have said so can't be read.
-                    let rest = segments.get(index..).unwrap_or_default();
-                    if scan.faults.is_empty() || pieces::durable(rest, 0, &chain.identity)? < limit {
-                        return Ok(None);
+                    if scan.faults.is_empty() {
+                        // A number that no epoch has, unless a later segment has it.
+                        break;
                     }
+                    let knows = scan.before.is_some();
+                    suspect.get_or_insert((index, segment.name.clone(), scan.faults));
+                    if knows {
+                        break;
+                    }
+                    // It does not say where it begins: the epoch may be before it.
+                    continue;
                 }
                 newest_of_chain = false;
                 self.newest.get_or_insert((number, index));
@@ -193,7 +202,7 @@ impl One<'_, '_> {
                 }
                 if has_faults {
                     // What came before can't change that.
-                    return Ok(audit.or(Some(Audit { file: String::new(), offset: 0, digest: None })));
+                    return Ok(audit.or(Some(Audit::default())));
                 }
                 // Where nothing is before the first, a segment names epoch 0.
                 expected =
@@ -206,7 +215,14 @@ impl One<'_, '_> {
                 return Ok(audit);
             }
             if newest_of_chain {
-                return Ok(None);
+                let Some((index, name, faults)) = suspect else { return Ok(None) };
+                if pieces::durable(segments.get(index..).unwrap_or_default(), 0, &chain.identity)? < limit {
+                    return Ok(None);
+                }
+                for (epoch, fault) in faults {
+                    self.damage(name.clone(), epoch, fault);
+                }
+                return Ok(audit.or(Some(Audit::default())));
             }
             match &chain.identity.branch_of {
                 None => break,
