@@ -197,7 +197,7 @@ fn no_flipped_byte_of_an_index_goes_unnoticed() {
     let path = dir.path().join("index-00000001");
     for at in 0..sound.len() {
         // What is beyond the entries is alike: some of it will do.
-        if sound[at] == 0 && at % 4096 < 4000 && at % 7 != 0 {
+        if sound[at] == 0 && at % 4096 < 4000 && at % 61 != 0 {
             continue;
         }
         let mut changed = sound.clone();
@@ -222,7 +222,7 @@ fn no_flipped_byte_of_an_index_goes_unnoticed() {
 #[test]
 fn no_field_of_an_index_may_say_something_else() {
     let sound = Tables::of(&closed().segments[0]);
-    let values: [fn(u8) -> u8; 3] = [|byte| byte.wrapping_add(1), |byte| byte.wrapping_sub(1), |_| 0xFF];
+    let values: [fn(u8) -> u8; 2] = [|byte| byte.wrapping_add(1), |_| 0xFF];
     for value in values {
         for at in 0..sound.head.len() {
             let mut tables = sound.clone();
@@ -268,6 +268,15 @@ fn entries_are_all_there_and_no_others() {
             is_wrong(&format!("table {table} with {entry} twice"), &with(tables.sealed()));
         }
     }
+    // A frame that does not mention the run's pages, behind those that do.
+    let last = sound.tables[1].len() - 1;
+    let mut tables = sound.clone();
+    let ends: Vec<_> = sound.tables[2].iter().skip(1).map(|run| usize::from(run[16])).collect();
+    let run = ends.iter().position(|end| usize::from(sound.tables[3][end - 1][0]) < last).unwrap();
+    tables.tables[3].insert(ends[run], u32::try_from(last).unwrap().to_le_bytes().to_vec());
+    tables.tables[2][run + 1..].iter_mut().for_each(|run| run[16] += 1);
+    tables.recount();
+    is_wrong("one mention more", &with(tables.sealed()));
     // A run in two parts says the same.
     let mut tables = sound.clone();
     let at = sound.tables[2].iter().position(|run| run[8] > 1).unwrap();
