@@ -113,6 +113,33 @@ impl EpochWriter {
         Ok(())
     }
 
+    /// Appends a pages frame whose payload is that of another frame, with so many pages in it.
+    ///
+    /// # Errors
+    /// A frame behind the state. Nothing is appended then.
+    pub(crate) fn block_again(&mut self, out: &mut Vec<u8>, payload: &[u8], pages: usize) -> Result<(), FormatError> {
+        self.frame(out, FrameKind::Pages, |out| {
+            out.extend_from_slice(payload);
+            Ok(())
+        })?;
+        self.totals.blocks += 1;
+        self.totals.stored_pages += pages as u64;
+        Ok(())
+    }
+
+    /// As [`state`](Self::state), with the payload of another state frame.
+    ///
+    /// # Errors
+    /// A second state. Nothing is appended then.
+    pub(crate) fn state_again(&mut self, out: &mut Vec<u8>, payload: &[u8]) -> Result<(), FormatError> {
+        self.frame(out, FrameKind::State, |out| {
+            out.extend_from_slice(payload);
+            Ok(())
+        })?;
+        self.ended = true;
+        Ok(())
+    }
+
     /// What the frames so far come to.
     #[must_use]
     pub fn totals(&self) -> EpochTotals {

@@ -18,15 +18,11 @@
 mod diff;
 mod elf_core;
 mod export;
-mod found;
 mod memory;
 mod plan;
-mod reader;
 #[cfg(test)]
 mod tests;
-mod view;
 
 pub use diff::{DiffError, Difference, PageChange, StateChange, diff};
 pub use export::{ExportError, ExportFormat, Exported, export};
 pub use plan::{Digest, Filled, PageTarget, Plan, RestoreError, TargetError, digest};
-pub use reader::{FoundPages, PageReader};

@@ -4,15 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::ops::Range;
 
-use super::found::Found;
-use super::view::{self, Unanswered, View};
 use crate::format::{
     BLOCK_PAGES, BlockDecoder, BlockPages, CHANGES_DEPTH_MAX, FRAME_HEADER_BYTES, FormatError, Index, MemoryDigest, Mention,
     decode_changes, decode_state, hash_bytes, is_zero, unpack_state,
 };
 use crate::machine::StateRecord;
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun};
-use crate::store::{Chain, Segment, StoreError};
+use crate::store::view::{self, Unanswered, View};
+use crate::store::{Chain, Found, Segment, StoreError};
 
 /// Why a target did not take a page.
 pub type TargetError = Box<dyn Error + Send + Sync>;

@@ -1,14 +1,28 @@
-//! What is done for a chain while it is written: indexes of segments that are full.
+//! What is done for a chain while it is written: indexes of segments that are full, and compaction.
 
+use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use super::medium::Medium;
 use super::names::Listed;
-use super::{SegmentNumbers, causes, seal};
-use crate::format::Identity;
+use super::writer::now_unix_ns;
+use super::{Retention, SegmentNumbers, StoreError, causes, compact, seal};
+use crate::format::{FORMAT_WITH_COMPACTION, Identity};
+use crate::page::EpochId;
+
+/// The store that a chain is part of.
+#[derive(Clone, Debug)]
+pub(super) struct Home {
+    pub(super) root: PathBuf,
+    pub(super) medium: Arc<dyn Medium>,
+    /// The chain's name in it.
+    pub(super) branch: String,
+}
 
 /// Does what a chain needs besides being appended to. Nothing of it can lose anything: what fails is logged, and is done by whoever opens
 /// the chain next.
@@ -23,17 +37,30 @@ struct Work {
     dir: PathBuf,
     medium: Arc<dyn Medium>,
     identity: Arc<Identity>,
+    home: Home,
+    retention: Retention,
+    /// Nobody waits for a compaction to end.
+    ending: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Task {
+    /// Makes the index of a segment, and compacts what pays.
     Seal(SegmentNumbers),
     SealBefore(SegmentNumbers),
 }
 
 impl Maintenance {
-    pub(super) fn new(dir: &Path, medium: Arc<dyn Medium>, identity: Arc<Identity>, background: bool) -> Self {
-        let work = Work { dir: dir.to_owned(), medium, identity };
+    pub(super) fn new(
+        dir: &Path,
+        medium: Arc<dyn Medium>,
+        identity: Arc<Identity>,
+        home: Home,
+        retention: Option<Retention>,
+        background: bool,
+    ) -> Self {
+        let (dir, retention, ending) = (dir.to_owned(), retention.unwrap_or_default(), Arc::default());
+        let work = Work { dir, medium, identity, home, retention, ending };
         let background = background.then(|| {
             let (sender, tasks) = channel();
             let work = work.clone();
@@ -63,8 +90,9 @@ impl Maintenance {
         self.hand_over(Task::SealBefore(before));
     }
 
-    /// Waits for what was handed over; what comes later is done at once.
+    /// Waits for what was handed over, but gives a compaction up; what comes later is done at once.
     pub(super) fn finish(&mut self) {
+        self.work.ending.store(true, Ordering::Relaxed);
         if let Some((sender, thread)) = self.background.take() {
             drop(sender);
             if thread.join().is_err() {
@@ -83,7 +111,10 @@ impl Drop for Maintenance {
 impl Work {
     fn run(&self, task: Task) {
         match task {
-            Task::Seal(numbers) => self.seal(numbers),
+            Task::Seal(numbers) => {
+                self.seal(numbers);
+                self.compact();
+            }
             Task::SealBefore(before) => {
                 let names = match self.medium.list() {
                     Ok(names) => names,
@@ -99,6 +130,25 @@ impl Work {
     fn seal(&self, numbers: SegmentNumbers) {
         if let Err(error) = seal::seal(&self.dir, self.medium.as_ref(), &self.identity, numbers) {
             tracing::warn!(segment = %numbers, error = causes(&error), "the segment stays without an index");
+        }
+    }
+
+    /// Drops what is not kept and puts segments together, where that pays.
+    fn compact(&self) {
+        let ending = || self.ending.load(Ordering::Relaxed);
+        if self.identity.format < FORMAT_WITH_COMPACTION || ending() {
+            return;
+        }
+        let kept = |epochs: &[(EpochId, u64)], pinned: &BTreeSet<EpochId>| self.retention.kept(epochs, now_unix_ns(), pinned);
+        let mut go_on = |_, _| match ending() {
+            true => Err(StoreError::io("compact", &self.dir)(io::ErrorKind::Interrupted.into())),
+            false => Ok(()),
+        };
+        let Home { root, medium, branch } = &self.home;
+        match compact::run(root, medium, branch, &kept, compact::Scope::WhatPays, &mut go_on) {
+            Ok(_) | Err(StoreError::InUse { .. }) => {}
+            Err(_) if ending() => {}
+            Err(error) => tracing::warn!(error = causes(&error), "the chain could not be compacted"),
         }
     }
 }

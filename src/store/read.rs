@@ -24,6 +24,8 @@ pub struct Chain {
     identity: Arc<Identity>,
     /// For a branch, the segments of what it branches off come first.
     segments: Vec<Segment>,
+    /// How many of them are not the chain's own.
+    borrowed: usize,
     scan: Scan,
 }
 
@@ -98,8 +100,9 @@ impl Chain {
                 result => break result?,
             }
         };
+        let borrowed = segments.len();
         segments.append(&mut scan.segments);
-        Ok(Self { dir, identity, segments, scan })
+        Ok(Self { dir, identity, segments, borrowed, scan })
     }
 
     /// The directory of the chain; of a branch, its own.
@@ -212,6 +215,11 @@ impl Chain {
     /// The segments that hold what exists, oldest first.
     pub(crate) fn all_segments(&self) -> &[Segment] {
         &self.segments
+    }
+
+    /// Which of [`all_segments`](Self::all_segments) are the chain's own.
+    pub(super) fn own_segments(&self) -> std::ops::Range<usize> {
+        self.borrowed..self.segments.len()
     }
 
     /// Makes an epoch durable that was read from what the system keeps in memory.

@@ -8,8 +8,8 @@ use super::medium::MediumFile;
 use super::scan::{self, Damage, Epoch};
 use super::{SegmentNumbers, StoreError};
 use crate::format::{
-    Commit, FORMAT_WITH_CHANGES, FRAME_HEADER_BYTES, FormatError, FrameKind, Identity, Index, IndexError, IndexedEpoch, Mention,
-    REWRITTEN_COMMIT_FRAME_BYTES, is_packed,
+    ChainId, Commit, FORMAT_WITH_CHANGES, FRAME_HEADER_BYTES, FormatError, FrameKind, Identity, Index, IndexError, IndexedEpoch,
+    Mention, REWRITTEN_COMMIT_FRAME_BYTES, is_packed,
 };
 use crate::page::EpochId;
 
@@ -81,6 +81,15 @@ impl Segment {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The length of the file when it was opened.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn chain_id(&self) -> ChainId {
+        self.identity.chain
     }
 
     pub(crate) const fn is_sealed(&self) -> bool {

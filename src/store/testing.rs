@@ -1,7 +1,7 @@
 //! A disk that loses power, fails and fills up, and a model of a guest that commits to it.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -115,6 +115,8 @@ struct State {
     faults: Option<(Random, u64)>,
     /// Bytes of all files together that fit.
     capacity: Option<u64>,
+    /// Locks that somebody holds.
+    held: BTreeSet<String>,
 }
 
 /// What survives a power cut of what was not synced.
@@ -227,12 +229,30 @@ impl Disk {
         format!("{}{name}", self.prefix)
     }
 
-    fn medium(&self) -> Arc<dyn Medium> {
+    pub(crate) fn medium(&self) -> Arc<dyn Medium> {
         Arc::new(self.clone())
     }
 
     pub(crate) fn chain(&self) -> Result<Chain, StoreError> {
         Chain::open_on(Path::new("disk"), self.medium(), MAIN_BRANCH)
+    }
+
+    pub(crate) fn branch(&self, name: &str) -> Result<Chain, StoreError> {
+        Chain::open_on(Path::new("disk"), self.medium(), name)
+    }
+
+    pub(crate) fn create_branch(
+        &self,
+        name: &str,
+        of: &str,
+        epoch: EpochId,
+        options: WriterOptions,
+    ) -> Result<Writer, StoreError> {
+        Writer::create_branch_on(Path::new("disk"), self.medium(), name, of, epoch, options)
+    }
+
+    pub(crate) fn branch_writer(&self, name: &str, options: WriterOptions) -> Result<Writer, StoreError> {
+        Writer::open_on(Path::new("disk"), self.medium(), name, options).map(|(writer, _)| writer)
     }
 
     pub(crate) fn writer(&self, options: WriterOptions) -> Result<Writer, StoreError> {
@@ -328,8 +348,22 @@ impl Medium for Disk {
         Ok(Box::new(state.inodes[inode].live.clone()))
     }
 
-    fn lock(&self, _: &str, _: &str) -> io::Result<Lock> {
-        Ok(Lock::Held(Box::new(())))
+    fn lock(&self, name: &str, _: &str) -> io::Result<Lock> {
+        let path = self.path(name);
+        let free = self.state().held.insert(path.clone());
+        Ok(if free { Lock::Held(Box::new(HeldLock { disk: self.clone(), path })) } else { Lock::Taken("somebody".to_owned()) })
+    }
+}
+
+/// A lock that is given back when this is dropped.
+struct HeldLock {
+    disk: Disk,
+    path: String,
+}
+
+impl Drop for HeldLock {
+    fn drop(&mut self) {
+        self.disk.state().held.remove(&self.path);
     }
 }
 
@@ -561,6 +595,12 @@ impl Model {
     pub(crate) const fn quiet(&mut self) {
         self.aborts = false;
         self.noise = false;
+    }
+
+    /// The guest goes on from what it was at `epoch`.
+    pub(crate) fn continue_from(&mut self, epoch: EpochId) {
+        self.memory = self.offered[&epoch].1.clone();
+        self.next = epoch.next();
     }
 
     /// Epochs go on from this number.

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::maintain::Maintenance;
+use super::maintain::{Home, Maintenance};
 use super::medium::{Directory, Lock, Medium, MediumFile};
 use super::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE};
 use super::read::{check_dir, place_of, read_identity};
-use super::{Chain, SegmentNumbers, StoreError, TornTail, causes, scan};
+use super::{Chain, Retention, SegmentNumbers, StoreError, TornTail, causes, scan};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
     BranchPoint, COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, FORMAT_WITH_COMPACTION, Identity, MAIN_BRANCH,
@@ -41,13 +41,21 @@ pub struct WriterOptions {
     /// How far ahead space is taken, in bytes, so that a full disk shows at an append and not at a sync. 16 MiB by default; 0 for
     /// not at all.
     pub preallocate_bytes: u64,
-    /// Whether segments get their indexes on a thread of their own, and not while the writer waits. True by default.
+    /// Which epochs stay restorable; the others are dropped while the chain is written, once there is enough of them to pay. All by default.
+    pub retention: Option<Retention>,
+    /// Whether segments get their indexes and are compacted on a thread of their own, and not while the writer waits. True by default.
     pub background: bool,
 }
 
 impl Default for WriterOptions {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, segment_mentions: 256 << 10, preallocate_bytes: 16 << 20, background: true }
+        Self {
+            segment_bytes: 64 << 20,
+            segment_mentions: 256 << 10,
+            preallocate_bytes: 16 << 20,
+            retention: None,
+            background: true,
+        }
     }
 }
 
@@ -84,6 +92,8 @@ pub struct Writer {
     /// Space is not taken ahead where the file system cannot.
     preallocates: bool,
     maintenance: Maintenance,
+    /// About how many bytes a base of the chain has: where epochs are dropped, segments are no longer than a part of that.
+    image_bytes: u64,
     /// Nothing was appended yet.
     untouched: bool,
     _lock: Box<dyn Any + Send + Sync>,
@@ -97,6 +107,8 @@ struct Active {
     /// Mentions of pages and epochs that were added since it was opened.
     mentions: u64,
     epochs: u64,
+    /// Bytes of bases among them.
+    base_bytes: u64,
     /// It gets no more epochs, because it has an index or is compacted.
     sealed: bool,
     /// The end of the last whole epoch or close frame.
@@ -109,7 +121,7 @@ struct Active {
 
 impl Active {
     fn new(numbers: SegmentNumbers, file: Box<dyn MediumFile>, end: u64, sealed: bool) -> Self {
-        Self { numbers, file, mentions: 0, epochs: 0, sealed, end, at: end, reserved: end }
+        Self { numbers, file, mentions: 0, epochs: 0, base_bytes: 0, sealed, end, at: end, reserved: end }
     }
 }
 
@@ -143,7 +155,8 @@ impl Writer {
             machine: new.machine.clone(),
             branch_of: None,
         };
-        Self::begin_chain(dir, medium, identity, options)
+        let home = Home { root: dir.to_owned(), medium: medium.clone(), branch: MAIN_BRANCH.to_owned() };
+        Self::begin_chain(dir, medium, identity, options, home)
     }
 
     /// Makes the branch `name` of the chain in `dir`, which begins at `epoch` of the chain `of`: `main`, or another branch.
@@ -178,7 +191,13 @@ impl Writer {
         place_of(root, medium.as_ref(), of)?;
         // Nobody drops the epoch while the branch is made.
         let _maintenance = take_lock(root, medium.as_ref(), MAINTENANCE)?;
-        let trunk = Chain::open_on(root, medium.clone(), of)?;
+        let mut trunk = Chain::open_on(root, medium.clone(), of)?;
+        let mut of = of.to_owned();
+        // The chain that holds the epoch itself is the one that keeps it.
+        while let Some(point) = trunk.identity().branch_of.clone().filter(|point| epoch <= point.epoch) {
+            trunk = Chain::open_on(root, medium.clone(), &point.branch)?;
+            of = point.branch;
+        }
         let begin = trunk.epoch(epoch)?;
         if trunk.identity().format < FORMAT_WITH_COMPACTION {
             return Err(StoreError::OldFormat { dir: trunk.dir().to_owned(), format: trunk.identity().format });
@@ -199,13 +218,20 @@ impl Writer {
             chain: random_chain(&dir)?,
             created_unix_ns: now_unix_ns(),
             created_by: CREATED_BY.to_owned(),
-            branch_of: Some(BranchPoint { branch: of.to_owned(), epoch, identity: begin.hash }),
+            branch_of: Some(BranchPoint { branch: of, epoch, identity: begin.hash }),
             ..trunk.identity().clone()
         };
-        Self::begin_chain(&dir, branches.directory(name), identity, options)
+        let home = Home { root: root.to_owned(), medium: medium.clone(), branch: name.to_owned() };
+        Self::begin_chain(&dir, branches.directory(name), identity, options, home)
     }
 
-    fn begin_chain(dir: &Path, medium: Arc<dyn Medium>, identity: Identity, options: WriterOptions) -> Result<Self, StoreError> {
+    fn begin_chain(
+        dir: &Path,
+        medium: Arc<dyn Medium>,
+        identity: Identity,
+        options: WriterOptions,
+        home: Home,
+    ) -> Result<Self, StoreError> {
         let bytes = identity.encode().map_err(StoreError::Input)?;
         let lock = take_lock(dir, medium.as_ref(), LOCK)?;
         // Another writer may have been quicker.
@@ -227,19 +253,20 @@ impl Writer {
         let from = begins_at(&identity);
         let segment = make_segment(dir, medium.as_ref(), &identity, 1, from)?;
         let recovered = Recovered { tip: from.0, epochs: 0, torn: None, closed: false };
-        Ok(Self::new(dir, medium, identity, Opened { segment, tip_hash: from.1, recovered }, options, lock).0)
+        let opened = Opened { segment, tip_hash: from.1, image_bytes: 0, recovered };
+        Ok(Self::new((dir, medium, home), identity, opened, options, lock).0)
     }
 
     fn new(
-        dir: &Path,
-        medium: Arc<dyn Medium>,
+        (dir, medium, home): (&Path, Arc<dyn Medium>, Home),
         identity: Arc<Identity>,
         opened: Opened,
         options: WriterOptions,
         lock: Box<dyn Any + Send + Sync>,
     ) -> (Self, Recovered) {
-        let Opened { segment, tip_hash, recovered } = opened;
-        let maintenance = Maintenance::new(dir, medium.clone(), identity.clone(), options.background);
+        let Opened { segment, tip_hash, image_bytes, recovered } = opened;
+        let WriterOptions { retention, background, .. } = options;
+        let maintenance = Maintenance::new(dir, medium.clone(), identity.clone(), home, retention, background);
         let writer = Self {
             dir: dir.to_owned(),
             medium,
@@ -254,6 +281,7 @@ impl Writer {
             latched: None,
             preallocates: options.preallocate_bytes > 0,
             maintenance,
+            image_bytes,
             untouched: true,
             _lock: lock,
         };
@@ -285,13 +313,14 @@ impl Writer {
         options: WriterOptions,
     ) -> Result<(Self, Recovered), StoreError> {
         let (dir, own) = place_of(root, medium.as_ref(), branch)?;
+        let home = Home { root: root.to_owned(), medium: medium.clone(), branch: branch.to_owned() };
         let medium = own.unwrap_or(medium);
         // Before the lock, so that a directory without a chain is left without a lock file.
         read_identity(&dir, medium.as_ref())?;
         let lock = take_lock(&dir, medium.as_ref(), LOCK)?;
         let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
         let opened = recover(&dir, medium.as_ref(), &identity)?;
-        Ok(Self::new(&dir, medium, identity, opened, options, lock))
+        Ok(Self::new((&dir, medium, home), identity, opened, options, lock))
     }
 
     /// What the chain is.
@@ -332,9 +361,15 @@ impl Writer {
             None if epoch <= self.tip => return self.reject(StoreError::Order { epoch, before: self.tip }),
             None => {}
         }
-        let Active { end, mentions, epochs, sealed, .. } = self.segment;
+        let Active { end, mentions, epochs, sealed, base_bytes, .. } = self.segment;
         let WriterOptions { segment_bytes, segment_mentions, .. } = self.options;
-        let is_full = end >= segment_bytes || mentions >= segment_mentions || epochs >= segment_mentions / 8;
+        let segment_bytes = match self.options.retention {
+            // What is to be dropped must not wait in segments that are large beside what is kept.
+            Some(_) => segment_bytes.min((self.image_bytes / 4).max(SEGMENT_BYTES_MIN)),
+            None => segment_bytes,
+        };
+        let is_full =
+            end.saturating_sub(base_bytes) >= segment_bytes || mentions >= segment_mentions || epochs >= segment_mentions / 8;
         if sealed || is_full && end > SEGMENT_HEADER_FRAME_BYTES as u64 {
             self.rotate()?;
         }
@@ -487,6 +522,10 @@ impl Sink for Writer {
         self.tip_hash = commit.identity(&frame);
         self.segment.mentions += commit.totals.stored_pages + commit.zero_pages;
         self.segment.epochs += 1;
+        if commit.base && self.options.retention.is_some() {
+            self.segment.base_bytes += bytes_written;
+            self.image_bytes = bytes_written;
+        }
         Ok(bytes_written)
     }
 
@@ -511,7 +550,7 @@ impl Sink for Writer {
         self.latched.get_or_insert_with(|| "the chain could not be opened again".to_owned());
         let opened =
             recover(&self.dir, self.medium.as_ref(), &self.identity).map_err(|error| SinkError::Latched(error.into()))?;
-        let Opened { segment, tip_hash, recovered } = opened;
+        let Opened { segment, tip_hash, recovered, .. } = opened;
         self.segment = segment;
         self.tip = recovered.tip;
         self.tip_hash = tip_hash;
@@ -565,6 +604,9 @@ impl fmt::Debug for Writer {
 /// A segment that is shorter when the chain is closed gets no index and may grow later: it is walked as quickly.
 const SEALED_AT_CLOSE_BYTES: u64 = 1 << 20;
 
+/// Where epochs are dropped, segments are at least this long.
+const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
 const CREATED_BY: &str = concat!("slackwater ", env!("CARGO_PKG_VERSION"));
 
 /// The epoch that a chain begins behind, and its identity.
@@ -582,6 +624,7 @@ fn random_chain(dir: &Path) -> Result<ChainId, StoreError> {
 struct Opened {
     segment: Active,
     tip_hash: u128,
+    image_bytes: u64,
     recovered: Recovered,
 }
 
@@ -629,7 +672,8 @@ fn recover(dir: &Path, medium: &dyn Medium, identity: &Arc<Identity>) -> Result<
     let epochs = scan.segments.iter().try_fold(0, |sum, segment| Ok::<_, StoreError>(sum + segment.epochs()?))?;
     let epochs = usize::try_from(epochs).unwrap_or(usize::MAX);
     let recovered = Recovered { tip, epochs, torn: scan.tail, closed: scan.closed };
-    Ok(Opened { segment, tip_hash, recovered })
+    let image_bytes = scan.files.first().map_or(0, |(_, bytes)| *bytes);
+    Ok(Opened { segment, tip_hash, image_bytes, recovered })
 }
 
 fn make_segment(

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use super::RestoreError;
 use super::view::{Version, View};
+use super::{Chain, Segment, StoreError};
 use crate::format::{
     BLOCK_LIST_BYTES_MAX, BLOCK_PAGES, BlockDecoder, BlockList, BlockPages, FRAME_HEADER_BYTES, FormatError, Mention,
     decode_changes,
 };
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun};
-use crate::store::{Chain, Segment, StoreError};
 
 /// Reads pages of one epoch of a chain, in any order. What it reads for a page is at most 16 blocks, however long the chain is.
 #[derive(Debug)]
@@ -37,7 +36,7 @@ impl PageReader {
     ///
     /// # Errors
     /// An epoch that the chain does not hold or that damage hides; a list of pages that counts and cannot be read.
-    pub fn new(chain: Arc<Chain>, epoch: EpochId) -> Result<Self, RestoreError> {
+    pub fn new(chain: Arc<Chain>, epoch: EpochId) -> Result<Self, StoreError> {
         let view = View::new(&chain, epoch)?;
         Ok(Self {
             chain,
@@ -59,7 +58,7 @@ impl PageReader {
     ///
     /// # Errors
     /// Damage, with its place; what the operating system refuses. Nothing was given then.
-    pub fn read(&mut self, gfn: Gfn, take: &mut dyn FnMut(Gfn, &PageBytes)) -> Result<FoundPages, RestoreError> {
+    pub fn read(&mut self, gfn: Gfn, take: &mut dyn FnMut(Gfn, &PageBytes)) -> Result<FoundPages, StoreError> {
         let (versions, alike) = self.view.versions(&self.chain, gfn)?;
         let Some((newest, older)) = versions.split_first() else { return Ok(FoundPages::Zeros(alike)) };
         let mut wanted = Vec::new();
@@ -67,7 +66,7 @@ impl PageReader {
             let list = self.decode(newest)?;
             wanted.extend(list.gfns().iter().zip(self.pages.iter()).filter(|(gfn, _)| alike.contains(**gfn)));
             if !wanted.iter().any(|(found, _)| **found == gfn) {
-                return Err(self.not_listed(newest, gfn).into());
+                return Err(self.not_listed(newest, gfn));
             }
             wanted.into_iter().for_each(|(gfn, page)| take(*gfn, page));
             return Ok(FoundPages::Given);
@@ -76,7 +75,7 @@ impl PageReader {
         let list = self.list(newest)?;
         let gfns: Vec<_> = list.gfns().iter().copied().filter(|gfn| alike.contains(*gfn)).collect();
         if !gfns.contains(&gfn) {
-            return Err(self.not_listed(newest, gfn).into());
+            return Err(self.not_listed(newest, gfn));
         }
         self.built.iter_mut().take(gfns.len()).for_each(|page| page.fill(0));
         for version in versions.iter().rev() {

@@ -1,12 +1,12 @@
 //! Where the versions of pages are at one epoch, as the indexes of the chain's segments say.
 
+use super::{Chain, FramePlace, Segment, StoreError};
 use crate::format::{CHANGES_DEPTH_MAX, FRAME_HEADER_BYTES, FormatError, Index, IndexError, IndexedRun, Mention};
 use crate::page::{EpochId, Gfn, PageRun};
-use crate::store::{Chain, FramePlace, Segment, StoreError};
 
 /// One epoch of a chain.
 #[derive(Debug)]
-pub(super) struct View {
+pub(crate) struct View {
     epoch: EpochId,
     /// Newest segment first.
     parts: Vec<Part>,
@@ -14,23 +14,23 @@ pub(super) struct View {
 
 /// A segment's frames that count at the epoch: those from `first` on and below `end`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Part {
+pub(crate) struct Part {
     /// Which of the chain's segments.
-    pub(super) segment: usize,
+    pub(crate) segment: usize,
     first: u32,
     end: u32,
 }
 
 /// A version of a page.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Version {
-    pub(super) segment: usize,
-    pub(super) place: FramePlace,
+pub(crate) struct Version {
+    pub(crate) segment: usize,
+    pub(crate) place: FramePlace,
 }
 
 /// Why a question has no answer yet, or none at all.
 #[derive(Debug)]
-pub(super) enum Unanswered {
+pub(crate) enum Unanswered {
     /// The index of the segment with this number among the chain's is not sound.
     Index(usize, IndexError),
     Store(StoreError),
@@ -43,7 +43,7 @@ impl From<StoreError> for Unanswered {
 }
 
 /// Asks until every index that is needed is sound, or its segment was walked.
-pub(super) fn ask<T>(chain: &Chain, question: impl Fn() -> Result<T, Unanswered>) -> Result<T, StoreError> {
+pub(crate) fn ask<T>(chain: &Chain, question: impl Fn() -> Result<T, Unanswered>) -> Result<T, StoreError> {
     loop {
         match question() {
             Ok(answer) => return Ok(answer),
@@ -61,7 +61,7 @@ fn no_segment(chain: &Chain) -> StoreError {
 }
 
 /// A page with more changes behind each other than the format has.
-pub(super) fn too_deep(segment: &Segment, place: &FramePlace, gfn: Gfn) -> StoreError {
+pub(crate) fn too_deep(segment: &Segment, place: &FramePlace, gfn: Gfn) -> StoreError {
     let expected = format!("at most {CHANGES_DEPTH_MAX} changes of a page behind each other");
     let error = FormatError::field("gfn", FRAME_HEADER_BYTES, expected, format!("more of {gfn}"));
     segment.damaged(place.epoch, place.offset, &error)
@@ -72,7 +72,7 @@ impl View {
     ///
     /// # Errors
     /// An epoch that the chain does not hold or that damage hides; a list of pages that counts and cannot be read.
-    pub(super) fn new(chain: &Chain, epoch: EpochId) -> Result<Self, StoreError> {
+    pub(crate) fn new(chain: &Chain, epoch: EpochId) -> Result<Self, StoreError> {
         ask(chain, || {
             let (last, number) = chain.locate(epoch)?;
             let mut parts = Vec::new();
@@ -106,12 +106,12 @@ impl View {
         })
     }
 
-    pub(super) const fn epoch(&self) -> EpochId {
+    pub(crate) const fn epoch(&self) -> EpochId {
         self.epoch
     }
 
     /// The segments whose frames count, newest first.
-    pub(super) fn parts(&self) -> &[Part] {
+    pub(crate) fn parts(&self) -> &[Part] {
         &self.parts
     }
 
@@ -120,7 +120,7 @@ impl View {
     ///
     /// # Errors
     /// More changes behind each other than the format has; an index that cannot be read, and neither can its segment.
-    pub(super) fn versions(&self, chain: &Chain, gfn: Gfn) -> Result<(Vec<Version>, PageRun), StoreError> {
+    pub(crate) fn versions(&self, chain: &Chain, gfn: Gfn) -> Result<(Vec<Version>, PageRun), StoreError> {
         ask(chain, || {
             let mut versions = Vec::new();
             let mut alike = PageRun { first: Gfn(0), count: u64::MAX };
@@ -176,7 +176,7 @@ fn common(one: PageRun, other: PageRun) -> PageRun {
 
 impl Part {
     /// The numbers of those of a run's mentions that count.
-    pub(super) fn mentions(&self, index: &Index, run: &IndexedRun) -> Result<std::ops::Range<u64>, IndexError> {
+    pub(crate) fn mentions(&self, index: &Index, run: &IndexedRun) -> Result<std::ops::Range<u64>, IndexError> {
         let from = |frame| Ok::<_, IndexError>(run.mentions.start + index.mentions_below(run, frame)?);
         let begin = if self.first == 0 { run.mentions.start } else { from(self.first)? };
         let end = if u64::from(self.end) >= index.frames() { run.mentions.end } else { from(self.end)? };

@@ -7,7 +7,7 @@ use crate::page::{Gfn, PageRun};
 /// A set of frames as disjoint runs that do not touch. Its size follows the number of mentions in the chain, and not the size of guest
 /// memory, which a store may claim to be anything.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// First frame, frame after the last.
     runs: BTreeMap<u64, u64>,
     frames: u64,
@@ -15,12 +15,12 @@ pub(super) struct Found {
 
 impl Found {
     /// How many frames there are.
-    pub(super) const fn frames(&self) -> u64 {
+    pub(crate) const fn frames(&self) -> u64 {
         self.frames
     }
 
     /// Adds a run, and tells `fresh` which parts of it are new. A run beyond the last frame number is cut.
-    pub(super) fn add(&mut self, run: PageRun, mut fresh: impl FnMut(PageRun)) {
+    pub(crate) fn add(&mut self, run: PageRun, mut fresh: impl FnMut(PageRun)) {
         let (first, end) = (run.first.0, run.end().map_or(u64::MAX, |end| end.0));
         let mut begin = first;
         if let Some((&before, before_end)) = self.runs.range_mut(..=first).next_back() {

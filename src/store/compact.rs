@@ -1,0 +1,310 @@
+//! Putting one segment in the place of several, and dropping epochs: how a chain stays small.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::medium::{Directory, Medium};
+use super::names::{BRANCHES, IDENTITY, LOCK, Listed, MAINTENANCE};
+use super::read::{check_dir, place_of, read_identity};
+use super::writer::{now_unix_ns, take_lock};
+use super::{Chain, Retention, SegmentNumbers, StoreError, causes, rewrite, scan, seal};
+use crate::format::{FORMAT_WITH_COMPACTION, Identity};
+use crate::page::EpochId;
+
+/// A compacted segment until it is whole.
+const DRAFT: &str = "compact.tmp";
+
+/// What a compaction came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Compacted {
+    /// Segments before and after.
+    pub segments: (u64, u64),
+    /// Epochs before and after.
+    pub epochs: (u64, u64),
+    /// Bytes of all segments before and after.
+    pub bytes: (u64, u64),
+}
+
+/// Which epochs are to be kept, of those that exist with their times in nanoseconds since 1970; the second are those that branches begin at.
+pub(super) type Keep<'a> = &'a dyn Fn(&[(EpochId, u64)], &BTreeSet<EpochId>) -> BTreeSet<EpochId>;
+
+/// Which segments are put together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// All of them.
+    All,
+    /// Those from the first to the last that hold something to drop.
+    WhatIsDropped,
+    /// What is worth its while.
+    WhatPays,
+}
+
+/// Puts the segments of a chain of the store in `dir` together, `main` or a branch. With `keep`, only the epochs stay that it keeps and those that
+/// branches begin at; without, all stay. While somebody writes to the chain, its last segment is left as it is. `progress` is told bytes done
+/// and in all.
+///
+/// # Errors
+/// As [`Chain::open_branch`]; somebody else who compacts the store or makes a branch; a chain of a format before 3; damage; what the operating
+/// system refuses. Nothing is changed then.
+pub fn compact(
+    dir: &Path,
+    branch: &str,
+    keep: Option<&Retention>,
+    now_unix_ns: u64,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Compacted, StoreError> {
+    check_dir(dir)?;
+    let medium: Arc<dyn Medium> = Arc::new(Directory::new(dir));
+    let (rules, scope) = keep.map_or((Retention::default(), Scope::All), |rules| (*rules, Scope::WhatIsDropped));
+    let kept = |epochs: &[(EpochId, u64)], pinned: &BTreeSet<EpochId>| rules.kept(epochs, now_unix_ns, pinned);
+    run(dir, &medium, branch, &kept, scope, &mut |done, total| {
+        progress(done, total);
+        Ok(())
+    })
+}
+
+/// Compacts a chain of the store at `root`.
+///
+/// # Errors
+/// Somebody else at it; a format before 3; damage, after which nothing was changed; what the operating system refuses.
+pub(super) fn run(
+    root: &Path,
+    root_medium: &Arc<dyn Medium>,
+    branch: &str,
+    keep: Keep<'_>,
+    scope: Scope,
+    progress: &mut dyn FnMut(u64, u64) -> Result<(), StoreError>,
+) -> Result<Compacted, StoreError> {
+    let (dir, own) = place_of(root, root_medium.as_ref(), branch)?;
+    let medium = own.unwrap_or_else(|| root_medium.clone());
+    let medium = medium.as_ref();
+    let identity = Arc::new(read_identity(&dir, medium)?);
+    if identity.format < FORMAT_WITH_COMPACTION {
+        return Err(StoreError::OldFormat { dir, format: identity.format });
+    }
+    let _maintenance = take_lock(root, root_medium.as_ref(), MAINTENANCE)?;
+    // While somebody writes, the last segment is theirs.
+    let writer = match take_lock(&dir, medium, LOCK) {
+        Ok(lock) => Some(lock),
+        Err(StoreError::InUse { .. }) => None,
+        Err(error) => return Err(error),
+    };
+    let chain = Arc::new(Chain::open_on(root, root_medium.clone(), branch)?);
+    if let Some(damage) = chain.damage().first() {
+        return Err(StoreError::Damaged(damage.clone()));
+    }
+    let pinned = pinned(root, root_medium.as_ref(), branch)?;
+    let mut whole = chain.own_segments();
+    let before = Seen::all(&chain, whole.clone())?;
+    // A torn tail is the writer's to cut off.
+    if writer.is_none() || chain.tail().is_some() {
+        whole.end = whole.end.saturating_sub(1).max(whole.start);
+    }
+    let times: Vec<_> = before.iter().flat_map(|segment| segment.epochs.iter().copied()).collect();
+    let mut kept = keep(&times, &pinned);
+    kept.extend(&pinned);
+    kept.extend(times.last().map(|(epoch, _)| *epoch));
+    let first = whole.start;
+    let candidates = before.get(..whole.len()).unwrap_or_default();
+    let mut compaction = Compaction { dir: &dir, medium, identity: &identity, chain: &chain, kept: &kept };
+    let chosen = match scope {
+        Scope::All => {
+            (candidates.len() > 1 || candidates.iter().any(|segment| segment.drops(&kept) > 0)).then_some(0..candidates.len())
+        }
+        Scope::WhatIsDropped => what_is_dropped(candidates, &kept),
+        Scope::WhatPays => what_pays(candidates, &kept),
+    };
+    if let Some(chosen) = chosen {
+        let total = candidates.get(chosen.clone()).unwrap_or_default().iter().fold(0, |sum, segment| sum + segment.bytes);
+        compaction.replace(first + chosen.start..first + chosen.end, &mut |done| progress(done, total))?;
+    }
+    let chain = Chain::open_on(root, root_medium.clone(), branch)?;
+    let after = Seen::all(&chain, chain.own_segments())?;
+    let sum = |of: &dyn Fn(&Seen) -> u64| (before.iter().map(of).sum(), after.iter().map(of).sum());
+    Ok(Compacted {
+        segments: (before.len() as u64, after.len() as u64),
+        epochs: sum(&|segment| segment.epochs.len() as u64),
+        bytes: sum(&|segment| segment.bytes),
+    })
+}
+
+/// The epochs of a chain that branches begin at.
+pub(super) fn pinned(root: &Path, medium: &dyn Medium, branch: &str) -> Result<BTreeSet<EpochId>, StoreError> {
+    let at = root.join(BRANCHES);
+    let branches = medium.directory(BRANCHES);
+    let names = match branches.list() {
+        Ok(names) => names,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(StoreError::io("list", at)(error)),
+    };
+    let mut pinned = BTreeSet::new();
+    for name in names.iter().filter(|name| crate::format::is_branch_name(name)) {
+        let own = branches.directory(name);
+        match own.list() {
+            // One that was not finished leans on nothing.
+            Ok(names) if !names.iter().any(|name| name == IDENTITY) => continue,
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => continue,
+            Err(error) => return Err(StoreError::io("list", at.join(name))(error)),
+        }
+        // What cannot be read may lean on anything: nothing is dropped then.
+        let identity = read_identity(&at.join(name), own.as_ref())?;
+        pinned.extend(identity.branch_of.filter(|point| point.branch == branch).map(|point| point.epoch));
+    }
+    Ok(pinned)
+}
+
+/// What a segment holds.
+#[derive(Clone, Debug)]
+struct Seen {
+    bytes: u64,
+    epochs: Vec<(EpochId, u64)>,
+    /// Bytes of the first epoch, where that is a base.
+    base_bytes: u64,
+}
+
+impl Seen {
+    fn all(chain: &Chain, own: std::ops::Range<usize>) -> Result<Vec<Self>, StoreError> {
+        let segments = chain.all_segments().get(own).unwrap_or_default();
+        let seen = segments.iter().map(|segment| {
+            let epochs = (0..segment.epochs()?).map(|number| segment.epoch(number)).collect::<Result<Vec<_>, _>>()?;
+            let base = epochs.first().filter(|epoch| epoch.commit.base);
+            Ok(Self {
+                bytes: segment.bytes(),
+                base_bytes: base.map_or(0, |epoch| epoch.commit.bytes_written),
+                epochs: epochs.iter().map(|epoch| (epoch.commit.epoch, epoch.commit.time_unix_ns)).collect(),
+            })
+        });
+        seen.collect()
+    }
+
+    /// How many of its epochs are not kept.
+    fn drops(&self, kept: &BTreeSet<EpochId>) -> u64 {
+        self.epochs.iter().filter(|(epoch, _)| !kept.contains(epoch)).count() as u64
+    }
+
+    /// Bytes of its epochs that are not kept, other than a base.
+    fn waste(&self, kept: &BTreeSet<EpochId>) -> u64 {
+        let bytes = self.bytes.saturating_sub(self.base_bytes);
+        bytes / (self.epochs.len() as u64).max(1) * self.drops(kept)
+    }
+}
+
+/// From the first segment with something to drop to the last, and on until one ends in an epoch that is kept: the last epoch stays in any case.
+fn what_is_dropped(segments: &[Seen], kept: &BTreeSet<EpochId>) -> Option<std::ops::Range<usize>> {
+    let drops = |segment: &Seen| segment.drops(kept) > 0;
+    let first = segments.iter().position(drops)?;
+    let mut end = segments.iter().rposition(drops)? + 1;
+    let ends_kept = |end: usize| {
+        segments.get(end - 1).and_then(|segment| segment.epochs.last()).is_none_or(|(epoch, _)| kept.contains(epoch))
+    };
+    while end < segments.len() && !ends_kept(end) {
+        end += 1;
+    }
+    Some(first..end)
+}
+
+/// Least waste that is worth a rewrite.
+const WASTE_BYTES_MIN: u64 = 1 << 20;
+
+/// So many segments of about one size are put together.
+const ALIKE: usize = 8;
+
+/// Segments of this size and above are not put together for their number alone.
+const LARGE_BYTES: u64 = 1 << 30;
+
+/// Segments with more waste than half of the image that has to be written to get rid of it; or else many that are alike.
+fn what_pays(segments: &[Seen], kept: &BTreeSet<EpochId>) -> Option<std::ops::Range<usize>> {
+    let waste = segments.iter().fold(0, |sum: u64, segment| sum.saturating_add(segment.waste(kept)));
+    let image = segments.first().map_or(0, |segment| segment.base_bytes);
+    if waste >= (image / 2).max(WASTE_BYTES_MIN) {
+        // The last one that has anything to drop may have much to keep: it is left until it is half empty.
+        let half_empty = |segment: &Seen| segment.drops(kept) * 2 >= segment.epochs.len() as u64 && segment.drops(kept) > 0;
+        let first = segments.iter().position(|segment| segment.drops(kept) > 0)?;
+        return segments.iter().rposition(half_empty).map(|last| first..last + 1).filter(|range| !range.is_empty());
+    }
+    // Sizes by powers of 8.
+    let class = |segment: &Seen| segment.bytes.max(1).ilog2() / 3;
+    let mut begin = 0;
+    for end in 1..=segments.len() {
+        let alike = match (segments.get(begin), segments.get(end)) {
+            (Some(first), Some(next)) => class(first) == class(next) && next.bytes < LARGE_BYTES,
+            _ => false,
+        };
+        if end - begin >= ALIKE && segments.get(begin).is_some_and(|first| first.bytes < LARGE_BYTES) {
+            return Some(begin..end);
+        }
+        if !alike {
+            begin = end;
+        }
+    }
+    None
+}
+
+struct Compaction<'a> {
+    dir: &'a Path,
+    medium: &'a dyn Medium,
+    identity: &'a Arc<Identity>,
+    chain: &'a Arc<Chain>,
+    kept: &'a BTreeSet<EpochId>,
+}
+
+impl Compaction<'_> {
+    /// Puts one segment in the place of these.
+    fn replace(
+        &mut self,
+        range: std::ops::Range<usize>,
+        progress: &mut dyn FnMut(u64) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let segments = self.chain.all_segments().get(range.clone()).unwrap_or_default();
+        let (Some(first), Some(last)) = (segments.first(), segments.last()) else { return Ok(()) };
+        let numbers = SegmentNumbers { first: first.numbers().first, last: last.numbers().last };
+        let draft = self.dir.join(DRAFT);
+        let io = |action| StoreError::io(action, &draft);
+        if self.medium.list().map_err(StoreError::io("list", self.dir))?.iter().any(|name| name == DRAFT) {
+            self.medium.remove(DRAFT).map_err(io("remove"))?;
+        }
+        let written = (|| {
+            let file = self.medium.create(DRAFT).map_err(io("make"))?;
+            let file = file.as_ref();
+            let all = range.start..=range.end - 1;
+            let made = rewrite::rewrite(self.chain, all, numbers, self.kept, now_unix_ns(), (file, &draft), progress)?;
+            file.sync().map_err(io("sync"))?;
+            // Reads back what was written, frame by frame.
+            let index = scan::index_of(&draft, numbers, file, made.bytes, self.identity)?;
+            self.medium.rename(DRAFT, &numbers.file_name()).map_err(io("rename"))?;
+            self.medium.sync().map_err(StoreError::io("sync", self.dir))?;
+            Ok((made, index))
+        })();
+        let (made, index) = match written {
+            Ok(made) => made,
+            Err(error) => {
+                // Whoever compacts next removes what this leaves.
+                let _ = self.medium.remove(DRAFT);
+                return Err(error);
+            }
+        };
+        tracing::debug!(segment = %numbers, epochs = made.epochs, bytes = made.bytes, "segments were compacted");
+        if let Err(error) = seal::write(self.medium, numbers, &index) {
+            tracing::warn!(segment = %numbers, %error, "the segment stays without an index");
+        }
+        self.remove_replaced();
+        Ok(())
+    }
+
+    /// Removes the files that mean nothing any more. What stays is ignored by every reader, and removed by the next compaction.
+    fn remove_replaced(&self) {
+        let names = match self.medium.list() {
+            Ok(names) => names,
+            Err(error) => return tracing::warn!(error = causes(&error), "the directory cannot be listed"),
+        };
+        let leftovers = Listed::new(&names, self.identity.format).leftovers(&names);
+        for name in leftovers.iter().filter(|name| !name.ends_with(".tmp")) {
+            if let Err(error) = self.medium.remove(name) {
+                tracing::warn!(%name, %error, "a replaced file stays");
+            }
+        }
+    }
+}

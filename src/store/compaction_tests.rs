@@ -1,0 +1,285 @@
+//! What is kept stays what it was, whatever happens to a compaction.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::compact::{self, Compacted, Scope};
+use super::testing::{Cut, Disk, Memory, Model, Random, memory_digest, new_chain, state_of};
+use super::*;
+use crate::format::{Compression, MAIN_BRANCH};
+use crate::page::{EpochId, Gfn, PAGE_SIZE};
+use crate::restore;
+
+const SMALL: WriterOptions =
+    WriterOptions { segment_bytes: 40_000, segment_mentions: 1 << 20, preallocate_bytes: 0, retention: None, background: false };
+
+fn epochs(chain: &Chain) -> Vec<EpochId> {
+    chain.epochs().map(|epoch| epoch.unwrap().commit.epoch).collect()
+}
+
+fn compact(disk: &Disk, keep: &BTreeSet<EpochId>, scope: Scope) -> Result<Compacted, StoreError> {
+    let keep = |_: &[(EpochId, u64)], _: &BTreeSet<EpochId>| keep.clone();
+    compact::run(Path::new("disk"), &disk.medium(), MAIN_BRANCH, &keep, scope, &mut |_, _| Ok(()))
+}
+
+/// Some of the epochs; the newest too, or not.
+fn some(epochs: &[EpochId], random: &mut Random) -> BTreeSet<EpochId> {
+    let sparse = 1 + random.below(6);
+    epochs.iter().copied().filter(|_| random.one_in(sparse)).collect()
+}
+
+/// Every epoch of the chain is what it was; each names the one before it.
+fn is_sound(chain: &Chain, model: &Model) {
+    assert_eq!((chain.damage(), chain.tail()), (&[][..], None));
+    let mut parent = (EpochId::NONE, 0);
+    for epoch in chain.epochs() {
+        let epoch = epoch.unwrap();
+        let number = epoch.commit.epoch;
+        let memory = &model.offered[&number].1;
+        assert_eq!((epoch.commit.parent, epoch.commit.parent_hash), parent);
+        assert_eq!(restore::digest(chain, number).unwrap().memory, memory_digest(memory), "epoch {number}");
+        assert_eq!(epoch.commit.audit, Some(memory_digest(memory)));
+        assert_eq!(chain.state(number).unwrap(), state_of(number));
+        parent = (number, epoch.hash);
+    }
+}
+
+/// Single pages are what they are in the whole.
+fn pages_agree(chain: &Arc<Chain>, epoch: EpochId, memory: &Memory) {
+    let mut reader = PageReader::new(chain.clone(), epoch).unwrap();
+    for gfn in memory.keys() {
+        let mut given = Vec::new();
+        let found = reader.read(*gfn, &mut |gfn, page| given.push((gfn, Box::new(*page)))).unwrap();
+        match found {
+            FoundPages::Given => assert!(given.iter().any(|(found, _)| found == gfn)),
+            FoundPages::Zeros(run) => {
+                assert!(run.contains(*gfn) && given.is_empty());
+                let zeros = memory.iter().filter(|(gfn, _)| run.contains(**gfn));
+                assert!(zeros.into_iter().all(|(_, page)| **page == [0; PAGE_SIZE]), "{run:?}");
+            }
+        }
+        given.iter().for_each(|(gfn, page)| assert!(*page == memory[gfn], "epoch {epoch}, page {gfn}"));
+    }
+    assert!(matches!(reader.read(Gfn(500), &mut |_, _| panic!("a page")).unwrap(), FoundPages::Zeros(_)));
+}
+
+fn written(seed: u64, epochs: u64) -> (Disk, Model) {
+    let compression = if seed.is_multiple_of(3) { Compression::None } else { Compression::Zstd { level: 1 } };
+    let (disk, mut model) = (Disk::new(), Model::new(seed, compression));
+    let mut writer = disk.create(&new_chain(), SMALL).unwrap();
+    model.run(&mut writer, epochs);
+    if seed.is_multiple_of(2) {
+        writer.close(true).unwrap();
+    }
+    (disk, model)
+}
+
+use crate::epoch::Sink;
+
+#[test]
+fn what_is_kept_stays_what_it_was() {
+    let mut dropped = 0;
+    for seed in 0..60 {
+        let (disk, mut model) = written(seed, 30);
+        for round in 0..3 {
+            let mut random = Random(seed * 10 + round);
+            let chain = disk.chain().unwrap();
+            let (all, newest) = (epochs(&chain), chain.newest());
+            let keep = some(&all, &mut random);
+            let scope = if random.one_in(2) { Scope::All } else { Scope::WhatIsDropped };
+            // Whoever has the chain open keeps what there was.
+            let compacted = compact(&disk, &keep, scope).unwrap();
+            is_sound(&chain, &model);
+            let chain = Arc::new(disk.chain().unwrap());
+            is_sound(&chain, &model);
+            let left = epochs(&chain);
+            let expected: Vec<_> = all.iter().copied().filter(|epoch| keep.contains(epoch) || *epoch == newest).collect();
+            assert_eq!(left, expected, "seed {seed}, round {round}");
+            assert_eq!(compacted.epochs, (all.len() as u64, left.len() as u64));
+            assert_eq!(compacted.segments.1, chain.segments() as u64);
+            assert!(scope != Scope::All || chain.segments() == 1);
+            dropped += all.len() - left.len();
+            for epoch in left.iter().step_by(3) {
+                pages_agree(&chain, *epoch, &model.offered[epoch].1);
+            }
+            let files = disk.files();
+            assert!(!files.contains_key("compact.tmp"));
+            assert_eq!(files.keys().filter(|name| name.starts_with("segment")).count(), chain.segments());
+            // Without any index it is the same.
+            let mut bare = files.clone();
+            bare.retain(|name, _| !name.starts_with("index"));
+            is_sound(&Disk::holding(&bare).chain().unwrap(), &model);
+            // The chain goes on.
+            let mut writer = disk.writer(SMALL).unwrap();
+            assert_eq!(writer.tip(), newest);
+            model.run(&mut writer, 8);
+            let chain = disk.chain().unwrap();
+            is_sound(&chain, &model);
+            assert!(epochs(&chain).starts_with(&left));
+        }
+    }
+    assert!(dropped > 500, "{dropped}");
+}
+
+#[test]
+fn a_writer_and_a_compaction_do_not_disturb_each_other() {
+    for seed in 0..20 {
+        let (disk, mut model) = written(seed, 5);
+        let mut writer = disk.writer(SMALL).unwrap();
+        let mut random = Random(seed);
+        let mut held = Vec::new();
+        for _ in 0..5 {
+            model.run(&mut writer, 12);
+            let chain = disk.chain().unwrap();
+            let keep = some(&epochs(&chain), &mut random);
+            let keep = |_: &[(EpochId, u64)], _: &BTreeSet<EpochId>| keep.clone();
+            compact::run(Path::new("disk"), &disk.medium(), MAIN_BRANCH, &keep, Scope::WhatIsDropped, &mut |_, _| Ok(()))
+                .unwrap();
+            held.push(chain);
+        }
+        model.run(&mut writer, 5);
+        writer.close(true).unwrap();
+        is_sound(&disk.chain().unwrap(), &model);
+        held.iter().for_each(|chain| is_sound(chain, &model));
+    }
+}
+
+#[test]
+fn a_cut_at_every_step_of_a_compaction_loses_nothing() {
+    let mut cuts = 0;
+    for seed in 0..4 {
+        let (disk, model) = written(seed, 14);
+        let chain = disk.chain().unwrap();
+        let all = epochs(&chain);
+        let keep = some(&all, &mut Random(seed));
+        let whole = Disk::holding(&disk.files());
+        compact(&whole, &keep, Scope::All).unwrap();
+        let left = epochs(&whole.chain().unwrap());
+        for step in 0..whole.operations() {
+            let cut = Disk::holding(&disk.files()).cutting_at(step);
+            let result = compact(&cut, &keep, Scope::All);
+            for kind in [Cut::Kept, Cut::Dropped, Cut::Torn(step), Cut::Torn(step + 1000)] {
+                let after = cut.after(kind);
+                let chain = after.chain().unwrap();
+                is_sound(&chain, &model);
+                let found = epochs(&chain);
+                assert!(found == all || found == left, "seed {seed}, step {step}, {kind:?}: {found:?}");
+                assert!(result.is_err() || found == left);
+                // The next one finishes it.
+                let mut writer = after.writer(SMALL).unwrap();
+                Model::new(1, Compression::None).skip_to(EpochId(1000));
+                assert_eq!(writer.tip(), *all.last().unwrap());
+                writer.close(true).unwrap();
+                drop(writer);
+                compact(&after, &keep, Scope::All).unwrap();
+                let chain = after.chain().unwrap();
+                is_sound(&chain, &model);
+                assert_eq!((epochs(&chain), chain.segments()), (left.clone(), 1));
+                cuts += 1;
+            }
+        }
+    }
+    assert!(cuts > 100, "{cuts}");
+}
+
+#[test]
+fn a_compaction_that_fails_changes_nothing() {
+    let mut failed = 0;
+    for seed in 0..40 {
+        let (disk, model) = written(seed, 14);
+        let all = epochs(&disk.chain().unwrap());
+        let keep = some(&all, &mut Random(seed));
+        let faulty = Disk::holding(&disk.files()).with_faults(seed, 3);
+        let result = compact(&faulty, &keep, Scope::All);
+        let disk = faulty.without_faults();
+        let chain = disk.chain().unwrap();
+        is_sound(&chain, &model);
+        if result.is_err() {
+            failed += 1;
+            assert_eq!(epochs(&chain), all, "seed {seed}");
+        }
+        compact(&disk, &keep, Scope::All).unwrap();
+        is_sound(&disk.chain().unwrap(), &model);
+    }
+    assert!(failed > 5, "{failed}");
+    // No room for a second copy.
+    let (disk, model) = written(1, 14);
+    disk.set_capacity(Some(disk.files().values().map(|bytes| bytes.len() as u64).sum::<u64>() + 5000));
+    let (all, before) = (epochs(&disk.chain().unwrap()), disk.files());
+    assert!(compact(&disk, &BTreeSet::from([all[3]]), Scope::All).is_err());
+    assert_eq!(disk.files(), before);
+    is_sound(&disk.chain().unwrap(), &model);
+}
+
+#[test]
+fn a_chain_that_keeps_few_epochs_stays_small() {
+    for seed in 0..6 {
+        let (disk, mut model) = (Disk::new(), Model::new(seed, Compression::default()));
+        let retention = Retention { last: Some(3 + seed), ..Retention::default() };
+        let mut writer = disk.create(&new_chain(), WriterOptions { retention: Some(retention), ..SMALL }).unwrap();
+        let (mut most, mut offered) = (0, Vec::new());
+        for _ in 0..40 {
+            model.run(&mut writer, 10);
+            let chain = disk.chain().unwrap();
+            is_sound(&chain, &model);
+            let left = epochs(&chain);
+            offered.extend(left.iter().copied());
+            most = most.max(disk.files().values().map(Vec::len).sum::<usize>());
+            assert!(left.len() >= usize::try_from(3 + seed).unwrap());
+        }
+        drop(writer);
+        offered.sort_unstable();
+        offered.dedup();
+        assert!(offered.len() > 200, "{}", offered.len());
+        // 400 epochs would be some 5 MB.
+        assert!(most < 1_800_000, "seed {seed}: {most}");
+    }
+}
+
+#[test]
+fn branches_share_what_they_begin_at() {
+    for seed in 0..20 {
+        let (disk, mut trunk) = written(seed, 25);
+        let mut random = Random(seed);
+        let chain = disk.chain().unwrap();
+        let all = epochs(&chain);
+        let at = all[usize::try_from(random.below(all.len() as u64)).unwrap()];
+        let mut branch = Model::new(seed + 100, Compression::default());
+        branch.offered = trunk.offered.clone();
+        branch.continue_from(at);
+        let mut writer = disk.create_branch("try", MAIN_BRANCH, at, SMALL).unwrap();
+        assert!(disk.create_branch("try", MAIN_BRANCH, at, SMALL).is_err());
+        branch.run(&mut writer, 15);
+        let mut main = disk.writer(SMALL).unwrap();
+        trunk.run(&mut main, 10);
+        main.close(true).unwrap();
+        // A branch of the branch, at one of its own epochs or before.
+        let own = disk.branch("try").unwrap();
+        is_sound(&own, &branch);
+        let of_branch = epochs(&own);
+        assert!(of_branch.starts_with(&all[..=all.iter().position(|epoch| *epoch == at).unwrap()]));
+        let deep = of_branch[usize::try_from(random.below(of_branch.len() as u64)).unwrap()];
+        let mut deeper = Model::new(seed + 200, Compression::default());
+        deeper.offered = branch.offered.clone();
+        deeper.continue_from(deep);
+        let mut deeper_writer = disk.create_branch("deeper", "try", deep, SMALL).unwrap();
+        deeper.run(&mut deeper_writer, 10);
+        drop((writer, main, deeper_writer));
+        // Everything but what branches begin at goes.
+        for name in [MAIN_BRANCH, "try", "deeper", MAIN_BRANCH] {
+            let keep = |_: &[(EpochId, u64)], _: &BTreeSet<EpochId>| BTreeSet::new();
+            let scope = Scope::WhatIsDropped;
+            compact::run(Path::new("disk"), &disk.medium(), name, &keep, scope, &mut |_, _| Ok(())).unwrap();
+            is_sound(&disk.branch("try").unwrap(), &branch);
+            is_sound(&disk.branch("deeper").unwrap(), &deeper);
+        }
+        let left = epochs(&disk.chain().unwrap());
+        assert!(left.len() <= 3 && left.contains(&at), "{left:?}");
+        is_sound(&disk.chain().unwrap(), &trunk);
+        let mut writer = disk.branch_writer("deeper", SMALL).unwrap();
+        deeper.run(&mut writer, 5);
+        is_sound(&disk.branch("deeper").unwrap(), &deeper);
+    }
+}

@@ -1,0 +1,337 @@
+//! One segment in the place of several, with some of their epochs. Follows `docs/format.md`, "Compaction".
+
+use std::collections::BTreeSet;
+use std::ops::{Range, RangeInclusive};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::medium::MediumFile;
+use super::view::{self, Unanswered};
+use super::{Chain, Epoch, Found, FoundPages, PageReader, Segment, SegmentNumbers, StoreError};
+use crate::format::{
+    BLOCK_LIST_BYTES_MAX, BLOCK_PAGES, BlockDecoder, BlockEncoder, BlockList, BlockPages, Close, Commit, Compression,
+    EpochWriter, Mention, SegmentHeader, is_zero,
+};
+use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun, runs};
+
+/// Bytes that are collected before they are written.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// What a rewrite came to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rewritten {
+    pub(super) epochs: u64,
+    pub(super) bytes: u64,
+}
+
+/// Writes a segment that stands for `numbers`, with those epochs of the chain's segments `from` that are in `keep` and the last one of them, to `file`.
+/// Told how many bytes of the old segments are done.
+pub(super) fn rewrite(
+    chain: &Arc<Chain>,
+    from: RangeInclusive<usize>,
+    numbers: SegmentNumbers,
+    keep: &BTreeSet<EpochId>,
+    created_unix_ns: u64,
+    (file, path): (&dyn MediumFile, &Path),
+    progress: &mut dyn FnMut(u64) -> Result<(), StoreError>,
+) -> Result<Rewritten, StoreError> {
+    let sources = chain.all_segments();
+    let first = sources.get(*from.start()).ok_or_else(|| missing(chain))?;
+    let previous = first.look(|index| Ok(index.previous()))?;
+    let previous_hash = if previous == EpochId::NONE { 0 } else { chain.epoch(previous)?.hash };
+    let identity = chain.identity();
+    let header = SegmentHeader {
+        format: identity.format,
+        number: numbers.first,
+        more: numbers.last - numbers.first,
+        chain: identity.chain,
+        previous_hash,
+        previous,
+        created_unix_ns,
+    };
+    let mut out = Out { file, path, at: 0, buffer: header.encode_frame() };
+    let mut last = (previous, previous_hash);
+    let mut window = Vec::new();
+    let mut written = 0;
+    let mut done = 0;
+    for (at, source) in sources.iter().enumerate().take(from.end() + 1).skip(*from.start()) {
+        let epochs = source.epochs()?;
+        for number in 0..epochs {
+            window.push((at, number));
+            let indexed = source.look(|index| index.epoch(number))?;
+            let is_last = at == *from.end() && number + 1 == epochs;
+            if !is_last && !keep.contains(&indexed.epoch) {
+                continue;
+            }
+            let epoch = source.epoch(number)?;
+            if window.len() == 1 && epoch.commit.parent == last.0 && epoch.commit.parent_hash == last.1 {
+                out.copy(source, epoch.offset..frame_end(source, &epoch)?)?;
+            } else {
+                Rewrite::new(chain, &epoch, &window)?.write(source, last, &mut out)?;
+            }
+            last = (epoch.commit.epoch, epoch.hash);
+            written += 1;
+            window.clear();
+            progress(done + epoch.commit_offset)?;
+        }
+        done += source.bytes();
+    }
+    if last.0 != EpochId::NONE {
+        out.buffer.extend(Close { epoch: last.0, commit_hash: last.1 }.encode_frame(identity.chain));
+    }
+    out.flush()?;
+    Ok(Rewritten { epochs: written, bytes: out.at })
+}
+
+fn missing(chain: &Chain) -> StoreError {
+    StoreError::io("read", chain.dir())(std::io::ErrorKind::NotFound.into())
+}
+
+/// Where an epoch's commit frame ends.
+fn frame_end(source: &Segment, epoch: &Epoch) -> Result<u64, StoreError> {
+    let frame = epoch.commit.encode_frame(source.chain_id());
+    Ok(epoch.commit_offset + frame.len() as u64)
+}
+
+/// The segment that is written.
+struct Out<'a> {
+    file: &'a dyn MediumFile,
+    path: &'a Path,
+    at: u64,
+    buffer: Vec<u8>,
+}
+
+impl Out<'_> {
+    fn flush(&mut self) -> Result<(), StoreError> {
+        self.file.write(self.at, &[&self.buffer]).map_err(StoreError::io("write", self.path))?;
+        self.at += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn flush_full(&mut self) -> Result<(), StoreError> {
+        if self.buffer.len() >= WRITE_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    /// Appends bytes of a segment as they are.
+    fn copy(&mut self, source: &Segment, mut range: Range<u64>) -> Result<(), StoreError> {
+        while range.start < range.end {
+            let begin = self.buffer.len();
+            let room = usize::try_from(range.end - range.start).unwrap_or(usize::MAX).min(WRITE_BYTES);
+            self.buffer.resize(begin + room, 0);
+            let read = source.file().read(range.start, self.buffer.get_mut(begin..).unwrap_or_default());
+            if read.map_err(StoreError::io("read", source.path()))? < room {
+                return Err(StoreError::io("read", source.path())(std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            range.start += room as u64;
+            self.flush_full()?;
+        }
+        Ok(())
+    }
+}
+
+/// An epoch that is to say what several said.
+struct Rewrite<'a> {
+    chain: &'a Arc<Chain>,
+    epoch: &'a Epoch,
+    /// Whether what was mentioned before these epochs does not count.
+    base: bool,
+    content: Content,
+}
+
+/// What the newest mention of each page in some epochs is.
+#[derive(Debug, Default)]
+struct Content {
+    found: Found,
+    zeros: Vec<PageRun>,
+    whole: Vec<WholePages>,
+    changed: BTreeSet<Gfn>,
+}
+
+/// Pages of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct WholePages {
+    segment: usize,
+    frame: u32,
+    first: Gfn,
+    count: u64,
+}
+
+impl<'a> Rewrite<'a> {
+    /// `window`: the epochs, by segment and number there, oldest first; the last is `epoch`.
+    fn new(chain: &'a Arc<Chain>, epoch: &'a Epoch, window: &[(usize, u64)]) -> Result<Self, StoreError> {
+        let (base, content) = view::ask(chain, || {
+            let mut content = Content::default();
+            let mut end = window.len();
+            while let Some((segment, last)) = end.checked_sub(1).and_then(|at| window.get(at)).copied() {
+                let source = chain.all_segments().get(segment).ok_or_else(|| missing(chain))?;
+                let index = source.index()?;
+                let asked = |error| Unanswered::Index(segment, error);
+                // The epochs of the window that are in this segment are the last before `end`, and follow each other.
+                let in_segment = window.get(..end).unwrap_or_default().iter().rev().take_while(|(at, _)| *at == segment).count();
+                let first = last + 1 - in_segment as u64;
+                let base = index.base_up_to(last).map_err(asked)?.filter(|base| *base >= first);
+                let begin = index.epoch(base.unwrap_or(first)).map_err(asked)?.first_frame;
+                let frames = match last + 1 < index.epochs() {
+                    true => begin..index.epoch(last + 1).map_err(asked)?.first_frame,
+                    false => begin..u32::try_from(index.frames()).unwrap_or(u32::MAX),
+                };
+                if let Some(damage) = source.fault(index.epoch(first).map_err(asked)?.epoch, epoch.commit.epoch) {
+                    return Err(StoreError::Damaged(damage.clone()).into());
+                }
+                content.segment(segment, index, frames).map_err(asked)?;
+                if base.is_some() {
+                    return Ok((true, content));
+                }
+                end -= in_segment;
+            }
+            Ok((false, content))
+        })?;
+        Ok(Self { chain, epoch, base, content })
+    }
+
+    /// Appends the epoch, which changes `parent`.
+    fn write(self, source: &Segment, parent: (EpochId, u128), out: &mut Out<'_>) -> Result<(), StoreError> {
+        let Self { chain, epoch, base, content } = self;
+        let base = base || parent.0 == EpochId::NONE;
+        let number = epoch.commit.epoch;
+        let mut pages = Pages {
+            writer: EpochWriter::new(chain.identity().chain, number),
+            encoder: BlockEncoder::new(Compression::default()),
+            waiting: Vec::new(),
+            zeros: Vec::new(),
+        };
+        let begin = out.at + out.buffer.len() as u64;
+        let Content { mut zeros, mut whole, mut changed, .. } = content;
+        whole.sort_unstable();
+        let mut decoder = BlockDecoder::new();
+        let mut decoded: Box<BlockPages> = Box::new([[0; PAGE_SIZE]; BLOCK_PAGES]);
+        let mut buffer = Vec::new();
+        for of_block in whole.chunk_by(|one, other| (one.segment, one.frame) == (other.segment, other.frame)) {
+            let Some(block) = of_block.first() else { continue };
+            let held_by = chain.all_segments().get(block.segment).ok_or_else(|| missing(chain))?;
+            let place = held_by.look(|index| Segment::place(index, block.frame.into()))?;
+            let damaged = |error| held_by.damaged(place.epoch, place.offset, &error);
+            let payload = held_by.payload(&place, &mut buffer)?;
+            let list =
+                BlockList::parse(payload.get(..payload.len().min(BLOCK_LIST_BYTES_MAX)).unwrap_or_default()).map_err(damaged)?;
+            let wanted = |gfn: Gfn| of_block.iter().any(|pages| PageRun { first: pages.first, count: pages.count }.contains(gfn));
+            if list.gfns().iter().all(|gfn| wanted(*gfn)) {
+                pages.writer.block_again(&mut out.buffer, payload, list.gfns().len()).map_err(StoreError::Input)?;
+            } else {
+                decoder.decode(payload, &mut decoded).map_err(damaged)?;
+                for (gfn, page) in list.gfns().iter().zip(decoded.iter()).filter(|(gfn, _)| wanted(**gfn)) {
+                    pages.add(*gfn, page, &mut out.buffer)?;
+                }
+            }
+            out.flush_full()?;
+        }
+        let mut reader = PageReader::new(chain.clone(), number)?;
+        while let Some(gfn) = changed.first().copied() {
+            let mut failed = None;
+            let found = reader.read(gfn, &mut |gfn, page| {
+                if changed.remove(&gfn)
+                    && let Err(error) = pages.add(gfn, page, &mut out.buffer)
+                {
+                    failed.get_or_insert(error);
+                }
+            })?;
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            if matches!(found, FoundPages::Zeros(_)) || changed.remove(&gfn) {
+                return Err(missing(chain));
+            }
+            out.flush_full()?;
+        }
+        pages.flush(&mut out.buffer)?;
+        zeros.extend(pages.zeros);
+        zeros.sort_unstable();
+        if base {
+            zeros.clear();
+        }
+        pages.writer.zeros(&mut out.buffer, &zeros).map_err(StoreError::Input)?;
+        let payload = source.state(epoch, &mut buffer)?;
+        pages.writer.state_again(&mut out.buffer, payload).map_err(StoreError::Input)?;
+        let zero_pages = zeros.iter().fold(0, |sum: u64, run| sum.saturating_add(run.count));
+        let totals = pages.writer.totals();
+        let mut commit = Commit {
+            parent: parent.0,
+            parent_hash: parent.1,
+            totals,
+            captured_pages: totals.stored_pages + zero_pages,
+            zero_pages,
+            unchanged_pages: 0,
+            durable: parent.0,
+            base,
+            rewritten: Some(epoch.hash),
+            ..epoch.commit
+        };
+        let frames = out.at + out.buffer.len() as u64 - begin;
+        commit.bytes_written = frames + commit.encode_frame(chain.identity().chain).len() as u64;
+        out.buffer.extend(commit.encode_frame(chain.identity().chain));
+        out.flush_full()
+    }
+}
+
+impl Content {
+    /// Takes what these frames of a segment mention, older than all taken before.
+    fn segment(
+        &mut self,
+        segment: usize,
+        index: &crate::format::Index,
+        frames: Range<u32>,
+    ) -> Result<(), crate::format::IndexError> {
+        for number in 0..index.runs() {
+            let run = index.run(number)?;
+            let below = index.mentions_below(&run, frames.end)?;
+            let Some(newest) = below.checked_sub(1) else { continue };
+            let frame = index.mention(run.mentions.start + newest)?;
+            if frame < frames.start {
+                continue;
+            }
+            let mention = index.frame(frame.into())?.mention;
+            let Self { found, zeros, whole, changed } = self;
+            found.add(run.run, |PageRun { first, count }| match mention {
+                Mention::Zeros => zeros.push(PageRun { first, count }),
+                Mention::Whole => whole.push(WholePages { segment, frame, first, count }),
+                Mention::Changes => changed.extend((first.0..first.0.saturating_add(count)).map(Gfn)),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Pages that are encoded anew.
+struct Pages {
+    writer: EpochWriter,
+    encoder: BlockEncoder,
+    waiting: Vec<(Gfn, Box<PageBytes>)>,
+    zeros: Vec<PageRun>,
+}
+
+impl Pages {
+    fn add(&mut self, gfn: Gfn, page: &PageBytes, out: &mut Vec<u8>) -> Result<(), StoreError> {
+        if is_zero(page) {
+            self.zeros.extend(runs([gfn]));
+            return Ok(());
+        }
+        self.waiting.push((gfn, Box::new(*page)));
+        if self.waiting.len() == BLOCK_PAGES { self.flush(out) } else { Ok(()) }
+    }
+
+    fn flush(&mut self, out: &mut Vec<u8>) -> Result<(), StoreError> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        self.waiting.sort_unstable_by_key(|(gfn, _)| *gfn);
+        // A block reaches over no more than 2^32 pages.
+        let block: Vec<_> = self.waiting.iter().map(|(gfn, page)| (*gfn, &**page)).collect();
+        for near in block.chunk_by(|one, other| one.0.0 >> 31 == other.0.0 >> 31) {
+            self.writer.pages(out, &mut self.encoder, near).map_err(StoreError::Input)?;
+        }
+        drop(block);
+        self.waiting.clear();
+        Ok(())
+    }
+}
