@@ -15,6 +15,7 @@ use crate::memory::MemoryError;
 use crate::page::EpochId;
 use crate::restore::{DiffError, ExportError, RestoreError};
 use crate::store::StoreError;
+use crate::store::repair::RepairError;
 use crate::store::verify::VerifyError;
 use crate::vmm::VmmError;
 
@@ -36,6 +37,8 @@ pub(super) enum CliError {
     Restore(#[from] RestoreError),
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    #[error(transparent)]
+    Repair(RepairError),
     #[error(transparent)]
     Host(#[from] HostError),
     #[error(transparent)]
@@ -105,6 +108,17 @@ impl From<BenchError> for CliError {
     }
 }
 
+impl From<RepairError> for CliError {
+    /// What is not the repair's own keeps its exit code and its hint.
+    fn from(error: RepairError) -> Self {
+        match error {
+            RepairError::Verify(error) => Self::Verify(error),
+            RepairError::Store(error) => Self::Store(error),
+            error => Self::Repair(error),
+        }
+    }
+}
+
 impl From<EngineError> for CliError {
     fn from(error: EngineError) -> Self {
         Self::Vmm(error.into())
@@ -139,6 +153,7 @@ impl CliError {
     const fn code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::NotNewest { .. } => USAGE,
+            Self::Repair(RepairError::NotNewest { .. }) => USAGE,
             Self::Vmm(error) => match error {
                 VmmError::Guest(_) | VmmError::Touch(_) | VmmError::Budget(_) | VmmError::Vcpus { .. } => USAGE,
                 VmmError::Ring(RingError::TooLarge { .. } | RingError::Size { .. }) => USAGE,
@@ -163,6 +178,7 @@ impl CliError {
             | Self::Restore(_)
             | Self::Store(_)
             | Self::Verify(_)
+            | Self::Repair(_)
             | Self::Host(_)
             | Self::Output(_)
             | Self::System { .. }

@@ -12,6 +12,7 @@ mod host;
 mod log;
 mod output;
 mod protect;
+mod repair;
 mod restore;
 mod units;
 mod verify;
@@ -39,6 +40,7 @@ enum Verb {
     Restore(restore::Restore),
     Log(log::Log),
     Verify(verify::Verify),
+    Repair(repair::Repair),
     Digest(digest::Digest),
     Diff(diff::Diff),
     Export(export::Export),
@@ -66,6 +68,7 @@ pub fn main(process_start: Instant) -> ExitCode {
         Verb::Restore(verb) => verb.run(process_start),
         Verb::Log(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
+        Verb::Repair(verb) => verb.run(),
         Verb::Digest(verb) => verb.run(),
         Verb::Diff(verb) => verb.run(),
         Verb::Export(verb) => verb.run(),

@@ -29,6 +29,15 @@ pub(super) fn bar(message: &'static str) -> ProgressBar {
     ProgressBar::new(0).with_style(style).with_message(message)
 }
 
+/// A bar of bytes on standard error, where that is a terminal: how many of how many, and how long it will take.
+pub(super) fn bytes_bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {binary_bytes} of {binary_total_bytes}, {eta} left");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
 /// A sign of life on standard error, where that is a terminal.
 pub(super) fn spinner(message: &'static str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {

@@ -25,6 +25,7 @@ pub(crate) mod testing;
 mod tests;
 mod writer;
 
+pub mod repair;
 pub mod verify;
 pub(crate) mod view;
 

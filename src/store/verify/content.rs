@@ -1,8 +1,9 @@
 //! What stands in pages, zeros and state frames. No I/O.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 use zstd::bulk::Decompressor;
 use zstd::zstd_safe;
 
@@ -12,6 +13,8 @@ use super::report::{DamageKind, Fault};
 use crate::page::{Gfn, PAGE_SIZE, PageRun};
 
 const BLOCK_PAGES_MAX: usize = 16;
+/// The most bytes that a block has before its data.
+pub(super) const LIST_BYTES_MAX: usize = 16 + 4 * BLOCK_PAGES_MAX;
 const ZERO_RUNS_MAX: usize = 65_536;
 const CHANGED_WORDS_MAX: u32 = 256;
 const PACKED_BYTES_MAX: u32 = (64 << 20) - 8;
@@ -55,7 +58,7 @@ impl Blocks {
 }
 
 /// Reads the list of pages of the payload `block`, which stands at `offset` of its file, and returns what is behind it.
-fn list<'a>(block: &'a [u8], offset: u64, identity: &Identity, gfns: &mut Vec<Gfn>) -> Result<&'a [u8], Fault> {
+pub(super) fn list<'a>(block: &'a [u8], offset: u64, identity: &Identity, gfns: &mut Vec<Gfn>) -> Result<&'a [u8], Fault> {
     let wrong = |kind, at: usize, expected: String, found: String| Fault::new(kind, offset + at as u64, expected, found);
     gfns.clear();
     let [_, count] = le(block, 0);
@@ -222,12 +225,14 @@ pub(super) fn zero_runs(list: &[u8], offset: u64, identity: &Identity) -> Result
 }
 
 /// Checks the state records of the payload `list`, which stands at `offset` of its file. Faults in packed records are where they would be unpacked.
-pub(super) fn check_state(list: &[u8], offset: u64, identity: &Identity) -> Result<(), Fault> {
-    match u32_at(list, 4) {
-        0 => check_records(list, offset),
-        bytes if identity.format >= 2 => check_records(&unpack(list, bytes, offset)?, offset),
-        bytes => Err(Fault::new(DamageKind::StateRecords, offset + 4, "0", bytes.to_string())),
-    }
+/// Returns the hash of the list with its records unpacked.
+pub(super) fn check_state(list: &[u8], offset: u64, identity: &Identity) -> Result<u128, Fault> {
+    let plain: Cow<'_, [u8]> = match u32_at(list, 4) {
+        0 => list.into(),
+        bytes if identity.format >= 2 => unpack(list, bytes, offset)?.into(),
+        bytes => return Err(Fault::new(DamageKind::StateRecords, offset + 4, "0", bytes.to_string())),
+    };
+    check_records(&plain, offset).map(|()| xxh3_128(&plain))
 }
 
 /// The payload `list` with its `bytes` of records unpacked.

@@ -18,7 +18,7 @@ struct Page {
 /// Guest memory as far as the digest is concerned: one term a page that is not zero, and their sum.
 ///
 /// Its size follows the pages that the chain really stores, never what the identity claims.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct MemoryDigest {
     pages: BTreeMap<u64, Page>,
     sum: u128,
@@ -60,6 +60,11 @@ impl MemoryDigest {
         let generation = self.generation;
         self.pages.retain(|_, page| page.generation == generation);
         self.sum = self.pages.values().fold(0, |sum, page| sum.wrapping_add(join(page.term)));
+    }
+
+    /// How many pages are not zero.
+    pub(super) fn pages(&self) -> u64 {
+        self.pages.len() as u64
     }
 
     /// The digest of all memory.

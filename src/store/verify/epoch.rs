@@ -5,9 +5,6 @@ use xxhash_rust::xxh3::Xxh3;
 use super::frame::{Commit, HEADER_BYTES_U64, Header, Kind, hex};
 use super::report::{DamageKind, Fault};
 
-/// What a commit frame adds to the bytes that it counts.
-const COMMIT_FRAME_BYTES: u64 = 240;
-
 /// An epoch whose commit frame has not come yet.
 pub(super) struct Open {
     pub(super) epoch: u64,
@@ -30,6 +27,10 @@ pub(super) struct Open {
     pub(super) findings_omitted: u64,
     /// Where a change stands whose page no frame of the epoch had before: a base may not have one.
     pub(super) leans_at: Option<u64>,
+    /// Where its first change stands: a rewritten epoch has none.
+    pub(super) changes_at: Option<u64>,
+    /// Where its first list of zero pages stands: a rewritten base has none.
+    pub(super) zeros_at: Option<u64>,
     /// The commit frame whose memory the digest showed before this epoch.
     pub(super) memory_before: Option<u128>,
 }
@@ -51,6 +52,8 @@ impl Open {
             findings: Vec::new(),
             findings_omitted: 0,
             leans_at: None,
+            changes_at: None,
+            zeros_at: None,
             memory_before,
         }
     }
@@ -93,6 +96,9 @@ impl Open {
             let text = |epoch: u64, hash: u128| format!("{epoch}, hash {hash:032x}");
             check(DamageKind::Parent, 0, "parent", text(epoch, hash), text(commit.parent, commit.parent_hash));
         }
+        let has = |there: bool| if there { "an identity" } else { "no identity" }.to_owned();
+        let (rewritten, there) = (commit.has(Commit::REWRITTEN), commit.identity.is_some());
+        check(DamageKind::Flags, 169, "by the flags,", has(rewritten), has(there));
         faults
     }
 
@@ -107,13 +113,22 @@ impl Open {
         };
         let Commit { pages, zero, unchanged, stored, bytes_written, durable, parent, trigger, flags, .. } = *commit;
         check((1..=4).contains(&trigger), DamageKind::Flags, 168, "a trigger from 1 to 4".to_owned(), trigger.to_string());
-        let known = Commit::BASE | Commit::RECOVERY | Commit::AUDITED;
-        check(flags & !known == 0, DamageKind::Flags, 169, "flags 1, 2 and 4 only".to_owned(), flags.to_string());
+        let rewritten = commit.has(Commit::REWRITTEN);
+        // Before format 3 no commit frame has the identity that goes with the last of these.
+        let known = Commit::BASE | Commit::RECOVERY | Commit::AUDITED | Commit::REWRITTEN;
+        check(flags & !known == 0, DamageKind::Flags, 169, format!("flags of {known}"), flags.to_string());
         check(commit.reserved == [0; 6], DamageKind::Reserved, 170, "000000000000".to_owned(), hex(&commit.reserved));
         let audited = commit.has(Commit::AUDITED) || commit.audit == 0;
         if let Some(at) = self.leans_at.filter(|_| commit.has(Commit::BASE)) {
             let expected = "a page that the base had before";
             faults.push(Fault::new(DamageKind::Changes, at, expected, "a change of one that it did not have"));
+        }
+        if let Some(at) = self.changes_at.filter(|_| rewritten) {
+            faults.push(Fault::new(DamageKind::Changes, at, "whole pages in an epoch that was rewritten", "a change"));
+        }
+        if let Some(at) = self.zeros_at.filter(|_| rewritten && commit.has(Commit::BASE)) {
+            let expected = "only pages that are not zero in a base that was rewritten";
+            faults.push(Fault::new(DamageKind::Zeros, at, expected, "zero pages"));
         }
         let mut check = |holds: bool, kind, offset: u64, expected: String, found: String| {
             if !holds {
@@ -121,8 +136,10 @@ impl Open {
             }
         };
         check(audited, DamageKind::Flags, 176, "no digest without audit".to_owned(), format!("{:032x}", commit.audit));
-        check(durable <= parent, DamageKind::Durable, 160, format!("at most the parent, {parent}"), durable.to_string());
-        let written = commit.bytes.saturating_add(COMMIT_FRAME_BYTES);
+        // What was durable when a rewritten epoch was first committed may be gone, and its parent older.
+        let bound = if rewritten { self.epoch.saturating_sub(1) } else { parent };
+        check(durable <= bound, DamageKind::Durable, 160, format!("at most {bound}"), durable.to_string());
+        let written = commit.bytes.saturating_add(commit.frame_bytes());
         check(bytes_written == written, DamageKind::Counts, 152, format!("{written} bytes written"), bytes_written.to_string());
         if self.gap {
             return faults;
@@ -139,7 +156,7 @@ impl Open {
         }
         check(stored == self.stored, DamageKind::Counts, 144, format!("{} pages stored", self.stored), stored.to_string());
         // A base or a recovery is streamed in parts and may meet a page again, or leave out that a page is zero.
-        if !commit.has(Commit::BASE) && !commit.has(Commit::RECOVERY) {
+        if rewritten || !commit.has(Commit::BASE) && !commit.has(Commit::RECOVERY) {
             check(zero == self.zero, DamageKind::Counts, 128, format!("{} zero pages", self.zero), zero.to_string());
             let sum = zero.saturating_add(unchanged).saturating_add(stored);
             let expected = format!("{sum} pages: {zero} zero, {unchanged} unchanged, {stored} stored");

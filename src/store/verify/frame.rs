@@ -1,6 +1,6 @@
 //! The bytes of frames and of the payloads with a fixed layout. Pure.
 
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::report::{DamageKind, Fault};
 
@@ -14,6 +14,10 @@ pub(super) const PAYLOAD_MAX: u32 = 64 << 20;
 pub(super) const SEGMENT_BYTES: u32 = 64;
 /// Bytes of the payload of a commit frame.
 pub(super) const COMMIT_BYTES: u32 = 192;
+/// Bytes of the payload of a rewritten epoch's commit frame.
+pub(super) const REWRITTEN_BYTES: u32 = 208;
+/// The first format that has compacted segments, rewritten epochs and branches.
+pub(super) const COMPACTING: u32 = 3;
 /// Bytes of the payload of a close frame.
 pub(super) const CLOSE_BYTES: u32 = 24;
 
@@ -46,12 +50,13 @@ impl Kind {
         })
     }
 
-    /// The payload's length, where the kind has only one.
-    pub(super) fn length(self) -> Option<u32> {
+    /// The lengths that a payload may have in a chain of `format`, where the kind has only some.
+    pub(super) fn lengths(self, format: u32) -> Option<&'static [u32]> {
         match self {
-            Self::Segment => Some(SEGMENT_BYTES),
-            Self::Commit => Some(COMMIT_BYTES),
-            Self::Close => Some(CLOSE_BYTES),
+            Self::Segment => Some(&[SEGMENT_BYTES]),
+            Self::Commit if format >= COMPACTING => Some(&[COMMIT_BYTES, REWRITTEN_BYTES]),
+            Self::Commit => Some(&[COMMIT_BYTES]),
+            Self::Close => Some(&[CLOSE_BYTES]),
             _ => None,
         }
     }
@@ -122,7 +127,8 @@ pub(super) struct SegmentHeader {
     pub(super) hash: u128,
     pub(super) epoch: u64,
     pub(super) page_size: u32,
-    pub(super) reserved: u32,
+    /// How many more numbers it stands for.
+    pub(super) more: u32,
 }
 
 impl SegmentHeader {
@@ -135,7 +141,7 @@ impl SegmentHeader {
             hash: u128_at(payload, 24),
             epoch: u64_at(payload, 40),
             page_size: u32_at(payload, 56),
-            reserved: u32_at(payload, 60),
+            more: u32_at(payload, 60),
         }
     }
 }
@@ -159,14 +165,17 @@ pub(super) struct Commit {
     pub(super) flags: u8,
     pub(super) reserved: [u8; 6],
     pub(super) audit: u128,
+    /// The epoch's identity, where the frame has the field.
+    pub(super) identity: Option<u128>,
 }
 
 impl Commit {
     pub(super) const BASE: u8 = 1;
     pub(super) const RECOVERY: u8 = 2;
     pub(super) const AUDITED: u8 = 4;
+    pub(super) const REWRITTEN: u8 = 8;
 
-    /// Reads [`COMMIT_BYTES`] bytes.
+    /// Reads [`COMMIT_BYTES`] or [`REWRITTEN_BYTES`] bytes.
     pub(super) fn parse(payload: &[u8]) -> Self {
         let [trigger, flags] = le(payload, 168);
         Self {
@@ -186,11 +195,27 @@ impl Commit {
             flags,
             reserved: le(payload, 170),
             audit: u128_at(payload, 176),
+            identity: (payload.len() > 192).then(|| u128_at(payload, 192)),
         }
     }
 
     pub(super) fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Bytes of the frame.
+    pub(super) fn frame_bytes(&self) -> u64 {
+        HEADER_BYTES_U64 + u64::from(if self.identity.is_some() { REWRITTEN_BYTES } else { COMMIT_BYTES })
+    }
+
+    /// The identity of the epoch whose commit frame has `header` and `payload`, which this was read from.
+    pub(super) fn identity(&self, header: &Header, payload: &[u8]) -> u128 {
+        self.identity.unwrap_or_else(|| {
+            let mut hash = Xxh3::new();
+            hash.update(&header.raw);
+            hash.update(payload);
+            hash.digest128()
+        })
     }
 }
 

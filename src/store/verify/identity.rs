@@ -8,10 +8,14 @@ use serde::Deserialize;
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::frame::COMPACTING;
 use super::report::VerifyError;
 use crate::page::{Gfn, PageRun};
 
-const NAME: &str = "identity.json";
+/// The name of the file.
+pub(super) const NAME: &str = "identity.json";
+/// The name of the chain in the store's directory itself.
+pub(super) const MAIN: &str = "main";
 const BYTES_MAX: u64 = 1 << 20;
 const RUNS_MAX: usize = 64;
 const FRAMES_MAX: u64 = 1 << 40;
@@ -21,13 +25,38 @@ const FRAMES_MAX: u64 = 1 << 40;
 pub(super) struct Identity {
     /// The chain's identifier.
     pub(super) chain: [u8; 16],
-    /// The version of the format: 1 or 2.
+    /// The version of the format: 1 to 3.
     pub(super) format: u32,
     /// Guest memory: rising, and neighbours joined.
     memory: Vec<PageRun>,
+    vcpus: u64,
+    machine: Value,
+    /// Where the chain begins, if it is a branch.
+    pub(super) branch_of: Option<BranchOf>,
+}
+
+/// The epoch that a branch begins at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct BranchOf {
+    /// The branch that the epoch is in, or `main`.
+    pub(super) branch: String,
+    pub(super) epoch: u64,
+    pub(super) identity: u128,
 }
 
 impl Identity {
+    /// Why a chain with this identity is no branch of one with `other`.
+    pub(super) fn differs(&self, other: &Self) -> Option<&'static str> {
+        [
+            (self.chain == other.chain, "another identifier than the chain that it begins in"),
+            (self.memory != other.memory, "the same memory"),
+            (self.vcpus != other.vcpus, "the same number of vCPUs"),
+            (self.machine != other.machine, "the same machine"),
+        ]
+        .into_iter()
+        .find_map(|(differs, expected)| differs.then_some(expected))
+    }
+
     /// Whether all of `run` is guest memory.
     pub(super) fn holds(&self, run: PageRun) -> bool {
         let behind = self.memory.partition_point(|memory| memory.first <= run.first);
@@ -46,8 +75,14 @@ struct Fields {
     _created_by: String,
     memory: Vec<PageRun>,
     vcpus: u64,
-    #[serde(rename = "machine")]
-    _machine: Value,
+    machine: Value,
+}
+
+#[derive(Deserialize)]
+struct BranchFields {
+    branch: String,
+    epoch: u64,
+    identity: String,
 }
 
 /// Reads the identity of the chain in `dir`.
@@ -100,9 +135,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
     let value: Value = serde_json::from_slice(line).map_err(|error| content("a JSON object in line 1", error.to_string()))?;
     // The version comes before the hash: another version may hash in another way.
     let format = match value.get("format") {
-        Some(format) if format.as_u64() == Some(1) => 1,
-        Some(format) if format.as_u64() == Some(2) => 2,
-        Some(format) => return Err(Problem::Version(format.to_string())),
+        Some(format) => match format.as_u64().and_then(|format| u32::try_from(format).ok()) {
+            Some(known @ 1..=3) => known,
+            _ => return Err(Problem::Version(format.to_string())),
+        },
         None => return Err(content("the field `format`", "none")),
     };
     let expected = format!("\nxxh3-64 {:016x}", xxh3_64(line));
@@ -121,11 +157,40 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
     if !(1..=4096).contains(&fields.vcpus) {
         return Err(content("`vcpus` from 1 to 4096", fields.vcpus.to_string()));
     }
-    Ok(Identity { chain: chain(&fields.chain)?, format, memory: memory(&fields.memory)? })
+    // Before format 3 nothing is known by that name.
+    let branch_of = value.get("branch_of").filter(|value| format >= COMPACTING && !value.is_null()).map(branch_of).transpose()?;
+    Ok(Identity {
+        chain: digits("chain", &fields.chain)?,
+        format,
+        memory: memory(&fields.memory)?,
+        vcpus: fields.vcpus,
+        machine: fields.machine,
+        branch_of,
+    })
 }
 
-fn chain(text: &str) -> Result<[u8; 16], Problem> {
-    let wrong = || content("`chain` of 32 hexadecimal digits", format!("`{}`", text.escape_debug()));
+fn branch_of(value: &Value) -> Result<BranchOf, Problem> {
+    let fields = BranchFields::deserialize(value).map_err(|error| content("`branch_of` with its fields", error.to_string()))?;
+    if fields.branch != MAIN && !is_branch_name(&fields.branch) {
+        return Err(content("`branch_of` with the name of a branch", format!("`{}`", fields.branch.escape_debug())));
+    }
+    if fields.epoch == 0 {
+        return Err(content("`branch_of` with an epoch from 1 on", "0"));
+    }
+    // Digits are read as they stand: the highest comes first.
+    let identity = u128::from_be_bytes(digits("identity", &fields.identity)?);
+    Ok(BranchOf { branch: fields.branch, epoch: fields.epoch, identity })
+}
+
+/// Whether a branch may be called `name`.
+pub(super) fn is_branch_name(name: &str) -> bool {
+    let known = |byte| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' | b'_');
+    (1..=64).contains(&name.len()) && !name.starts_with(['.', '-']) && name.bytes().all(known) && name != MAIN
+}
+
+/// The 16 bytes that the field `name` holds as hexadecimal digits.
+fn digits(name: &str, text: &str) -> Result<[u8; 16], Problem> {
+    let wrong = || content(format!("`{name}` of 32 hexadecimal digits"), format!("`{}`", text.escape_debug()));
     let digits: Vec<u8> = text
         .chars()
         .map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))

@@ -1,20 +1,24 @@
-//! Checks a chain with a reader of its own.
+//! Checks a store with a reader of its own.
 //!
 //! Everything here is written from `docs/format.md` alone and shares no code with the reader and the writer that it judges: a
-//! mistake in one of them shows as a difference. It reads every byte of every segment, checks every promise that the page makes, and
-//! recomputes every audit digest from the chain.
+//! mistake in one of them shows as a difference. It reads every byte of every segment, of `main` and of all branches, checks every promise that the page
+//! makes, compares every index with the frames of its segment, and recomputes every audit digest from the chain. Or it checks only what one epoch needs.
 //!
 //! What is wrong is in the [`VerifyReport`]; a [`VerifyError`] says only that there was nothing to verify. Memory is bounded by one
-//! frame's payload, by 256 MiB of pages that changed lately, and by 16 bytes of hash, plus bookkeeping, for each page that the chain really
-//! stores. Time is linear in the chain's size whatever its bytes are: what a change builds on is 16 blocks at most.
+//! frame's payload, by 256 MiB of pages that changed lately, by the largest index, and by 16 bytes of hash and the places of its versions, plus bookkeeping, for each page that the chain
+//! really stores; once more for each branch on the way to the one in hand. Time is linear in the store's size whatever its bytes are: what a change builds on is 16 blocks at most.
 
 mod content;
 mod digest;
 mod epoch;
 mod frame;
 mod identity;
+mod index;
+mod listing;
+mod one;
 mod pieces;
 mod report;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod versions;
@@ -22,18 +26,42 @@ mod walk;
 
 use std::path::Path;
 
-pub use report::{Damage, DamageKind, Progress, TornTail, VerifyError, VerifyOptions, VerifyReport};
+pub use report::{
+    BranchReport, Damage, DamageKind, EpochReport, Leftover, LeftoverKind, Progress, TornTail, VerifyError, VerifyOptions,
+    VerifyReport,
+};
 
-/// Checks the chain in `dir` and says what it found. `progress` is called now and then, at least once a segment.
+use listing::Store;
+use tally::Tally;
+
+/// Checks the store in `dir` and says what it found. `progress` is called now and then, at least once a segment.
 ///
-/// A writer may be at work on the chain meanwhile. The segments' lengths are looked up once, at the start, so what the writer has not
+/// A writer may be at work on it meanwhile, and a compaction. The segments' lengths are looked up once, at the start, so what the writer has not
 /// committed by then appears as a torn tail.
 ///
 /// # Errors
 /// Where there is nothing to verify: `dir` is missing or is no directory, its identity is missing, unreadable or of another format
-/// version, or the medium gave an error. Damage is never an error.
+/// version, there is no such branch or epoch, or the medium gave an error. Damage is never an error.
 pub fn verify(dir: &Path, options: &VerifyOptions, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport, VerifyError> {
-    let identity = identity::read(dir)?;
-    let segments = pieces::segments(dir)?;
-    walk::Walk::new(&identity, &segments, options).run(progress)
+    let store = Store::list(dir)?;
+    let mut report = listed(&store, options, progress)?;
+    report.leftovers = store.leftovers;
+    Ok(report)
+}
+
+/// Whether there is a store in `dir` at all.
+pub(in crate::store) fn check(dir: &Path) -> Result<(), VerifyError> {
+    Store::list(dir).map(|_| ())
+}
+
+/// Checks what was listed of a store.
+fn listed(store: &Store, options: &VerifyOptions, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport, VerifyError> {
+    let path = options.branch.as_deref().map(|name| store.path_to(name)).transpose()?;
+    let asked = path.as_ref().and_then(|path| path.first().copied()).unwrap_or(0);
+    if let Some(epoch) = options.epoch {
+        return one::verify(store, asked, epoch, options, progress);
+    }
+    let mut tally = Tally::new(store, path, options, progress);
+    walk::walk(store, options, &mut tally)?;
+    Ok(tally.report(asked))
 }

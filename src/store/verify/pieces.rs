@@ -1,71 +1,19 @@
 //! Segment files, read in pieces.
 
-use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::frame::{Close, Commit, HEADER_BYTES, HEADER_BYTES_U64, Header, Kind, SegmentHeader};
+use super::identity::Identity;
+use super::listing::Segment;
 use super::report::{DamageKind, Fault, VerifyError};
 
 /// Bytes that one read asks for, where a frame does not need more.
 const PIECE_BYTES: u64 = 1 << 20;
-
-/// A segment file as it was when the chain was listed.
-#[derive(Clone, Debug)]
-pub(super) struct Segment {
-    pub(super) number: u32,
-    pub(super) name: String,
-    pub(super) path: PathBuf,
-    /// Bytes. What a writer appends later is not looked at.
-    pub(super) bytes: u64,
-}
-
-/// The name of segment `number`.
-pub(super) fn segment_name(number: u32) -> String {
-    format!("segment-{number:08}")
-}
-
-fn segment_number(name: &OsStr) -> Option<u32> {
-    let name = name.to_str()?;
-    let number = name.strip_prefix("segment-")?.parse().ok().filter(|number| (1..=100_000_000).contains(number))?;
-    (segment_name(number) == name).then_some(number)
-}
-
-/// The segments in `dir`, in order, with their lengths.
-pub(super) fn segments(dir: &Path) -> Result<Vec<Segment>, VerifyError> {
-    let mut numbers = numbers(dir)?;
-    // A listing that runs while a writer makes segments may show a later one and miss an earlier one.
-    if numbers.last().is_some_and(|last| u64::from(*last) != numbers.len() as u64) {
-        numbers = self::numbers(dir)?;
-    }
-    let mut segments = Vec::with_capacity(numbers.len());
-    for number in numbers {
-        let name = segment_name(number);
-        let path = dir.join(&name);
-        match fs::metadata(&path) {
-            Ok(found) if found.is_file() => segments.push(Segment { number, name, path, bytes: found.len() }),
-            Ok(_) => return Err(VerifyError::NotAFile { path }),
-            // A writer has just removed it with a torn tail.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(source) => return Err(VerifyError::Io { path, offset: 0, source }),
-        }
-    }
-    Ok(segments)
-}
-
-fn numbers(dir: &Path) -> Result<Vec<u32>, VerifyError> {
-    let io = |source| VerifyError::Io { path: dir.to_owned(), offset: 0, source };
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(dir).map_err(io)? {
-        numbers.extend(segment_number(&entry.map_err(io)?.file_name()));
-    }
-    numbers.sort_unstable();
-    Ok(numbers)
-}
 
 /// What stands at a place where a frame may begin.
 #[derive(Debug)]
@@ -82,27 +30,28 @@ pub(super) enum Look {
 #[derive(Debug)]
 pub(super) struct Pieces<'a> {
     segment: &'a Segment,
-    chain: &'a [u8; 16],
-    file: File,
+    identity: &'a Identity,
+    file: Arc<File>,
     bytes: u64,
     window: Vec<u8>,
     window_at: u64,
+    /// Bytes that one read asks for, where a frame does not need more.
+    piece_bytes: u64,
     /// Bytes that were read, so that tests can bound them.
     #[cfg(test)]
     pub(super) bytes_read: u64,
 }
 
 impl<'a> Pieces<'a> {
-    pub(super) fn open(segment: &'a Segment, chain: &'a [u8; 16]) -> Result<Self, VerifyError> {
-        let file =
-            File::open(&segment.path).map_err(|source| VerifyError::Io { path: segment.path.clone(), offset: 0, source })?;
+    pub(super) fn open(segment: &'a Segment, identity: &'a Identity) -> Result<Self, VerifyError> {
         Ok(Self {
             segment,
-            chain,
-            file,
+            identity,
+            file: segment.open()?,
             bytes: segment.bytes,
             window: Vec::new(),
             window_at: 0,
+            piece_bytes: PIECE_BYTES,
             #[cfg(test)]
             bytes_read: 0,
         })
@@ -117,7 +66,7 @@ impl<'a> Pieces<'a> {
     fn bytes(&mut self, at: u64, count: u64) -> Result<Option<&[u8]>, VerifyError> {
         let Some(end) = at.checked_add(count).filter(|end| *end <= self.bytes) else { return Ok(None) };
         if at < self.window_at || end > self.window_at + self.window.len() as u64 {
-            let want = count.max(PIECE_BYTES).min(self.bytes - at);
+            let want = count.max(self.piece_bytes).min(self.bytes - at);
             let Ok(want) = usize::try_from(want) else { return Ok(None) };
             self.window.resize(want, 0);
             self.window_at = at;
@@ -152,7 +101,7 @@ impl<'a> Pieces<'a> {
 
     /// What stands at `at`.
     pub(super) fn look(&mut self, at: u64) -> Result<Look, VerifyError> {
-        let chain = self.chain;
+        let chain = &self.identity.chain;
         let Some(raw) = self.bytes(at, HEADER_BYTES_U64)? else {
             if at >= self.bytes {
                 return Ok(Look::End);
@@ -169,11 +118,39 @@ impl<'a> Pieces<'a> {
         Ok(Header::parse(&raw, at, chain).map_or_else(Look::Fault, Look::Frame))
     }
 
+    /// What stands at `at`, with no more read than that.
+    pub(super) fn glance(&self, at: u64) -> Result<Look, VerifyError> {
+        let mut raw = [0; HEADER_BYTES];
+        Ok(match self.read_at(at, &mut raw)? {
+            HEADER_BYTES => Header::parse(&raw, at, &self.identity.chain).map_or_else(Look::Fault, Look::Frame),
+            0 if at >= self.bytes => Look::End,
+            found => {
+                let expected = format!("{HEADER_BYTES} bytes of frame header");
+                Look::Fault(Fault::new(DamageKind::Truncated, at, expected, format!("{found} to the end of the file")))
+            }
+        })
+    }
+
+    /// Reads from `at` on until `buffer` is full or the file ends, and returns how many bytes.
+    pub(super) fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<usize, VerifyError> {
+        let room = usize::try_from(self.bytes.saturating_sub(at)).unwrap_or(usize::MAX).min(buffer.len());
+        let mut got = 0;
+        while let Some(rest) = buffer.get_mut(got..room).filter(|rest| !rest.is_empty()) {
+            match self.file.read_at(rest, at + got as u64) {
+                Ok(0) => break,
+                Ok(count) => got += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(source) => return Err(VerifyError::Io { path: self.segment.path.clone(), offset: at, source }),
+            }
+        }
+        Ok(got)
+    }
+
     /// The payload of the frame at `at`, with its checksum and padding checked.
     pub(super) fn payload(&mut self, at: u64, header: &Header) -> Result<Result<&[u8], Fault>, VerifyError> {
-        if header.kind.length().is_some_and(|length| length != header.length) {
-            let expected = header.kind.length().unwrap_or_default();
-            let expected = format!("{expected} bytes of payload in a frame of its kind");
+        if let Some(lengths) = header.kind.lengths(self.identity.format).filter(|lengths| !lengths.contains(&header.length)) {
+            let lengths: Vec<_> = lengths.iter().map(u32::to_string).collect();
+            let expected = format!("{} bytes of payload in a frame of its kind", lengths.join(" or "));
             return Ok(Err(Fault::new(DamageKind::Length, at + 20, expected, header.length.to_string())));
         }
         let end = self.bytes;
@@ -197,9 +174,15 @@ impl<'a> Pieces<'a> {
         Ok(Ok(payload))
     }
 
+    /// As [`payload`](Self::payload), with no more read than that.
+    pub(super) fn payload_only(&mut self, at: u64, header: &Header) -> Result<Result<&[u8], Fault>, VerifyError> {
+        self.piece_bytes = 0;
+        self.payload(at, header)
+    }
+
     /// The first place at or behind `from` where a frame's header is intact.
     pub(super) fn next_intact(&mut self, from: u64) -> Result<Option<u64>, VerifyError> {
-        let chain = self.chain;
+        let chain = &self.identity.chain;
         let mut at = from.next_multiple_of(8);
         while at.checked_add(HEADER_BYTES_U64).is_some_and(|end| end <= self.bytes) {
             // What is in the window comes first: asking for a whole piece each time would read it again for every place.
@@ -227,7 +210,7 @@ impl<'a> Pieces<'a> {
             return Ok(false);
         }
         match self.file.read_exact_at(&mut raw, at) {
-            Ok(()) => Ok(Header::parse(&raw, at, self.chain).is_ok()),
+            Ok(()) => Ok(Header::parse(&raw, at, &self.identity.chain).is_ok()),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
             Err(source) => Err(VerifyError::Io { path: self.segment.path.clone(), offset: at, source }),
         }
@@ -263,11 +246,11 @@ impl<'a> Pieces<'a> {
 }
 
 /// The newest epoch that any intact commit frame, close frame or segment header calls durable, from `offset` of the first of `segments` on.
-pub(super) fn durable(segments: &[Segment], offset: u64, chain: &[u8; 16]) -> Result<u64, VerifyError> {
+pub(super) fn durable(segments: &[Segment], offset: u64, identity: &Identity) -> Result<u64, VerifyError> {
     let mut durable = 0;
     let mut from = offset;
     for segment in segments {
-        durable = durable.max(Pieces::open(segment, chain)?.durable(from)?);
+        durable = durable.max(Pieces::open(segment, identity)?.durable(from)?);
         from = 0;
     }
     Ok(durable)

@@ -14,25 +14,31 @@ pub struct VerifyOptions {
     pub audits: bool,
     /// How many pieces of damage to list; the others are only counted.
     pub damage_max: usize,
+    /// Only this branch, `main` for the chain that is none, with as much of other chains as it builds on. By default, the whole store.
+    pub branch: Option<String>,
+    /// Only what is needed to restore this epoch, of that branch or of `main`. Nothing else is read, so nothing is said of it.
+    pub epoch: Option<EpochId>,
 }
 
 impl Default for VerifyOptions {
     fn default() -> Self {
-        Self { audits: true, damage_max: 1000 }
+        Self { audits: true, damage_max: 1000, branch: None, epoch: None }
     }
 }
 
 /// How far `verify` has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// The number of the segment in hand.
+    /// The first number of the segment in hand.
     pub segment: u32,
-    /// Bytes of all segments that are done with.
+    /// Bytes that are done with.
     pub bytes: u64,
-    /// Bytes of all segments.
+    /// Bytes in all; 0 where it is found out on the way what is needed.
     pub bytes_total: u64,
     /// The newest epoch whose commit frame was read.
     pub epoch: EpochId,
+    /// How many epochs' commit frames were read.
+    pub epochs: u64,
 }
 
 /// What was found.
@@ -46,7 +52,7 @@ pub struct VerifyReport {
     pub epochs_behind_damage: u64,
     /// Segment files.
     pub segments: u64,
-    /// Bytes of the segment files.
+    /// Bytes of the segment files; where only one epoch was asked for, bytes that were read.
     pub bytes: u64,
     /// Audit digests that were compared with what the chain gives.
     pub audits_checked: u64,
@@ -55,28 +61,143 @@ pub struct VerifyReport {
     pub audits_failed: u64,
     /// Audit digests that could not be compared, because pages before them are damaged or because the options say so.
     pub audits_unchecked: u64,
-    /// The last of `epochs`.
+    /// Indexes that were compared with all frames of their segment.
+    pub indexes_checked: u64,
+    /// Indexes that could not be compared, because their segment is damaged or torn, or was not read to its end.
+    pub indexes_unchecked: u64,
+    /// Segments without an index, where a writer has gone on to the next segment. Only speed is lost.
+    pub indexes_missing: u64,
+    /// The newest of the epochs counted in `epochs` that are in the chain that was asked for, which is `main` by default.
     pub newest: Option<EpochId>,
+    /// What was found by chain: `main` first. The numbers above are sums of these.
+    pub branches: Vec<BranchReport>,
+    /// What was needed for the one epoch that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<EpochReport>,
     /// What is wrong, in the order of the chain.
     pub damage: Vec<Damage>,
     /// Damage beyond the number that the options allow to list.
     pub damage_omitted: u64,
-    /// What was appended and never committed.
+    /// What was appended to that chain and never committed.
     pub torn_tail: Option<TornTail>,
+    /// Files that nothing needs. They are no damage.
+    pub leftovers: Vec<Leftover>,
 }
 
 impl VerifyReport {
-    /// Whether no damage was found. A torn tail is none.
+    /// Whether no damage was found. A torn tail is none, nor are files that are left over.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.damage.is_empty() && self.damage_omitted == 0
     }
+
+    /// Whether all damage is in indexes: every epoch can be restored.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        self.damage_omitted == 0 && self.damage.iter().all(|damage| damage.kind == DamageKind::Index)
+    }
+}
+
+/// What was found in one chain of a store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct BranchReport {
+    /// Its name.
+    pub name: String,
+    /// The branch that it begins in; `None` for `main`.
+    pub of: Option<String>,
+    /// The epoch that it begins at.
+    pub begins_at: Option<EpochId>,
+    /// As [`VerifyReport::epochs`].
+    pub epochs: u64,
+    /// As [`VerifyReport::epochs_behind_damage`].
+    pub epochs_behind_damage: u64,
+    /// The last of `epochs`.
+    pub newest: Option<EpochId>,
+    /// Segment files.
+    pub segments: u64,
+    /// Bytes of the segment files.
+    pub bytes: u64,
+    /// How many things are wrong in this chain itself, indexes and audits aside.
+    pub damaged: u64,
+    /// What was appended and never committed.
+    pub torn_tail: Option<TornTail>,
+    /// Where `newest` ends.
+    #[serde(skip)]
+    pub(in crate::store) newest_end: Option<End>,
+    /// Its segments in order.
+    #[serde(skip)]
+    pub(in crate::store) files: Vec<SegmentFile>,
+}
+
+/// A segment's files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::store) struct SegmentFile {
+    /// Its path in the store's directory.
+    pub(in crate::store) segment: String,
+    /// Bytes of the segment.
+    pub(in crate::store) bytes: u64,
+    /// The path of its index, if it has one.
+    pub(in crate::store) index: Option<String>,
+}
+
+/// Where an epoch ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::store) struct End {
+    /// The file's path in the store's directory.
+    pub(in crate::store) file: String,
+    /// Bytes from the beginning of the file.
+    pub(in crate::store) offset: u64,
+}
+
+/// What one epoch needs, and what comes of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct EpochReport {
+    /// The epoch.
+    pub epoch: EpochId,
+    /// The chain that it is in.
+    pub branch: String,
+    /// Pages that are not zero.
+    pub pages: u64,
+    /// Pages frames that were decoded.
+    pub blocks: u64,
+    /// The digest of memory, in hexadecimal digits; none where damage leaves it unknown.
+    pub memory: Option<String>,
+    /// The hash of state, as `digest` prints it.
+    pub state: Option<String>,
+}
+
+/// A file that nothing needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Leftover {
+    /// Its path in the store's directory.
+    pub file: String,
+    /// What it is.
+    pub kind: LeftoverKind,
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+/// Why nothing needs a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LeftoverKind {
+    /// A segment that a compacted one stands for.
+    Replaced,
+    /// The index of a segment that is not there.
+    Index,
+    /// A file that was never finished, or is being made.
+    Draft,
+    /// A branch that was never finished, or is being made.
+    Branch,
 }
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Damage {
-    /// The file's name in the chain's directory.
+    /// The file's path in the store's directory.
     pub file: String,
     /// Where in the file, in bytes: the field that is wrong, or the frame where it is the frame as a whole.
     pub offset: u64,
@@ -131,6 +252,14 @@ pub enum DamageKind {
     SegmentHeader,
     /// A segment is not there.
     MissingSegment,
+    /// A segment's name has numbers that it may not have.
+    SegmentNumbers,
+    /// An index does not say what its segment does. A reader that sees it walks the segment instead, so epochs are not concerned.
+    Index,
+    /// A branch's identity.
+    Identity,
+    /// A branch does not begin where it says.
+    Branch,
     /// A close frame names another epoch than the one before it.
     Close,
     /// A block's list of pages does not match its checksum.
@@ -154,7 +283,7 @@ pub enum DamageKind {
 /// What stands behind the last whole epoch and was never committed. A writer that opens the chain cuts it off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TornTail {
-    /// The name of the file in which it begins.
+    /// The path, in the store's directory, of the file in which it begins.
     pub file: String,
     /// Where in the file it begins, in bytes.
     pub offset: u64,
@@ -197,7 +326,7 @@ pub enum VerifyError {
         found: String,
     },
     /// The chain is of another format version.
-    #[error("{}: expected format 1 or 2, found format {found}", path.display())]
+    #[error("{}: expected format 1 to 3, found format {found}", path.display())]
     Version {
         /// The identity file.
         path: PathBuf,
@@ -208,6 +337,34 @@ pub enum VerifyError {
     #[error("{} is not a regular file", path.display())]
     NotAFile {
         /// What it is called.
+        path: PathBuf,
+    },
+    /// The directory holds a branch, which can't be read alone.
+    #[error("{} is a branch of {branch:?}: it is verified in the store that it belongs to", path.display())]
+    Branch {
+        /// What was asked for.
+        path: PathBuf,
+        /// The branch that it begins in.
+        branch: String,
+    },
+    /// There is no such branch.
+    #[error("the store has no branch {name:?}")]
+    NoBranch {
+        /// What was asked for.
+        name: String,
+    },
+    /// The chain does not hold the epoch.
+    #[error("the store holds no epoch {epoch} in {branch:?}")]
+    NoEpoch {
+        /// What was asked for.
+        epoch: EpochId,
+        /// The chain that it was looked for in.
+        branch: String,
+    },
+    /// A file went while the store was verified, which a compaction does.
+    #[error("{} was replaced meanwhile: verify the store again", path.display())]
+    Replaced {
+        /// The file.
         path: PathBuf,
     },
     /// The medium gave an error.
@@ -234,5 +391,11 @@ pub(super) struct Fault {
 impl Fault {
     pub(super) fn new(kind: DamageKind, offset: u64, expected: impl Into<String>, found: impl Into<String>) -> Self {
         Self { kind, offset, expected: expected.into(), found: found.into() }
+    }
+
+    /// It is damage, in `file`.
+    pub(super) fn at(self, file: String, epoch: Option<u64>) -> Damage {
+        let Self { kind, offset, expected, found } = self;
+        Damage { file, offset, epoch, kind, expected, found }
     }
 }

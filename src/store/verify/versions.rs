@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use super::content::{self, Blocks, Change};
 use super::identity::Identity;
-use super::pieces::Segment;
+use super::listing::Segment;
 use super::report::{DamageKind, Fault, VerifyError};
 use crate::page::{Gfn, PAGE_SIZE, PageRun};
 
@@ -26,7 +27,7 @@ pub(super) struct At {
 }
 
 /// What the newest version of a page is made of.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Version {
     /// Nothing is known where what came before can't be read.
     whole: Option<At>,
@@ -53,7 +54,7 @@ pub(super) struct Versions<'a> {
     recent: HashMap<u64, Vec<u8>>,
     /// The pages of `recent`, as they came; some may be gone from it.
     order: VecDeque<u64>,
-    open: Option<(usize, File)>,
+    open: Option<(usize, Arc<File>)>,
     blocks: Blocks,
     buffer: Vec<u8>,
 }
@@ -73,6 +74,11 @@ impl<'a> Versions<'a> {
         }
     }
 
+    /// The same pages, for a branch that begins here. Those kept as they are stay behind.
+    pub(super) fn fork(&self) -> Self {
+        Self { pages: self.pages.clone(), generation: self.generation, ..Self::new(self.identity, self.segments) }
+    }
+
     /// What comes from now on belongs to another epoch.
     pub(super) fn begin_epoch(&mut self) {
         self.generation = self.generation.wrapping_add(1);
@@ -87,9 +93,6 @@ impl<'a> Versions<'a> {
 
     /// The page `gfn` stands whole at `at`, and is `page`.
     pub(super) fn whole(&mut self, gfn: Gfn, at: At, page: &[u8]) {
-        if self.identity.format < 2 {
-            return;
-        }
         self.pages.insert(gfn.0, Version { whole: Some(at), changes: Vec::new(), generation: self.generation });
         // A page that was changed before will be again.
         if let Some(kept) = self.recent.get_mut(&gfn.0) {
@@ -199,7 +202,7 @@ impl<'a> Versions<'a> {
         let io = |source| VerifyError::Io { path: segment.path.clone(), offset: at.offset, source };
         let file = match self.open.take() {
             Some((index, file)) if index == at.segment => file,
-            _ => File::open(&segment.path).map_err(io)?,
+            _ => segment.open()?,
         };
         self.buffer.resize(usize::try_from(at.length).unwrap_or_default(), 0);
         let read = file.read_exact_at(&mut self.buffer, at.offset);

@@ -1,21 +1,23 @@
 //! The walk over all frames of a chain: what exists, what is damage, and what is a torn tail.
 
+use std::collections::BTreeMap;
 use std::mem;
-
-use xxhash_rust::xxh3::Xxh3;
 
 use super::content::{self, Blocks};
 use super::digest::MemoryDigest;
 use super::epoch::Open;
-use super::frame::{Close, Commit, HEADER_BYTES_U64, Header, Kind, SegmentHeader, hex};
-use super::identity::Identity;
-use super::pieces::{self, Look, Pieces, Segment};
-use super::report::{Damage, DamageKind, Fault, Progress, TornTail, VerifyError, VerifyOptions, VerifyReport};
+use super::frame::{COMPACTING, Close, Commit, HEADER_BYTES_U64, Header, Kind, SegmentHeader, hex};
+use super::identity::{BranchOf, Identity};
+use super::index::Index;
+use super::listing::{Chain, Segment, Store};
+use super::pieces::{self, Look, Pieces};
+use super::report::{BranchReport, DamageKind, End, Fault, SegmentFile, TornTail, VerifyError, VerifyOptions};
+use super::tally::Tally;
 use super::versions::{At, Changed, Versions};
-use crate::page::EpochId;
+use crate::page::{EpochId, Gfn, runs};
 
-/// Bytes between two calls of the progress callback.
-const PROGRESS_BYTES: u64 = 4 << 20;
+/// Branches behind each other.
+const BRANCHES_MAX: usize = 64;
 
 /// Whether the walk goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ enum Flow {
     On,
     /// What follows was never committed.
     Torn,
+    /// What follows was not asked for.
+    Done,
 }
 
 /// The epoch that the next one changes.
@@ -53,12 +57,33 @@ impl Place {
     }
 }
 
-/// Walks a chain from its first frame to its last.
-pub(super) struct Walk<'a> {
+/// Walks a chain from its first frame to its last, and each branch of it when it comes to the epoch that the branch begins at.
+pub(super) struct Walk<'a, 't, 'p> {
+    store: &'a Store,
+    /// Which of the store's chains.
+    number: usize,
+    chain: &'a Chain,
     identity: &'a Identity,
     segments: &'a [Segment],
+    /// Which of the store's segments the first of `segments` is.
+    first_segment: usize,
     options: &'a VerifyOptions,
-    report: VerifyReport,
+    tally: &'t mut Tally<'p>,
+    own: BranchReport,
+    /// The branches that begin at an epoch.
+    forks: BTreeMap<u64, Vec<usize>>,
+    /// How many chains this one builds on.
+    depth: usize,
+    /// Nothing behind this epoch is asked for.
+    stop_at: Option<u64>,
+    /// The epoch whose commit frame was the last that was read, until it is seen which branches begin at it.
+    committed: Option<u64>,
+    /// The index of the segment in hand, as long as nothing is damaged there.
+    index: Option<Index>,
+    /// The epoch that the header of the segment in hand names.
+    before_segment: u64,
+    /// The last epoch of the segment in hand, and its identity.
+    last_in_segment: Option<(u64, u128)>,
     last: Last,
     /// The newest epoch of which any frame was seen.
     seen: u64,
@@ -72,25 +97,70 @@ pub(super) struct Walk<'a> {
     sound: bool,
     memory: MemoryDigest,
     versions: Versions<'a>,
-    /// The commit frame whose memory the digest shows, or 0 for no epoch.
+    /// The identity of the epoch whose memory the digest shows, or 0 for no epoch.
     memory_of: Option<u128>,
     /// By how much the newest audit differs from the digest.
     audit_difference: u128,
-    bytes_done: u64,
-    progress_due: u64,
 }
 
-impl<'a> Walk<'a> {
-    pub(super) fn new(identity: &'a Identity, segments: &'a [Segment], options: &'a VerifyOptions) -> Self {
+/// Walks all chains of `store` that `tally` wants.
+pub(super) fn walk<'a>(store: &'a Store, options: &'a VerifyOptions, tally: &mut Tally<'_>) -> Result<(), VerifyError> {
+    while let Some((number, chain)) = tally.next(store).and_then(|number| Some((number, store.chains.get(number)?))) {
+        tally.begins(number);
+        let mut walk = Walk::new(store, number, chain, options, tally);
+        if let Some(of) = &chain.identity.branch_of {
+            // No walk came to where it begins.
+            let found = "no such epoch, or none that can be read";
+            walk.lose(of, Fault::new(DamageKind::Branch, 0, format!("epoch {} in {:?}", of.epoch, of.branch), found));
+        }
+        walk.run()?;
+    }
+    Ok(())
+}
+
+impl<'a, 't, 'p> Walk<'a, 't, 'p> {
+    /// A walk of a chain before which there is nothing.
+    fn new(store: &'a Store, number: usize, chain: &'a Chain, options: &'a VerifyOptions, tally: &'t mut Tally<'p>) -> Self {
+        let (segments, first_segment) = store.segments_of(number);
+        let mut forks: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+        for (branch, of) in store.chains.iter().map(|chain| &chain.identity.branch_of).enumerate() {
+            if let Some(of) = of.as_ref().filter(|of| of.branch == chain.name) {
+                forks.entry(of.epoch).or_default().push(branch);
+            }
+        }
+        let of = chain.identity.branch_of.as_ref();
         Self {
-            identity,
+            store,
+            number,
+            chain,
+            identity: &chain.identity,
             segments,
+            first_segment,
             options,
-            report: VerifyReport {
+            own: BranchReport {
+                name: chain.name.clone(),
+                of: of.map(|of| of.branch.clone()),
+                begins_at: of.map(|of| EpochId(of.epoch)),
                 segments: segments.len() as u64,
                 bytes: segments.iter().map(|segment| segment.bytes).fold(0, u64::saturating_add),
-                ..VerifyReport::default()
+                files: segments
+                    .iter()
+                    .map(|Segment { name, bytes, index, .. }| SegmentFile {
+                        segment: name.clone(),
+                        bytes: *bytes,
+                        index: index.clone(),
+                    })
+                    .collect(),
+                ..BranchReport::default()
             },
+            forks,
+            depth: 0,
+            stop_at: tally.stop_at(store, number),
+            tally,
+            committed: None,
+            index: None,
+            before_segment: 0,
+            last_in_segment: None,
             last: Last { epoch: 0, hash: 0, certain: true },
             seen: 0,
             durable: 0,
@@ -98,43 +168,131 @@ impl<'a> Walk<'a> {
             unbroken: true,
             sound: true,
             memory: MemoryDigest::default(),
-            versions: Versions::new(identity, segments),
+            versions: Versions::new(&chain.identity, &store.segments),
             memory_of: Some(0),
             audit_difference: 0,
-            bytes_done: 0,
-            progress_due: 0,
         }
     }
 
-    pub(super) fn run(mut self, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport, VerifyError> {
+    /// The chain is a branch `of` an epoch of which nothing is known, because of `fault`.
+    fn lose(&mut self, of: &BranchOf, fault: Fault) {
+        self.last = Last { epoch: of.epoch, hash: of.identity, certain: true };
+        self.seen = of.epoch;
+        self.sound = false;
+        self.memory_of = None;
+        self.push(self.chain.identity_name(), Some(of.epoch), fault);
+    }
+
+    fn run(mut self) -> Result<(), VerifyError> {
         let mut blocks = Blocks::default();
         let mut expected = 1;
         for (index, segment) in self.segments.iter().enumerate() {
-            if segment.number != expected && self.missing(index, expected)? == Flow::Torn {
+            if let Some(found) = &segment.stray {
+                let fault = Fault::new(DamageKind::SegmentNumbers, 0, "numbers of its own", found);
+                self.push(segment.name.clone(), None, fault);
+                self.sound = false;
+                self.last.certain = false;
+                expected = expected.max(segment.numbers.last.saturating_add(1));
+                self.tally.pass(segment.bytes);
+                continue;
+            }
+            if segment.numbers.first != expected && self.missing(index, expected)? == Flow::Torn {
                 break;
             }
-            expected = segment.number.saturating_add(1);
-            let flow = self.segment(index, &mut blocks, progress)?;
-            self.bytes_done = self.bytes_done.saturating_add(segment.bytes);
-            self.tell(segment, 0, progress);
-            if flow == Flow::Torn {
+            expected = segment.numbers.last.saturating_add(1);
+            let flow = self.segment(index, &mut blocks)?;
+            self.compare_index(segment, flow, index + 1 == self.segments.len());
+            self.tally.pass(segment.bytes);
+            self.tally.tell(segment, 0, self.last.epoch);
+            if flow != Flow::On {
                 break;
             }
         }
-        Ok(self.report)
+        self.tally.end(self.number, self.own);
+        Ok(())
     }
 
-    fn tell(&mut self, segment: &Segment, at: u64, progress: &mut dyn FnMut(Progress)) {
-        let bytes = self.bytes_done.saturating_add(at);
-        self.progress_due = bytes.saturating_add(PROGRESS_BYTES);
-        progress(Progress { segment: segment.number, bytes, bytes_total: self.report.bytes, epoch: EpochId(self.last.epoch) });
+    /// Walks the branches that begin at `epoch`, which was read just now.
+    fn branches_at(&mut self, epoch: u64) -> Result<(), VerifyError> {
+        for number in self.forks.remove(&epoch).unwrap_or_default() {
+            let Some((chain, of)) =
+                self.store.chains.get(number).and_then(|chain| Some((chain, chain.identity.branch_of.as_ref()?)))
+            else {
+                continue;
+            };
+            if !self.tally.begins(number) {
+                continue;
+            }
+            let mut branch = Walk::new(self.store, number, chain, self.options, &mut *self.tally);
+            branch.depth = self.depth + 1;
+            let identity = self.last.hash;
+            let fault = if let Some(expected) = chain.identity.differs(self.identity) {
+                Some(Fault::new(DamageKind::Branch, 0, expected, "not so"))
+            } else if of.identity != identity {
+                let expected = format!("epoch {epoch} of {:?} with identity {:032x}", of.branch, of.identity);
+                Some(Fault::new(DamageKind::Branch, 0, expected, format!("{identity:032x}")))
+            } else if branch.depth > BRANCHES_MAX {
+                let expected = format!("at most {BRANCHES_MAX} branches behind each other");
+                branch.forks.clear();
+                Some(Fault::new(DamageKind::Branch, 0, expected, "one more"))
+            } else {
+                None
+            };
+            match fault {
+                Some(fault) => branch.lose(of, fault),
+                None => {
+                    branch.last = Last { epoch, hash: identity, certain: true };
+                    branch.seen = epoch;
+                    branch.sound = self.sound;
+                    branch.memory = self.memory.clone();
+                    branch.versions = self.versions.fork();
+                    branch.memory_of = self.memory_of;
+                    branch.audit_difference = self.audit_difference;
+                }
+            }
+            branch.run()?;
+        }
+        Ok(())
+    }
+
+    /// The walk of `segment` is over: what is to be said of its index?
+    fn compare_index(&mut self, segment: &Segment, flow: Flow, last: bool) {
+        let Some(name) = &segment.index else {
+            // A writer makes it when it goes on to the next segment.
+            self.tally.report.indexes_missing += u64::from(self.identity.format >= COMPACTING && !last && flow != Flow::Done);
+            return;
+        };
+        let Some(index) = self.index.take() else { return };
+        if flow != Flow::On {
+            self.tally.report.indexes_unchecked += 1;
+            return;
+        }
+        self.tally.report.indexes_checked += 1;
+        if let Some(fault) = index.finish(self.before_segment, self.last_in_segment) {
+            self.push(name.clone(), None, fault);
+        }
+    }
+
+    /// Reads the index of `segment`, whose first frame has `header`.
+    fn read_index(&mut self, segment: &Segment, header: &Header) -> Result<(), VerifyError> {
+        let Some(name) = &segment.index else { return Ok(()) };
+        match Index::read(&self.store.dir.join(name), segment.bytes, &header.raw)? {
+            Some(Ok(index)) => self.index = Some(index),
+            Some(Err(fault)) => {
+                self.tally.report.indexes_checked += 1;
+                self.push(name.clone(), None, fault);
+            }
+            // A compaction has removed it since the store was listed.
+            None => {}
+        }
+        Ok(())
     }
 
     /// Segments from `expected` on are not there, up to the one at `index`.
     fn missing(&mut self, index: usize, expected: u32) -> Result<Flow, VerifyError> {
         let place = Place::new(index);
         let found = self.segments.get(index).map(|segment| segment.name.clone()).unwrap_or_default();
-        let name = pieces::segment_name(expected);
+        let name = self.chain.segment_name(expected);
         if !self.is_damage(&place, None)? {
             return Ok(self.tear(&place, None));
         }
@@ -145,22 +303,30 @@ impl<'a> Walk<'a> {
         Ok(Flow::On)
     }
 
-    fn segment(&mut self, index: usize, blocks: &mut Blocks, progress: &mut dyn FnMut(Progress)) -> Result<Flow, VerifyError> {
+    fn segment(&mut self, index: usize, blocks: &mut Blocks) -> Result<Flow, VerifyError> {
         let Some(segment) = self.segments.get(index) else { return Ok(Flow::On) };
-        let identity = self.identity;
-        let mut pieces = Pieces::open(segment, &identity.chain)?;
+        let mut pieces = Pieces::open(segment, self.identity)?;
         let mut place = Place::new(index);
+        self.index = None;
+        self.before_segment = 0;
+        self.last_in_segment = None;
         loop {
-            if self.bytes_done.saturating_add(place.at) >= self.progress_due {
-                self.tell(segment, place.at, progress);
+            if self.tally.is_due(place.at) {
+                self.tally.tell(segment, place.at, self.last.epoch);
             }
             let flow = match pieces.look(place.at)? {
                 Look::End => return self.end(place),
                 Look::Fault(fault) => self.unreadable(&mut place, &mut pieces, fault)?,
                 Look::Frame(header) => self.frame(&mut place, &mut pieces, blocks, &header)?,
             };
-            if flow == Flow::Torn {
+            if flow != Flow::On {
                 return Ok(flow);
+            }
+            if let Some(epoch) = self.committed.take() {
+                self.branches_at(epoch)?;
+                if self.stop_at.is_some_and(|stop| stop <= epoch) {
+                    return Ok(Flow::Done);
+                }
             }
         }
     }
@@ -246,7 +412,8 @@ impl<'a> Walk<'a> {
             Err(fault) => return self.broken(place, pieces, header, None, fault),
         };
         if at == 0 {
-            let number = self.segments.get(place.index).map_or(0, |segment| segment.number);
+            let Some(segment) = self.segments.get(place.index) else { return Ok(Flow::On) };
+            let numbers = segment.numbers;
             let payload = HEADER_BYTES_U64;
             let field = |offset: u64, name: &str, expected: u64, found: u64| {
                 (expected != found)
@@ -256,9 +423,9 @@ impl<'a> Walk<'a> {
                 field(8, "epoch", 0, header.epoch),
                 field(16, "sequence", 0, header.sequence.into()),
                 field(payload, "format version", self.identity.format.into(), found.version.into()),
-                field(payload + 4, "segment number", number.into(), found.number.into()),
+                field(payload + 4, "segment number", numbers.first.into(), found.number.into()),
                 field(payload + 56, "page size", 4096, found.page_size.into()),
-                field(payload + 60, "reserved", 0, found.reserved.into()),
+                field(payload + 60, "further numbers", (numbers.last - numbers.first).into(), found.more.into()),
             ]
             .into_iter()
             .flatten()
@@ -273,10 +440,12 @@ impl<'a> Walk<'a> {
                 let found = format!("epoch {}, hash {:032x}", found.epoch, found.hash);
                 faults.push(Fault::new(DamageKind::SegmentHeader, payload + 24, expected, found));
             }
+            self.before_segment = found.epoch;
             if faults.is_empty() {
                 if found.epoch >= self.last.epoch {
                     self.last = Last { epoch: found.epoch, hash: found.hash, certain: true };
                 }
+                self.read_index(segment, header)?;
             } else if self.judge(place, None, faults)? == Flow::Torn {
                 return Ok(Flow::Torn);
             } else {
@@ -384,10 +553,8 @@ impl<'a> Walk<'a> {
         let Some(open) = &mut place.open else { return Ok(Flow::On) };
         if header.kind == Kind::Commit {
             let commit = Commit::parse(payload);
-            let mut hash = Xxh3::new();
-            hash.update(&header.raw);
-            hash.update(payload);
-            return self.commit(place, header, &commit, hash.digest128());
+            let identity = commit.identity(header, payload);
+            return self.commit(place, header, &commit, identity);
         }
         if open.states > 0 && header.kind != Kind::Passable {
             let fault =
@@ -395,28 +562,51 @@ impl<'a> Walk<'a> {
             open.note(fault, self.options.damage_max);
         }
         open.count(header);
-        let here = At { segment: place.index, offset, length: header.length };
+        let here = At { segment: self.first_segment + place.index, offset, length: header.length };
+        let index = &mut self.index;
         let checked = match header.kind {
             Kind::Pages if payload.first() == Some(&2) && self.identity.format >= 2 => {
-                changes(open, &mut self.versions, &mut self.memory, payload, here, (self.identity, self.options))?
+                open.changes_at.get_or_insert(offset);
+                let given = (self.identity, self.options);
+                changes(open, &mut self.versions, &mut self.memory, payload, here, given)?.map(|gfns| {
+                    if let Some(index) = index {
+                        index.frame(at, 2, true, runs(gfns));
+                    }
+                })
             }
             Kind::Pages => blocks.decode(payload, offset, self.identity).map(|pages| {
+                let mut gfns = Vec::new();
                 for (gfn, bytes) in pages {
                     open.stored += 1;
+                    gfns.push(gfn);
                     self.versions.whole(gfn, here, bytes);
                     if self.options.audits {
                         self.memory.set(gfn, bytes);
                     }
                 }
+                if let Some(index) = index {
+                    index.frame(at, 2, false, runs(gfns));
+                }
             }),
             Kind::Zeros => content::zero_runs(payload, offset, self.identity).map(|runs| {
+                if let Some(index) = index {
+                    index.frame(at, 3, false, runs.iter().copied());
+                }
+                if !runs.is_empty() {
+                    open.zeros_at.get_or_insert(offset);
+                }
                 for run in runs {
                     open.zero = open.zero.saturating_add(run.count);
                     self.memory.clear(run);
                     self.versions.zero(run);
                 }
             }),
-            Kind::State => content::check_state(payload, offset, self.identity),
+            Kind::State => {
+                if let Some(index) = index {
+                    index.state(at);
+                }
+                content::check_state(payload, offset, self.identity).map(|_| ())
+            }
             _ => Ok(()),
         };
         if let Err(fault) = checked {
@@ -486,13 +676,17 @@ impl<'a> Walk<'a> {
         for fault in open.breaches(place.at, commit) {
             open.note(fault, self.options.damage_max);
         }
+        if let Some(index) = &mut self.index {
+            index.commit(epoch, open.start, place.at, commit.has(Commit::BASE));
+        }
         let whole = !contradicted && !open.gap && !open.spoiled && open.findings.is_empty() && open.findings_omitted == 0;
         self.flush(place.index, &mut open);
         if whole && self.sound {
-            self.report.epochs += 1;
-            self.report.newest = Some(EpochId(epoch));
+            self.own.epochs += 1;
+            self.own.newest = Some(EpochId(epoch));
+            self.own.newest_end = Some(End { file: self.name(place.index), offset: place.at + header.bytes() });
         } else if whole {
-            self.report.epochs_behind_damage += 1;
+            self.own.epochs_behind_damage += 1;
         } else {
             self.sound = false;
         }
@@ -514,22 +708,27 @@ impl<'a> Walk<'a> {
 
         self.durable = self.durable.max(commit.durable);
         if epoch > self.last.epoch {
-            self.last = Last { epoch, hash, certain: true };
+            // Without the identity that its flags promise, what the next epoch must name is not known.
+            let certain = commit.has(Commit::REWRITTEN) == commit.identity.is_some();
+            self.last = Last { epoch, hash, certain };
+            self.last_in_segment = Some((epoch, hash));
         }
+        self.tally.epochs += 1;
+        self.committed = Some(epoch);
         place.at += header.bytes();
         Ok(Flow::On)
     }
 
     fn audit(&mut self, place: &Place, epoch: u64, expected: u128) {
         if self.memory_of.is_none() || !self.options.audits {
-            self.report.audits_unchecked += 1;
+            self.tally.report.audits_unchecked += 1;
             return;
         }
-        self.report.audits_checked += 1;
+        self.tally.report.audits_checked += 1;
         let found = self.memory.sum();
         let difference = expected.wrapping_sub(found);
         if difference != 0 {
-            self.report.audits_failed += 1;
+            self.tally.report.audits_failed += 1;
         }
         if difference != 0 && difference != self.audit_difference {
             let offset = place.at + HEADER_BYTES_U64 + 176;
@@ -555,7 +754,7 @@ impl<'a> Walk<'a> {
             None => {
                 let segments = self.segments.get(place.index..).unwrap_or_default();
                 let offset = place.open.as_ref().map_or(place.at, |open| open.start);
-                pieces::durable(segments, offset, &self.identity.chain)?
+                pieces::durable(segments, offset, self.identity)?
             }
         };
         self.durable_behind = Some(behind);
@@ -597,7 +796,7 @@ impl<'a> Walk<'a> {
         let offset = place.open.as_ref().map_or(place.at, |open| open.start);
         let segments = self.segments.get(place.index..).unwrap_or_default();
         let bytes = segments.iter().map(|segment| segment.bytes).fold(0, u64::saturating_add);
-        self.report.torn_tail = Some(TornTail {
+        self.own.torn_tail = Some(TornTail {
             file: self.name(place.index),
             offset,
             bytes: bytes.saturating_sub(offset),
@@ -612,7 +811,7 @@ impl<'a> Walk<'a> {
 
     /// Moves what was found in an epoch into the report.
     fn flush(&mut self, index: usize, open: &mut Open) {
-        self.report.damage_omitted = self.report.damage_omitted.saturating_add(mem::take(&mut open.findings_omitted));
+        self.tally.report.damage_omitted += mem::take(&mut open.findings_omitted);
         for fault in mem::take(&mut open.findings) {
             self.sound = false;
             self.push(self.name(index), Some(open.epoch), fault);
@@ -620,12 +819,12 @@ impl<'a> Walk<'a> {
     }
 
     fn push(&mut self, file: String, epoch: Option<u64>, fault: Fault) {
-        if self.report.damage.len() < self.options.damage_max {
-            let Fault { kind, offset, expected, found } = fault;
-            self.report.damage.push(Damage { file, offset, epoch, kind, expected, found });
-        } else {
-            self.report.damage_omitted = self.report.damage_omitted.saturating_add(1);
+        if !matches!(fault.kind, DamageKind::Index | DamageKind::AuditMismatch) {
+            self.own.damaged += 1;
+            // It says nothing about what is damaged.
+            self.tally.report.indexes_unchecked += u64::from(self.index.take().is_some());
         }
+        self.tally.damage(fault.at(file, epoch));
     }
 }
 
@@ -637,11 +836,12 @@ fn changes(
     payload: &[u8],
     here: At,
     (identity, options): (&Identity, &VerifyOptions),
-) -> Result<Result<(), Fault>, VerifyError> {
+) -> Result<Result<Vec<Gfn>, Fault>, VerifyError> {
     let changes = match content::changes(payload, here.offset, identity) {
         Ok(changes) => changes,
         Err(fault) => return Ok(Err(fault)),
     };
+    let gfns = changes.iter().map(|change| change.gfn).collect();
     for change in changes {
         open.stored += 1;
         let lacks = open.gap || open.spoiled;
@@ -658,5 +858,5 @@ fn changes(
             Err(fault) => return Ok(Err(fault)),
         }
     }
-    Ok(Ok(()))
+    Ok(Ok(gfns))
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 /// The page with some words changed: others than with a neighbouring seed.
-fn touched((gfn, page): &PageOf, seed: u8) -> PageOf {
+pub(super) fn touched((gfn, page): &PageOf, seed: u8) -> PageOf {
     let mut page = page.clone();
     for word in 0..usize::from(seed % 5) + 1 {
         page[word * 700 + usize::from(seed) * 8] ^= seed | 1;

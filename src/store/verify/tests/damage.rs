@@ -95,7 +95,7 @@ fn a_listing_of_damage_is_bounded() {
         let (segment, at) = writer.find(PAGES, epoch, 0);
         writer.segments[segment][at + 60] ^= 1;
     }
-    let report = verify(writer.save().path(), &VerifyOptions { damage_max: 5, audits: true }, &mut |_| {}).unwrap();
+    let report = verify(writer.save().path(), &VerifyOptions { damage_max: 5, ..VerifyOptions::default() }, &mut |_| {}).unwrap();
     assert_eq!((report.damage.len(), report.damage_omitted), (5, 19));
 }
 

@@ -100,10 +100,10 @@ fn each_reason_for_an_error_is_told_apart() {
     fs::remove_dir(path.join("identity.json")).unwrap();
 
     // The version counts before all else, even before the hash.
-    fs::write(path.join("identity.json"), "{\"format\": 3}\nsomething else\n").unwrap();
+    fs::write(path.join("identity.json"), "{\"format\": 4}\nsomething else\n").unwrap();
     let error = try_run(path).unwrap_err();
-    assert!(matches!(&error, VerifyError::Version { found, .. } if found == "3"), "{error:?}");
-    assert_eq!(error.to_string(), format!("{}: expected format 1 or 2, found format 3", path.join("identity.json").display()));
+    assert!(matches!(&error, VerifyError::Version { found, .. } if found == "4"), "{error:?}");
+    assert_eq!(error.to_string(), format!("{}: expected format 1 to 3, found format 4", path.join("identity.json").display()));
     assert!(matches!(at(&identity_line().replace("\"format\": 1", "\"format\": \"1\"")), VerifyError::Version { .. }));
 
     let line = identity_line();
@@ -177,11 +177,12 @@ fn resynchronising_takes_linear_time() {
     }
     writer.segments[segment].append(&mut tail);
     let dir = writer.save();
-    let segments = pieces::segments(dir.path()).unwrap();
-    let mut pieces = pieces::Pieces::open(&segments[1], &CHAIN).unwrap();
+    let store = Store::list(dir.path()).unwrap();
+    let segments = &store.segments;
+    let mut pieces = pieces::Pieces::open(&segments[1], &store.chains[0].identity).unwrap();
     assert_eq!(pieces.durable(0).unwrap(), 5);
     assert!(pieces.bytes_read < 2 * segments[1].bytes, "{} of {}", pieces.bytes_read, segments[1].bytes);
-    let report = verify(dir.path(), &VerifyOptions { damage_max: 3, audits: true }, &mut |_| {}).unwrap();
+    let report = verify(dir.path(), &VerifyOptions { damage_max: 3, ..VerifyOptions::default() }, &mut |_| {}).unwrap();
     assert_eq!((report.epochs, report.damage.len()), (3, 3));
 }
 

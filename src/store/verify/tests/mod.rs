@@ -3,13 +3,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod branches;
 mod changes;
 mod clean;
+mod compacted;
 mod damage;
 mod hostile;
+mod index;
+mod one;
+mod repair;
 mod torn;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -28,11 +33,15 @@ const COMMIT: u8 = 5;
 const CLOSE: u8 = 6;
 
 fn frame(kind: u8, epoch: u64, sequence: u32, payload: &[u8]) -> Vec<u8> {
+    frame_of(&CHAIN, kind, epoch, sequence, payload)
+}
+
+fn frame_of(chain: &[u8; 16], kind: u8, epoch: u64, sequence: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0xD7, 0x53, 0x57, 0x1A, kind, 0, 0, 0];
     frame.extend(epoch.to_le_bytes());
     frame.extend(sequence.to_le_bytes());
     frame.extend(u32::try_from(payload.len()).unwrap().to_le_bytes());
-    frame.extend(&CHAIN[..8]);
+    frame.extend(&chain[..8]);
     frame.extend(xxh3_64(payload).to_le_bytes());
     frame.extend(xxh3_64(&frame).to_le_bytes());
     frame.extend(payload);
@@ -141,9 +150,29 @@ struct Plan {
     tweak_frames: Option<Tweak<Vec<Vec<u8>>>>,
 }
 
+/// An epoch as it was written.
+#[derive(Clone, Default)]
+struct Written {
+    memory: BTreeMap<u64, Vec<u8>>,
+    /// Pages that it mentions.
+    mentions: BTreeSet<u64>,
+    state: Vec<u8>,
+    commit: Vec<u8>,
+    identity: u128,
+}
+
+#[derive(Clone)]
 struct Writer {
     format: u32,
+    chain: [u8; 16],
+    /// What the identity says besides.
+    branch_of: Option<(String, u64, u128)>,
     segments: Vec<Vec<u8>>,
+    /// The numbers in each segment's name.
+    numbers: Vec<(u32, u32)>,
+    /// Segments that have an index, with something else in it than what it should have.
+    indexes: BTreeMap<usize, Option<Vec<u8>>>,
+    written: BTreeMap<u64, Written>,
     last: (u64, u128),
     durable: u64,
     memory: BTreeMap<u64, Vec<u8>>,
@@ -161,7 +190,12 @@ impl Writer {
     fn of_format(format: u32) -> Self {
         let mut writer = Self {
             format,
+            chain: CHAIN,
+            branch_of: None,
             segments: Vec::new(),
+            numbers: Vec::new(),
+            indexes: BTreeMap::new(),
+            written: BTreeMap::new(),
             last: (0, 0),
             durable: 0,
             memory: BTreeMap::new(),
@@ -180,16 +214,32 @@ impl Writer {
 
     fn segment(&mut self) {
         self.durable = self.last.0;
+        let number = self.numbers.last().map_or(1, |numbers| numbers.1 + 1);
+        self.numbers.push((number, number));
         self.segments.push(Vec::new());
+        let header = self.segment_header(number, number, self.last);
+        self.append(SEGMENT, 0, &header);
+    }
+
+    fn segment_header(&self, first: u32, last: u32, before: (u64, u128)) -> Vec<u8> {
         let mut payload = self.format.to_le_bytes().to_vec();
-        payload.extend(u32::try_from(self.segments.len()).unwrap().to_le_bytes());
-        payload.extend(CHAIN);
-        payload.extend(self.last.1.to_le_bytes());
-        payload.extend(self.last.0.to_le_bytes());
+        payload.extend(first.to_le_bytes());
+        payload.extend(self.chain);
+        payload.extend(before.1.to_le_bytes());
+        payload.extend(before.0.to_le_bytes());
         payload.extend(1_700_000_000_000_000_000u64.to_le_bytes());
         payload.extend(4096u32.to_le_bytes());
-        payload.extend(0u32.to_le_bytes());
-        self.append(SEGMENT, 0, &frame(SEGMENT, 0, 0, &payload));
+        payload.extend((last - first).to_le_bytes());
+        self.frame(SEGMENT, 0, 0, &payload)
+    }
+
+    fn frame(&self, kind: u8, epoch: u64, sequence: u32, payload: &[u8]) -> Vec<u8> {
+        frame_of(&self.chain, kind, epoch, sequence, payload)
+    }
+
+    /// Gives every segment an index.
+    fn index(&mut self) {
+        self.indexes = (0..self.segments.len()).map(|segment| (segment, None)).collect();
     }
 
     fn epoch(&mut self, epoch: u64, plan: Plan) {
@@ -213,6 +263,9 @@ impl Writer {
             }
         }
         let blocks = plan.blocks.len();
+        let mentions = plan.blocks.iter().flat_map(|(_, pages)| pages.iter().map(|(gfn, _)| *gfn));
+        let mut written = Written { mentions: mentions.collect(), memory: self.memory.clone(), ..Written::default() };
+        written.mentions.extend(plan.zeros.iter().flat_map(|(first, count)| *first..first + count));
         payloads.extend(plan.extra);
         let usual = state(&[("vcpu.regs", 0, 1, &[7; 19]), ("vcpu.regs", 1, 1, &[8; 19]), ("vm.clock", 0, 2, b"")]);
         payloads.extend(plan.states.unwrap_or_else(|| vec![usual]).into_iter().map(|state| (STATE, state)));
@@ -220,7 +273,7 @@ impl Writer {
             tweak(&mut payloads[index].1);
         }
         let mut frames: Vec<Vec<u8>> =
-            payloads.iter().zip(0..).map(|((kind, payload), sequence)| frame(*kind, epoch, sequence, payload)).collect();
+            payloads.iter().zip(0..).map(|((kind, payload), sequence)| self.frame(*kind, epoch, sequence, payload)).collect();
         if let Some(tweak) = plan.tweak_frames {
             tweak(&mut frames);
         }
@@ -249,7 +302,10 @@ impl Writer {
         if let Some(tweak) = plan.tweak_commit {
             tweak(&mut commit);
         }
-        let frame = frame(COMMIT, epoch, u32::try_from(frames.len()).unwrap(), &commit);
+        let frame = self.frame(COMMIT, epoch, u32::try_from(frames.len()).unwrap(), &commit);
+        let state = payloads.iter().rfind(|(kind, _)| *kind == STATE).map(|(_, state)| state.clone());
+        written = Written { state: state.unwrap_or_default(), commit, identity: xxh3_128(&frame), ..written };
+        self.written.insert(epoch, written);
         let at = self.segments[segment].len();
         self.append(COMMIT, epoch, &frame);
         self.last = (epoch, xxh3_128(&frame));
@@ -262,7 +318,8 @@ impl Writer {
 
     fn close(&mut self) {
         let payload = [self.last.0.to_le_bytes().to_vec(), self.last.1.to_le_bytes().to_vec()].concat();
-        self.append(CLOSE, self.last.0, &frame(CLOSE, self.last.0, 0, &payload));
+        let close = self.frame(CLOSE, self.last.0, 0, &payload);
+        self.append(CLOSE, self.last.0, &close);
         self.sync();
     }
 
@@ -281,13 +338,37 @@ impl Writer {
 
     fn save(&self) -> TempDir {
         let dir = TempDir::new().unwrap();
-        let line = identity_line().replace("\"format\": 1", &format!("\"format\": {}", self.format));
-        fs::write(dir.path().join("identity.json"), identity_text(&line)).unwrap();
-        fs::write(dir.path().join("lock"), "writer").unwrap();
-        for (segment, number) in self.segments.iter().zip(1..) {
-            fs::write(dir.path().join(format!("segment-{number:08}")), segment).unwrap();
-        }
+        self.save_to(dir.path());
         dir
+    }
+
+    fn save_to(&self, dir: &Path) {
+        let hex: String = self.chain.iter().map(|byte| format!("{byte:02x}")).collect();
+        let line = identity_line().replace("\"format\": 1", &format!("\"format\": {}", self.format));
+        let mut line = line.replace("a0a1a2a3a4a5a6a7a8a9aaabacadaeaf", &hex);
+        if let Some((branch, epoch, identity)) = &self.branch_of {
+            let of =
+                format!("\"branch_of\": {{\"branch\": \"{branch}\", \"epoch\": {epoch}, \"identity\": \"{identity:032x}\"}}}}");
+            line = line.replace("\"later\": null}", &of);
+        }
+        fs::create_dir_all(dir).unwrap();
+        fs::write(dir.join("identity.json"), identity_text(&line)).unwrap();
+        fs::write(dir.join("lock"), "writer").unwrap();
+        for (segment, bytes) in self.segments.iter().enumerate() {
+            fs::write(dir.join(self.name("segment", segment)), bytes).unwrap();
+            if let Some(index) = self.indexes.get(&segment) {
+                let index = index.clone().unwrap_or_else(|| index::Tables::of(bytes).sealed());
+                fs::write(dir.join(self.name("index", segment)), index).unwrap();
+            }
+        }
+    }
+
+    fn name(&self, kind: &str, segment: usize) -> String {
+        match self.numbers.get(segment) {
+            Some((first, last)) if first != last => format!("{kind}-{first:08}-{last:08}"),
+            Some((first, _)) => format!("{kind}-{first:08}"),
+            None => format!("{kind}-{:08}", segment + 1),
+        }
     }
 
     fn verify(&self) -> VerifyReport {

@@ -173,16 +173,15 @@ fn what_a_writer_appends_meanwhile_is_not_looked_at() {
     // The segment's length is taken at the start: here it is one epoch short of what the file holds when it is read.
     let writer = writer();
     let dir = writer.save();
-    let identity = identity::read(dir.path()).unwrap();
-    let mut segments = pieces::segments(dir.path()).unwrap();
+    let mut store = Store::list(dir.path()).unwrap();
     let (_, start, ..) = writer.places[&5];
-    segments[1].bytes = start as u64 + 100;
-    let report = walk::Walk::new(&identity, &segments, &VerifyOptions::default()).run(&mut |_| {}).unwrap();
+    store.segments[1].bytes = start as u64 + 100;
+    let report = listed(&store, &VerifyOptions::default(), &mut |_| {}).unwrap();
     assert_eq!((report.epochs, report.is_sound()), (3, true));
     assert_eq!(report.torn_tail.unwrap().bytes, 100);
     // And a file that is cut back meanwhile ends where it ends.
     File::options().write(true).open(dir.path().join("segment-00000002")).unwrap().set_len(start as u64 + 50).unwrap();
-    let report = walk::Walk::new(&identity, &segments, &VerifyOptions::default()).run(&mut |_| {}).unwrap();
+    let report = listed(&store, &VerifyOptions::default(), &mut |_| {}).unwrap();
     assert_eq!((report.epochs, report.is_sound(), report.torn_tail.unwrap().offset), (3, true, start as u64));
 }
 

@@ -1,0 +1,311 @@
+//! What is in a store's directory: chains, their segments and indexes, and files that are left over.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::frame::COMPACTING;
+use super::identity::{self, Identity, MAIN};
+use super::report::{Damage, DamageKind, Fault, Leftover, LeftoverKind, VerifyError};
+
+/// The directory that branches are in.
+const BRANCHES: &str = "branches";
+
+/// The highest number of a segment.
+const NUMBER_MAX: u32 = 99_999_999;
+
+/// Segments that are held open from the listing on, so that a compaction meanwhile takes nothing away. More are opened when it is their turn: a process may have 1,024
+/// files open where nobody says otherwise.
+const HELD_MAX: usize = 512;
+
+/// How often a directory is listed where files in it go as fast as they are opened.
+const LISTINGS_MAX: u32 = 10;
+
+/// The numbers that a segment stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Numbers {
+    pub(super) first: u32,
+    pub(super) last: u32,
+}
+
+impl Numbers {
+    fn parse(name: &str, prefix: &str) -> Option<Self> {
+        let number = |digits: &str| {
+            let digits = Some(digits).filter(|digits| digits.len() == 8 && digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+            digits.parse().ok().filter(|number| (1..=NUMBER_MAX).contains(number))
+        };
+        let digits = name.strip_prefix(prefix)?;
+        match digits.split_once('-') {
+            None => number(digits).map(|first| Self { first, last: first }),
+            Some((first, last)) => number(first)
+                .zip(number(last))
+                .map(|(first, last)| Self { first, last })
+                .filter(|numbers| numbers.first < numbers.last),
+        }
+    }
+
+    fn name(self, prefix: &str) -> String {
+        let Self { first, last } = self;
+        if first == last { format!("{prefix}{first:08}") } else { format!("{prefix}{first:08}-{last:08}") }
+    }
+}
+
+/// A segment file as it was when the chain was listed.
+#[derive(Clone, Debug)]
+pub(super) struct Segment {
+    pub(super) numbers: Numbers,
+    /// Its path in the store's directory.
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+    /// Bytes. What a writer appends later is not looked at.
+    pub(super) bytes: u64,
+    /// Why it is not one of its chain's segments.
+    pub(super) stray: Option<String>,
+    /// The path of its index in the store's directory, where it has one.
+    pub(super) index: Option<String>,
+    held: Option<Arc<File>>,
+}
+
+impl Segment {
+    /// The file, as it was when the chain was listed, also where it has been replaced since.
+    pub(super) fn open(&self) -> Result<Arc<File>, VerifyError> {
+        match &self.held {
+            Some(file) => Ok(Arc::clone(file)),
+            None => File::open(&self.path).map(Arc::new).map_err(|source| {
+                let path = self.path.clone();
+                match source.kind() {
+                    ErrorKind::NotFound => VerifyError::Replaced { path },
+                    _ => VerifyError::Io { path, offset: 0, source },
+                }
+            }),
+        }
+    }
+}
+
+/// A chain: the one in the store's directory, or a branch.
+#[derive(Debug)]
+pub(super) struct Chain {
+    /// Its name.
+    pub(super) name: String,
+    /// What its files' names in the store's directory begin with.
+    pub(super) prefix: String,
+    pub(super) identity: Identity,
+    /// Which of the store's segments are the chain's.
+    pub(super) segments: std::ops::Range<usize>,
+}
+
+impl Chain {
+    /// The epoch that it begins at, if it is a branch.
+    pub(super) fn begins_at(&self) -> Option<u64> {
+        self.identity.branch_of.as_ref().map(|of| of.epoch)
+    }
+
+    /// The name of a segment with only this number.
+    pub(super) fn segment_name(&self, number: u32) -> String {
+        format!("{}{}", self.prefix, Numbers { first: number, last: number }.name("segment-"))
+    }
+
+    /// The path of its identity in the store's directory.
+    pub(super) fn identity_name(&self) -> String {
+        format!("{}{}", self.prefix, identity::NAME)
+    }
+}
+
+/// All that there is to verify.
+#[derive(Debug)]
+pub(super) struct Store {
+    pub(super) dir: PathBuf,
+    /// `main`, then the branches by name.
+    pub(super) chains: Vec<Chain>,
+    pub(super) segments: Vec<Segment>,
+    pub(super) leftovers: Vec<Leftover>,
+    /// Branches that can't be read at all.
+    pub(super) damage: Vec<Damage>,
+}
+
+impl Store {
+    /// Lists the store in `dir`.
+    pub(super) fn list(dir: &Path) -> Result<Self, VerifyError> {
+        let identity = identity::read(dir)?;
+        if let Some(of) = &identity.branch_of {
+            return Err(VerifyError::Branch { path: dir.to_owned(), branch: of.branch.clone() });
+        }
+        let mut store =
+            Self { dir: dir.to_owned(), chains: Vec::new(), segments: Vec::new(), leftovers: Vec::new(), damage: Vec::new() };
+        store.add(MAIN, String::new(), identity)?;
+        for name in branch_names(dir)? {
+            let prefix = format!("{BRANCHES}/{name}/");
+            let damaged = match identity::read(&dir.join(&prefix)) {
+                Ok(identity) if identity.branch_of.is_some() => {
+                    store.add(&name, prefix, identity)?;
+                    continue;
+                }
+                Ok(identity) => {
+                    let found = format!("none in an identity of format {}", identity.format);
+                    Fault::new(DamageKind::Identity, 0, "the field `branch_of`", found)
+                }
+                Err(VerifyError::NoIdentity { .. }) => {
+                    store.leftovers.push(Leftover { file: format!("{BRANCHES}/{name}"), kind: LeftoverKind::Branch, bytes: 0 });
+                    continue;
+                }
+                // Gone since it was listed, or something else than a branch.
+                Err(VerifyError::NoDirectory { .. } | VerifyError::NotADirectory { .. }) => continue,
+                Err(VerifyError::Identity { expected, found, .. }) => Fault::new(DamageKind::Identity, 0, expected, found),
+                Err(VerifyError::Version { found, .. }) => {
+                    Fault::new(DamageKind::Identity, 0, "format 3", format!("format {found}"))
+                }
+                Err(VerifyError::NotAFile { .. }) => Fault::new(DamageKind::Identity, 0, "a regular file", "something else"),
+                Err(error) => return Err(error),
+            };
+            store.damage.push(damaged.at(format!("{prefix}{}", identity::NAME), None));
+        }
+        Ok(store)
+    }
+
+    /// The chain called `name`.
+    pub(super) fn chain(&self, name: &str) -> Option<usize> {
+        self.chains.iter().position(|chain| chain.name == name)
+    }
+
+    /// The chain called `name`, the one that it begins in, and so on, as far as they are there.
+    pub(super) fn path_to(&self, name: &str) -> Result<Vec<usize>, VerifyError> {
+        let prefix = format!("{BRANCHES}/{name}/");
+        if let Some(damage) = self.damage.iter().find(|damage| damage.file.starts_with(&prefix)) {
+            let Damage { expected, found, .. } = damage.clone();
+            return Err(VerifyError::Identity { path: self.dir.join(&damage.file), expected, found });
+        }
+        let mut path = vec![self.chain(name).ok_or_else(|| VerifyError::NoBranch { name: name.to_owned() })?];
+        while let Some(next) = path.last().and_then(|last| self.chains.get(*last)).and_then(|chain| {
+            let of = chain.identity.branch_of.as_ref()?;
+            self.chain(&of.branch).filter(|next| !path.contains(next))
+        }) {
+            path.push(next);
+        }
+        Ok(path)
+    }
+
+    /// The segments of `chain`, and the number of the first of them.
+    pub(super) fn segments_of(&self, chain: usize) -> (&[Segment], usize) {
+        let range = self.chains.get(chain).map_or(0..0, |chain| chain.segments.clone());
+        let first = range.start;
+        (self.segments.get(range).unwrap_or_default(), first)
+    }
+
+    /// Lists the chain in the directory that `prefix` names.
+    fn add(&mut self, name: &str, prefix: String, identity: Identity) -> Result<(), VerifyError> {
+        let dir = self.dir.join(&prefix);
+        let mut listings = 0;
+        let (segments, leftovers) = loop {
+            listings += 1;
+            let held = HELD_MAX.saturating_sub(self.segments.iter().filter(|segment| segment.held.is_some()).count());
+            match segments(&dir, &prefix, identity.format, held) {
+                // A listing shows a file and not another that is older, or one that is gone by the time it is opened.
+                Err(VerifyError::Replaced { .. }) if listings < LISTINGS_MAX => {}
+                Ok((segments, _)) if !is_gapless(&segments) && listings == 1 => {}
+                found => break found?,
+            }
+        };
+        let first = self.segments.len();
+        self.segments.extend(segments);
+        self.leftovers.extend(leftovers);
+        self.chains.push(Chain { name: name.to_owned(), prefix, identity, segments: first..self.segments.len() });
+        Ok(())
+    }
+}
+
+/// The names in `dir/branches` that a branch may have, in order.
+fn branch_names(dir: &Path) -> Result<BTreeSet<String>, VerifyError> {
+    let path = dir.join(BRANCHES);
+    match names(&path) {
+        Ok(names) => {
+            let names = names.into_iter().filter_map(|name| name.into_string().ok());
+            Ok(names.filter(|name| identity::is_branch_name(name)).collect())
+        }
+        Err(VerifyError::Io { source, .. }) if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(BTreeSet::new())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn names(dir: &Path) -> Result<Vec<OsString>, VerifyError> {
+    let io = |source| VerifyError::Io { path: dir.to_owned(), offset: 0, source };
+    fs::read_dir(dir).map_err(io)?.map(|entry| Ok(entry.map_err(io)?.file_name())).collect()
+}
+
+fn is_gapless(segments: &[Segment]) -> bool {
+    let mut next = 1;
+    segments.iter().all(|segment| {
+        let follows = segment.numbers.first == next;
+        next = segment.numbers.last.saturating_add(1);
+        follows
+    })
+}
+
+/// The segments in `dir`, in order, with their lengths, of which up to `hold` are held open; and what is left over.
+fn segments(dir: &Path, prefix: &str, format: u32, hold: usize) -> Result<(Vec<Segment>, Vec<Leftover>), VerifyError> {
+    let names = names(dir)?;
+    let names = names.iter().filter_map(|name| name.to_str());
+    let (mut found, mut indexes, mut drafts) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+    for name in names {
+        if let Some(numbers) = Numbers::parse(name, "segment-") {
+            found.push(numbers);
+        } else if let Some(numbers) = Numbers::parse(name, "index-") {
+            indexes.insert(numbers);
+        } else if is_draft(name) {
+            drafts.insert(name.to_owned());
+        }
+    }
+    // One that another replaces comes behind it.
+    found.sort_unstable_by_key(|numbers| (numbers.first, std::cmp::Reverse(numbers.last)));
+    let (mut segments, mut leftovers) = (Vec::new(), Vec::new());
+    let mut covered: Option<Numbers> = None;
+    for numbers in found {
+        let name = numbers.name("segment-");
+        let path = dir.join(&name);
+        let replaced = covered.filter(|covered| numbers.last <= covered.last);
+        let mut stray = None;
+        if format < COMPACTING && numbers.first != numbers.last {
+            stray = Some(format!("a range of numbers in a chain of format {format}"));
+        } else if replaced.is_some() {
+            let bytes = fs::metadata(&path).map_or(0, |found| found.len());
+            leftovers.push(Leftover { file: format!("{prefix}{name}"), kind: LeftoverKind::Replaced, bytes });
+            continue;
+        } else {
+            if let Some(other) = covered.filter(|covered| numbers.first <= covered.last) {
+                stray = Some(format!("numbers that {} has as well", other.name("segment-")));
+            }
+            covered = Some(numbers);
+        }
+        let index = indexes.remove(&numbers).then(|| format!("{prefix}{}", numbers.name("index-")));
+        match fs::metadata(&path) {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => return Err(VerifyError::NotAFile { path }),
+            // A writer has just removed it with a torn tail, or a compaction has replaced it.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(VerifyError::Replaced { path }),
+            Err(source) => return Err(VerifyError::Io { path, offset: 0, source }),
+        }
+        let mut segment = Segment { numbers, name: format!("{prefix}{name}"), path, bytes: 0, stray, index, held: None };
+        let file = segment.open()?;
+        let found = file.metadata().map_err(|source| VerifyError::Io { path: segment.path.clone(), offset: 0, source })?;
+        segment.bytes = found.len();
+        segment.held = (segments.len() < hold).then_some(file);
+        segments.push(segment);
+    }
+    let mut left = |name: String, kind| {
+        let bytes = fs::metadata(dir.join(&name)).map_or(0, |found| found.len());
+        leftovers.push(Leftover { file: format!("{prefix}{name}"), kind, bytes });
+    };
+    indexes.into_iter().for_each(|numbers| left(numbers.name("index-"), LeftoverKind::Index));
+    drafts.into_iter().for_each(|name| left(name, LeftoverKind::Draft));
+    Ok((segments, leftovers))
+}
+
+/// Whether `name` is that of a file that is made under it and renamed when it is whole.
+fn is_draft(name: &str) -> bool {
+    let index = |name: &str| name.strip_suffix(".tmp").and_then(|name| Numbers::parse(name, "index-")).is_some();
+    matches!(name, "identity.tmp" | "compact.tmp") || index(name)
+}
