@@ -283,3 +283,90 @@ fn branches_share_what_they_begin_at() {
         is_sound(&disk.branch("deeper").unwrap(), &deeper);
     }
 }
+
+/// A life in which all happens: epochs are dropped while others are appended, a branch is made, both go on.
+fn busy_life(disk: &Disk, main: &mut Model, branch: &mut Model, made: &mut Option<EpochId>) -> Result<(), StoreError> {
+    let options = WriterOptions { retention: Some(Retention { last: Some(2), ..Retention::default() }), ..SMALL };
+    let options = WriterOptions { segment_bytes: 12_000, ..options };
+    let mut writer = disk.create(&new_chain(), options)?;
+    main.run(&mut writer, 60);
+    let at = writer.sync().map_err(|_| StoreError::Latched { cause: String::new() })?;
+    main.durable = at;
+    branch.offered = main.offered.clone();
+    branch.continue_from(at);
+    let mut other = disk.create_branch("b", MAIN_BRANCH, at, options)?;
+    *made = Some(at);
+    branch.durable = at;
+    branch.run(&mut other, 20);
+    main.run(&mut writer, 60);
+    for (writer, model) in [(&mut other, branch), (&mut writer, main)] {
+        model.durable = writer.close(true).map_err(|_| StoreError::Latched { cause: String::new() })?;
+    }
+    Ok(())
+}
+
+/// Every epoch that exists is what it was, and the newest that was durable exists.
+fn holds(chain: &Chain, model: &Model) {
+    assert_eq!(chain.damage(), []);
+    assert!(chain.newest() >= model.durable, "{} was durable, {} is the newest", model.durable, chain.newest());
+    for epoch in chain.epochs() {
+        let epoch = epoch.unwrap().commit.epoch;
+        assert_eq!(restore::digest(chain, epoch).unwrap().memory, memory_digest(&model.offered[&epoch].1), "epoch {epoch}");
+    }
+}
+
+#[test]
+fn a_cut_at_any_step_of_a_busy_life_loses_nothing() {
+    let full = std::env::var_os("SLACKWATER_FULL").is_some();
+    let models = |seed| (Model::new(seed, Compression::default()), Model::new(seed + 1000, Compression::default()));
+    let (mut cuts, mut with_branch, mut compactions) = (0, 0, 0);
+    for seed in 0..if full { 60 } else { 3 } {
+        let disk = Disk::new();
+        let (mut main, mut branch) = models(seed);
+        busy_life(&disk, &mut main, &mut branch, &mut None).unwrap();
+        compactions += disk.files().keys().filter(|name| name.starts_with("segment") && name.len() > 20).count();
+        let steps = disk.operations();
+        for step in (seed % 3..steps).step_by(if full { 1 } else { 3 }) {
+            let disk = Disk::new().cutting_at(step);
+            let ((mut main, mut branch), mut made) = (models(seed), None);
+            let result = busy_life(&disk, &mut main, &mut branch, &mut made);
+            // A step of maintenance that fails is not told.
+            assert!(result.is_err() || step + 40 > steps, "seed {seed}, step {step} of {steps}");
+            for cut in [Cut::Kept, Cut::Dropped, Cut::Torn(step)] {
+                let disk = disk.after(cut);
+                let chain = match disk.chain() {
+                    Ok(chain) => chain,
+                    Err(StoreError::Empty { .. } | StoreError::NotAStore { .. }) if main.durable == EpochId::NONE => continue,
+                    Err(error) => panic!("seed {seed}, step {step}, {cut:?}: {error}"),
+                };
+                holds(&chain, &main);
+                match disk.branch("b") {
+                    Ok(chain) => {
+                        branch.offered.extend(
+                            main.offered
+                                .iter()
+                                .map(|(epoch, offered)| (*epoch, offered.clone()))
+                                .filter(|(epoch, _)| made.is_none_or(|made| *epoch <= made)),
+                        );
+                        holds(&chain, &branch);
+                        with_branch += 1;
+                    }
+                    Err(StoreError::NoBranch { .. }) => assert!(made.is_none(), "seed {seed}, step {step}, {cut:?}"),
+                    Err(error) => panic!("seed {seed}, step {step}, {cut:?}: {error}"),
+                }
+                // Whoever comes next goes on.
+                let mut guest = Model::new(seed, Compression::None);
+                guest.offered = main.offered.clone();
+                let mut writer = disk.writer(SMALL).unwrap();
+                guest.continue_from(writer.tip());
+                guest.skip_to(EpochId(5000));
+                guest.run(&mut writer, 2);
+                drop(writer);
+                compact(&disk, &BTreeSet::new(), Scope::WhatIsDropped).unwrap();
+                holds(&disk.chain().unwrap(), &guest);
+                cuts += 1;
+            }
+        }
+    }
+    assert!(cuts > 500 && with_branch > 100 && compactions > 2, "{cuts}, {with_branch}, {compactions}");
+}
