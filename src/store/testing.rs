@@ -549,7 +549,7 @@ pub(crate) fn epoch_frames(
     let commit = Commit {
         epoch,
         totals: writer.totals(),
-        captured_pages: changed.len() as u64,
+        captured_pages: writer.totals().stored_pages + zero.len() as u64,
         zero_pages: zero.len() as u64,
         base,
         audit: Some(memory_digest(after)),

@@ -11,6 +11,7 @@ mod damage;
 mod hostile;
 mod index;
 mod one;
+mod real;
 mod repair;
 mod torn;
 
