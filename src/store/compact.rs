@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::medium::Medium;
-use super::names::{BRANCHES, IDENTITY, LOCK, Listed, MAINTENANCE};
-use super::read::{place_of, read_identity};
+use super::branch::{branches_on, pinned};
+use super::medium::{Directory, Medium};
+use super::names::{LOCK, Listed, MAINTENANCE};
+use super::read::{check_dir, place_of, read_identity};
 use super::writer::{now_unix_ns, take_lock};
-use super::{Chain, SegmentNumbers, StoreError, causes, rewrite, scan, seal};
+use super::{Chain, Retention, SegmentNumbers, StoreError, causes, rewrite, scan, seal};
 use crate::format::{FORMAT_WITH_COMPACTION, Identity};
 use crate::page::EpochId;
 
@@ -41,6 +42,30 @@ pub(super) enum Scope {
     WhatPays,
 }
 
+/// Puts the segments of a chain of the store in `dir` together, `main` or a branch. With `keep`, only the epochs stay that it keeps and those that
+/// branches begin at; without, all stay. While somebody writes to the chain, its last segment is left as it is. `progress` is told bytes done
+/// and in all.
+///
+/// # Errors
+/// As [`Chain::open_branch`]; somebody else who compacts the store or makes a branch; a chain of a format before 3; damage; what the operating
+/// system refuses. Nothing is changed then.
+pub fn compact(
+    dir: &Path,
+    branch: &str,
+    keep: Option<&Retention>,
+    now_unix_ns: u64,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Compacted, StoreError> {
+    check_dir(dir)?;
+    let medium: Arc<dyn Medium> = Arc::new(Directory::new(dir));
+    let (rules, scope) = keep.map_or((Retention::default(), Scope::All), |rules| (*rules, Scope::WhatIsDropped));
+    let kept = |epochs: &[(EpochId, u64)], pinned: &BTreeSet<EpochId>| rules.kept(epochs, now_unix_ns, pinned);
+    run(dir, &medium, branch, &kept, scope, &mut |done, total| {
+        progress(done, total);
+        Ok(())
+    })
+}
+
 /// Compacts a chain of the store at `root`.
 ///
 /// # Errors
@@ -71,7 +96,7 @@ pub(super) fn run(
     if let Some(damage) = chain.damage().first() {
         return Err(StoreError::Damaged(damage.clone()));
     }
-    let pinned = pinned(root, root_medium.as_ref(), branch)?;
+    let pinned = pinned(&branches_on(root, root_medium.as_ref())?, branch);
     let mut whole = chain.own_segments();
     let before = Seen::all(&chain, whole.clone())?;
     // A torn tail is the writer's to cut off.
@@ -104,32 +129,6 @@ pub(super) fn run(
         epochs: sum(&|segment| segment.epochs.len() as u64),
         bytes: sum(&|segment| segment.bytes),
     })
-}
-
-/// The epochs of a chain that branches begin at.
-pub(super) fn pinned(root: &Path, medium: &dyn Medium, branch: &str) -> Result<BTreeSet<EpochId>, StoreError> {
-    let at = root.join(BRANCHES);
-    let branches = medium.directory(BRANCHES);
-    let names = match branches.list() {
-        Ok(names) => names,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        Err(error) => return Err(StoreError::io("list", at)(error)),
-    };
-    let mut pinned = BTreeSet::new();
-    for name in names.iter().filter(|name| crate::format::is_branch_name(name)) {
-        let own = branches.directory(name);
-        match own.list() {
-            // One that was not finished leans on nothing.
-            Ok(names) if !names.iter().any(|name| name == IDENTITY) => continue,
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => continue,
-            Err(error) => return Err(StoreError::io("list", at.join(name))(error)),
-        }
-        // What cannot be read may lean on anything: nothing is dropped then.
-        let identity = read_identity(&at.join(name), own.as_ref())?;
-        pinned.extend(identity.branch_of.filter(|point| point.branch == branch).map(|point| point.epoch));
-    }
-    Ok(pinned)
 }
 
 /// What a segment holds.

@@ -13,7 +13,7 @@ use crate::page::{EpochId, Gfn, PAGE_SIZE};
 use crate::restore;
 
 const SMALL: WriterOptions =
-    WriterOptions { segment_bytes: 40_000, segment_mentions: 1 << 20, preallocate_bytes: 0, background: false };
+    WriterOptions { segment_bytes: 40_000, segment_mentions: 1 << 20, preallocate_bytes: 0, retention: None, background: false };
 
 fn epochs(chain: &Chain) -> Vec<EpochId> {
     chain.epochs().map(|epoch| epoch.unwrap().commit.epoch).collect()

@@ -18,8 +18,13 @@ use crate::page::EpochId;
 use crate::restore;
 
 /// Small segments, so that there are many.
-const SMALL: WriterOptions =
-    WriterOptions { segment_bytes: 60_000, segment_mentions: 1 << 20, preallocate_bytes: 1 << 16, background: false };
+const SMALL: WriterOptions = WriterOptions {
+    segment_bytes: 60_000,
+    segment_mentions: 1 << 20,
+    preallocate_bytes: 1 << 16,
+    retention: None,
+    background: false,
+};
 
 fn epochs(chain: &Chain) -> Vec<Epoch> {
     chain.epochs().collect::<Result<_, _>>().unwrap()

@@ -11,7 +11,7 @@ use super::maintain::Maintenance;
 use super::medium::{Directory, Lock, Medium, MediumFile};
 use super::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE};
 use super::read::{check_dir, place_of, read_identity};
-use super::{Chain, SegmentNumbers, StoreError, TornTail, causes, scan};
+use super::{Chain, Retention, SegmentNumbers, StoreError, TornTail, causes, scan};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
     BranchPoint, COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, FORMAT_WITH_COMPACTION, Identity, MAIN_BRANCH,
@@ -41,13 +41,21 @@ pub struct WriterOptions {
     /// How far ahead space is taken, in bytes, so that a full disk shows at an append and not at a sync. 16 MiB by default; 0 for
     /// not at all.
     pub preallocate_bytes: u64,
-    /// Whether segments get their indexes on a thread of their own, and not while the writer waits. True by default.
+    /// Which epochs stay restorable; the others are dropped while the chain is written, once there is enough of them to pay. All by default.
+    pub retention: Option<Retention>,
+    /// Whether segments get their indexes and are compacted on a thread of their own, and not while the writer waits. True by default.
     pub background: bool,
 }
 
 impl Default for WriterOptions {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, segment_mentions: 256 << 10, preallocate_bytes: 16 << 20, background: true }
+        Self {
+            segment_bytes: 64 << 20,
+            segment_mentions: 256 << 10,
+            preallocate_bytes: 16 << 20,
+            retention: None,
+            background: true,
+        }
     }
 }
 
