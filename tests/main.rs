@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::allow_attributes, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod branches;
 mod engine;
 mod export;
 mod fixtures;

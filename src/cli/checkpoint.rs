@@ -10,7 +10,7 @@ use super::protect::{ProtectArgs, RunReport, stop_on_signals};
 use super::units::size;
 use crate::epoch::Start;
 use crate::page::PAGE_SIZE_U64;
-use crate::store::{NewChain, Writer, WriterOptions};
+use crate::store::{NewChain, Writer};
 use crate::vmm::{GuestSpec, MachineSpec, Running, Vm, VmmError, memory_regions};
 
 /// Run a guest under continuous checkpoints, into a new store.
@@ -50,7 +50,7 @@ impl Checkpoint {
         let mut vm = Vm::build(&self.kvm, spec, self.protect.tracking()?)?;
         let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
         let new = NewChain { memory: memory_regions(self.memory), vcpus: self.vcpus, machine };
-        let writer = Writer::create(&self.store, &new, WriterOptions::default())?;
+        let writer = Writer::create(&self.store, &new, self.protect.writer_options())?;
         vm.load()?;
         let protection = self.protect.protect(&mut vm, writer, Start::Fresh)?;
         let stop = stop_on_signals()?;

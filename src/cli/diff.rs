@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::output;
-use super::units::bytes_text;
+use super::units::{branch, bytes_text};
+use crate::format::MAIN_BRANCH;
 use crate::page::{EpochId, Gfn, PAGE_SIZE_U64};
 use crate::restore::{DiffError, Difference, PageChange, StateChange, diff};
 use crate::store::Chain;
@@ -23,6 +24,9 @@ pub(super) struct Diff {
     /// The directory of the store.
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
+    /// The branch [default: main, which is the chain itself].
+    #[arg(long, value_name = "NAME", value_parser = branch, default_value = MAIN_BRANCH, hide_default_value = true)]
+    branch: String,
     /// One epoch.
     a: u64,
     /// The other.
@@ -57,7 +61,7 @@ struct DiffReport<'a> {
 
 impl Diff {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let chain = Chain::open(&self.store)?;
+        let chain = Chain::open_branch(&self.store, &self.branch)?;
         let spill = tempfile::tempfile();
         let spill = spill.map_err(|source| CliError::System { step: "making a temporary file", source })?;
         let bar = output::bar("comparing");

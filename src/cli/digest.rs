@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::output;
-use crate::format::hash_bytes;
+use super::units::branch;
+use crate::format::{MAIN_BRANCH, hash_bytes};
 use crate::page::EpochId;
 use crate::restore;
 use crate::store::Chain;
@@ -18,6 +19,9 @@ pub(super) struct Digest {
     /// The directory of the store.
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
+    /// The branch [default: main, which is the chain itself].
+    #[arg(long, value_name = "NAME", value_parser = branch, default_value = MAIN_BRANCH, hide_default_value = true)]
+    branch: String,
     /// The epoch [default: the newest].
     #[arg(long, value_name = "N")]
     epoch: Option<u64>,
@@ -39,7 +43,7 @@ struct DigestReport {
 
 impl Digest {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let chain = Chain::open(&self.store)?;
+        let chain = Chain::open_branch(&self.store, &self.branch)?;
         if let (None, Some(damage)) = (self.epoch, chain.damage().first()) {
             return Err(CliError::DamagedBehind { dir: self.store, newest: chain.newest(), found: damage.to_string() });
         }

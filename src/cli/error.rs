@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use crate::bench::BenchError;
 use crate::bench::advise::AdviseError;
 use crate::epoch::EngineError;
+use crate::format::MAIN_BRANCH;
 use crate::kvm::host::HostError;
 use crate::kvm::ring::RingError;
 use crate::machine::StateError;
@@ -73,8 +74,10 @@ pub(super) enum CliError {
         #[source]
         source: VmmError,
     },
-    #[error("epoch {epoch} is not the newest, which is {newest}: going on from an older one would drop what came after it")]
-    NotNewest { epoch: EpochId, newest: EpochId },
+    #[error("epoch {epoch} is not the newest of {branch}, which is {newest}: what came after it would be lost")]
+    NotNewest { branch: String, epoch: EpochId, newest: EpochId },
+    #[error("there is a branch {name}: it goes on from its own newest epoch, and not from {from}")]
+    BranchExists { name: String, from: String },
     #[error("{what}")]
     Check { what: String },
     #[error("{} exists", path.display())]
@@ -152,7 +155,7 @@ impl CliError {
 
     const fn code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::NotNewest { .. } => USAGE,
+            Self::Usage(_) | Self::NotNewest { .. } | Self::BranchExists { .. } => USAGE,
             Self::Repair(RepairError::NotNewest { .. }) => USAGE,
             Self::Vmm(error) => match error {
                 VmmError::Guest(_) | VmmError::Touch(_) | VmmError::Budget(_) | VmmError::Vcpus { .. } => USAGE,
@@ -200,8 +203,22 @@ impl CliError {
             Self::Store(StoreError::Exists { .. }) => {
                 "`slackwater restore --continue` goes on from its newest epoch, if it has one; or name another directory"
             }
+            Self::NotNewest { branch, .. } if branch != MAIN_BRANCH => {
+                return Some(format!(
+                    "`--branch {branch}` without `--epoch` goes on from its newest; another name makes a branch, from an epoch of this one with `--from {branch}`"
+                ));
+            }
+            Self::NotNewest { epoch, .. } => {
+                return Some(format!(
+                    "`--epoch {epoch} --branch NAME` goes on from it as a new branch, beside what came after it"
+                ));
+            }
+            Self::BranchExists { .. } => "another name makes a branch; `slackwater log --branches` lists those that there are",
+            Self::Store(StoreError::NoBranch { .. }) => {
+                "`slackwater log --branches` lists them, and `slackwater restore --epoch N --branch NAME` makes one"
+            }
             Self::Store(StoreError::InUse { .. }) => {
-                "one process at a time may write to a store; `log`, `verify` and `restore` read it meanwhile"
+                "one process at a time may write to a chain, and one compact, prune or branch it; `log`, `verify` and `restore` read it meanwhile"
             }
             Self::Vmm(VmmError::Ring(RingError::TooLarge { .. })) => "`slackwater host` prints what this machine's KVM takes",
             Self::Vmm(VmmError::Ring(RingError::Unsupported)) => "`--tracker bitmap` works on every KVM",

@@ -10,7 +10,8 @@ use tempfile::NamedTempFile;
 
 use super::error::CliError;
 use super::output;
-use super::units::bytes_text;
+use super::units::{branch, bytes_text};
+use crate::format::MAIN_BRANCH;
 use crate::page::{EpochId, PAGE_SIZE_U64};
 use crate::restore::{ExportError, ExportFormat, Exported, export};
 use crate::store::Chain;
@@ -23,6 +24,9 @@ pub(super) struct Export {
     /// The directory of the store.
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
+    /// The branch [default: main, which is the chain itself].
+    #[arg(long, value_name = "NAME", value_parser = branch, default_value = MAIN_BRANCH, hide_default_value = true)]
+    branch: String,
     /// The epoch [default: the newest].
     #[arg(long, value_name = "N")]
     epoch: Option<u64>,
@@ -63,7 +67,7 @@ struct ExportReport {
 
 impl Export {
     pub(super) fn run(mut self) -> Result<(), CliError> {
-        let chain = Chain::open(&self.store)?;
+        let chain = Chain::open_branch(&self.store, &self.branch)?;
         if let (None, Some(damage)) = (self.epoch, chain.damage().first()) {
             return Err(CliError::DamagedBehind { dir: self.store, newest: chain.newest(), found: damage.to_string() });
         }

@@ -7,17 +7,24 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::output;
-use super::units::bytes_text;
+use super::units::{branch, bytes_text};
+use crate::format::MAIN_BRANCH;
 use crate::page::{EpochId, PAGE_SIZE_U64};
-use crate::store::{Chain, Epoch};
+use crate::store::{Branch, Chain, Epoch, branches};
 
-/// List the committed epochs of a store.
+/// List the committed epochs of a store, and its branches.
 #[derive(Debug, Args)]
 pub(super) struct Log {
     /// The directory of the store.
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
-    /// Print one JSON object per epoch.
+    /// The branch [default: main, which is the chain itself].
+    #[arg(long, value_name = "NAME", value_parser = branch, default_value = MAIN_BRANCH, hide_default_value = true)]
+    branch: String,
+    /// List the branches of the store, and no epochs.
+    #[arg(long, conflicts_with = "branch")]
+    branches: bool,
+    /// Print one JSON object per epoch, or per branch.
     #[arg(long)]
     json: bool,
 }
@@ -72,12 +79,26 @@ impl Entry {
     }
 }
 
+/// A line of `log --branches --json`.
+#[derive(Debug, Serialize)]
+struct BranchEntry {
+    branch: String,
+    of: String,
+    epoch: EpochId,
+}
+
 impl Log {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let chain = Chain::open(&self.store)?;
+        if self.branches {
+            return self.list_branches();
+        }
+        let chain = Chain::open_branch(&self.store, &self.branch)?;
         for epoch in chain.epochs() {
             let entry = Entry::new(&epoch?);
             if self.json { output::json(&entry)? } else { output::line(entry.line())? }
+        }
+        if !self.json {
+            self.list_branches()?;
         }
         if let Some(tail) = chain.tail() {
             eprintln!("note: {tail}; it was never committed");
@@ -86,5 +107,16 @@ impl Log {
             None => Ok(()),
             Some(damage) => Err(CliError::DamagedBehind { dir: self.store, newest: chain.newest(), found: damage.to_string() }),
         }
+    }
+
+    fn list_branches(&self) -> Result<(), CliError> {
+        for Branch { name, of, epoch, .. } in branches(&self.store)? {
+            if self.json {
+                output::json(&BranchEntry { branch: name, of, epoch })?;
+            } else {
+                output::line(format_args!("branch {name} from {of} at {epoch}"))?;
+            }
+        }
+        Ok(())
     }
 }

@@ -3,15 +3,18 @@
 mod advise;
 mod bench;
 mod checkpoint;
+mod compact;
 mod demo;
 mod diff;
 mod digest;
 mod error;
 mod export;
 mod host;
+mod keep;
 mod log;
 mod output;
 mod protect;
+mod prune;
 mod repair;
 mod restore;
 mod units;
@@ -43,6 +46,8 @@ enum Verb {
     Repair(repair::Repair),
     Digest(digest::Digest),
     Diff(diff::Diff),
+    Prune(prune::Prune),
+    Compact(compact::Compact),
     Export(export::Export),
     Host(host::HostVerb),
     Bench(bench::Bench),
@@ -71,6 +76,8 @@ pub fn main(process_start: Instant) -> ExitCode {
         Verb::Repair(verb) => verb.run(),
         Verb::Digest(verb) => verb.run(),
         Verb::Diff(verb) => verb.run(),
+        Verb::Prune(verb) => verb.run(),
+        Verb::Compact(verb) => verb.run(),
         Verb::Export(verb) => verb.run(),
         Verb::Host(verb) => verb.run(),
         Verb::Bench(verb) => verb.run(),

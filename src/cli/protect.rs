@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::error::CliError;
+use super::keep::KeepArgs;
 use super::units::{bytes_text, time_above_zero};
 use super::{output, units};
 use crate::epoch::{
@@ -14,7 +15,7 @@ use crate::epoch::{
 };
 use crate::format::Compression;
 use crate::kvm::ring::RingSize;
-use crate::store::Writer;
+use crate::store::{Writer, WriterOptions};
 use crate::vmm::{GuestReport, Limits, Outcome, Protection, Stop, Tracking, Vm};
 
 /// What a bitmap run has unless told otherwise: nothing but an interval ends its epochs.
@@ -81,6 +82,8 @@ pub(super) struct ProtectArgs {
     /// What to do when an epoch can't be stored.
     #[arg(long, value_enum, default_value_t = OnStorageErrorName::Stop)]
     on_storage_error: OnStorageErrorName,
+    #[command(flatten)]
+    keep: KeepArgs,
     /// End after this time.
     #[arg(long = "for", value_name = "TIME", value_parser = units::time)]
     time: Option<Duration>,
@@ -140,6 +143,11 @@ impl ProtectArgs {
             }
             TrackerName::Bitmap => Tracking::Bitmap { manual_protect: true },
         })
+    }
+
+    /// How the chain is written.
+    pub(super) fn writer_options(&self) -> WriterOptions {
+        WriterOptions { retention: self.keep.retention(), ..WriterOptions::default() }
     }
 
     /// The engine for `vm`, which commits to `writer`.

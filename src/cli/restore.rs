@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
@@ -10,12 +10,13 @@ use serde::Serialize;
 use super::error::CliError;
 use super::output;
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
+use super::units::branch;
 use crate::epoch::Start;
-use crate::format::Identity;
+use crate::format::{Identity, MAIN_BRANCH};
 use crate::machine::MachineState;
 use crate::page::EpochId;
 use crate::restore::{FillReport, PageMap, Plan};
-use crate::store::{Chain, Writer, WriterOptions};
+use crate::store::{Chain, StoreError, Writer};
 use crate::vmm::{HotCheck, MachineSpec, Running, Tracking, Vm, VmmError, memory_regions};
 
 /// Run a guest from a checkpoint, and have it check all it knows first.
@@ -27,12 +28,19 @@ pub(super) struct Restore {
     /// The epoch [default: the newest].
     #[arg(long, value_name = "N")]
     epoch: Option<u64>,
-    /// Go on taking checkpoints into the same store. Only from the newest epoch.
+    /// Go on taking checkpoints into the same chain. Only from its newest epoch.
     #[arg(long)]
     r#continue: bool,
     /// Run the guest at once, and bring its memory as it is touched and in the background. Needs userfaultfd: `slackwater host` says whether it works here.
     #[arg(long)]
     lazy: bool,
+    /// Go on taking checkpoints into this branch. One that there is goes on from its newest epoch. With `--epoch` or `--from`, one that there is not is made,
+    /// and goes on from there beside the original.
+    #[arg(long, value_name = "NAME", value_parser = branch)]
+    branch: Option<String>,
+    /// The branch that the epoch is taken from [default: that of `--branch`, if there is one, or main].
+    #[arg(long, value_name = "NAME", value_parser = branch)]
+    from: Option<String>,
     /// The KVM device.
     #[arg(long, value_name = "FILE", default_value = crate::kvm::host::KVM_PATH)]
     kvm: PathBuf,
@@ -56,6 +64,9 @@ struct RestoreReport {
     restored_pages: u64,
     #[serde(flatten)]
     fill: Option<FillReport>,
+    /// The chain that goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    branch: Option<String>,
     guest: RestoredGuest,
     /// With `--continue`: what `checkpoint` reports.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,11 +83,29 @@ struct RestoredGuest {
 
 impl Restore {
     pub(super) fn run(self, process_start: Instant) -> Result<(), CliError> {
-        if !self.r#continue && self.protect.limits().epochs.is_some() {
-            return Err(CliError::Usage("`--epochs` goes with `--continue`: without it no epoch is taken".to_owned()));
+        let goes_on = self.r#continue || self.branch.is_some();
+        if !goes_on && self.protect.limits().epochs.is_some() {
+            return Err(CliError::Usage(
+                "`--epochs` goes with `--continue` or `--branch`: without them no epoch is taken".to_owned(),
+            ));
         }
-        let tracking = if self.r#continue { self.protect.tracking()? } else { Tracking::None };
-        let Opened { mut vm, epoch, writer, pages } = if self.lazy { self.open_lazily(tracking)? } else { self.open(tracking)? };
+        if !goes_on && self.protect.writer_options().retention.is_some() {
+            return Err(CliError::Usage(
+                "the `--keep` options go with `--continue` or `--branch`; `slackwater prune` drops epochs of a chain that rests"
+                    .to_owned(),
+            ));
+        }
+        let from = self.from.as_deref().unwrap_or(MAIN_BRANCH);
+        let into = goes_on.then(|| self.branch.as_deref().unwrap_or(from));
+        let tracking = if into.is_some() { self.protect.tracking()? } else { Tracking::None };
+        let opened = if self.lazy { self.open_lazily(from, into, tracking)? } else { self.open(from, into, tracking)? };
+        let Opened { mut vm, epoch, goes_on, pages } = opened;
+        let writer = match goes_on {
+            None => None,
+            Some(GoesOn::As(_, writer)) => Some(*writer),
+            // Now that the machine is there: what failed before leaves no branch.
+            Some(GoesOn::New(name)) => Some(self.create_branch(&name, from, epoch)?),
+        };
         let protection = match writer {
             Some(writer) => Some(self.protect.protect(&mut vm, writer, Start::Restored(epoch))?),
             None => None,
@@ -96,6 +125,7 @@ impl Restore {
             ram_bytes,
             restored_pages: outcome.fill.map_or(pages, |fill| fill.pages()),
             fill: outcome.fill,
+            branch: into.map(str::to_owned),
             guest: RestoredGuest {
                 passes_at_restore,
                 passes: outcome.guest.passes,
@@ -112,46 +142,67 @@ impl Restore {
         outcome.error.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    fn writer(&self) -> Result<Option<Writer>, CliError> {
-        if self.r#continue { open_writer(&self.store).map(Some) } else { Ok(None) }
-    }
-
-    fn open(&self, tracking: Tracking) -> Result<Opened, CliError> {
+    fn open(&self, from: &str, into: Option<&str>, tracking: Tracking) -> Result<Opened, CliError> {
         // The lock comes first: nobody else appends, and what is read stays.
-        let writer = self.writer()?;
-        let chain = Chain::open(&self.store)?;
-        let epoch = self.choose(&chain)?;
+        let goes_on = into.map(|into| self.open_writer(into)).transpose()?;
+        let (chain, epoch) = self.choose(from, goes_on.as_ref())?;
         let Restored { vm, pages } = restore_machine(&chain, epoch, &self.kvm, tracking)?;
-        Ok(Opened { vm, epoch, writer, pages })
+        Ok(Opened { vm, epoch, goes_on, pages })
     }
 
     /// Nothing is done before the guest runs that can be done later, and the kernel sets the machine up while the chain is opened.
-    fn open_lazily(&self, tracking: Tracking) -> Result<Opened, CliError> {
-        let machine = machine_of(&self.store, &Chain::identity_in(&self.store, crate::format::MAIN_BRANCH)?)?;
+    fn open_lazily(&self, from: &str, into: Option<&str>, tracking: Tracking) -> Result<Opened, CliError> {
+        // A branch has the machine of what it branches off.
+        let machine = machine_of(&self.store, &Chain::identity_in(&self.store, from)?)?;
         let build =
             || Vm::build_with(&self.kvm, machine, tracking, HotCheck::Late).map_err(|error| unbuildable(&self.store, error));
         let (opened, vm) = std::thread::scope(|scope| {
             let vm = std::thread::Builder::new().name("slackwater-build".to_owned()).spawn_scoped(scope, build);
             let open = || {
-                let writer = self.writer()?;
-                let chain = Arc::new(Chain::open(&self.store)?);
-                let epoch = self.choose(&chain)?;
-                Ok::<_, CliError>((writer, epoch, PageMap::new(chain, epoch)?))
+                let goes_on = into.map(|into| self.open_writer(into)).transpose()?;
+                let (chain, epoch) = self.choose(from, goes_on.as_ref())?;
+                Ok::<_, CliError>((goes_on, epoch, PageMap::new(Arc::new(chain), epoch)?))
             };
             let opened = open();
             let vm = vm.map(|vm| vm.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             (opened, vm.map_err(|source| CliError::System { step: "starting a thread", source }))
         });
-        let (writer, epoch, pages) = opened?;
+        let (goes_on, epoch, pages) = opened?;
         let mut vm = vm??;
         let state = MachineState::from_records(pages.state(), vm.spec().vcpus);
         let state = state.map_err(|source| CliError::State { epoch, source })?;
         vm.fill_on_demand(Arc::new(pages), true)?;
         vm.apply(&state)?;
-        Ok(Opened { vm, epoch, writer, pages: 0 })
+        Ok(Opened { vm, epoch, goes_on, pages: 0 })
     }
 
-    fn choose(&self, chain: &Chain) -> Result<EpochId, CliError> {
+    /// Opens the chain that is to go on, if there is one of that name yet.
+    fn open_writer(&self, into: &str) -> Result<GoesOn, CliError> {
+        let is_asked_for = self.epoch.is_some() || self.from.is_some();
+        match Writer::open_branch(&self.store, into, self.protect.writer_options()) {
+            Ok((_, _)) if self.from.as_deref().is_some_and(|from| from != into) => {
+                let from = self.from.clone().unwrap_or_default();
+                Err(CliError::BranchExists { name: into.to_owned(), from })
+            }
+            Ok((writer, recovered)) => {
+                if let Some(torn) = recovered.torn {
+                    eprintln!("note: {torn}; it was never committed and was cut off");
+                }
+                Ok(GoesOn::As(into.to_owned(), Box::new(writer)))
+            }
+            // Whoever mistypes a name gets no new branch.
+            Err(StoreError::NoBranch { .. }) if self.branch.is_some() && is_asked_for => Ok(GoesOn::New(into.to_owned())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The chain to restore from, and the epoch.
+    fn choose(&self, from: &str, goes_on: Option<&GoesOn>) -> Result<(Chain, EpochId), CliError> {
+        let branch = match goes_on {
+            Some(GoesOn::As(name, _)) => name,
+            Some(GoesOn::New(_)) | None => from,
+        };
+        let chain = Chain::open_branch(&self.store, branch)?;
         if let Some(tail) = chain.tail() {
             eprintln!("note: {tail}; it was never committed");
         }
@@ -160,30 +211,50 @@ impl Restore {
             if let Some(damage) = chain.damage().first() {
                 return Err(CliError::DamagedBehind { dir: self.store.clone(), newest, found: damage.to_string() });
             }
-            return Ok(chain.epoch(newest).map(|epoch| epoch.commit.epoch)?);
+            let epoch = chain.epoch(newest)?.commit.epoch;
+            return Ok((chain, epoch));
         };
-        if self.r#continue && epoch != newest {
-            return Err(CliError::NotNewest { epoch, newest });
+        if matches!(goes_on, Some(GoesOn::As(..))) && epoch != newest {
+            return Err(CliError::NotNewest { branch: branch.to_owned(), epoch, newest });
         }
-        Ok(epoch)
+        Ok((chain, epoch))
+    }
+
+    /// Makes the branch. Many may be made of one epoch at once, or while a writer compacts: each takes its turn.
+    fn create_branch(&self, name: &str, from: &str, epoch: EpochId) -> Result<Writer, CliError> {
+        let begun = Instant::now();
+        loop {
+            match Writer::create_branch(&self.store, name, from, epoch, self.protect.writer_options()) {
+                Err(StoreError::InUse { .. }) if begun.elapsed() < BRANCH_WAIT_MAX => std::thread::sleep(BRANCH_RETRY),
+                Err(StoreError::Exists { .. }) => {
+                    return Err(CliError::BranchExists { name: name.to_owned(), from: format!("epoch {epoch} of {from}") });
+                }
+                made => return Ok(made?),
+            }
+        }
     }
 }
 
-fn open_writer(store: &Path) -> Result<Writer, CliError> {
-    let (writer, recovered) = Writer::open(store, WriterOptions::default())?;
-    if let Some(torn) = recovered.torn {
-        eprintln!("note: {torn}; it was never committed and was cut off");
-    }
-    Ok(writer)
+/// A chain that goes on.
+#[derive(Debug)]
+enum GoesOn {
+    /// That of this name, which nobody else writes to now.
+    As(String, Box<Writer>),
+    /// A branch that is to be made.
+    New(String),
 }
 
 /// What is to run.
 struct Opened {
     vm: Vm,
     epoch: EpochId,
-    writer: Option<Writer>,
+    goes_on: Option<GoesOn>,
     pages: u64,
 }
+
+/// How long to wait for others who compact the store or make branches.
+const BRANCH_WAIT_MAX: Duration = Duration::from_secs(30);
+const BRANCH_RETRY: Duration = Duration::from_millis(5);
 
 /// A machine that was built and filled from a chain.
 #[derive(Debug)]
@@ -250,6 +321,9 @@ impl RestoreReport {
             output::line(format_args!(
                 "  pages         {pages_by_faults} by faults, {pages_recorded} as touched the last time, {pages_rest} others; {whole}"
             ))?;
+        }
+        if let Some(branch) = &self.branch {
+            output::line(format_args!("  goes on       as {branch}"))?;
         }
         let verdict = if ok { "found nothing wrong" } else { "FOUND AN INCONSISTENCY" };
         output::line(format_args!("  guest         checked itself {checks} times and {verdict}"))?;

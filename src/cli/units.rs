@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::format::{MAIN_BRANCH, is_branch_name};
+
 /// Reads bytes: a number, or one with `K`, `M`, `G` or `T` (powers of 1024).
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -51,6 +53,15 @@ pub(super) fn percent(text: &str) -> Result<f64, String> {
     if value > 0.0 && value < 100.0 { Ok(value / 100.0) } else { Err(what()) }
 }
 
+/// Reads the name of a branch, or that of the chain itself.
+pub(super) fn branch(text: &str) -> Result<String, String> {
+    if text == MAIN_BRANCH || is_branch_name(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("1 to 64 of a-z A-Z 0-9 . - _, and first none of . and -".to_owned())
+    }
+}
+
 /// Bytes for people.
 #[expect(clippy::cast_precision_loss, reason = "for people, to three digits")]
 pub(super) fn bytes_text(bytes: u64) -> String {
@@ -85,6 +96,11 @@ mod tests {
         assert_eq!((percent("5%"), percent("0.5%")), (Ok(0.05), Ok(0.005)));
         for bad in ["", "5", "%", "0%", "100%", "-1%", "1e1%", "inf%", "."] {
             assert!(percent(bad).is_err(), "{bad}");
+        }
+        assert_eq!(branch("try-2.a_b"), Ok("try-2.a_b".to_owned()));
+        assert!(branch(MAIN_BRANCH).is_ok());
+        for bad in ["", ".", "..", "-x", "a/b", "a b", "\u{e4}"] {
+            assert!(branch(bad).is_err(), "{bad}");
         }
         assert_eq!(bytes_text(1023), "1023 B");
         assert_eq!(bytes_text(3 << 29), "1.5 GiB");

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::branch::{branches_on, pinned};
 use super::medium::{Directory, Medium};
-use super::names::{BRANCHES, IDENTITY, LOCK, Listed, MAINTENANCE};
+use super::names::{LOCK, Listed, MAINTENANCE};
 use super::read::{check_dir, place_of, read_identity};
 use super::writer::{now_unix_ns, take_lock};
 use super::{Chain, Retention, SegmentNumbers, StoreError, causes, rewrite, scan, seal};
@@ -95,7 +96,7 @@ pub(super) fn run(
     if let Some(damage) = chain.damage().first() {
         return Err(StoreError::Damaged(damage.clone()));
     }
-    let pinned = pinned(root, root_medium.as_ref(), branch)?;
+    let pinned = pinned(&branches_on(root, root_medium.as_ref())?, branch);
     let mut whole = chain.own_segments();
     let before = Seen::all(&chain, whole.clone())?;
     // A torn tail is the writer's to cut off.
@@ -128,32 +129,6 @@ pub(super) fn run(
         epochs: sum(&|segment| segment.epochs.len() as u64),
         bytes: sum(&|segment| segment.bytes),
     })
-}
-
-/// The epochs of a chain that branches begin at.
-pub(super) fn pinned(root: &Path, medium: &dyn Medium, branch: &str) -> Result<BTreeSet<EpochId>, StoreError> {
-    let at = root.join(BRANCHES);
-    let branches = medium.directory(BRANCHES);
-    let names = match branches.list() {
-        Ok(names) => names,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        Err(error) => return Err(StoreError::io("list", at)(error)),
-    };
-    let mut pinned = BTreeSet::new();
-    for name in names.iter().filter(|name| crate::format::is_branch_name(name)) {
-        let own = branches.directory(name);
-        match own.list() {
-            // One that was not finished leans on nothing.
-            Ok(names) if !names.iter().any(|name| name == IDENTITY) => continue,
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => continue,
-            Err(error) => return Err(StoreError::io("list", at.join(name))(error)),
-        }
-        // What cannot be read may lean on anything: nothing is dropped then.
-        let identity = read_identity(&at.join(name), own.as_ref())?;
-        pinned.extend(identity.branch_of.filter(|point| point.branch == branch).map(|point| point.epoch));
-    }
-    Ok(pinned)
 }
 
 /// What a segment holds.

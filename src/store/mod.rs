@@ -3,6 +3,7 @@
 //! [`Writer`] is the one writer of a chain and the place that an engine commits to; [`Chain`] reads one, also while a writer
 //! appends. `docs/format.md` says what the files hold and argues what a crash can leave.
 
+mod branch;
 mod compact;
 #[cfg(test)]
 mod compaction_tests;
@@ -13,6 +14,7 @@ mod maintain;
 mod medium;
 mod names;
 mod pages;
+mod prune;
 mod read;
 mod retention;
 mod rewrite;
@@ -29,12 +31,14 @@ pub mod repair;
 pub mod verify;
 pub(crate) mod view;
 
+pub use branch::{Branch, branches};
 pub use compact::{Compacted, compact};
 pub use error::StoreError;
 pub(crate) use error::causes;
 pub(crate) use found::Found;
 pub use names::SegmentNumbers;
 pub use pages::{FoundPages, PageReader};
+pub use prune::{PrunePlan, plan_prune};
 pub use read::Chain;
 pub use retention::Retention;
 pub use scan::{Damage, Epoch, TornTail};

@@ -32,6 +32,8 @@ fn no_verb_or_another() {
         &["verify"],
         &["digest"],
         &["export"],
+        &["prune"],
+        &["compact"],
         &["diff"],
         &["diff", "--store", "x", "1"],
         &["checkpoint"],

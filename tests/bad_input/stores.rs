@@ -86,7 +86,7 @@ fn going_on_from_an_older_epoch() {
     let golden = read(&checkpoints().join("v1/plain"));
     write(copy.path(), &golden);
     let line = format!("restore --store {} --continue --epoch 5 --kvm /nonexistent", copy.path().display());
-    run(&line).refused(2, &["epoch 5 is not the newest, which is 8"]);
+    run(&line).refused(2, &["epoch 5 is not the newest of main, which is 8"]);
     let mut left = read(copy.path());
     left.remove("lock");
     assert!(left == golden);

@@ -3,6 +3,7 @@
 mod audit;
 mod bench;
 mod bound;
+mod branch;
 mod export;
 pub(crate) mod follow;
 mod full;
