@@ -13,7 +13,6 @@ use super::sink::{Sink, SinkError};
 use super::slot::{FIRST_GENERATION, Part, PipelineError, Progress};
 use crate::format::{Commit, MemoryDigest, Phases, Trigger};
 use crate::kvm::park::Parked;
-use crate::kvm::ring::Lost;
 use crate::memory::{GuestMemory, MemoryError};
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageSet};
 use crate::track::{TrackError, Tracker};
@@ -371,10 +370,17 @@ impl<C: CapturedState> Engine<C> {
             return Err(error);
         }
         hand.phases.state_ns = ns(cut_at.elapsed());
-        self.collect(hand)?;
-        let pages = self.sent_pages + self.pending.len();
+        self.begin_collection(hand)?;
+        let mut pages = self.sent_pages + self.pending.len();
+        let mut parts = self.copy_all(cut_at, hand)?;
+        self.settle_collection(hand)?;
+        if !self.pending.is_empty() {
+            // Tracking was lost: all memory, what is in the slot in hand included.
+            pages = self.sent_pages + self.pending.len();
+            self.submit_part(cut_at, None);
+            parts += self.copy_all(cut_at, hand)?;
+        }
         let whole = self.first || self.recovering || self.store_unchanged;
-        let parts = self.copy_all(cut_at, hand)?;
         let audit = self.audit()?;
         let epoch = self.next;
         let commit = Commit {
@@ -435,6 +441,12 @@ impl<C: CapturedState> Engine<C> {
 
     /// Adds what was written since the last collection to the pending pages.
     fn collect(&mut self, hand: &mut InHand) -> Result<(), EngineError> {
+        self.begin_collection(hand)?;
+        self.settle_collection(hand).map(drop)
+    }
+
+    /// As [`collect`](Self::collect), but for [`settle_collection`](Self::settle_collection), which has to come before the guest runs.
+    fn begin_collection(&mut self, hand: &mut InHand) -> Result<(), EngineError> {
         let mut scope = ();
         let parked = Parked::vouch(&mut scope);
         let start = Instant::now();
@@ -442,21 +454,36 @@ impl<C: CapturedState> Engine<C> {
         self.memory.written().take(&parked, |gfn| foreign |= self.pending.insert(gfn).is_none());
         debug_assert!(!foreign, "the write log covers the memory and nothing else");
         hand.phases.harvest_ns += ns(start.elapsed());
-        let lost = match self.tracker.collect(&parked, &mut self.pending) {
+        match self.tracker.begin(&parked, &mut self.pending) {
             Ok(collected) => {
                 hand.phases.harvest_ns += ns(collected.harvest);
                 hand.phases.reset_ns += ns(collected.reset);
                 self.counts.hot_pages(collected.hot);
-                collected.lost.map(|lost: Lost| lost.to_string())
+                collected.lost.map_or(Ok(()), |lost| self.tracking_lost(&lost.to_string()))
             }
-            Err(error) => Some(error.to_string()),
-        };
-        let Some(lost) = lost else { return Ok(()) };
+            Err(error) => self.tracking_lost(&error.to_string()),
+        }
+    }
+
+    /// Waits until what was collected is protected again. If tracking turns out to be lost, all memory is pending then.
+    fn settle_collection(&mut self, hand: &mut InHand) -> Result<(), EngineError> {
+        let settled = self.tracker.settle(&Parked::vouch(&mut ()));
+        match settled {
+            Ok(settled) => {
+                hand.phases.reset_ns += ns(settled.reset);
+                settled.lost.map_or(Ok(()), |lost| self.tracking_lost(&lost.to_string()))
+            }
+            Err(error) => self.tracking_lost(&error.to_string()),
+        }
+    }
+
+    /// Tracking begins anew, and the epoch in hand has all memory.
+    fn tracking_lost(&mut self, lost: &str) -> Result<(), EngineError> {
         tracing::warn!(epoch = self.next.0, reason = lost, "tracking lost: comparing all guest memory");
         self.counts.tracking_lost();
         self.recovering = true;
-        if let Err(source) = self.tracker.rearm(&parked) {
-            return Err(EngineError::Tracking { lost, source });
+        if let Err(source) = self.tracker.rearm(&Parked::vouch(&mut ())) {
+            return Err(EngineError::Tracking { lost: lost.to_owned(), source });
         }
         let Self { memory, pending, .. } = self;
         memory.runs().for_each(|run| pending.insert_run(run));

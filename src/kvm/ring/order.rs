@@ -2,8 +2,8 @@
 
 use super::rings::DirtyPage;
 
-const DIGIT_BITS: u32 = 8;
-const DIGITS: usize = 1 << DIGIT_BITS;
+/// The most bits in a digit: its counts have to stay in the fastest cache.
+const DIGIT_BITS_MAX: u32 = 11;
 
 /// Below that, comparing is as fast.
 const RADIX_FROM: usize = 48;
@@ -32,28 +32,35 @@ pub(super) fn sort(pages: &mut Vec<DirtyPage>, room: &mut Vec<DirtyPage>) {
     room.clear();
     room.extend_from_slice(pages);
     let mut shift = differ.trailing_zeros();
-    while shift < u64::BITS && differ >> shift != 0 {
-        let digit = |page: &DirtyPage| usize::try_from(key(page) >> shift).unwrap_or_default() & (DIGITS - 1);
-        let mut places = [0usize; DIGITS];
+    let bits = u64::BITS - differ.leading_zeros() - shift;
+    // Going over a digit's counts should take no longer than going over the pages.
+    let passes = bits.div_ceil(pages.len().ilog2().min(DIGIT_BITS_MAX));
+    let digit_bits = bits.div_ceil(passes);
+    let mut places = [0u32; 1 << DIGIT_BITS_MAX];
+    let places = places.get_mut(..1 << digit_bits).unwrap_or_default();
+    for _ in 0..passes {
+        let mask = places.len() - 1;
+        let digit = |page: &DirtyPage| usize::try_from(key(page) >> shift).unwrap_or_default() & mask;
+        places.fill(0);
         for page in pages.iter() {
             if let Some(count) = places.get_mut(digit(page)) {
                 *count += 1;
             }
         }
         let mut before = 0;
-        for place in &mut places {
+        for place in places.iter_mut() {
             (before, *place) = (before + *place, before);
         }
         for page in pages.iter() {
             if let Some(place) = places.get_mut(digit(page)) {
-                if let Some(to) = room.get_mut(*place) {
+                if let Some(to) = usize::try_from(*place).ok().and_then(|place| room.get_mut(place)) {
                     *to = *page;
                 }
                 *place += 1;
             }
         }
         std::mem::swap(pages, room);
-        shift += DIGIT_BITS;
+        shift += digit_bits;
     }
 }
 
