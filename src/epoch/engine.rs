@@ -375,10 +375,9 @@ impl<C: CapturedState> Engine<C> {
         let mut parts = self.copy_all(cut_at, hand)?;
         self.settle_collection(hand)?;
         if !self.pending.is_empty() {
-            // Tracking was lost: all memory, what is in the slot in hand included.
-            pages = self.sent_pages + self.pending.len();
-            self.submit_part(cut_at, None);
-            parts += self.copy_all(cut_at, hand)?;
+            // Tracking was lost: all memory. What is in the slot in hand is among it.
+            pages = pages - self.last_pages.len() as u64 + self.pending.len();
+            parts = parts - 1 + self.copy_all(cut_at, hand)?;
         }
         let whole = self.first || self.recovering || self.store_unchanged;
         let audit = self.audit()?;

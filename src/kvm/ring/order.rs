@@ -2,9 +2,6 @@
 
 use super::rings::DirtyPage;
 
-/// The most bits in a digit: its counts have to stay in the fastest cache.
-const DIGIT_BITS_MAX: u32 = 11;
-
 /// Below that, comparing is as fast.
 const RADIX_FROM: usize = 48;
 
@@ -28,27 +25,32 @@ pub(super) fn sort(pages: &mut Vec<DirtyPage>, room: &mut Vec<DirtyPage>) {
     if sorted {
         return;
     }
-    let differ = all ^ any;
     room.clear();
     room.extend_from_slice(pages);
+    // Going over a digit's counts should take no longer than going over the pages, and they have to stay in the fastest cache.
+    match pages.len() {
+        ..512 => by_digits::<{ 1 << 8 }>(pages, room, all ^ any),
+        _ => by_digits::<{ 1 << 11 }>(pages, room, all ^ any),
+    }
+}
+
+/// Sorts by the digits of those bits in which keys `differ`; a digit has at most `DIGITS` values.
+fn by_digits<const DIGITS: usize>(pages: &mut Vec<DirtyPage>, room: &mut Vec<DirtyPage>, differ: u64) {
     let mut shift = differ.trailing_zeros();
     let bits = u64::BITS - differ.leading_zeros() - shift;
-    // Going over a digit's counts should take no longer than going over the pages.
-    let passes = bits.div_ceil(pages.len().ilog2().min(DIGIT_BITS_MAX));
+    let passes = bits.div_ceil(pages.len().ilog2().min(DIGITS.ilog2()));
     let digit_bits = bits.div_ceil(passes);
-    let mut places = [0u32; 1 << DIGIT_BITS_MAX];
-    let places = places.get_mut(..1 << digit_bits).unwrap_or_default();
+    let mask = (1 << digit_bits) - 1;
     for _ in 0..passes {
-        let mask = places.len() - 1;
         let digit = |page: &DirtyPage| usize::try_from(key(page) >> shift).unwrap_or_default() & mask;
-        places.fill(0);
+        let mut places = [0u32; DIGITS];
         for page in pages.iter() {
             if let Some(count) = places.get_mut(digit(page)) {
                 *count += 1;
             }
         }
         let mut before = 0;
-        for place in places.iter_mut() {
+        for place in places.iter_mut().take(mask + 1) {
             (before, *place) = (before + *place, before);
         }
         for page in pages.iter() {
@@ -74,7 +76,7 @@ mod tests {
     proptest! {
         #[test]
         fn pages_are_sorted(
-            offsets in vec((0u32..3, prop_oneof![0u64..5000, 0u64..1 << 40]), 0..400),
+            offsets in vec((0u32..3, prop_oneof![0u64..5000, 0u64..1 << 40]), 0..1500),
             sorted in any::<bool>(),
         ) {
             let mut pages: Vec<_> = offsets.iter().map(|(slot, offset)| DirtyPage { slot: *slot, offset: *offset }).collect();
