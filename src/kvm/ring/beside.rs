@@ -254,6 +254,10 @@ mod tests {
             let outcome = beside.take().map(Result::unwrap);
             done += u64::from(outcome.is_some());
             assert!(outcome.is_none_or(|count| count == done), "{outcome:?} after {done}");
+            if outcome.is_none() {
+                // Time for the thread to come late.
+                (0..20_000).for_each(|_| std::hint::spin_loop());
+            }
             assert_eq!(resets.load(Ordering::SeqCst), done, "an order that was taken back is not carried out");
             assert!(beside.take().is_none(), "an outcome is handed over once");
         }
