@@ -184,7 +184,7 @@ fn storm_pass(guest: &mut TestGuest, rings: &mut VmRings, pages: u64, storm: &St
         Storm { .. } => {
             harvest.begin_reset(None, &Parked::vouch(&mut scope)).unwrap();
             // Time for the thread to begin.
-            (0..5000).for_each(|_| std::hint::spin_loop());
+            (0..50_000).for_each(|_| std::hint::spin_loop());
             rings.finish_reset()
         }
     };
