@@ -27,7 +27,7 @@ pub(super) fn sort(pages: &mut Vec<DirtyPage>, room: &mut Vec<DirtyPage>) {
     }
     room.clear();
     room.extend_from_slice(pages);
-    // Going over a digit's counts should take no longer than going over the pages, and they have to stay in the fastest cache.
+    // Fewer and larger digits pay where there are more pages to go over than counts, as long as these stay in the fastest cache.
     match pages.len() {
         ..512 => by_digits::<{ 1 << 8 }>(pages, room, all ^ any),
         _ => by_digits::<{ 1 << 11 }>(pages, room, all ^ any),
@@ -38,7 +38,7 @@ pub(super) fn sort(pages: &mut Vec<DirtyPage>, room: &mut Vec<DirtyPage>) {
 fn by_digits<const DIGITS: usize>(pages: &mut Vec<DirtyPage>, room: &mut Vec<DirtyPage>, differ: u64) {
     let mut shift = differ.trailing_zeros();
     let bits = u64::BITS - differ.leading_zeros() - shift;
-    let passes = bits.div_ceil(pages.len().ilog2().min(DIGITS.ilog2()));
+    let passes = bits.div_ceil(DIGITS.ilog2());
     let digit_bits = bits.div_ceil(passes);
     let mask = (1 << digit_bits) - 1;
     for _ in 0..passes {
