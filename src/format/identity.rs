@@ -48,7 +48,6 @@ pub struct Identity {
     /// How many vCPUs: 1 to 4096.
     pub vcpus: u32,
     /// Whatever the VMM needs to build the machine again; opaque to the store.
-    #[serde(default)]
     pub machine: serde_json::Value,
 }
 
