@@ -4,6 +4,7 @@
 mod bad_input;
 mod engine;
 mod fixtures;
+mod fuzz;
 mod house;
 mod native;
 mod support;
