@@ -50,7 +50,8 @@ pub fn mutate(name: &str, data: &mut [u8], size: usize, max_size: usize, seed: u
     let mut input = data[..size].to_vec();
     let bytes = &mut |bytes: &mut Vec<u8>| {
         // libFuzzer's own mutations, with what it learned from comparisons, on a part of the input.
-        let (size, room) = (bytes.len(), (bytes.len() * 2).clamp(16, 70_000));
+        let size = bytes.len();
+        let room = size + size.clamp(16, 4096);
         bytes.resize(room, 0);
         let size = libfuzzer_sys::fuzzer_mutate(bytes, size, room);
         bytes.truncate(size);

@@ -109,8 +109,10 @@ fn restore(chain: &Chain, epoch: EpochId) -> Option<Memory> {
         Err(error) => return refused(epoch, &error),
     };
     assert_eq!(filled.pages, memory.0.len() as u64, "epoch {epoch}");
-    let digest = plan.digest().expect("what filled once does so again");
-    assert_eq!(digest.memory, memory.digest(), "epoch {epoch}");
+    if epoch == chain.newest() {
+        let digest = plan.digest().expect("what filled once does so again");
+        assert_eq!(digest.memory, memory.digest(), "epoch {epoch}");
+    }
     assert_eq!(chain.state(epoch).expect("the plan has read it"), plan.state(), "epoch {epoch}");
     Some(memory)
 }
@@ -214,7 +216,7 @@ fn write(dir: &Path, files: &Files, chain: &Chain, report: &VerifyReport, restor
     writer.close(true).unwrap();
     drop(writer);
 
-    let after = verified(dir).unwrap();
+    let after = verify(dir, &VerifyOptions::default(), &mut |_| {}).unwrap();
     let chain = Chain::open(dir).unwrap();
     assert!(chain.damage().is_empty() && chain.tail().is_none() && chain.is_closed(), "{chain:#?}");
     assert_eq!((chain.newest(), chain.durable()), (epoch, epoch));
@@ -459,8 +461,11 @@ fn is_state(piece: &Piece) -> bool {
     matches!(piece, Piece::Frame(frame) if frame.kind() == STATE)
 }
 
-/// Raw pages make inputs large and mutations aimless: they become pages that compress.
+/// Raw pages and whole machines make inputs large and mutations aimless: the pages become some that compress, the state a record.
 fn slim(frame: &mut Frame) {
+    if frame.kind() == STATE && frame.payload.len() > 2000 {
+        frame.payload = super::state::payload(&mut Random::new(frame.epoch()));
+    }
     if frame.kind() != PAGES || frame.payload.len() < 2000 {
         return;
     }

@@ -100,8 +100,9 @@ pub(super) fn mutate(data: &mut Vec<u8>, random: &mut Random, bytes: Bytes<'_>) 
     let mut line: Vec<u8> = data.iter().copied().take_while(|byte| *byte != b'\n').collect();
     match random.below(8) {
         0 => return bytes_then(data, random, bytes, |_| {}),
-        1..=3 => word(&mut line, random),
-        4 | 5 => number(&mut line, random),
+        1 | 2 => word(&mut line, random),
+        3 | 4 => number(&mut line, random),
+        5 => memory(&mut line, random),
         _ => bytes(&mut line),
     }
     if line.contains(&b'\n') {
@@ -110,6 +111,27 @@ pub(super) fn mutate(data: &mut Vec<u8>, random: &mut Random, bytes: Bytes<'_>) 
     let end = if random.one_in(16) { "" } else { "\n" };
     let hash = format!("\nxxh3-64 {:016x}{end}", xxh3_64(&line));
     *data = [&line, hash.as_bytes()].concat();
+}
+
+/// Puts other runs in the place of the memory: most of them meet, leave a gap or overlap by a page.
+fn memory(line: &mut Vec<u8>, random: &mut Random) {
+    let Some(from) = line.windows(10).position(|bytes| bytes == b"\"memory\":[").map(|at| at + 10) else { return };
+    let Some(to) = line[from..].iter().position(|byte| *byte == b']').map(|at| from + at) else { return };
+    let mut runs = Vec::new();
+    let mut end = random.number();
+    let count = if random.one_in(16) { 60 + random.below(8) } else { random.below(4) };
+    for _ in 0..count {
+        let first = match random.below(12) {
+            0 => random.number(),
+            1 | 2 => end.wrapping_sub(1),
+            3 => end.wrapping_add(1),
+            _ => end,
+        };
+        let count = random.number();
+        runs.push(format!("{{\"first\":{first},\"count\":{count}}}"));
+        end = first.wrapping_add(count);
+    }
+    line.splice(from..to, runs.join(",").bytes());
 }
 
 pub(super) fn seeds(checkpoints: &Path) -> Vec<Vec<u8>> {
