@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Fuzzes everything that decodes bytes, with libFuzzer and whatever Rust there is: neither a nightly toolchain nor cargo-fuzz is needed.
+# A C++ compiler is needed, for libFuzzer itself. SLACKWATER_SEED makes a run with the same corpus the same run.
 # usage: fuzz.sh [SECONDS [TARGET...]]    default: each target of fuzz/fuzz_targets for 15 s
 # What it learns stays in fuzz/corpus of cargo's target directory and is begun with the next time. An input that fails is kept in
 # fuzz/artifacts there; its place for good, once the bug is gone, is fuzz/corpus/TARGET in the source tree, which the tests replay.
@@ -45,13 +46,15 @@ trap 'exit 143' TERM
 for target in "${targets[@]}"; do
   corpus=$work/corpus/$target
   seeds=$scratch/$target.seeds
-  mkdir -p "$corpus" "$seeds" "$work/artifacts" "fuzz/corpus/$target"
+  mkdir -p "$corpus" "$seeds" "$work/artifacts"
+  inputs=("$corpus" "$seeds")
+  [ ! -d "fuzz/corpus/$target" ] || inputs+=("fuzz/corpus/$target")
   log=$work/$target.log
   status=0
   RUST_BACKTRACE=1 TMPDIR=$scratch SLACKWATER_FUZZ_SEEDS=$seeds timeout -k 10 $((seconds + 120)) \
     "$work/$host/release/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=131072 -len_control=0 \
-    -print_final_stats=1 -artifact_prefix="$work/artifacts/$target-" ${SLACKWATER_FUZZ_SEED:+-seed="$SLACKWATER_FUZZ_SEED"} \
-    "$corpus" "$seeds" "fuzz/corpus/$target" < /dev/null > "$log" 2>&1 &
+    -print_final_stats=1 -artifact_prefix="$work/artifacts/$target-" ${SLACKWATER_SEED:+-seed="$SLACKWATER_SEED"} \
+    "${inputs[@]}" < /dev/null > "$log" 2>&1 &
   child=$!
   wait "$child" || status=$?
   child=
