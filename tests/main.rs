@@ -5,6 +5,7 @@ mod bad_input;
 mod engine;
 mod export;
 mod fixtures;
+mod fuzz;
 mod house;
 mod native;
 mod support;

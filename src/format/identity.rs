@@ -51,7 +51,6 @@ pub struct Identity {
     /// How many vCPUs: 1 to 4096.
     pub vcpus: u32,
     /// Whatever the VMM needs to build the machine again; opaque to the store.
-    #[serde(default)]
     pub machine: serde_json::Value,
     /// Where it begins, for a branch of another chain.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -105,12 +105,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
         Some(format) => return Err(Problem::Version(format.to_string())),
         None => return Err(content("the field `format`", "none")),
     };
-    let expected = format!("\nxxh3-64 {:016x}", xxh3_64(line));
-    let hash = rest.strip_suffix(b"\n").unwrap_or(rest);
-    if hash != expected.as_bytes() {
+    let expected = format!("\nxxh3-64 {:016x}\n", xxh3_64(line));
+    if rest != expected.as_bytes() {
         return Err(content(
-            format!("`{}` and nothing more in line 2", expected.trim_start()),
-            format!("`{}`", String::from_utf8_lossy(hash.get(1..hash.len().min(64)).unwrap_or_default()).escape_debug()),
+            format!("`{}`, a line feed and nothing more in line 2", expected.trim()),
+            format!("`{}`", String::from_utf8_lossy(rest.get(1..rest.len().min(64)).unwrap_or_default()).escape_debug()),
         ));
     }
     // Parsed again from the text, because a field that stands there twice shows only then.
@@ -125,10 +124,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
 }
 
 fn chain(text: &str) -> Result<[u8; 16], Problem> {
-    let wrong = || content("`chain` of 32 hexadecimal digits", format!("`{}`", text.escape_debug()));
+    let wrong = || content("`chain` of 32 hexadecimal digits in lower case", format!("`{}`", text.escape_debug()));
     let digits: Vec<u8> = text
         .chars()
-        .map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
+        .map(|digit| digit.to_digit(16).filter(|_| !digit.is_ascii_uppercase()).and_then(|digit| u8::try_from(digit).ok()))
         .collect::<Option<_>>()
         .ok_or_else(wrong)?;
     let pairs: Vec<u8> = digits.chunks_exact(2).filter_map(|pair| Some(pair.first()? << 4 | pair.last()?)).collect();
@@ -139,8 +138,8 @@ fn chain(text: &str) -> Result<[u8; 16], Problem> {
 }
 
 fn memory(runs: &[PageRun]) -> Result<Vec<PageRun>, Problem> {
-    if runs.len() > RUNS_MAX {
-        return Err(content(format!("at most {RUNS_MAX} runs in `memory`"), runs.len().to_string()));
+    if !(1..=RUNS_MAX).contains(&runs.len()) {
+        return Err(content(format!("1 to {RUNS_MAX} runs in `memory`"), runs.len().to_string()));
     }
     let mut joined: Vec<PageRun> = Vec::new();
     for run in runs {
