@@ -26,8 +26,8 @@ install_compiler() {
   ! command -v cc > /dev/null || return 0
   command -v apt-get > /dev/null || fail "no C compiler (cc), and there is no apt-get here to install one with"
   as_root apt-get update -q >&2
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends --no-remove -o DPkg::Lock::Timeout=300 gcc >&2 ||
-    fail "apt-get could not install gcc"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends --no-remove -o DPkg::Lock::Timeout=300 g++ >&2 ||
+    fail "apt-get could not install g++"
 }
 
 # apt with lists, a cache and an empty package database of its own: root is not needed, nothing that is installed here can be in the

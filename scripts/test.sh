@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the test lanes, and installs on Debian or Ubuntu what they need. See docs/testing.md.
-# usage: test.sh [lint|nested|doc|pure|native]    one lane; without a name: all of them
+# usage: test.sh [lint|nested|doc|fuzz|pure|native]    one lane; without a name: all of them
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -47,6 +47,15 @@ nested() {
 doc() {
   say "doctests"
   bounded 900 cargo test --locked --doc
+}
+
+fuzz() {
+  say "fuzz: each decoder for a moment"
+  if ! command -v c++ > /dev/null; then
+    printf 'test: ******** NO C++ COMPILER HERE (apt-get install g++): nothing is fuzzed, the tests replay the corpus ********\n' >&2
+    return 0
+  fi
+  bounded 1500 scripts/fuzz.sh 15
 }
 
 # With /dev/kvm a native test must run: a skip fails.
@@ -99,6 +108,7 @@ case ${1-all} in
     lint
     nested
     doc
+    fuzz
     tests all # last: the script ends with the test runner's own summary
     ;;
   lint)
@@ -113,12 +123,16 @@ case ${1-all} in
     install build
     doc
     ;;
+  fuzz)
+    install build
+    fuzz
+    ;;
   pure | native)
     install build
     tests "$1"
     ;;
   *)
-    printf 'usage: test.sh [lint|nested|doc|pure|native]\n' >&2
+    printf 'usage: test.sh [lint|nested|doc|fuzz|pure|native]\n' >&2
     exit 2
     ;;
 esac

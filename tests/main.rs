@@ -6,6 +6,7 @@ mod branches;
 mod engine;
 mod export;
 mod fixtures;
+mod fuzz;
 mod house;
 mod native;
 mod support;

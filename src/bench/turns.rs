@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::kvm::park::Parked;
 use crate::page::PageSet;
-use crate::track::{Collected, TrackError, Tracker};
+use crate::track::{Collected, Settled, TrackError, Tracker};
 
 /// How far a machine may go. Everybody who waits for something of it waits here.
 #[derive(Debug)]
@@ -98,6 +98,15 @@ impl Tracker for TakingTurns {
     fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
         self.turns.wait();
         self.inner.collect(parked, into)
+    }
+
+    fn begin(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+        self.turns.wait();
+        self.inner.begin(parked, into)
+    }
+
+    fn settle(&mut self, parked: &Parked<'_>) -> Result<Settled, TrackError> {
+        self.inner.settle(parked)
     }
 
     fn rolled_back(&mut self, parked: &Parked<'_>) {

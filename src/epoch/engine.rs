@@ -17,7 +17,6 @@ use super::sink::{Sink, SinkError};
 use super::slot::{FIRST_GENERATION, Part, PipelineError, Progress};
 use crate::format::{Commit, MemoryDigest, Phases, Trigger};
 use crate::kvm::park::Parked;
-use crate::kvm::ring::Lost;
 use crate::memory::{GuestMemory, MemoryError};
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageSet};
 use crate::track::{TrackError, Tracker};
@@ -407,15 +406,22 @@ impl<C: CapturedState> Engine<C> {
             return Err(error);
         }
         hand.phases.state_ns = ns(cut_at.elapsed());
-        self.collect(hand)?;
-        let pages = self.sent_pages + self.pending.len();
-        let recovery = self.lost || self.recovery_owed;
-        let whole = self.first || recovery || self.store_unchanged;
+        self.begin_collection(hand)?;
+        // Beside the reset, as the copy: both only read memory, and nobody writes it before the guest runs.
         if let Some(point) = &mut self.point {
             let mut scope = ();
             point.begin(&Parked::vouch(&mut scope), &self.memory)?;
         }
-        let parts = self.copy_all(cut_at, hand)?;
+        let mut pages = self.sent_pages + self.pending.len();
+        let mut parts = self.copy_all(cut_at, hand)?;
+        self.settle_collection(hand)?;
+        if !self.pending.is_empty() {
+            // Tracking was lost: all memory. What is in the slot in hand is among it.
+            pages = pages - self.last_pages.len() as u64 + self.pending.len();
+            parts = parts - 1 + self.copy_all(cut_at, hand)?;
+        }
+        let recovery = self.lost || self.recovery_owed;
+        let whole = self.first || recovery || self.store_unchanged;
         let audit = self.audit()?;
         let epoch = self.next;
         let commit = Commit {
@@ -483,6 +489,12 @@ impl<C: CapturedState> Engine<C> {
 
     /// Adds what was written since the last collection to the pending pages.
     fn collect(&mut self, hand: &mut InHand) -> Result<(), EngineError> {
+        self.begin_collection(hand)?;
+        self.settle_collection(hand).map(drop)
+    }
+
+    /// As [`collect`](Self::collect), but for [`settle_collection`](Self::settle_collection), which has to come before the guest runs.
+    fn begin_collection(&mut self, hand: &mut InHand) -> Result<(), EngineError> {
         let mut scope = ();
         let parked = Parked::vouch(&mut scope);
         let start = Instant::now();
@@ -490,21 +502,36 @@ impl<C: CapturedState> Engine<C> {
         self.memory.written().take(&parked, |gfn| foreign |= self.pending.insert(gfn).is_none());
         debug_assert!(!foreign, "the write log covers the memory and nothing else");
         hand.phases.harvest_ns += ns(start.elapsed());
-        let lost = match self.tracker.collect(&parked, &mut self.pending) {
+        match self.tracker.begin(&parked, &mut self.pending) {
             Ok(collected) => {
                 hand.phases.harvest_ns += ns(collected.harvest);
                 hand.phases.reset_ns += ns(collected.reset);
                 self.counts.hot_pages(collected.hot);
-                collected.lost.map(|lost: Lost| lost.to_string())
+                collected.lost.map_or(Ok(()), |lost| self.tracking_lost(&lost.to_string()))
             }
-            Err(error) => Some(error.to_string()),
-        };
-        let Some(lost) = lost else { return Ok(()) };
+            Err(error) => self.tracking_lost(&error.to_string()),
+        }
+    }
+
+    /// Waits until what was collected is protected again. If tracking turns out to be lost, all memory is pending then.
+    fn settle_collection(&mut self, hand: &mut InHand) -> Result<(), EngineError> {
+        let settled = self.tracker.settle(&Parked::vouch(&mut ()));
+        match settled {
+            Ok(settled) => {
+                hand.phases.reset_ns += ns(settled.reset);
+                settled.lost.map_or(Ok(()), |lost| self.tracking_lost(&lost.to_string()))
+            }
+            Err(error) => self.tracking_lost(&error.to_string()),
+        }
+    }
+
+    /// Tracking begins anew, and the epoch in hand has all memory.
+    fn tracking_lost(&mut self, lost: &str) -> Result<(), EngineError> {
         tracing::warn!(epoch = self.next.0, reason = lost, "tracking lost: comparing all guest memory");
         self.counts.tracking_lost();
         self.lost = true;
-        if let Err(source) = self.tracker.rearm(&parked) {
-            return Err(EngineError::Tracking { lost, source });
+        if let Err(source) = self.tracker.rearm(&Parked::vouch(&mut ())) {
+            return Err(EngineError::Tracking { lost: lost.to_owned(), source });
         }
         let Self { memory, pending, .. } = self;
         memory.runs().for_each(|run| pending.insert_run(run));

@@ -51,7 +51,6 @@ pub struct Identity {
     /// How many vCPUs: 1 to 4096.
     pub vcpus: u32,
     /// Whatever the VMM needs to build the machine again; opaque to the store.
-    #[serde(default)]
     pub machine: serde_json::Value,
     /// Where it begins, for a branch of another chain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,7 +93,7 @@ mod hex128 {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u128, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let digits = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         u128::from_str_radix(&text, 16).ok().filter(|_| digits).ok_or_else(|| D::Error::custom("not 32 hexadecimal digits"))
     }
 }

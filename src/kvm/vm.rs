@@ -22,6 +22,12 @@ pub struct VmHandle {
     fd: OwnedFd,
 }
 
+impl AsRawFd for VmHandle {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
 impl VmHandle {
     /// Duplicates the descriptor of `vm` (a `kvm_ioctls::VmFd`, or anything whose descriptor is a KVM VM).
     ///

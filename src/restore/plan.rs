@@ -346,7 +346,7 @@ impl Search {
         let mut depth = depth;
         for mention in mentions.rev() {
             let frame = index.mention(mention).map_err(asked)?;
-            let mention = index.frame(frame.into()).map_err(asked)?.mention;
+            let mention = index.frame_of(frame.into(), run).map_err(asked)?.mention;
             let version = match (mention, depth) {
                 (Mention::Zeros, _) => return Ok(None),
                 (Mention::Whole, None) => Counts::Newest,

@@ -228,9 +228,10 @@ impl Chain {
                 match segment.find(epoch)? {
                     Some(number) => return Ok((index, number)),
                     None if segment.epochs()? > 0 => {
-                        return Err(segment
-                            .fault(EpochId::NONE, epoch)
-                            .map_or_else(|| self.no_epoch(epoch), |damage| StoreError::Damaged(damage.clone())));
+                        // Only what ended a walk early hides epochs.
+                        let behind = segment.look(|index| Ok(index.last().next()))?;
+                        let hidden = segment.fault(behind, epoch).map(|damage| StoreError::Damaged(damage.clone()));
+                        return Err(hidden.unwrap_or_else(|| self.no_epoch(epoch)));
                     }
                     None => {}
                 }

@@ -10,7 +10,7 @@ use super::view::{self, Unanswered};
 use super::{Chain, Epoch, Found, FoundPages, PageReader, Segment, SegmentNumbers, StoreError};
 use crate::format::{
     BLOCK_LIST_BYTES_MAX, BLOCK_PAGES, BlockDecoder, BlockEncoder, BlockList, BlockPages, Close, Commit, Compression,
-    EpochWriter, Mention, SegmentHeader, is_zero,
+    EpochWriter, FRAME_HEADER_BYTES, FormatError, Mention, SegmentHeader, is_zero,
 };
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun, runs};
 
@@ -216,8 +216,15 @@ impl<'a> Rewrite<'a> {
             let list =
                 BlockList::parse(payload.get(..payload.len().min(BLOCK_LIST_BYTES_MAX)).unwrap_or_default()).map_err(damaged)?;
             let wanted = |gfn: Gfn| of_block.iter().any(|pages| PageRun { first: pages.first, count: pages.count }.contains(gfn));
-            if list.gfns().iter().all(|gfn| wanted(*gfn)) {
-                pages.writer.block_again(&mut out.buffer, payload, list.gfns().len()).map_err(StoreError::Input)?;
+            let met = list.gfns().iter().filter(|gfn| wanted(**gfn)).count();
+            let expected = of_block.iter().fold(0, |sum: u64, pages| sum.saturating_add(pages.count));
+            if met as u64 != expected {
+                // Whatever these pages are, what is written here would take the place of it.
+                let error = FormatError::field("gfn", FRAME_HEADER_BYTES, format!("{expected} pages that the index names"), met);
+                return Err(damaged(error));
+            }
+            if met == list.gfns().len() {
+                pages.writer.block_again(&mut out.buffer, payload, met).map_err(StoreError::Input)?;
             } else {
                 decoder.decode(payload, &mut decoded).map_err(damaged)?;
                 for (gfn, page) in list.gfns().iter().zip(decoded.iter()).filter(|(gfn, _)| wanted(**gfn)) {
@@ -290,7 +297,7 @@ impl Content {
             if frame < frames.start {
                 continue;
             }
-            let mention = index.frame(frame.into())?.mention;
+            let mention = index.frame_of(frame.into(), run.run)?.mention;
             let Self { found, zeros, whole, changed } = self;
             found.add(run.run, |PageRun { first, count }| match mention {
                 Mention::Zeros => zeros.push(PageRun { first, count }),

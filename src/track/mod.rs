@@ -38,8 +38,8 @@ pub enum TrackError {
     /// The memslots.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The kernel's descriptor.
-    #[error("preparing the bitmap tracker")]
+    /// The kernel's descriptor, or a thread.
+    #[error("preparing the tracker")]
     Prepare(#[source] std::io::Error),
     /// The kernel lists a page that is in no memslot.
     #[error("the log lists page {offset} of slot {slot}, which is not memory")]
@@ -62,7 +62,16 @@ pub struct Collected {
     pub lost: Option<Lost>,
     /// Time from the start to the end of the harvest.
     pub harvest: Duration,
-    /// Time of the reset.
+    /// Time of the reset, as far as it is done.
+    pub reset: Duration,
+}
+
+/// How a collection ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Why writes may have been missed, where they may.
+    pub lost: Option<Lost>,
+    /// Time that was left to wait for, or to do, of the reset.
     pub reset: Duration,
 }
 
@@ -79,6 +88,24 @@ pub trait Tracker: Send + std::fmt::Debug {
     /// # Errors
     /// [`TrackError`]: tracking is lost then, as with [`Collected::lost`].
     fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError>;
+
+    /// As [`collect`](Self::collect), but the reset may go on, on another thread, until [`settle`](Self::settle), which has to be called before any vCPU runs.
+    /// Pages may be copied meanwhile. Whoever implements one of the two must implement both.
+    ///
+    /// # Errors
+    /// [`TrackError`]: tracking is lost, and nothing goes on.
+    fn begin(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+        self.collect(parked, into)
+    }
+
+    /// Waits for whatever [`begin`](Self::begin) has left to do.
+    ///
+    /// # Errors
+    /// [`TrackError`]: tracking is lost, as with [`Settled::lost`].
+    fn settle(&mut self, parked: &Parked<'_>) -> Result<Settled, TrackError> {
+        let _ = parked;
+        Ok(Settled::default())
+    }
 
     /// The pages of the last collection were put back to what they were: what they hold now is no sign of being written again.
     fn rolled_back(&mut self, parked: &Parked<'_>) {

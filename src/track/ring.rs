@@ -1,16 +1,16 @@
 //! The tracker on dirty rings.
 
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::hot::{HotSet, Listed};
-use super::{Collected, TrackError, Tracker, insert};
+use super::{Collected, Settled, TrackError, Tracker, insert};
 use crate::kvm::VmHandle;
 use crate::kvm::park::Parked;
 use crate::kvm::probe::PagesStayWritable;
-use crate::kvm::ring::{DirtyPage, VmRings};
+use crate::kvm::ring::{DirtyPage, ResetHelp, VmRings};
 use crate::memory::GuestMemory;
 use crate::page::{PAGE_SIZE, PageSet};
 
@@ -32,6 +32,23 @@ impl RingTracker {
     #[must_use]
     pub const fn new(vm: VmHandle, memory: GuestMemory, rings: VmRings) -> Self {
         Self { vm, memory, rings, hot: None, hot_later: None, protect: Vec::new() }
+    }
+
+    /// Has large resets done by a thread of the rings' own, while pages are copied. Does nothing where there is one processor.
+    ///
+    /// # Errors
+    /// [`TrackError::Prepare`]: the system has no thread or no descriptor left.
+    pub fn with_thread(mut self) -> Result<Self, TrackError> {
+        if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1) {
+            self.rings.start_thread().map_err(TrackError::Prepare)?;
+        }
+        Ok(self)
+    }
+
+    /// For threads that wait for a cut's end and can help with its reset, where there is [a thread](Self::with_thread) for resets.
+    #[must_use]
+    pub fn help(&self) -> Option<ResetHelp> {
+        self.rings.help()
     }
 
     /// Leaves up to `most` pages that are written all the time writable. Something else than full rings must then end epochs too: members do not fill
@@ -73,6 +90,12 @@ impl Tracker for RingTracker {
     }
 
     fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+        let collected = self.begin(parked, into)?;
+        let Settled { lost, reset } = self.settle(parked)?;
+        Ok(Collected { lost, reset, ..collected })
+    }
+
+    fn begin(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
         let start = Instant::now();
         self.look_for_hot_set();
         let Self { memory, rings, hot, protect, .. } = self;
@@ -105,15 +128,20 @@ impl Tracker for RingTracker {
             let unmap = hot.look(pages.len() - protect.len(), content, protect);
             unmap.map_or(Ok(()), |gfn| memory.unmap_page(parked, gfn))?;
         }
-        let harvested = Instant::now();
-        let reset = match (&hot, &inserted) {
-            (Some(_), Ok(())) => harvest.reset_instead(protect)?,
-            _ => harvest.reset()?,
-        };
-        let lost = reset.lost;
-        inserted?;
+        if let Err(error) = inserted {
+            // The log can't be believed. What it lists is no loss to make good here.
+            let _ = harvest.reset()?;
+            return Err(error);
+        }
+        harvest.begin_reset(hot.is_some().then_some(protect), parked)?;
         let hot = hot.as_ref().map_or(0, |hot| hot.len() as u64);
-        Ok(Collected { entries, hot, lost, harvest: harvested - start, reset: harvested.elapsed() })
+        Ok(Collected { entries, hot, lost: None, harvest: start.elapsed(), reset: Duration::ZERO })
+    }
+
+    fn settle(&mut self, _parked: &Parked<'_>) -> Result<Settled, TrackError> {
+        let start = Instant::now();
+        let lost = self.rings.finish_reset()?.lost;
+        Ok(Settled { lost, reset: start.elapsed() })
     }
 
     fn rolled_back(&mut self, _parked: &Parked<'_>) {

@@ -12,6 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::kvm::kick::Kick;
+use crate::kvm::ring::ResetHelp;
 use crate::machine::{StateError, VcpuState};
 
 const RUNNING: u32 = 0;
@@ -64,6 +65,8 @@ pub(super) struct Gate {
     halted: AtomicBool,
     /// Spinning only helps where the others have a processor of their own.
     spin: Duration,
+    /// What parked threads that are awake can help with.
+    help: Option<ResetHelp>,
     sleepers: AtomicU32,
     lock: Mutex<()>,
     changed: Condvar,
@@ -87,7 +90,7 @@ pub(super) enum GateError {
 
 impl Gate {
     /// A closed gate: threads that come park, until a leader opens it.
-    pub(super) fn closed(kicks: Vec<Kick>) -> Self {
+    pub(super) fn closed(kicks: Vec<Kick>, help: Option<ResetHelp>) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let spin = if kicks.len() <= cpus { SPIN } else { Duration::ZERO };
         let seats = kicks.into_iter().zip(0u32..).map(|(kick, index)| Seat {
@@ -101,6 +104,7 @@ impl Gate {
             closed: AtomicBool::new(true),
             halted: AtomicBool::new(false),
             spin,
+            help,
             sleepers: AtomicU32::new(0),
             lock: Mutex::new(()),
             changed: Condvar::new(),
@@ -233,14 +237,14 @@ impl Gate {
             seat.state.store(PARKED, Ordering::SeqCst);
             self.announce();
             let ordered = || seat.order.load(Ordering::SeqCst) == CAPTURE;
-            self.wait_until(SPIN, || !self.is_closed() || self.is_halted() || ordered());
+            self.wait_parked(|| !self.is_closed() || self.is_halted() || ordered());
             if seat.take_order(CLAIMED) {
                 let mut captured = lock(&seat.captured);
                 captured.outcome = capture(&mut captured.state);
                 drop(captured);
                 seat.order.store(CAPTURED, Ordering::SeqCst);
                 self.announce();
-                self.wait_until(SPIN, || !self.is_closed() || self.is_halted() || ordered());
+                self.wait_parked(|| !self.is_closed() || self.is_halted() || ordered());
             }
         }
     }
@@ -275,21 +279,20 @@ impl Gate {
         }
     }
 
-    fn wait_until(&self, spin: Duration, condition: impl Fn() -> bool) {
-        if condition() {
-            return;
+    /// For a parked vCPU's thread: waits, and does a reset that the leader has no time for while it is awake.
+    fn wait_parked(&self, condition: impl Fn() -> bool) {
+        let Some(help) = &self.help else { return self.wait_until(SPIN, condition) };
+        let lookout = help.look_out();
+        while self.spin_until(SPIN, || condition() || help.is_wanted()) && !condition() {
+            help.give();
         }
-        let spin = spin.min(self.spin);
-        if !spin.is_zero() {
-            let start = Instant::now();
-            while start.elapsed() < spin {
-                for _ in 0..32 {
-                    if condition() {
-                        return;
-                    }
-                    std::hint::spin_loop();
-                }
-            }
+        drop(lookout);
+        self.wait_until(Duration::ZERO, condition);
+    }
+
+    fn wait_until(&self, spin: Duration, condition: impl Fn() -> bool) {
+        if self.spin_until(spin, &condition) {
+            return;
         }
         let mut guard = lock(&self.lock);
         self.sleepers.fetch_add(1, Ordering::SeqCst);
@@ -297,6 +300,27 @@ impl Gate {
             guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Spins at most so long. Returns whether the condition holds.
+    fn spin_until(&self, spin: Duration, condition: impl Fn() -> bool) -> bool {
+        if condition() {
+            return true;
+        }
+        let spin = spin.min(self.spin);
+        if spin.is_zero() {
+            return false;
+        }
+        let start = Instant::now();
+        while start.elapsed() < spin {
+            for _ in 0..32 {
+                if condition() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        false
     }
 }
 

@@ -78,7 +78,7 @@ impl Running {
     /// [`VmmError`]: threads, or the base epoch.
     pub fn start(vm: Vm, protection: Option<Protection>, limits: Limits, stop: Stop) -> Result<Self, VmmError> {
         let memory = vm.memory().clone();
-        let Vm { fd, vcpus, capture, spec, filling, late_check, .. } = vm;
+        let Vm { fd, vcpus, capture, spec, help, filling, late_check, .. } = vm;
         let signal = kick::default_signal();
         kick::install_handler(signal).map_err(system("sigaction for the kick signal"))?;
         let handles = vcpus.iter().map(|vcpu| second_handle(&fd, vcpu).map(Mutex::new)).collect::<Result<Vec<_>, _>>()?;
@@ -91,7 +91,7 @@ impl Running {
             None => (None, None, false, 0),
         };
         let shared = Arc::new(Shared {
-            vcpus: Vcpus { gate: Gate::closed(kicks), vm: fd, capture, handles, rewinder: Mutex::default() },
+            vcpus: Vcpus { gate: Gate::closed(kicks, help), vm: fd, capture, handles, rewinder: Mutex::default() },
             monitor: Monitor::new(memory.clone(), &spec),
             guest_period: spec.guest.every(),
             memory,

@@ -17,7 +17,7 @@ use crate::epoch::{HotPages, RingPlan};
 use crate::kvm::VmHandle;
 use crate::kvm::host;
 use crate::kvm::probe::{PagesStayWritable, pages_stay_writable};
-use crate::kvm::ring::{self, RingSize, VmRings};
+use crate::kvm::ring::{self, ResetHelp, RingSize, VmRings};
 use crate::machine::{CaptureSpec, MachineState, apply_vcpu, apply_vm};
 use crate::memory::GuestMemory;
 use crate::page::{Gfn, PAGE_SIZE_U64, PageRun};
@@ -72,6 +72,8 @@ pub struct Vm {
     pub(super) spec: MachineSpec,
     memory: GuestMemory,
     tracker: Option<Box<dyn Tracker>>,
+    /// For vCPU threads that wait for a cut's end.
+    pub(super) help: Option<ResetHelp>,
     plan: Option<RingPlan>,
     pub(super) filling: Option<OnDemand>,
     pub(super) late_check: Option<LateCheck>,
@@ -200,9 +202,11 @@ impl Vm {
         let first = vcpus.first().ok_or(VmmError::Vcpus { found: 0, max })?;
         let capture = CaptureSpec::probe(&hypervisor, &fd, first)?;
         let mut late_check = None;
+        let mut help = None;
         let tracker: Option<Box<dyn Tracker>> = match (rings, bitmap) {
             (Some(rings), _) => {
-                let tracker = RingTracker::new(handle()?, memory.clone(), rings);
+                let tracker = RingTracker::new(handle()?, memory.clone(), rings).with_thread()?;
+                help = tracker.help();
                 let most = plan.and_then(|plan| usize::try_from(plan.hot).ok()).unwrap_or_default();
                 Some(Box::new(match writable {
                     Some(Checked::Is(writable)) => tracker.with_hot_set(most, writable),
@@ -217,7 +221,7 @@ impl Vm {
             (None, Some(bitmap)) => Some(Box::new(bitmap)),
             (None, None) => None,
         };
-        Ok(Self { fd: Arc::new(fd), vcpus, capture, spec, memory, tracker, plan, filling: None, late_check, setup })
+        Ok(Self { fd: Arc::new(fd), vcpus, capture, spec, memory, tracker, help, plan, filling: None, late_check, setup })
     }
 
     /// Puts the guest into memory and its vCPUs at its start.

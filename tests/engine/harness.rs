@@ -13,10 +13,11 @@ use slackwater::format::{
     FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Trigger, decode_changes, decode_state, decode_zeros,
 };
 use slackwater::kvm::park::Parked;
+use slackwater::kvm::ring::Lost;
 use slackwater::machine::StateRecord;
 use slackwater::memory::GuestMemory;
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes, PageRun, PageSet};
-use slackwater::track::{Collected, SimulatedMemory, SimulatedTracker, TrackError, Tracker};
+use slackwater::track::{Collected, Settled, SimulatedMemory, SimulatedTracker, TrackError, Tracker};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Two regions with a hole between them.
@@ -682,6 +683,8 @@ impl Sink for DiskSink {
 pub(crate) struct Lies {
     /// Never says that writes were lost.
     pub(crate) hides_lost: bool,
+    /// Says that writes were lost only when the collection is settled.
+    pub(crate) late: bool,
     /// Never lists this page.
     pub(crate) drops: Option<Gfn>,
     /// Can't begin anew.
@@ -693,6 +696,8 @@ pub(crate) struct Lies {
 pub(crate) struct LyingTracker {
     inner: SimulatedTracker,
     lies: Lies,
+    /// What is to be said when the collection is settled.
+    unsaid: Option<Lost>,
 }
 
 impl Tracker for LyingTracker {
@@ -714,6 +719,18 @@ impl Tracker for LyingTracker {
             collected.lost = None;
         }
         Ok(collected)
+    }
+
+    fn begin(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+        let mut collected = self.collect(parked, into)?;
+        if self.lies.late {
+            self.unsaid = collected.lost.take();
+        }
+        Ok(collected)
+    }
+
+    fn settle(&mut self, _parked: &Parked<'_>) -> Result<Settled, TrackError> {
+        Ok(Settled { lost: self.unsaid.take(), ..Settled::default() })
     }
 
     fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackError> {
@@ -795,7 +812,7 @@ impl World {
     }
 
     pub(crate) fn tracker(&self) -> Box<dyn Tracker> {
-        Box::new(LyingTracker { inner: SimulatedTracker::new(self.simulated.clone()), lies: self.lies })
+        Box::new(LyingTracker { inner: SimulatedTracker::new(self.simulated.clone()), lies: self.lies, unsaid: None })
     }
 
     pub(crate) fn engine(&self, start: Start, options: EngineOptions) -> Engine<Counter> {

@@ -4,7 +4,7 @@ use slackwater::epoch::{Cut, Discard, Durability, Engine, EngineError, EngineOpt
 use slackwater::format::Trigger;
 use slackwater::page::EpochId;
 
-use super::harness::{BUDGET, Counter, Event, Fault, PAGES, RING, World, chain_of, gfn, options};
+use super::harness::{BUDGET, Counter, Event, Fault, Lies, PAGES, RING, World, chain_of, gfn, options};
 
 fn planned() -> EngineOptions {
     EngineOptions { rollback: true, ..options() }
@@ -12,7 +12,12 @@ fn planned() -> EngineOptions {
 
 /// A world whose base has ten pages.
 fn with_base(options: EngineOptions) -> (World, Engine<Counter>) {
+    with_base_and(Lies::default(), options)
+}
+
+fn with_base_and(lies: Lies, options: EngineOptions) -> (World, Engine<Counter>) {
     let mut world = World::new();
+    world.lies = lies;
     let mut engine = world.engine(Start::Fresh, options);
     (0..10).for_each(|index| world.vmm_write(gfn(index)));
     world.take(&mut engine, Trigger::Request);
@@ -72,8 +77,8 @@ fn pages_of_a_longer_epoch_are_put_back_too() {
 
 #[test]
 fn lost_tracking_has_all_memory_compared_and_the_next_epoch_is_as_any() {
-    for case in 0..2 {
-        let (mut world, mut engine) = with_base(planned());
+    for (case, late) in [(0, false), (0, true), (1, false), (1, true)] {
+        let (mut world, mut engine) = with_base_and(Lies { late, ..Lies::default() }, planned());
         if case == 0 {
             world.write_all(0..2 * RING + 3);
         } else {
@@ -91,6 +96,21 @@ fn lost_tracking_has_all_memory_compared_and_the_next_epoch_is_as_any() {
         let report = world.finish(engine).report;
         assert_eq!((report.tracking_lost, report.rollback.compared), (1, 1));
         assert!(world.disk.stored().iter().all(|stored| !stored.commit.recovery));
+    }
+}
+
+/// What the point has of a cut is right as well where the loss shows only after pages were copied.
+#[test]
+fn a_cut_that_compared_all_memory_is_gone_back_to() {
+    for late in [false, true] {
+        let (mut world, mut engine) = with_base_and(Lies { late, ..Lies::default() }, planned());
+        world.write_all(0..2 * RING + 3);
+        let pages = PAGES as u64;
+        assert_eq!(world.cut(&mut engine, Trigger::RingFull).unwrap(), Cut::Taken { epoch: EpochId(2), pages }, "late: {late}");
+        world.write_all([1, 2 * RING, PAGES - 1]);
+        assert_eq!(world.rollback(&mut engine).unwrap(), rolled_back(2, 3));
+        world.take(&mut engine, Trigger::Final);
+        assert_eq!(world.finish(engine).report.tracking_lost, 1);
     }
 }
 

@@ -42,8 +42,9 @@ fn short_reset(world: &mut World) {
 
 #[test]
 fn lost_tracking_is_made_good_and_said() {
-    for how in [overflow, short_reset] {
-        let (world, finished) = run(Lies::default(), how);
+    let hows: [fn(&mut World); 2] = [overflow, short_reset];
+    for (how, late) in hows.into_iter().flat_map(|how| [(how, false), (how, true)]) {
+        let (world, finished) = run(Lies { late, ..Lies::default() }, how);
         world.check(&finished, 0);
         let report = finished.report;
         assert_eq!((report.tracking_lost, report.over_budget_epochs), (1, 0));

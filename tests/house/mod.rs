@@ -44,6 +44,7 @@ fn nothing_panics_on_purpose() {
 fn every_file_says_what_it_is() {
     none(&code::check_headers(&sources()));
     none(&code::check_headers(&Tree::read(&root(), "tests")));
+    none(&code::check_headers(&Tree::read(&root(), "fuzz")));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::{
     Mention, RUNS, Table, VERSION,
 };
 use crate::format::fields::Fields;
-use crate::format::{FRAME_HEADER_BYTES, FormatError};
+use crate::format::{BLOCK_PAGES, FRAME_HEADER_BYTES, FormatError};
 use crate::page::{EpochId, Gfn, PageRun};
 
 /// The bytes of an index, which may be those of a file that is mapped.
@@ -264,6 +264,19 @@ impl Index {
         };
         fields.zeros("reserved", 2)?;
         Ok(IndexedFrame { offset, epoch, mention })
+    }
+
+    /// The frame with this number, of which a run's mention says that it mentions all of `run`. What is counted page by page is bounded so.
+    ///
+    /// # Errors
+    /// As [`frame`](Self::frame); a block, and more pages than a block has.
+    pub fn frame_of(&self, number: u64, run: PageRun) -> Result<IndexedFrame, IndexError> {
+        let frame = self.frame(number)?;
+        if frame.mention != Mention::Zeros && run.count > BLOCK_PAGES as u64 {
+            let expected = format!("up to {BLOCK_PAGES}, which a block mentions");
+            return Err(FormatError::field("pages of a run", 0, expected, run.count).into());
+        }
+        Ok(frame)
     }
 
     /// The run with this number, from 0.

@@ -31,16 +31,20 @@
 //! * A ring can only be mapped through [`VmRings`], and [`VmRings::enable`] fails once a vCPU exists.
 //! * Pages of a harvest can be read before the reset only with the proof that the vCPUs are parked; otherwise the reset comes first.
 //! * A harvest only reads: dropped without a reset, it is as if it had not been, and the next one lists its pages again.
+//! * A reset can be taken in two steps ([`Harvest::begin_reset`], [`VmRings::finish_reset`]): a large one then goes on, on a thread of its own, while the caller copies
+//!   the pages. What was begun and not finished is finished by the next harvest.
 //! * The reset runs with every signal blocked, and a count that differs from the harvest's is [`Lost::Reset`].
 //!
 //! Sources: Documentation/virt/kvm/api.rst, section 8.29; virt/kvm/dirty_ring.c.
 
+mod beside;
 mod entry;
 mod order;
 mod rings;
 #[cfg(test)]
 mod tests;
 
+pub use beside::{Lookout, ResetHelp};
 pub use rings::{DirtyPage, Harvest, Lost, Reset, RingError, RingSize, VmRings, support};
 
 /// The exit reason of a full ring, `KVM_EXIT_DIRTY_RING_FULL`; kvm-ioctls reports it as `VcpuExit::Unsupported(31)`.

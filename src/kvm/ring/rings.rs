@@ -9,6 +9,7 @@ use kvm_bindings::{
 };
 use memmap2::{MmapOptions, MmapRaw};
 
+use super::beside::{Beside, ResetHelp};
 use super::entry::{Cursor, DirtyGfn};
 use super::order;
 use crate::kvm::VmHandle;
@@ -26,6 +27,9 @@ const KVM_ENABLE_CAP: u32 = 0x4068_aea3;
 /// No memslot: the kernel skips an entry with it (virt/kvm/dirty_ring.c, kvm_reset_dirty_gfn).
 const NO_SLOT: u32 = u32::MAX;
 const ENTRY_BYTES: u32 = 16;
+
+/// A reset of fewer pages takes less time than waking a thread for it.
+const BESIDE_FROM: usize = 128;
 const _: () = assert!(size_of::<kvm_dirty_gfn>() == ENTRY_BYTES as usize);
 
 /// How many entries a ring has: a power of two, at least [`RingSize::MIN`] (one page).
@@ -175,6 +179,18 @@ pub struct VmRings {
     room: Vec<DirtyPage>,
     /// Entries given back that no reset has taken yet.
     unreset: u64,
+    beside: Option<Beside>,
+    /// A reset was begun and not finished.
+    begun: Option<Begun>,
+}
+
+/// A reset that was begun.
+#[derive(Clone, Copy, Debug)]
+struct Begun {
+    /// What was known to be missed at the harvest.
+    lost: Option<Lost>,
+    /// Whether another thread may do it.
+    ordered: bool,
 }
 
 impl VmRings {
@@ -194,7 +210,7 @@ impl VmRings {
         enable.args[0] = u64::from(entries) * u64::from(ENTRY_BYTES);
         // SAFETY: the structure is the request's and has no pointers.
         unsafe { vm.ioctl_with(KVM_ENABLE_CAP, &enable) }.map_err(|source| RingError::Enable { entries, source })?;
-        Ok(Self { vm, size, rings: Vec::new(), pages: Vec::new(), room: Vec::new(), unreset: 0 })
+        Ok(Self { vm, size, rings: Vec::new(), pages: Vec::new(), room: Vec::new(), unreset: 0, beside: None, begun: None })
     }
 
     /// Maps the ring of a new vCPU of this VM (a `kvm_ioctls::VcpuFd`). Every vCPU must be mapped before it runs.
@@ -216,6 +232,23 @@ impl VmRings {
         Ok(())
     }
 
+    /// Starts a thread for large resets that are [begun](Harvest::begin_reset) and [finished](Self::finish_reset) in two steps: it does them while the caller
+    /// does something else in between. Only worth it where there is a second processor.
+    ///
+    /// # Errors
+    /// The error of starting the thread, or of duplicating the VM's descriptor.
+    pub fn start_thread(&mut self) -> io::Result<()> {
+        let vm = VmHandle::duplicate(&self.vm)?;
+        self.beside = Some(Beside::start(move || reset_ioctl(&vm))?);
+        Ok(())
+    }
+
+    /// For threads that wait for a cut's end and can help with its reset, where there is a [thread](Self::start_thread) for resets.
+    #[must_use]
+    pub fn help(&self) -> Option<ResetHelp> {
+        self.beside.as_ref().map(Beside::help)
+    }
+
     /// The size of each ring.
     #[must_use]
     pub const fn size(&self) -> RingSize {
@@ -230,8 +263,10 @@ impl VmRings {
 
     /// Reads what the rings list. No allocation. A harvest that is dropped changes nothing: the next one lists its pages again.
     pub fn harvest(&mut self) -> Harvest<'_> {
+        // A reset that somebody began and forgot; where it failed, nothing is known.
+        let forgotten = Lost::Reset { harvested: self.unreset, reset: 0 };
+        let mut lost = self.finish_reset().map_or(Some(forgotten), |reset| reset.lost);
         self.pages.clear();
-        let mut lost = None;
         for (vcpu, ring) in self.rings.iter_mut().enumerate() {
             ring.read = ring.cursor.read(ring.entries(), |slot, offset| self.pages.push(DirtyPage { slot, offset }));
             if ring.read == ring.entries {
@@ -253,10 +288,36 @@ impl VmRings {
         }
     }
 
-    /// The ioctl. Callers block signals around it.
-    fn reset_ioctl(&self) -> io::Result<u64> {
-        self.vm.ioctl_value(KVM_RESET_DIRTY_RINGS, 0).map(|count| u64::try_from(count).unwrap_or(0))
+    /// Finishes the reset that was [begun](Harvest::begin_reset): does it, or waits for the thread that does. Nothing happens where none was.
+    ///
+    /// # Errors
+    /// [`RingError::Reset`] where the ioctl failed: tracking is lost.
+    pub fn finish_reset(&mut self) -> Result<Reset<'_>, RingError> {
+        let Some(Begun { lost, ordered }) = self.begun.take() else { return Ok(Reset { pages: &self.pages, lost: None }) };
+        let outcome = self.beside.as_ref().filter(|_| ordered).and_then(Beside::take);
+        let outcome = outcome.unwrap_or_else(|| {
+            if self.unreset == 0 {
+                return Ok(0); // nothing was listed: the kernel would find nothing to do
+            }
+            let _blocked = SignalsBlocked::new();
+            reset_ioctl(&self.vm)
+        });
+        self.reset_done(lost, outcome)
     }
+
+    fn reset_done(&mut self, lost: Option<Lost>, outcome: io::Result<u64>) -> Result<Reset<'_>, RingError> {
+        let reset = outcome.map_err(RingError::Reset)?;
+        let harvested = self.unreset;
+        // What a short reset left in the rings as harvested is taken back by the next one.
+        self.unreset = harvested.saturating_sub(reset);
+        let lost = if reset == harvested { lost } else { Some(Lost::Reset { harvested, reset }) };
+        Ok(Reset { pages: &self.pages, lost })
+    }
+}
+
+/// The ioctl. Callers block signals around it.
+fn reset_ioctl(vm: &VmHandle) -> io::Result<u64> {
+    vm.ioctl_value(KVM_RESET_DIRTY_RINGS, 0).map(|count| u64::try_from(count).unwrap_or(0))
 }
 
 impl std::fmt::Debug for VmRings {
@@ -299,7 +360,7 @@ impl<'r> Harvest<'r> {
     /// [`RingError::Reset`] where the ioctl failed: tracking is lost.
     pub fn reset(mut self) -> Result<Reset<'r>, RingError> {
         self.give_back_all();
-        self.reset_given_back()
+        self.finish()
     }
 
     /// As [`reset`](Self::reset), but protects `pages` instead of those listed, and leaves the others writable: a write to them is not listed until they are
@@ -310,21 +371,35 @@ impl<'r> Harvest<'r> {
     ///
     /// # Errors
     /// [`RingError::Reset`], and [`RingError::NoRoom`] where `pages` are more than the entries listed: nothing was done.
-    pub fn reset_instead(self, pages: &[DirtyPage]) -> Result<Reset<'r>, RingError> {
-        let room = self.rings.pages.len();
-        if pages.len() > room {
-            return Err(RingError::NoRoom { pages: pages.len(), room });
+    pub fn reset_instead(mut self, pages: &[DirtyPage]) -> Result<Reset<'r>, RingError> {
+        self.give_back_instead(pages)?;
+        self.finish()
+    }
+
+    /// The first half of [`reset`](Self::reset), or of [`reset_instead`](Self::reset_instead) with `pages`. [`VmRings::finish_reset`] is the second, and has to come
+    /// before any vCPU runs. In between, a large reset goes on beside the caller where there is a thread for it ([`VmRings::start_thread`]).
+    ///
+    /// # Errors
+    /// [`RingError::NoRoom`] where `pages` are more than the entries listed: nothing was done.
+    pub fn begin_reset(mut self, instead: Option<&[DirtyPage]>, parked: &Parked<'_>) -> Result<(), RingError> {
+        let _ = parked;
+        let pages = instead.map_or(self.rings.pages.len(), <[_]>::len);
+        match instead {
+            Some(pages) => self.give_back_instead(pages)?,
+            None => self.give_back_all(),
         }
-        self.rings.give_back(pages.iter().copied());
-        self.reset_given_back()
+        let beside = self.rings.beside.as_mut().filter(|_| pages >= BESIDE_FROM);
+        let ordered = beside.is_some_and(Beside::order);
+        self.rings.begun = Some(Begun { lost: self.lost, ordered });
+        Ok(())
     }
 
     /// [`reset`](Self::reset) as it must not be done.
     #[cfg(test)]
     pub(super) fn reset_with_signals(mut self) -> Result<Reset<'r>, RingError> {
         self.give_back_all();
-        let outcome = self.rings.reset_ioctl();
-        self.finish(outcome)
+        let outcome = reset_ioctl(&self.rings.vm);
+        self.rings.reset_done(self.lost, outcome)
     }
 
     fn give_back_all(&mut self) {
@@ -333,23 +408,18 @@ impl<'r> Harvest<'r> {
         self.rings.pages = pages;
     }
 
-    fn reset_given_back(self) -> Result<Reset<'r>, RingError> {
-        if self.rings.unreset == 0 {
-            return self.finish(Ok(0)); // nothing was listed: the kernel would find nothing to do
+    fn give_back_instead(&mut self, pages: &[DirtyPage]) -> Result<(), RingError> {
+        let room = self.rings.pages.len();
+        if pages.len() > room {
+            return Err(RingError::NoRoom { pages: pages.len(), room });
         }
-        let blocked = SignalsBlocked::new();
-        let outcome = self.rings.reset_ioctl();
-        drop(blocked);
-        self.finish(outcome)
+        self.rings.give_back(pages.iter().copied());
+        Ok(())
     }
 
-    fn finish(self, outcome: io::Result<u64>) -> Result<Reset<'r>, RingError> {
-        let reset = outcome.map_err(RingError::Reset)?;
-        let harvested = self.rings.unreset;
-        // What a short reset left in the rings as harvested is taken back by the next one.
-        self.rings.unreset = harvested.saturating_sub(reset);
-        let lost = if reset == harvested { self.lost } else { Some(Lost::Reset { harvested, reset }) };
-        Ok(Reset { pages: &self.rings.pages, lost })
+    fn finish(self) -> Result<Reset<'r>, RingError> {
+        self.rings.begun = Some(Begun { lost: self.lost, ordered: false });
+        self.rings.finish_reset()
     }
 }
 

@@ -109,11 +109,63 @@ fn native_rings_come_before_vcpus_and_only_once() {
     }
 }
 
+#[test]
+fn native_a_reset_goes_on_beside_the_caller_and_is_finished() {
+    if !kvm_or_skip("native_a_reset_goes_on_beside_the_caller_and_is_finished") {
+        return;
+    }
+    let (mut guest, rings) = TestGuest::new(Some(ENTRIES));
+    let mut rings = rings.unwrap();
+    rings.start_thread().unwrap();
+    listed(&mut rings);
+    let pages = 1000.min(FRAMES - FIRST_FREE);
+    let all: BTreeSet<u64> = (FIRST_FREE..FIRST_FREE + pages).collect();
+    for round in 0..40u64 {
+        guest.write(run(0, pages));
+        let mut scope = ();
+        let parked = Parked::vouch(&mut scope);
+        let harvest = rings.harvest();
+        let seen: BTreeSet<_> = harvest.while_parked(&parked).iter().map(|page| page.offset).collect();
+        assert!(seen.is_superset(&all), "round {round}: a reset protects every page before it is finished");
+        harvest.begin_reset(None, &parked).unwrap();
+        // At once, late, or never: the next harvest finishes it then.
+        (0..round * 200).for_each(|_| std::hint::spin_loop());
+        if round % 4 != 3 {
+            assert_eq!(rings.finish_reset().unwrap().lost, None);
+            assert_eq!(rings.finish_reset().unwrap().lost, None, "there is nothing more to finish");
+        } else {
+            let again = rings.harvest();
+            assert_eq!((again.while_parked(&parked).len(), again.lost()), (0, None));
+        }
+    }
+    // Other pages than those listed.
+    guest.write(run(0, pages));
+    let mut scope = ();
+    let parked = Parked::vouch(&mut scope);
+    let half: Vec<_> = all.iter().take(all.len() / 2).map(|gfn| DirtyPage { slot: 0, offset: *gfn }).collect();
+    rings.harvest().begin_reset(Some(&half), &parked).unwrap();
+    assert_eq!(rings.finish_reset().unwrap().lost, None);
+    guest.write(run(0, pages));
+    let seen = listed(&mut rings);
+    assert!(half.iter().all(|page| seen.contains(&page.offset)) && seen.len() < half.len() + 5, "{}", seen.len());
+}
+
 /// Another thread that signals this one without pause while it is on.
 struct Storm {
     on: Arc<AtomicBool>,
     /// Whether the reset blocks signals, as it must.
     blocked: bool,
+    /// Whether it goes on beside this thread.
+    beside: bool,
+}
+
+/// The threads of this process that reset rings, or whose names can't be told from theirs: the kernel keeps 15 bytes.
+fn reset_threads() -> Vec<i32> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let resets = |task: &std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| "slackwater-reset".starts_with(name.trim_end()))
+    };
+    tasks.filter(resets).filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// One pass: dirty, harvest, reset while another thread signals this one without pause. Returns whether the reset said that it lost pages, and how many of the
@@ -126,7 +178,16 @@ fn storm_pass(guest: &mut TestGuest, rings: &mut VmRings, pages: u64, storm: &St
     let missing = (FIRST_FREE..FIRST_FREE + pages).filter(|gfn| !seen.contains(gfn)).count();
     // Only now: under a storm of signals the guest would not get on.
     storm.on.store(true, Ordering::SeqCst);
-    let reset = if storm.blocked { harvest.reset() } else { harvest.reset_with_signals() };
+    let reset = match *storm {
+        Storm { blocked: false, .. } => harvest.reset_with_signals(),
+        Storm { beside: false, .. } => harvest.reset(),
+        Storm { .. } => {
+            harvest.begin_reset(None, &Parked::vouch(&mut scope)).unwrap();
+            // Time for the thread to begin.
+            (0..50_000).for_each(|_| std::hint::spin_loop());
+            rings.finish_reset()
+        }
+    };
     storm.on.store(false, Ordering::SeqCst);
     (reset.unwrap().lost.is_some(), missing)
 }
@@ -144,16 +205,21 @@ fn native_signals_do_not_disturb_a_reset_and_a_short_one_is_noticed() {
     let passes = 60;
     let pages = 3000.min(FRAMES - FIRST_FREE);
     kick::install_handler(STORM_SIGNAL).unwrap();
-    for blocked in [true, false] {
+    for (blocked, beside) in [(true, false), (true, true), (false, false)] {
         let (mut guest, rings) = TestGuest::new(Some(ENTRIES));
         let mut rings = rings.unwrap();
+        if beside {
+            rings.start_thread().unwrap();
+        }
         listed(&mut rings);
         guest.write(run(0, pages));
         listed(&mut rings);
-        let (storm, done) = (Storm { on: Arc::default(), blocked }, Arc::new(AtomicBool::new(false)));
+        let (storm, done) = (Storm { on: Arc::default(), blocked, beside }, Arc::new(AtomicBool::new(false)));
         let process = std::process::id();
         // SAFETY: takes nothing and can't fail.
         let thread = unsafe { libc::gettid() };
+        let threads: Vec<_> = std::iter::once(thread).chain(reset_threads()).collect();
+        assert!(!beside || threads.len() > 1, "the thread that resets is signalled too");
         let thunder = {
             let (on, done) = (storm.on.clone(), done.clone());
             std::thread::spawn(move || {
@@ -167,8 +233,10 @@ fn native_signals_do_not_disturb_a_reset_and_a_short_one_is_noticed() {
                         continue;
                     }
                     sent += 1;
-                    // SAFETY: takes numbers; the thread outlives this one, and the signal's handler does nothing.
-                    unsafe { libc::syscall(libc::SYS_tgkill, process, thread, STORM_SIGNAL) };
+                    for thread in &threads {
+                        // SAFETY: takes numbers; a thread that has ended is an error, and the signal's handler does nothing.
+                        unsafe { libc::syscall(libc::SYS_tgkill, process, *thread, STORM_SIGNAL) };
+                    }
                     // Time to take one in: a thread that is signalled faster than it can answer never gets on.
                     (0..100).for_each(|_| std::hint::spin_loop());
                 }

@@ -62,7 +62,7 @@ impl Kind {
     }
 }
 
-/// A header that is intact: its magic, checksum, chain, kind and length are as they must be.
+/// A header that is intact: its magic, checksum, chain, kind, epoch and length are as they must be, and its sequence where the kind has only one.
 #[derive(Clone, Debug)]
 pub(super) struct Header {
     pub(super) kind: Kind,
@@ -104,7 +104,15 @@ impl Header {
             let expected = format!("at most {PAYLOAD_MAX} bytes of payload");
             return Err(Fault::new(DamageKind::Length, offset + 20, expected, length.to_string()));
         }
-        Ok(Self { kind, epoch: u64_at(raw, 8), sequence: u32_at(raw, 16), length, checksum: u64_at(raw, 32), raw: *raw })
+        let (epoch, sequence) = (u64_at(raw, 8), u32_at(raw, 16));
+        if (kind == Kind::Segment) != (epoch == 0) {
+            let expected = if kind == Kind::Segment { "epoch 0" } else { "an epoch, at least 1" };
+            return Err(Fault::new(DamageKind::Epoch, offset + 8, expected, epoch.to_string()));
+        }
+        if matches!(kind, Kind::Segment | Kind::Close) && sequence != 0 {
+            return Err(Fault::new(DamageKind::Sequence, offset + 16, "0", sequence.to_string()));
+        }
+        Ok(Self { kind, epoch, sequence, length, checksum: u64_at(raw, 32), raw: *raw })
     }
 
     /// Bytes of payload and padding.

@@ -141,12 +141,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
         },
         None => return Err(content("the field `format`", "none")),
     };
-    let expected = format!("\nxxh3-64 {:016x}", xxh3_64(line));
-    let hash = rest.strip_suffix(b"\n").unwrap_or(rest);
-    if hash != expected.as_bytes() {
+    let expected = format!("\nxxh3-64 {:016x}\n", xxh3_64(line));
+    if rest != expected.as_bytes() {
         return Err(content(
-            format!("`{}` and nothing more in line 2", expected.trim_start()),
-            format!("`{}`", String::from_utf8_lossy(hash.get(1..hash.len().min(64)).unwrap_or_default()).escape_debug()),
+            format!("`{}`, a line feed and nothing more in line 2", expected.trim()),
+            format!("`{}`", String::from_utf8_lossy(rest.get(1..rest.len().min(64)).unwrap_or_default()).escape_debug()),
         ));
     }
     // Parsed again from the text, because a field that stands there twice shows only then.
@@ -157,8 +156,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
     if !(1..=4096).contains(&fields.vcpus) {
         return Err(content("`vcpus` from 1 to 4096", fields.vcpus.to_string()));
     }
-    // Before format 3 nothing is known by that name.
-    let branch_of = value.get("branch_of").filter(|value| format >= COMPACTING && !value.is_null()).map(branch_of).transpose()?;
+    let branch_of = value.get("branch_of").filter(|value| !value.is_null()).map(branch_of).transpose()?;
+    if branch_of.is_some() && format < COMPACTING {
+        return Err(content(format!("no `branch_of` in a chain of format {format}"), "one"));
+    }
     Ok(Identity {
         chain: digits("chain", &fields.chain)?,
         format,
@@ -190,10 +191,10 @@ pub(super) fn is_branch_name(name: &str) -> bool {
 
 /// The 16 bytes that the field `name` holds as hexadecimal digits.
 fn digits(name: &str, text: &str) -> Result<[u8; 16], Problem> {
-    let wrong = || content(format!("`{name}` of 32 hexadecimal digits"), format!("`{}`", text.escape_debug()));
+    let wrong = || content(format!("`{name}` of 32 hexadecimal digits in lower case"), format!("`{}`", text.escape_debug()));
     let digits: Vec<u8> = text
         .chars()
-        .map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
+        .map(|digit| digit.to_digit(16).filter(|_| !digit.is_ascii_uppercase()).and_then(|digit| u8::try_from(digit).ok()))
         .collect::<Option<_>>()
         .ok_or_else(wrong)?;
     let pairs: Vec<u8> = digits.chunks_exact(2).filter_map(|pair| Some(pair.first()? << 4 | pair.last()?)).collect();
@@ -204,8 +205,8 @@ fn digits(name: &str, text: &str) -> Result<[u8; 16], Problem> {
 }
 
 fn memory(runs: &[PageRun]) -> Result<Vec<PageRun>, Problem> {
-    if runs.len() > RUNS_MAX {
-        return Err(content(format!("at most {RUNS_MAX} runs in `memory`"), runs.len().to_string()));
+    if !(1..=RUNS_MAX).contains(&runs.len()) {
+        return Err(content(format!("1 to {RUNS_MAX} runs in `memory`"), runs.len().to_string()));
     }
     let mut joined: Vec<PageRun> = Vec::new();
     for run in runs {

@@ -283,7 +283,7 @@ fn each_broken_promise_is_named() {
         ("kind 0", header(1, 4, &[0]), K::Kind),
         ("kind 7", header(1, 4, &[7]), K::Kind),
         ("kind 127", header(1, 4, &[127]), K::Kind),
-        ("segment header in an epoch", header(1, 4, &[1]), K::Kind),
+        ("segment header of an epoch", header(1, 4, &[1]), K::Epoch),
         ("another chain", header(1, 31, &[0]), K::Chain),
         ("another epoch", header(1, 8, &[3]), K::Sequence),
         ("sequence", header(1, 16, &[7]), K::Sequence),

@@ -111,6 +111,7 @@ fn each_reason_for_an_error_is_told_apart() {
         ("\"format\": 1, ", ""),
         ("{", "["),
         ("a0a1", "A0g1"),
+        ("a0a1", "A0A1"),
         ("a0a1", "a0"),
         ("a0a1", "a0a1a2"),
         ("4096", "8192"),
@@ -130,12 +131,21 @@ fn each_reason_for_an_error_is_told_apart() {
     }
     let text = identity_text(&line);
     let deep = format!("{{\"format\": 1, \"machine\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
-    for text in [String::new(), "\n\n".to_owned(), line.clone(), format!("{text}\n"), text.replace(' ', ""), identity_text(&deep)]
-    {
+    let unended = text.trim_end().to_owned();
+    let texts = [
+        String::new(),
+        "\n\n".to_owned(),
+        line.clone(),
+        format!("{text}\n"),
+        unended,
+        text.replace(' ', ""),
+        identity_text(&deep),
+    ];
+    for text in texts {
         fs::write(path.join("identity.json"), text).unwrap();
         assert!(matches!(try_run(path).unwrap_err(), VerifyError::Identity { .. }));
     }
-    fs::write(path.join("identity.json"), text.trim_end()).unwrap();
+    fs::write(path.join("identity.json"), &text).unwrap();
     assert_eq!(run(path).segments, 0);
     fs::write(path.join("identity.json"), format!("{text}{}", " ".repeat(1 << 20))).unwrap();
     assert!(matches!(try_run(path).unwrap_err(), VerifyError::Identity { .. }));

@@ -1,0 +1,4 @@
+//! See `tests/fuzz/decoders/frame.rs`.
+#![no_main]
+
+slackwater_fuzz::target!("frame");

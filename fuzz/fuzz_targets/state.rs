@@ -1,0 +1,4 @@
+//! See `tests/fuzz/decoders/state.rs`.
+#![no_main]
+
+slackwater_fuzz::target!("state");
