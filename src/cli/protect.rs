@@ -15,6 +15,7 @@ use crate::epoch::{
 };
 use crate::format::Compression;
 use crate::kvm::ring::RingSize;
+use crate::page::PAGE_SIZE_U64;
 use crate::store::{Writer, WriterOptions};
 use crate::vmm::{GuestReport, Limits, Outcome, Protection, Stop, Tracking, Vm};
 
@@ -76,6 +77,9 @@ pub(super) struct ProtectArgs {
     /// Epochs in flight between guest and storage. Memory: two budgets each.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..=256))]
     in_flight: u16,
+    /// Memory for earlier versions of pages: what changed is stored against them. With 0 every page is stored whole.
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = units::size)]
+    version_memory: u64,
     /// What to do when storage is slower than the guest.
     #[arg(long, value_enum, default_value_t = WhenBehindName::Lengthen)]
     when_behind: WhenBehindName,
@@ -169,6 +173,8 @@ impl ProtectArgs {
             },
             audit_every: self.audit,
             on_commit: None,
+            // More than the guest has pages would never be used.
+            version_pages: usize::try_from(self.version_memory.min(vm.spec().memory_bytes) / PAGE_SIZE_U64).unwrap_or_default(),
             ..EngineOptions::default()
         };
         let tracker = vm.take_tracker().ok_or_else(|| CliError::Usage("the machine has no tracker".to_owned()))?;
