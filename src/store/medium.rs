@@ -144,7 +144,18 @@ impl Medium for Directory {
         file.set_len(0)?;
         file.rewind()?;
         file.write_all(text.as_bytes())?;
-        Ok(Lock::Held(Box::new(file)))
+        Ok(Lock::Held(Box::new(HeldFile(file))))
+    }
+}
+
+/// A file that is locked until this is dropped. Closing it is not enough: a process that another thread starts at this moment has it open as well, until
+/// it becomes another program.
+struct HeldFile(File);
+
+impl Drop for HeldFile {
+    fn drop(&mut self) {
+        // What is left of it goes when the last one closes it.
+        let _ = self.0.unlock();
     }
 }
 
