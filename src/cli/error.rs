@@ -93,7 +93,7 @@ pub(super) enum CliError {
     Export {
         path: PathBuf,
         #[source]
-        source: ExportError,
+        source: Box<ExportError>,
     },
     #[error(transparent)]
     Diff(DiffError),
@@ -153,7 +153,7 @@ impl CliError {
         ExitCode::from(self.code())
     }
 
-    const fn code(&self) -> u8 {
+    fn code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::NotNewest { .. } | Self::BranchExists { .. } => USAGE,
             Self::Repair(RepairError::NotNewest { .. }) => USAGE,
@@ -168,8 +168,8 @@ impl CliError {
             Self::Store(error) if error.is_damage() => DAMAGE,
             Self::Store(error) if error.is_in_use() => FENCED,
             Self::Restore(error) if error.is_damage() => DAMAGE,
+            Self::Export { source, .. } if matches!(**source, ExportError::Audit { .. }) => DAMAGE,
             Self::Verify(VerifyError::Identity { .. })
-            | Self::Export { source: ExportError::Audit { .. }, .. }
             | Self::State { .. }
             | Self::Damaged { .. }
             | Self::Unsound { .. }

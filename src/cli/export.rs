@@ -116,7 +116,7 @@ impl Export {
         let exported = exported.map_err(|error| match error {
             ExportError::Restore(error) => CliError::Restore(error),
             ExportError::State { epoch, source } => CliError::State { epoch, source },
-            source => CliError::Export { path: self.out.clone(), source },
+            source => CliError::Export { path: self.out.clone(), source: Box::new(source) },
         })?;
         file.as_file().sync_all().map_err(|source| self.failed("syncing it", source))?;
         let named = if self.force { file.persist(&self.out) } else { file.persist_noclobber(&self.out) };

@@ -92,7 +92,7 @@ pub(super) fn run(
         Err(StoreError::InUse { .. }) => None,
         Err(error) => return Err(error),
     };
-    let chain = Arc::new(Chain::open_on(root, root_medium.clone(), branch)?);
+    let chain = Arc::new(Chain::open_on(root, root_medium, branch)?);
     if let Some(damage) = chain.damage().first() {
         return Err(StoreError::Damaged(damage.clone()));
     }
@@ -121,7 +121,7 @@ pub(super) fn run(
         let total = candidates.get(chosen.clone()).unwrap_or_default().iter().fold(0, |sum, segment| sum + segment.bytes);
         compaction.replace(first + chosen.start..first + chosen.end, &mut |done| progress(done, total))?;
     }
-    let chain = Chain::open_on(root, root_medium.clone(), branch)?;
+    let chain = Chain::open_on(root, root_medium, branch)?;
     let after = Seen::all(&chain, chain.own_segments())?;
     let sum = |of: &dyn Fn(&Seen) -> u64| (before.iter().map(of).sum(), after.iter().map(of).sum());
     Ok(Compacted {

@@ -49,16 +49,17 @@ impl Chain {
     pub fn open_branch(dir: impl AsRef<Path>, branch: &str) -> Result<Self, StoreError> {
         let dir = dir.as_ref();
         check_dir(dir)?;
-        Self::open_on(dir, Arc::new(Directory::new(dir)), branch)
+        let medium: Arc<dyn Medium> = Arc::new(Directory::new(dir));
+        Self::open_on(dir, &medium, branch)
     }
 
     /// `dir` and `medium` are of the whole store.
-    pub(super) fn open_on(dir: &Path, medium: Arc<dyn Medium>, branch: &str) -> Result<Self, StoreError> {
-        let mut chain = Self::read(dir, &medium, branch, BRANCHES_DEPTH_MAX)?;
+    pub(super) fn open_on(dir: &Path, medium: &Arc<dyn Medium>, branch: &str) -> Result<Self, StoreError> {
+        let mut chain = Self::read(dir, medium, branch, BRANCHES_DEPTH_MAX)?;
         if chain.scan.damage.is_some() {
             // A writer that undid an epoch and wrote another in its place, while this walk was between the two, looks like damage.
             // Real damage is still there.
-            chain = Self::read(dir, &medium, branch, BRANCHES_DEPTH_MAX)?;
+            chain = Self::read(dir, medium, branch, BRANCHES_DEPTH_MAX)?;
         }
         Ok(chain)
     }
@@ -268,7 +269,7 @@ impl Chain {
     /// # Errors
     /// As [`epoch`](Self::epoch); damage of the state; what the operating system refuses.
     pub fn state(&self, epoch: EpochId) -> Result<Vec<StateRecord>, StoreError> {
-        self.state_payload(epoch, |payload| decode_state(payload))
+        self.state_payload(epoch, decode_state)
     }
 
     /// What `decode` makes of the payload of an epoch's state frame.

@@ -148,8 +148,11 @@ pub(super) fn index_of(
     pending.index.finish(&pending.header, bytes, pending.previous, last.1).map_err(StoreError::Input)
 }
 
+/// What a segment holds, its last epoch with that one's identity, and what ends it early.
+type Alone = (Pending, (EpochId, u128), Option<Damage>);
+
 /// Walks one segment, which names what it begins behind; tells what is in it, the last epoch with its identity, and what ends it early.
-fn walk_alone(at: &At<'_>, identity: &Arc<Identity>) -> Result<(Pending, (EpochId, u128), Option<Damage>), StoreError> {
+fn walk_alone(at: &At<'_>, identity: &Arc<Identity>) -> Result<Alone, StoreError> {
     let damaged = |error: &FormatError| {
         let (expected, found) = (error.expected(), error.found());
         StoreError::Damaged(Damage { file: at.path.to_owned(), offset: error.offset(), epoch: EpochId::NONE, expected, found })

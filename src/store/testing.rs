@@ -234,11 +234,11 @@ impl Disk {
     }
 
     pub(crate) fn chain(&self) -> Result<Chain, StoreError> {
-        Chain::open_on(Path::new("disk"), self.medium(), MAIN_BRANCH)
+        Chain::open_on(Path::new("disk"), &self.medium(), MAIN_BRANCH)
     }
 
     pub(crate) fn branch(&self, name: &str) -> Result<Chain, StoreError> {
-        Chain::open_on(Path::new("disk"), self.medium(), name)
+        Chain::open_on(Path::new("disk"), &self.medium(), name)
     }
 
     pub(crate) fn create_branch(
@@ -248,7 +248,7 @@ impl Disk {
         epoch: EpochId,
         options: WriterOptions,
     ) -> Result<Writer, StoreError> {
-        Writer::create_branch_on(Path::new("disk"), self.medium(), name, of, epoch, options)
+        Writer::create_branch_on(Path::new("disk"), &self.medium(), name, of, epoch, options)
     }
 
     pub(crate) fn branch_writer(&self, name: &str, options: WriterOptions) -> Result<Writer, StoreError> {

@@ -173,12 +173,13 @@ impl Writer {
     ) -> Result<Self, StoreError> {
         let dir = dir.as_ref();
         check_dir(dir)?;
-        Self::create_branch_on(dir, Arc::new(Directory::new(dir)), name, of, epoch, options)
+        let medium: Arc<dyn Medium> = Arc::new(Directory::new(dir));
+        Self::create_branch_on(dir, &medium, name, of, epoch, options)
     }
 
     pub(super) fn create_branch_on(
         root: &Path,
-        medium: Arc<dyn Medium>,
+        medium: &Arc<dyn Medium>,
         name: &str,
         of: &str,
         epoch: EpochId,
@@ -191,11 +192,11 @@ impl Writer {
         place_of(root, medium.as_ref(), of)?;
         // Nobody drops the epoch while the branch is made.
         let _maintenance = take_lock(root, medium.as_ref(), MAINTENANCE)?;
-        let mut trunk = Chain::open_on(root, medium.clone(), of)?;
+        let mut trunk = Chain::open_on(root, medium, of)?;
         let mut of = of.to_owned();
         // The chain that holds the epoch itself is the one that keeps it.
         while let Some(point) = trunk.identity().branch_of.clone().filter(|point| epoch <= point.epoch) {
-            trunk = Chain::open_on(root, medium.clone(), &point.branch)?;
+            trunk = Chain::open_on(root, medium, &point.branch)?;
             of = point.branch;
         }
         let begin = trunk.epoch(epoch)?;
