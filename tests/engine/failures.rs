@@ -200,7 +200,8 @@ fn parts_that_were_appended_before_a_sync_come_again_with_the_rest() {
 fn a_failed_recovery_between_two_syncs_is_not_forgotten() {
     // The window is over while the first part of an epoch is appended: its sync covers the epoch before, and not that part.
     let mut world = World::new();
-    let window = Duration::from_millis(2);
+    // Long enough for the second cut to come before it is over: it would wait for what is shut.
+    let window = Duration::from_millis(150);
     let durability = Durability::Group(window);
     let mut engine = world.engine(Start::Fresh, EngineOptions { durability, on_storage_error: AT_ONCE, slots: 8, ..options() });
     world.write_all([70]);
