@@ -670,7 +670,10 @@ impl<'a> Walk<'a> {
             // Where the sound part ends with a segment, the tail begins with the next file.
             let (file, offset) = match end {
                 Some((numbers, offset)) if !scan.files.contains(&(numbers, offset)) => (numbers, offset),
-                _ => (SegmentNumbers::one(last.saturating_add(1)), 0),
+                _ => {
+                    let behind = scan.files.iter().map(|(numbers, _)| *numbers).find(|numbers| numbers.first > last);
+                    (behind.unwrap_or(SegmentNumbers::one(last.saturating_add(1))), 0)
+                }
             };
             scan.tail = Some(TornTail { file: dir.join(file.file_name()), offset, bytes, reason: damage });
         }

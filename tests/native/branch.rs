@@ -38,7 +38,7 @@ fn digest(store: &Path, branch: &str, epoch: u64) -> String {
 /// Restores and goes on for a few epochs. Gives the report.
 #[track_caller]
 fn go_on(store: &Path, options: &str) -> Value {
-    let report = run(&format!("restore --store {} {options} {PROTECT} --epochs 4 --json", store.display())).expect(0).json();
+    let report = run(&format!("restore --store {} {options} {PROTECT} --epochs 60 --json", store.display())).expect(0).json();
     assert!(guest_is_ok(&report) && number(&report, "/guest/checks") >= 1, "{report}");
     assert!(number(&report, "/checkpoint/durable_epochs") >= 4, "{report}");
     report

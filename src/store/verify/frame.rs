@@ -32,8 +32,6 @@ pub(super) enum Kind {
     State,
     Commit,
     Close,
-    /// A later kind that this reader may pass over.
-    Passable,
 }
 
 impl Kind {
@@ -45,7 +43,6 @@ impl Kind {
             4 => Self::State,
             5 => Self::Commit,
             6 => Self::Close,
-            128.. => Self::Passable,
             _ => return None,
         })
     }

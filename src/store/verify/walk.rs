@@ -550,7 +550,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             let identity = commit.identity(header, payload);
             return self.commit(place, header, &commit, identity);
         }
-        if open.states > 0 && header.kind != Kind::Passable {
+        if open.states > 0 {
             let fault =
                 Fault::new(DamageKind::Kind, at + 4, "the commit frame behind the state frame", format!("{:?}", header.kind));
             open.note(fault, self.options.damage_max);

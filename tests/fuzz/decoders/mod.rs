@@ -39,7 +39,7 @@ pub(crate) const TARGETS: [Target; 5] = [
 ];
 
 /// The newest format that `verify` reads.
-const VERIFIED_FORMAT: u32 = 2;
+const VERIFIED_FORMAT: u32 = 3;
 
 /// splitmix64.
 #[derive(Debug)]

@@ -24,8 +24,6 @@ pub(super) fn repair(segments: &mut [Vec<Piece>], numbers: &[(u32, u32)], chain:
     for ((first, last), segment) in numbers.iter().zip(segments) {
         model.begin_epoch();
         for frame in segment.iter_mut().filter_map(Piece::frame) {
-            // The reader refuses kinds from 128 on, and verify of format 2 passes over them.
-            frame.header[4] &= 0x7F;
             match frame.kind() {
                 SEGMENT_HEADER if how.order => {
                     frame.payload.resize(64, 0);

@@ -41,13 +41,19 @@ fn each_field_of_a_frame_is_named() {
 #[test]
 fn padding_is_checked() {
     let mut writer = Writer::new();
-    writer.epoch(1, Plan { extra: vec![(0x80, vec![1, 2, 3])], ..Plan::default() });
+    // Compressed, blocks of different pages have different lengths: one of them is followed by padding.
+    let blocks: Vec<_> = (0..6).map(|block| (1, many(1, 1 + block, 5))).collect();
+    writer.epoch(1, Plan { blocks, ..Plan::default() });
     writer.close();
-    let (segment, at) = writer.find(0x80, 1, 0);
-    writer.segments[segment][at + 48 + 5] = 1;
+    let length =
+        |bytes: &[u8], at: usize| usize::try_from(u32::from_le_bytes(bytes[at + 20..at + 24].try_into().unwrap())).unwrap();
+    let mut frames = (0..6).map(|block| writer.find(2, 1, block));
+    let (segment, at) = frames.find(|(segment, at)| length(&writer.segments[*segment], *at) % 8 != 0).unwrap();
+    let end = at + 48 + length(&writer.segments[segment], at);
+    writer.segments[segment][end] = 1;
     let report = writer.verify();
     assert_eq!(kinds(&report), [DamageKind::Padding]);
-    assert_eq!(report.damage[0].offset, (at + 53) as u64);
+    assert_eq!(report.damage[0].offset, end as u64);
 }
 
 #[test]
