@@ -128,8 +128,12 @@ impl Work {
     }
 
     fn seal(&self, numbers: SegmentNumbers) {
-        if let Err(error) = seal::seal(&self.dir, self.medium.as_ref(), &self.identity, numbers) {
-            tracing::warn!(segment = %numbers, error = causes(&error), "the segment stays without an index");
+        match seal::seal(&self.dir, self.medium.as_ref(), &self.identity, numbers) {
+            Ok(()) => {}
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                tracing::debug!(segment = %numbers, "the segment was compacted before it had an index");
+            }
+            Err(error) => tracing::warn!(segment = %numbers, error = causes(&error), "the segment stays without an index"),
         }
     }
 
