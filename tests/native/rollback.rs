@@ -175,7 +175,8 @@ fn memory_is_what_it_was_at_the_cut_and_the_guest_finds_nothing_wrong() {
                 assert_eq!((report.rollback.count, report.tracking_lost, report.drains), (rolled_back, 0, 0));
                 let differed = check(&seen.lock().unwrap());
                 println!("{name}, {vcpus} vCPUs, {guest}: {rolled_back} rollbacks, {differed} of other memory");
-                assert!(differed * 2 > usize::try_from(rolled_back).unwrap(), "the guest hardly wrote");
+                // Emulated, a guest may not get to a write between two rollbacks.
+                assert!(nested() || differed * 2 > usize::try_from(rolled_back).unwrap(), "the guest hardly wrote");
             }
         }
     }
