@@ -89,6 +89,11 @@ impl PageRun {
         }
     }
 
+    /// The run's frames, rising. A run beyond the last frame number is cut.
+    pub fn gfns(self) -> impl DoubleEndedIterator<Item = Gfn> {
+        (self.first.0..self.first.0.saturating_add(self.count)).map(Gfn)
+    }
+
     /// Whether `gfn` is one of the run's frames.
     #[must_use]
     pub const fn contains(self, gfn: Gfn) -> bool {

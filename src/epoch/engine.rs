@@ -583,7 +583,7 @@ impl<C: CapturedState> Engine<C> {
         let mut digest = MemoryDigest::default();
         let mut page = [0; PAGE_SIZE];
         for run in self.memory.runs() {
-            for gfn in (run.first.0..run.first.0 + run.count).map(Gfn) {
+            for gfn in run.gfns() {
                 self.memory.read_page(gfn, &mut page)?;
                 digest.add_page(gfn, &page);
             }

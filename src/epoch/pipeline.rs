@@ -79,7 +79,6 @@ impl<C: CapturedState> Pipeline<C> {
         let versions = Versions::new(frames, if keeps_versions { options.version_pages } else { 0 });
         let known = (contents, versions);
         let encoder = Encoder::new(sink.as_ref(), options.compression, known, part_pages);
-
         let writer = Writer::new(sink, shared.clone(), frames, part_pages, options.durability, options.on_commit.take());
         let ending = Ending(shared.clone());
         let threads = vec![

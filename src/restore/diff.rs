@@ -97,7 +97,9 @@ pub fn diff(
 
     let seen = vec![false; hashes.0.len()];
     let mut compared = Compared { a: &hashes.0, seen, spill, spilled: Vec::new(), pages: &mut found.pages };
-    plan_b.fill(&mut compared, &mut |done, _| progress(plan_a.pages() + done, total)).map_err(own)?;
+    plan_b
+        .fill(&mut compared, &mut |done, _| progress(plan_a.pages() + done, total))
+        .map_err(RestoreError::of_target::<DiffError>)?;
     let Compared { seen, mut spilled, .. } = compared;
     found.zero_at_a = found.pages.len() as u64;
     let gone = hashes.0.iter().zip(seen).filter(|(_, seen)| !seen).map(|((gfn, _), _)| (*gfn, None));
@@ -110,20 +112,12 @@ pub fn diff(
         spilled.sort_unstable();
         let mut counted = Counted { spilled: &spilled, spill, pages: &mut found.pages };
         let done_before = plan_a.pages() + plan_b.pages();
-        plan_a.fill(&mut counted, &mut |done, _| progress(done_before + done, total)).map_err(own)?;
+        plan_a
+            .fill(&mut counted, &mut |done, _| progress(done_before + done, total))
+            .map_err(RestoreError::of_target::<DiffError>)?;
     }
     found.pages.sort_unstable_by_key(|page| page.gfn);
     Ok(found)
-}
-
-fn own(error: RestoreError) -> DiffError {
-    match error {
-        RestoreError::Target { epoch, gfn, source } => match source.downcast() {
-            Ok(error) => *error,
-            Err(source) => RestoreError::Target { epoch, gfn, source }.into(),
-        },
-        error => error.into(),
-    }
 }
 
 /// The pages of one epoch that are not zeros, as they come.

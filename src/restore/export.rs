@@ -113,22 +113,11 @@ pub fn export(
     }
     // First of all, so that a file system that can't have such a file says so at once.
     file.set_len(end).map_err(|source| ExportError::Write { offset: 0, bytes: end, source })?;
-    plan.fill(&mut image, progress).map_err(own)?;
-    image.flush().map_err(|error| own(RestoreError::Target { epoch, gfn: Gfn(0), source: error }))?;
+    plan.fill(&mut image, progress).map_err(RestoreError::of_target::<ExportError>)?;
+    image.flush().map_err(|error| RestoreError::Target { epoch, gfn: Gfn(0), source: error }.of_target::<ExportError>())?;
     match chain.epoch(epoch).map_err(RestoreError::from)?.commit.audit {
         Some(expected) if expected != image.memory => Err(ExportError::Audit { epoch, expected, found: image.memory }),
         _ => Ok(Exported { epoch, file_bytes: end, pages: image.pages, memory: image.memory }),
-    }
-}
-
-/// An error of the file is told as such, and not as one of a page.
-fn own(error: RestoreError) -> ExportError {
-    match error {
-        RestoreError::Target { epoch, gfn, source } => match source.downcast() {
-            Ok(error) => *error,
-            Err(source) => RestoreError::Target { epoch, gfn, source }.into(),
-        },
-        error => error.into(),
     }
 }
 

@@ -77,6 +77,17 @@ impl RestoreError {
         }
     }
 
+    /// The error of a target whose errors are `E`, as such, and not as one of a page.
+    pub(super) fn of_target<E: Error + From<Self> + 'static>(self) -> E {
+        match self {
+            Self::Target { epoch, gfn, source } => match source.downcast() {
+                Ok(error) => *error,
+                Err(source) => Self::Target { epoch, gfn, source }.into(),
+            },
+            error => error.into(),
+        }
+    }
+
     /// Whether something that should be sound is damaged.
     #[must_use]
     pub const fn is_damage(&self) -> bool {
@@ -287,7 +298,7 @@ impl Search {
             if self.found.frames() >= frames && self.open.is_empty() {
                 break;
             }
-            let Some(source) = chain.all_segments().get(part.segment) else { break };
+            let source = chain.segment(part.segment)?;
             let index = source.index()?;
             let asked = |error| Unanswered::Index(part.segment, error);
             for number in 0..index.runs() {
@@ -325,7 +336,7 @@ impl Search {
         for part in fresh {
             let depth = self.versions(source, index, segment, part, mentions.clone(), None)?;
             if let Some(depth) = depth {
-                self.open.extend(gfns(part).map(|gfn| (gfn, depth)));
+                self.open.extend(part.gfns().map(|gfn| (gfn, depth)));
             }
         }
         Ok(())
@@ -351,7 +362,7 @@ impl Search {
                 (Mention::Zeros, _) => return Ok(None),
                 (Mention::Whole, None) => Counts::Newest,
                 (Mention::Changes, None) => {
-                    self.changed.extend(gfns(run));
+                    self.changed.extend(run.gfns());
                     Counts::NewestChange
                 }
                 (_, Some(_)) => Counts::Older,
@@ -369,10 +380,6 @@ impl Search {
         }
         Ok(depth)
     }
-}
-
-fn gfns(run: PageRun) -> impl Iterator<Item = Gfn> {
-    (run.first.0..run.first.0.saturating_add(run.count)).map(Gfn)
 }
 
 /// A fill under way.
@@ -398,7 +405,7 @@ impl Fill<'_, '_> {
         first_pass: bool,
         target: &mut impl PageTarget,
     ) -> Result<(), RestoreError> {
-        let Some(source) = self.plan.chain.all_segments().get(needed.segment) else { return Ok(()) };
+        let source = self.plan.chain.segment(needed.segment)?;
         let place = source.look(|index| Segment::place(index, needed.frame.into()))?;
         let payload = source.payload(&place, &mut self.buffer)?;
         let bytes_read = FRAME_HEADER_BYTES as u64 + payload.len() as u64;

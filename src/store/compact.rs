@@ -98,7 +98,7 @@ pub(super) fn run(
     }
     let pinned = pinned(&branches_on(root, root_medium.as_ref())?, branch);
     let mut whole = chain.own_segments();
-    let before = Seen::all(&chain, whole.clone())?;
+    let before = Seen::all(&chain)?;
     // A torn tail is the writer's to cut off.
     if writer.is_none() || chain.tail().is_some() {
         whole.end = whole.end.saturating_sub(1).max(whole.start);
@@ -117,12 +117,13 @@ pub(super) fn run(
         Scope::WhatIsDropped => what_is_dropped(candidates, &kept),
         Scope::WhatPays => what_pays(candidates, &kept),
     };
+    // Where there is nothing to do, nothing is read again.
+    let mut after = before.clone();
     if let Some(chosen) = chosen {
         let total = candidates.get(chosen.clone()).unwrap_or_default().iter().fold(0, |sum, segment| sum + segment.bytes);
         compaction.replace(first + chosen.start..first + chosen.end, &mut |done| progress(done, total))?;
+        after = Seen::all(&Chain::open_on(root, root_medium, branch)?)?;
     }
-    let chain = Chain::open_on(root, root_medium, branch)?;
-    let after = Seen::all(&chain, chain.own_segments())?;
     let sum = |of: &dyn Fn(&Seen) -> u64| (before.iter().map(of).sum(), after.iter().map(of).sum());
     Ok(Compacted {
         segments: (before.len() as u64, after.len() as u64),
@@ -141,9 +142,8 @@ struct Seen {
 }
 
 impl Seen {
-    fn all(chain: &Chain, own: std::ops::Range<usize>) -> Result<Vec<Self>, StoreError> {
-        let segments = chain.all_segments().get(own).unwrap_or_default();
-        let seen = segments.iter().map(|segment| {
+    fn all(chain: &Chain) -> Result<Vec<Self>, StoreError> {
+        let seen = chain.own().iter().map(|segment| {
             let epochs = (0..segment.epochs()?).map(|number| segment.epoch(number)).collect::<Result<Vec<_>, _>>()?;
             let base = epochs.first().filter(|epoch| epoch.commit.base);
             Ok(Self {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::compact::{self, Compacted, Scope};
 use super::testing::{Cut, Disk, Memory, Model, Random, memory_digest, new_chain, state_of};
 use super::*;
+use crate::epoch::Sink;
 use crate::format::{Compression, MAIN_BRANCH};
 use crate::page::{EpochId, Gfn, PAGE_SIZE};
 use crate::restore;
@@ -75,8 +76,6 @@ fn written(seed: u64, epochs: u64) -> (Disk, Model) {
     }
     (disk, model)
 }
-
-use crate::epoch::Sink;
 
 #[test]
 fn what_is_kept_stays_what_it_was() {

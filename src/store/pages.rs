@@ -3,11 +3,8 @@
 use std::sync::Arc;
 
 use super::view::{Version, View};
-use super::{Chain, Segment, StoreError};
-use crate::format::{
-    BLOCK_LIST_BYTES_MAX, BLOCK_PAGES, BlockDecoder, BlockList, BlockPages, FRAME_HEADER_BYTES, FormatError, Mention,
-    decode_changes,
-};
+use super::{Chain, StoreError};
+use crate::format::{BLOCK_PAGES, BlockDecoder, BlockList, BlockPages, FRAME_HEADER_BYTES, FormatError, Mention, decode_changes};
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun};
 
 /// Reads pages of one epoch of a chain, in any order. What it reads for a page is at most 16 blocks, however long the chain is.
@@ -103,7 +100,7 @@ impl PageReader {
             }
             return Ok(());
         }
-        let Some(source) = self.chain.all_segments().get(version.segment) else { return Ok(()) };
+        let source = self.chain.segment(version.segment)?;
         let place = &version.place;
         let damaged = |error| source.damaged(place.epoch, place.offset, &error);
         let (list, changes) = decode_changes(source.payload(place, &mut self.buffer)?).map_err(damaged)?;
@@ -122,7 +119,7 @@ impl PageReader {
 
     /// Decodes all pages of a block.
     fn decode(&mut self, version: &Version) -> Result<BlockList, StoreError> {
-        let Some(source) = self.chain.all_segments().get(version.segment) else { return Err(self.no_segment()) };
+        let source = self.chain.segment(version.segment)?;
         let place = &version.place;
         let payload = source.payload(place, &mut self.buffer)?;
         self.decoder.decode(payload, &mut self.pages).map_err(|error| source.damaged(place.epoch, place.offset, &error))
@@ -130,21 +127,18 @@ impl PageReader {
 
     /// The list of a block's pages.
     fn list(&mut self, version: &Version) -> Result<BlockList, StoreError> {
-        let Some(source) = self.chain.all_segments().get(version.segment) else { return Err(self.no_segment()) };
+        let source = self.chain.segment(version.segment)?;
         let place = &version.place;
         let payload = source.payload(place, &mut self.buffer)?;
-        let list = payload.get(..payload.len().min(BLOCK_LIST_BYTES_MAX)).unwrap_or_default();
-        BlockList::parse(list).map_err(|error| source.damaged(place.epoch, place.offset, &error))
-    }
-
-    fn no_segment(&self) -> StoreError {
-        StoreError::io("read", self.chain.dir())(std::io::ErrorKind::NotFound.into())
+        BlockList::parse(payload).map_err(|error| source.damaged(place.epoch, place.offset, &error))
     }
 
     /// A block that lacks a page that the index says it has.
     fn not_listed(&self, version: &Version, gfn: Gfn) -> StoreError {
         let error = FormatError::field("gfn", FRAME_HEADER_BYTES, format!("{gfn}, which the index names"), "other pages");
-        let source: Option<&Segment> = self.chain.all_segments().get(version.segment);
-        source.map_or_else(|| self.no_segment(), |source| source.damaged(version.place.epoch, version.place.offset, &error))
+        match self.chain.segment(version.segment) {
+            Ok(source) => source.damaged(version.place.epoch, version.place.offset, &error),
+            Err(error) => error,
+        }
     }
 }

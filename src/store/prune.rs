@@ -7,7 +7,7 @@ use super::branch::{branches_on, pinned};
 use super::medium::{Directory, Medium};
 use super::read::check_dir;
 use super::{Chain, Epoch, Retention, Segment, StoreError};
-use crate::format::{FORMAT_WITH_COMPACTION, Index, IndexError, Mention};
+use crate::format::{BLOCK_PAGES, FORMAT_WITH_COMPACTION, Index, IndexError, Mention};
 use crate::page::{EpochId, PAGE_SIZE_U64};
 
 /// What a prune would do to a chain, of the epochs that are its own: those that a branch shares with another chain are the other's to keep.
@@ -51,7 +51,7 @@ pub(super) fn plan_prune_on(
     if let Some(damage) = chain.damage().first() {
         return Err(StoreError::Damaged(damage.clone()));
     }
-    let own = chain.all_segments().get(chain.own_segments()).unwrap_or_default();
+    let own = chain.own();
     let mut epochs = Vec::new();
     for segment in own {
         for number in 0..segment.epochs()? {
@@ -122,13 +122,11 @@ struct Walked {
     heirs: Vec<(u64, usize)>,
 }
 
-/// The most pages in a block: a run that more are in is not all in one, whatever an index says.
-const BLOCK_PAGES_MAX: u64 = 16;
-
 impl Walked {
     fn run(&mut self, index: &Index, number: u64, heir: &impl Fn(EpochId) -> usize) -> Result<(), IndexError> {
         let run = index.run(number)?;
-        let pages = run.run.count.min(BLOCK_PAGES_MAX);
+        // A run of more pages is not all in one block, whatever an index says.
+        let pages = run.run.count.min(BLOCK_PAGES as u64);
         let mut last = None;
         for mention in run.mentions {
             let frame = index.frame(index.mention(mention)?.into())?;

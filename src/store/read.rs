@@ -214,10 +214,7 @@ impl Chain {
     /// system refuses.
     pub fn epoch(&self, epoch: EpochId) -> Result<Epoch, StoreError> {
         let (segment, number) = self.locate(epoch)?;
-        match self.segments.get(segment) {
-            Some(segment) => segment.epoch(number),
-            None => Err(StoreError::NoEpoch { epoch, newest: self.newest() }),
-        }
+        self.segment(segment)?.epoch(number)
     }
 
     /// The segment that an epoch is in, and its number there.
@@ -253,6 +250,16 @@ impl Chain {
         &self.segments
     }
 
+    /// The segment with this number among [`all_segments`](Self::all_segments).
+    pub(crate) fn segment(&self, number: usize) -> Result<&Segment, StoreError> {
+        self.segments.get(number).ok_or_else(|| StoreError::io("read", &self.dir)(io::ErrorKind::NotFound.into()))
+    }
+
+    /// Those of [`all_segments`](Self::all_segments) that are the chain's own.
+    pub(super) fn own(&self) -> &[Segment] {
+        self.segments.get(self.borrowed..).unwrap_or_default()
+    }
+
     /// Which of [`all_segments`](Self::all_segments) are the chain's own.
     pub(super) fn own_segments(&self) -> std::ops::Range<usize> {
         self.borrowed..self.segments.len()
@@ -261,7 +268,8 @@ impl Chain {
     /// Makes an epoch durable that was read from what the system keeps in memory.
     pub(super) fn make_durable(&self, epoch: EpochId) -> Result<(), StoreError> {
         let (last, _) = self.locate(epoch)?;
-        self.segments.get(last).map_or(Ok(()), |segment| segment.file().sync().map_err(StoreError::io("sync", segment.path())))
+        let segment = self.segment(last)?;
+        segment.file().sync().map_err(StoreError::io("sync", segment.path()))
     }
 
     /// The state records of an epoch.
@@ -279,7 +287,7 @@ impl Chain {
         decode: impl FnOnce(&[u8]) -> Result<T, FormatError>,
     ) -> Result<T, StoreError> {
         let (segment, number) = self.locate(epoch)?;
-        let segment = self.segments.get(segment).ok_or_else(|| self.no_epoch(epoch))?;
+        let segment = self.segment(segment)?;
         let found = segment.epoch(number)?;
         let mut buffer = Vec::new();
         decode(segment.state(&found, &mut buffer)?).map_err(|error| segment.damaged(epoch, found.state_offset, &error))

@@ -9,8 +9,8 @@ use super::medium::MediumFile;
 use super::view::{self, Unanswered};
 use super::{Chain, Epoch, Found, FoundPages, PageReader, Segment, SegmentNumbers, StoreError};
 use crate::format::{
-    BLOCK_LIST_BYTES_MAX, BLOCK_PAGES, BlockDecoder, BlockEncoder, BlockList, BlockPages, Close, Commit, Compression,
-    EpochWriter, FRAME_HEADER_BYTES, FormatError, Mention, SegmentHeader, is_zero,
+    BLOCK_PAGES, BlockDecoder, BlockEncoder, BlockList, BlockPages, Close, Commit, Compression, EpochWriter, FRAME_HEADER_BYTES,
+    FormatError, Mention, SegmentHeader, is_zero,
 };
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun, runs};
 
@@ -36,7 +36,7 @@ pub(super) fn rewrite(
     progress: &mut dyn FnMut(u64) -> Result<(), StoreError>,
 ) -> Result<Rewritten, StoreError> {
     let sources = chain.all_segments();
-    let first = sources.get(*from.start()).ok_or_else(|| missing(chain))?;
+    let first = chain.segment(*from.start())?;
     let previous = first.look(|index| Ok(index.previous()))?;
     let previous_hash = if previous == EpochId::NONE { 0 } else { chain.epoch(previous)?.hash };
     let identity = chain.identity();
@@ -65,7 +65,7 @@ pub(super) fn rewrite(
             }
             let epoch = source.epoch(number)?;
             if window.len() == 1 && epoch.commit.parent == last.0 && epoch.commit.parent_hash == last.1 {
-                out.copy(source, epoch.offset..frame_end(source, &epoch)?)?;
+                out.copy(source, epoch.offset..frame_end(chain, &epoch))?;
             } else {
                 Rewrite::new(chain, &epoch, &window)?.write(source, last, &mut out)?;
             }
@@ -83,14 +83,9 @@ pub(super) fn rewrite(
     Ok(Rewritten { epochs: written, bytes: out.at })
 }
 
-fn missing(chain: &Chain) -> StoreError {
-    StoreError::io("read", chain.dir())(std::io::ErrorKind::NotFound.into())
-}
-
 /// Where an epoch's commit frame ends.
-fn frame_end(source: &Segment, epoch: &Epoch) -> Result<u64, StoreError> {
-    let frame = epoch.commit.encode_frame(source.chain_id());
-    Ok(epoch.commit_offset + frame.len() as u64)
+fn frame_end(chain: &Chain, epoch: &Epoch) -> u64 {
+    epoch.commit_offset + epoch.commit.encode_frame(chain.identity().chain).len() as u64
 }
 
 /// The segment that is written.
@@ -153,8 +148,7 @@ struct Content {
 struct WholePages {
     segment: usize,
     frame: u32,
-    first: Gfn,
-    count: u64,
+    run: PageRun,
 }
 
 impl<'a> Rewrite<'a> {
@@ -164,7 +158,7 @@ impl<'a> Rewrite<'a> {
             let mut content = Content::default();
             let mut end = window.len();
             while let Some((segment, last)) = end.checked_sub(1).and_then(|at| window.get(at)).copied() {
-                let source = chain.all_segments().get(segment).ok_or_else(|| missing(chain))?;
+                let source = chain.segment(segment)?;
                 let index = source.index()?;
                 let asked = |error| Unanswered::Index(segment, error);
                 // The epochs of the window that are in this segment are the last before `end`, and follow each other.
@@ -172,10 +166,7 @@ impl<'a> Rewrite<'a> {
                 let first = last + 1 - in_segment as u64;
                 let base = index.base_up_to(last).map_err(asked)?.filter(|base| *base >= first);
                 let begin = index.epoch(base.unwrap_or(first)).map_err(asked)?.first_frame;
-                let frames = match last + 1 < index.epochs() {
-                    true => begin..index.epoch(last + 1).map_err(asked)?.first_frame,
-                    false => begin..u32::try_from(index.frames()).unwrap_or(u32::MAX),
-                };
+                let frames = begin..index.frames_end(last).map_err(asked)?;
                 if let Some(damage) = source.fault(index.epoch(first).map_err(asked)?.epoch, epoch.commit.epoch) {
                     return Err(StoreError::Damaged(damage.clone()).into());
                 }
@@ -209,15 +200,14 @@ impl<'a> Rewrite<'a> {
         let mut buffer = Vec::new();
         for of_block in whole.chunk_by(|one, other| (one.segment, one.frame) == (other.segment, other.frame)) {
             let Some(block) = of_block.first() else { continue };
-            let held_by = chain.all_segments().get(block.segment).ok_or_else(|| missing(chain))?;
+            let held_by = chain.segment(block.segment)?;
             let place = held_by.look(|index| Segment::place(index, block.frame.into()))?;
             let damaged = |error| held_by.damaged(place.epoch, place.offset, &error);
             let payload = held_by.payload(&place, &mut buffer)?;
-            let list =
-                BlockList::parse(payload.get(..payload.len().min(BLOCK_LIST_BYTES_MAX)).unwrap_or_default()).map_err(damaged)?;
-            let wanted = |gfn: Gfn| of_block.iter().any(|pages| PageRun { first: pages.first, count: pages.count }.contains(gfn));
+            let list = BlockList::parse(payload).map_err(damaged)?;
+            let wanted = |gfn: Gfn| of_block.iter().any(|pages| pages.run.contains(gfn));
             let met = list.gfns().iter().filter(|gfn| wanted(**gfn)).count();
-            let expected = of_block.iter().fold(0, |sum: u64, pages| sum.saturating_add(pages.count));
+            let expected = of_block.iter().fold(0, |sum: u64, pages| sum.saturating_add(pages.run.count));
             if met as u64 != expected {
                 // Whatever these pages are, what is written here would take the place of it.
                 let error = FormatError::field("gfn", FRAME_HEADER_BYTES, format!("{expected} pages that the index names"), met);
@@ -247,7 +237,7 @@ impl<'a> Rewrite<'a> {
                 return Err(error);
             }
             if matches!(found, FoundPages::Zeros(_)) || changed.remove(&gfn) {
-                return Err(missing(chain));
+                return Err(StoreError::io("read", chain.dir())(std::io::ErrorKind::NotFound.into()));
             }
             out.flush_full()?;
         }
@@ -299,10 +289,10 @@ impl Content {
             }
             let mention = index.frame_of(frame.into(), run.run)?.mention;
             let Self { found, zeros, whole, changed } = self;
-            found.add(run.run, |PageRun { first, count }| match mention {
-                Mention::Zeros => zeros.push(PageRun { first, count }),
-                Mention::Whole => whole.push(WholePages { segment, frame, first, count }),
-                Mention::Changes => changed.extend((first.0..first.0.saturating_add(count)).map(Gfn)),
+            found.add(run.run, |run| match mention {
+                Mention::Zeros => zeros.push(run),
+                Mention::Whole => whole.push(WholePages { segment, frame, run }),
+                Mention::Changes => changed.extend(run.gfns()),
             });
         }
         Ok(())

@@ -53,6 +53,14 @@ pub struct Damage {
     pub found: String,
 }
 
+impl Damage {
+    /// What is wrong with the frame that begins at `offset` of `file`.
+    pub(super) fn new(file: &Path, epoch: EpochId, offset: u64, error: &FormatError) -> Self {
+        let offset = offset.saturating_add(error.offset());
+        Self { file: file.to_owned(), offset, epoch, expected: error.expected(), found: error.found() }
+    }
+}
+
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, offset, epoch, expected, found } = self;
@@ -153,10 +161,7 @@ type Alone = (Pending, (EpochId, u128), Option<Damage>);
 
 /// Walks one segment, which names what it begins behind; tells what is in it, the last epoch with its identity, and what ends it early.
 fn walk_alone(at: &At<'_>, identity: &Arc<Identity>) -> Result<Alone, StoreError> {
-    let damaged = |error: &FormatError| {
-        let (expected, found) = (error.expected(), error.found());
-        StoreError::Damaged(Damage { file: at.path.to_owned(), offset: error.offset(), epoch: EpochId::NONE, expected, found })
-    };
+    let damaged = |error: &FormatError| StoreError::Damaged(Damage::new(at.path, EpochId::NONE, 0, error));
     let mut buffer = Vec::new();
     let header = read_header(at.file, 0, at.bytes, identity.chain).and_then(|header| {
         let payload = read_payload(at.file, 0, &header, &mut buffer)?;
@@ -169,10 +174,8 @@ fn walk_alone(at: &At<'_>, identity: &Arc<Identity>) -> Result<Alone, StoreError
     let mut walk = Walk::new(identity, (header.previous, header.previous_hash));
     walk.number = at.numbers.first.saturating_sub(1);
     let content = walk.segment(at, None)?;
-    let broken =
-        walk.broken.map(|Broken { file, offset, epoch, expected, found }| Damage { file, offset, epoch, expected, found });
     match content {
-        Content::Walked(pending) => Ok((pending, (walk.newest, walk.newest_hash), broken)),
+        Content::Walked(pending) => Ok((pending, (walk.newest, walk.newest_hash), walk.broken)),
         _ => Err(damaged(&FormatError::field("kind", 4, "a segment header", "something else"))),
     }
 }
@@ -185,15 +188,6 @@ struct Current {
     blocks: u32,
     headers: Xxh3,
     state_offset: Option<u64>,
-}
-
-/// The first place that is not a valid continuation.
-struct Broken {
-    file: PathBuf,
-    offset: u64,
-    epoch: EpochId,
-    expected: String,
-    found: String,
 }
 
 /// A segment's file.
@@ -248,7 +242,8 @@ struct Walk<'a> {
     /// The last number so far.
     number: u32,
     current: Option<Current>,
-    broken: Option<Broken>,
+    /// The first place that is not a valid continuation.
+    broken: Option<Damage>,
     /// What is known of the segment in hand.
     pending: Option<Pending>,
     /// The epochs of segments that were walked.
@@ -285,7 +280,7 @@ impl<'a> Walk<'a> {
     fn break_at(&mut self, file: &Path, offset: u64, expected: impl Into<String>, found: impl Into<String>) {
         if self.broken.is_none() {
             let epoch = self.current.take().map_or_else(|| self.newest.next(), |current| current.epoch);
-            self.broken = Some(Broken { file: file.to_owned(), offset, epoch, expected: expected.into(), found: found.into() });
+            self.broken = Some(Damage { file: file.to_owned(), offset, epoch, expected: expected.into(), found: found.into() });
         }
     }
 
@@ -445,9 +440,7 @@ impl<'a> Walk<'a> {
             _ => Ok(()),
         };
         if let Err(error) = found {
-            let (offset, epoch) = (offset.saturating_add(error.offset()), header.epoch);
-            let (expected, found) = (error.expected(), error.found());
-            pending.faults.push((epoch, Damage { file: at.path.to_owned(), offset, epoch, expected, found }));
+            pending.faults.push((header.epoch, Damage::new(at.path, header.epoch, offset, &error)));
         }
         Ok(())
     }
@@ -625,13 +618,7 @@ impl<'a> Walk<'a> {
                 Ok(()) => {}
                 Err((_, Fault::Io(error))) => return Err(StoreError::io("read", &segment.path)(error)),
                 Err((offset, Fault::Format(error))) => {
-                    self.broken = Some(Broken {
-                        file: segment.path.clone(),
-                        offset: offset.saturating_add(error.offset()),
-                        epoch: epoch.commit.epoch,
-                        expected: error.expected(),
-                        found: error.found(),
-                    });
+                    self.broken = Some(Damage::new(&segment.path, epoch.commit.epoch, offset, &error));
                     self.end = Some((epoch.segment, epoch.offset));
                     self.closed = false;
                     self.epochs.truncate(index);
@@ -659,8 +646,7 @@ impl<'a> Walk<'a> {
         }
         let Self { newest, newest_hash, durable, end, closed, broken, .. } = self;
         let mut scan = Scan { segments, newest, newest_hash, durable, tail: None, damage: None, files, end, closed };
-        let Some(Broken { file, offset, epoch, expected, found }) = broken else { return Ok(scan) };
-        let damage = Damage { file, offset, epoch, expected, found };
+        let Some(damage) = broken else { return Ok(scan) };
         if durable > newest {
             scan.damage = Some(damage);
         } else {

@@ -8,8 +8,8 @@ use super::medium::MediumFile;
 use super::scan::{self, Damage, Epoch};
 use super::{SegmentNumbers, StoreError};
 use crate::format::{
-    ChainId, Commit, FORMAT_WITH_CHANGES, FRAME_HEADER_BYTES, FormatError, FrameKind, Identity, Index, IndexError, IndexedEpoch,
-    Mention, REWRITTEN_COMMIT_FRAME_BYTES, is_packed,
+    Commit, FORMAT_WITH_CHANGES, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Identity, Index, IndexError,
+    IndexedEpoch, Mention, REWRITTEN_COMMIT_FRAME_BYTES, is_packed,
 };
 use crate::page::EpochId;
 
@@ -86,10 +86,6 @@ impl Segment {
     /// The length of the file when it was opened.
     pub(super) const fn bytes(&self) -> u64 {
         self.bytes
-    }
-
-    pub(super) fn chain_id(&self) -> ChainId {
-        self.identity.chain
     }
 
     pub(crate) const fn is_sealed(&self) -> bool {
@@ -172,10 +168,8 @@ impl Segment {
     fn commit(&self, indexed: &IndexedEpoch) -> Result<Epoch, StoreError> {
         let at = indexed.commit_offset;
         let mut buffer = Vec::new();
-        let (header, payload) = {
-            let end = at.saturating_add(REWRITTEN_COMMIT_FRAME_BYTES as u64).min(self.bytes);
-            self.frame(indexed.epoch, at, end, FrameKind::Commit, &mut buffer)?
-        };
+        let end = at.saturating_add(REWRITTEN_COMMIT_FRAME_BYTES as u64).min(self.bytes);
+        let (header, payload) = self.frame(indexed.epoch, at, end, FrameKind::Commit, &mut buffer)?;
         let commit = Commit::decode(&header, payload).map_err(|error| self.damaged(indexed.epoch, at, &error))?;
         let frame = [&header.encode(self.identity.chain)[..], payload].concat();
         let IndexedEpoch { offset, state_offset, commit_offset, .. } = *indexed;
@@ -221,7 +215,7 @@ impl Segment {
         end: u64,
         kind: FrameKind,
         buffer: &'b mut Vec<u8>,
-    ) -> Result<(crate::format::FrameHeader, &'b [u8]), StoreError> {
+    ) -> Result<(FrameHeader, &'b [u8]), StoreError> {
         let (header, payload) =
             frames::read_frame(self.file.as_ref(), offset, end, self.identity.chain, buffer).map_err(|fault| match fault {
                 Fault::Io(error) => StoreError::io("read", &self.path)(error),
@@ -242,11 +236,6 @@ impl Segment {
 
     /// Damage in the frame at `offset`.
     pub(crate) fn damaged(&self, epoch: EpochId, offset: u64, error: &FormatError) -> StoreError {
-        StoreError::Damaged(self.damage(epoch, offset, error))
-    }
-
-    fn damage(&self, epoch: EpochId, offset: u64, error: &FormatError) -> Damage {
-        let offset = offset.saturating_add(error.offset());
-        Damage { file: self.path.clone(), offset, epoch, expected: error.expected(), found: error.found() }
+        StoreError::Damaged(Damage::new(&self.path, epoch, offset, error))
     }
 }

@@ -48,16 +48,9 @@ pub(crate) fn ask<T>(chain: &Chain, question: impl Fn() -> Result<T, Unanswered>
         match question() {
             Ok(answer) => return Ok(answer),
             Err(Unanswered::Store(error)) => return Err(error),
-            Err(Unanswered::Index(segment, error)) => match chain.all_segments().get(segment) {
-                Some(segment) => segment.fall_back(error)?,
-                None => return Err(no_segment(chain)),
-            },
+            Err(Unanswered::Index(segment, error)) => chain.segment(segment)?.fall_back(error)?,
         }
     }
-}
-
-fn no_segment(chain: &Chain) -> StoreError {
-    StoreError::io("read", chain.dir())(std::io::ErrorKind::NotFound.into())
 }
 
 /// A page with more changes behind each other than the format has.
@@ -82,10 +75,7 @@ impl View {
                 let Some(newest) = (if segment == last { Some(number) } else { source.epochs()?.checked_sub(1) }) else {
                     continue;
                 };
-                let end = match newest + 1 < index.epochs() {
-                    true => index.epoch(newest + 1).map_err(asked)?.first_frame,
-                    false => u32::try_from(index.frames()).unwrap_or(u32::MAX),
-                };
+                let end = index.frames_end(newest).map_err(asked)?;
                 let base = index.base_up_to(newest).map_err(asked)?;
                 let (first, from) = match base {
                     None => (0, EpochId::NONE),
@@ -125,7 +115,7 @@ impl View {
             let mut versions = Vec::new();
             let mut alike = PageRun { first: Gfn(0), count: u64::MAX };
             for part in &self.parts {
-                let source = chain.all_segments().get(part.segment).ok_or_else(|| no_segment(chain))?;
+                let source = chain.segment(part.segment)?;
                 let index = source.index()?;
                 let asked = |error| Unanswered::Index(part.segment, error);
                 let (run, around) = find(index, gfn).map_err(asked)?;
@@ -157,7 +147,7 @@ impl View {
     pub(crate) fn is_newest(&self, chain: &Chain, gfn: Gfn, version: &Version) -> Result<bool, StoreError> {
         ask(chain, || {
             for part in &self.parts {
-                let source = chain.all_segments().get(part.segment).ok_or_else(|| no_segment(chain))?;
+                let source = chain.segment(part.segment)?;
                 let index = source.index()?;
                 let asked = |error| Unanswered::Index(part.segment, error);
                 let Some(run) = index.find_run(gfn).map_err(asked)? else { continue };

@@ -230,6 +230,17 @@ impl Index {
         Ok(IndexedEpoch { epoch, offset, state_offset, commit_offset, first_frame, base })
     }
 
+    /// The number of the first frame behind the epoch with this number: the next epoch's first, or how many there are.
+    ///
+    /// # Errors
+    /// A block that is not sound.
+    pub fn frames_end(&self, number: u64) -> Result<u32, IndexError> {
+        match number + 1 < self.epochs() {
+            true => Ok(self.epoch(number + 1)?.first_frame),
+            false => Ok(u32::try_from(self.frames()).unwrap_or(u32::MAX)),
+        }
+    }
+
     /// How many epochs are below `epoch` or, where there is one of this number, which that is.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::format::FRAME_HEADER_BYTES;
+use crate::format::{FRAME_HEADER_BYTES, FormatError};
 use crate::page::Gfn;
 
 const HEADER: [u8; FRAME_HEADER_BYTES] = [7; FRAME_HEADER_BYTES];
@@ -148,8 +148,6 @@ fn a_flipped_byte_never_goes_unnoticed() {
         );
     }
 }
-
-use crate::format::FormatError;
 
 #[test]
 fn an_index_fits_one_segment() {
