@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Provides what the test lanes need on Debian or Ubuntu, and does nothing when all of it is there.
-# usage: install.sh build|nested    build: what compiling needs; nested: that, QEMU, the tools around it, and a kernel
+# usage: install.sh build|nested    build: what compiling needs; nested: that, QEMU 8 or newer, the tools around it, and a kernel
 # Only a missing compiler is installed. Everything else is downloaded with apt and unpacked in nested/ of cargo's target directory, as any
 # user, and leaves the system as it is.
 set -euo pipefail
@@ -36,13 +36,19 @@ apt_is_ready=no
 ready_apt() {
   [ "$apt_is_ready" = no ] || return 0
   command -v apt-get > /dev/null || fail "missing: $1, and there is no apt-get here to download it with"
-  rm -rf "$work/apt"
-  mkdir -p "$work/apt"/{state/lists/partial,cache/archives/partial}
+  configure_apt "$work/apt"
+  apt-get -c "$work/apt/apt.conf" update -q >&2 || fail "apt-get could not get the lists of packages"
+  apt_is_ready=yes
+}
+
+configure_apt() { # PLACE
+  rm -rf "$1"
+  mkdir -p "$1"/{state/lists/partial,cache/archives/partial}
   # Hooks of the system's configuration are for its own lists and packages.
-  cat > "$work/apt/apt.conf" << CONFIGURATION
-Dir::State "$work/apt/state";
+  cat > "$1/apt.conf" << CONFIGURATION
+Dir::State "$1/state";
 Dir::State::status "/dev/null";
-Dir::Cache "$work/apt/cache";
+Dir::Cache "$1/cache";
 Dir::Cache::archives "archives/";
 Debug::NoLocking "true";
 APT::Sandbox::User "$(id -un)";
@@ -52,8 +58,35 @@ APT::Install-Recommends "false";
 #clear APT::Update::Post-Invoke-Success;
 #clear DPkg::Post-Invoke;
 CONFIGURATION
-  apt-get -c "$work/apt/apt.conf" update -q >&2 || fail "apt-get could not get the lists of packages"
-  apt_is_ready=yes
+}
+
+# QEMU before 8 emulates SVM with several processors badly: the emulated machine stops now and then, its guests shut down.
+qemu_is_new() {
+  local version
+  version=$(qemu-system-x86_64 --version 2> /dev/null | sed -n '1s/^QEMU emulator version \([0-9]*\)\..*/\1/p')
+  [ "${version:-0}" -ge 8 ]
+}
+
+qemu_is_new_in() { # PLACE
+  local version
+  version=$(apt-cache -c "$1/apt.conf" policy qemu-system-x86 | sed -n 's/^ *Candidate: \([0-9]*:\)\?\([0-9]*\)\..*/\2/p')
+  [ "${version:-0}" -ge 8 ]
+}
+
+# On Debian, the stable release of the mirror that the system uses: for what the system's own release has only in a version that is too
+# old. Only its packages are unpacked, with all they depend on. Prints the place of a configuration for apt.
+ready_stable() {
+  local place=$work/apt-stable mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+  mirror=$(apt-get indextargets --format '$(ORIGIN) $(REPO_URI)' 'Created-By: Packages' | sed -n 's/^Debian \(.*\/debian\/\)$/\1/p' | head -n 1)
+  [ -n "$mirror" ] && [ -e "$keyring" ] || return 1
+  configure_apt "$place"
+  cat >> "$place/apt.conf" << CONFIGURATION
+Dir::Etc::sourcelist "$place/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+CONFIGURATION
+  printf 'deb [signed-by=%s] %s stable main\n' "$keyring" "$mirror" > "$place/sources.list"
+  apt-get -c "$place/apt.conf" update -q >&2 || return 1
+  printf '%s\n' "$place"
 }
 
 # unpack TREE FILE...: as on a system whose /bin, /sbin and /lib are links into /usr, whatever the packages think
@@ -69,28 +102,39 @@ unpack() {
   done
 }
 
-# missing COMMAND:PACKAGE ...: those pairs whose command is not there
+# missing COMMAND:PACKAGE ...: those pairs whose command is not there, or too old
 missing() {
   local pair
   for pair in "$@"; do
-    command -v "${pair%%:*}" > /dev/null || printf '%s\n' "$pair"
+    if [ "${pair%%:*}" = qemu-system-x86_64 ]; then
+      qemu_is_new || printf '%s\n' "$pair"
+    else
+      command -v "${pair%%:*}" > /dev/null || printf '%s\n' "$pair"
+    fi
   done
 }
 
 # place_tools COMMAND:PACKAGE ...: unpacks the packages of those commands that are missing into tools/tree, with a command in tools/bin
 # for each.
 place_tools() {
-  local pairs new=$work/tools.new pair
+  local pairs new=$work/tools.new pair place
   mapfile -t pairs < <(missing "$@")
   [ ${#pairs[@]} -gt 0 ] || return 0
   # All of them anew: one tree has one version of each library.
   rm -rf "$work/tools"
   mapfile -t pairs < <(missing "$@")
   ready_apt "${pairs[*]%%:*}"
-  apt-get -c "$work/apt/apt.conf" install -qy --download-only "${pairs[@]#*:}" >&2 || fail "apt-get could not download ${pairs[*]#*:}"
+  place=$work/apt
+  if [[ " ${pairs[*]}" = *' qemu-'* ]] && ! qemu_is_new_in "$place"; then
+    place=$(ready_stable) || {
+      printf 'install: ******** ONLY AN OLD QEMU CAN BE HAD HERE: expect the emulated machine to stop now and then ********\n' >&2
+      place=$work/apt
+    }
+  fi
+  apt-get -c "$place/apt.conf" install -qy --download-only "${pairs[@]#*:}" >&2 || fail "apt-get could not download ${pairs[*]#*:}"
   rm -rf "$new"
   mkdir -p "$new/bin"
-  unpack "$new/tree" "$work"/apt/cache/archives/*.deb
+  unpack "$new/tree" "$place"/cache/archives/*.deb
   for pair in "${pairs[@]}"; do
     place_command "$new" "${pair%%:*}"
   done
@@ -181,13 +225,13 @@ case ${1-} in
     work=${CARGO_TARGET_DIR:-target}/nested
     mkdir -p "$work"
     work=$(realpath "$work")
-    PATH=$PATH:$work/tools/bin
+    PATH=$work/tools/bin:$PATH
     # Two runs that share a target directory must not both unpack.
     exec 9> "$work/lock"
     flock -w 600 9 || fail "another run has held $work/lock for 10 minutes"
     place_tools qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod modprobe:kmod xz:xz-utils zstd:zstd
     place_kernel
-    rm -rf "$work/apt"
+    rm -rf "$work/apt" "$work/apt-stable"
     ;;
   *)
     printf 'usage: install.sh build|nested\n' >&2

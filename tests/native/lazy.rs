@@ -16,7 +16,7 @@ use slackwater::vmm::{Limits, MachineSpec, Outcome, Stop, Tracking, Vm, VmmError
 use crate::native::follow;
 use crate::support::chain::frames;
 use crate::support::command::{Running, guest_is_ok, number, run, slackwater};
-use crate::support::{Random, as_time_allows, kvm_or_skip, nested, rounds};
+use crate::support::{Random, as_time_allows, kvm_or_skip, rounds};
 
 /// A chain of a guest with two vCPUs.
 fn chain(store: &Path, epochs: u64) {
@@ -223,8 +223,7 @@ fn a_page_that_can_not_be_read_stops_the_guest() {
 /// A vCPU waits for the very page, with and without a background that comes across it, and the file is gone.
 #[test]
 fn a_vcpu_that_waits_for_a_page_gets_out_when_it_can_not_be_read() {
-    // Under emulation the other vCPU was once ended by a shutdown before the run was halted: why is not known yet.
-    if nested() || !kvm_or_skip("native::lazy::a_vcpu_that_waits_for_a_page_gets_out_when_it_can_not_be_read") {
+    if !kvm_or_skip("native::lazy::a_vcpu_that_waits_for_a_page_gets_out_when_it_can_not_be_read") {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
