@@ -1,17 +1,15 @@
 //! Plan and eager fill.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::ops::Range;
 
-use crate::format::{
-    BLOCK_PAGES, BlockDecoder, BlockPages, CHANGES_DEPTH_MAX, FRAME_HEADER_BYTES, FormatError, Index, MemoryDigest, Mention,
-    decode_changes, decode_state, hash_bytes, is_zero, unpack_state,
-};
+use crate::format::{CHANGES_DEPTH_MAX, Index, MemoryDigest, Mention, decode_state, hash_bytes, is_zero, unpack_state};
 use crate::machine::StateRecord;
 use crate::memory::MemoryError;
-use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun};
+use crate::page::{EpochId, Gfn, PageBytes, PageRun};
+use crate::store::assembly::{Assembly, Want};
 use crate::store::view::{self, Unanswered, View};
 use crate::store::{Chain, Found, Segment, StoreError};
 
@@ -238,15 +236,7 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// Damage, and whatever keeps the target from taking a page. `target` then holds a part of the machine: it must not be run.
     pub fn fill(&self, target: &mut impl PageTarget, progress: &mut dyn FnMut(u64, u64)) -> Result<Filled, RestoreError> {
-        let mut fill = Fill {
-            plan: self,
-            decoder: BlockDecoder::new(),
-            pages: Box::new([[0; PAGE_SIZE]; BLOCK_PAGES]),
-            buffer: Vec::new(),
-            held: HashMap::new(),
-            filled: Filled::default(),
-            done: 0,
-        };
+        let mut fill = Fill { plan: self, assembly: Assembly::new(self.chain), filled: Filled::default(), done: 0 };
         let mut passes = self.changed.chunks(PASS_PAGES).map(|pages| Some((*pages.first()?, *pages.last()?)));
         let mut pass = passes.next().flatten();
         for needed in &self.blocks {
@@ -385,11 +375,7 @@ impl Search {
 /// A fill under way.
 struct Fill<'a, 'p> {
     plan: &'p Plan<'a>,
-    decoder: BlockDecoder,
-    pages: Box<BlockPages>,
-    buffer: Vec<u8>,
-    /// Pages that are not their newest version yet.
-    held: HashMap<Gfn, Box<PageBytes>>,
+    assembly: Assembly<'a>,
     filled: Filled,
     /// Pages done, zero or not.
     done: u64,
@@ -405,55 +391,29 @@ impl Fill<'_, '_> {
         first_pass: bool,
         target: &mut impl PageTarget,
     ) -> Result<(), RestoreError> {
-        let source = self.plan.chain.segment(needed.segment)?;
-        let place = source.look(|index| Segment::place(index, needed.frame.into()))?;
-        let payload = source.payload(&place, &mut self.buffer)?;
-        let bytes_read = FRAME_HEADER_BYTES as u64 + payload.len() as u64;
-        let wanted = self.plan.pages_of.get(needed.begin..needed.end).unwrap_or_default();
-        let wanted_as = |gfn: Gfn| wanted.iter().find(|pages| pages.run().contains(gfn)).map(|pages| pages.version);
-        let in_pass = |gfn: Gfn| within(Some((gfn, gfn)), pass);
-        let is_changes = place.mention == Mention::Changes;
-        let decoded = if is_changes {
-            decode_changes(payload).and_then(|(list, changes)| {
-                for ((gfn, change), page) in list.gfns().iter().zip(changes).zip(self.pages.iter_mut()) {
-                    if wanted_as(*gfn).is_some() && in_pass(*gfn) {
-                        // What nothing was found of is zeros.
-                        *page = self.held.remove(gfn).map_or([0; PAGE_SIZE], |held| *held);
-                        change.apply(page)?;
-                    }
-                }
-                Ok(list)
+        let Self { plan, assembly, filled, done } = self;
+        let place = plan.chain.segment(needed.segment)?.look(|index| Segment::place(index, needed.frame.into()))?;
+        let wanted = plan.pages_of.get(needed.begin..needed.end).unwrap_or_default();
+        let want = |gfn: Gfn| {
+            let version = wanted.iter().find(|pages| pages.run().contains(gfn))?.version;
+            let due = if version == Counts::Newest { first_pass } else { within(Some((gfn, gfn)), pass) };
+            Some(match version {
+                _ if !due => Want::Leave,
+                Counts::Older => Want::Hold,
+                Counts::Newest | Counts::NewestChange => Want::Give,
             })
-        } else {
-            self.decoder.decode(payload, &mut self.pages)
         };
-        let list = decoded.map_err(|error| source.damaged(place.epoch, place.offset, &error))?;
-        let mut met = 0;
-        for (gfn, page) in list.gfns().iter().zip(self.pages.iter()) {
-            let Some(version) = wanted_as(*gfn) else { continue };
-            met += 1;
-            let due = if version == Counts::Newest { first_pass } else { in_pass(*gfn) };
-            if !due {
-                continue;
-            }
-            if version == Counts::Older {
-                self.held.insert(*gfn, Box::new(*page));
-                continue;
-            }
-            self.done += 1;
-            if !is_zero(page) {
-                let taken = target.write_page(*gfn, page);
-                taken.map_err(|source| RestoreError::Target { epoch: self.plan.epoch(), gfn: *gfn, source })?;
-                self.filled.pages += 1;
-            }
-        }
         let expected = wanted.iter().fold(0, |sum: u64, pages| sum.saturating_add(pages.count));
-        if met != expected {
-            let error = FormatError::field("gfn", FRAME_HEADER_BYTES, format!("{expected} pages that the index names"), met);
-            return Err(source.damaged(place.epoch, place.offset, &error).into());
-        }
-        self.filled.blocks += 1;
-        self.filled.bytes_read += bytes_read;
+        filled.bytes_read += assembly.block(needed.segment, &place, expected, want, &mut |gfn, page| {
+            *done += 1;
+            if !is_zero(page) {
+                let taken = target.write_page(gfn, page);
+                taken.map_err(|source| RestoreError::Target { epoch: plan.epoch(), gfn, source })?;
+                filled.pages += 1;
+            }
+            Ok::<_, RestoreError>(())
+        })?;
+        filled.blocks += 1;
         Ok(())
     }
 }

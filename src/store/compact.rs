@@ -38,8 +38,8 @@ pub(super) enum Scope {
     All,
     /// Those from the first to the last that hold something to drop.
     WhatIsDropped,
-    /// What is worth its while.
-    WhatPays,
+    /// What is worth its while; whether anything is ever dropped makes a difference.
+    WhatPays { drops: bool },
 }
 
 /// Puts the segments of a chain of the store in `dir` together, `main` or a branch. With `keep`, only the epochs stay that it keeps and those that
@@ -115,7 +115,7 @@ pub(super) fn run(
             (candidates.len() > 1 || candidates.iter().any(|segment| segment.drops(&kept) > 0)).then_some(0..candidates.len())
         }
         Scope::WhatIsDropped => what_is_dropped(candidates, &kept),
-        Scope::WhatPays => what_pays(candidates, &kept),
+        Scope::WhatPays { drops } => what_pays(candidates, &kept, if drops { ALIKE_DROPPING } else { ALIKE }),
     };
     // Where there is nothing to do, nothing is read again.
     let mut after = before.clone();
@@ -123,6 +123,8 @@ pub(super) fn run(
         let total = candidates.get(chosen.clone()).unwrap_or_default().iter().fold(0, |sum, segment| sum + segment.bytes);
         compaction.replace(first + chosen.start..first + chosen.end, &mut |done| progress(done, total))?;
         after = Seen::all(&Chain::open_on(root, root_medium, branch)?)?;
+    } else {
+        compaction.remove_replaced();
     }
     let sum = |of: &dyn Fn(&Seen) -> u64| (before.iter().map(of).sum(), after.iter().map(of).sum());
     Ok(Compacted {
@@ -184,14 +186,17 @@ fn what_is_dropped(segments: &[Seen], kept: &BTreeSet<EpochId>) -> Option<std::o
 /// Least waste that is worth a rewrite.
 const WASTE_BYTES_MIN: u64 = 1 << 20;
 
-/// So many segments of about one size are put together.
+/// So many segments of about one size are put together, where nothing is dropped.
 const ALIKE: usize = 8;
+
+/// And so many where something is: most of them go as a whole before they are that many, and what is put together goes later.
+const ALIKE_DROPPING: usize = 32;
 
 /// Segments of this size and above are not put together for their number alone.
 const LARGE_BYTES: u64 = 1 << 30;
 
-/// Segments with more waste than half of the image that has to be written to get rid of it; or else many that are alike.
-fn what_pays(segments: &[Seen], kept: &BTreeSet<EpochId>) -> Option<std::ops::Range<usize>> {
+/// Segments with more waste than half of the image that has to be written to get rid of it; or else so many that are alike.
+fn what_pays(segments: &[Seen], kept: &BTreeSet<EpochId>, enough: usize) -> Option<std::ops::Range<usize>> {
     let waste = segments.iter().fold(0, |sum: u64, segment| sum.saturating_add(segment.waste(kept)));
     let image = segments.first().map_or(0, |segment| segment.base_bytes);
     if waste >= (image / 2).max(WASTE_BYTES_MIN) {
@@ -208,7 +213,7 @@ fn what_pays(segments: &[Seen], kept: &BTreeSet<EpochId>) -> Option<std::ops::Ra
             (Some(first), Some(next)) => class(first) == class(next) && next.bytes < LARGE_BYTES,
             _ => false,
         };
-        if end - begin >= ALIKE && segments.get(begin).is_some_and(|first| first.bytes < LARGE_BYTES) {
+        if end - begin >= enough && segments.get(begin).is_some_and(|first| first.bytes < LARGE_BYTES) {
             return Some(begin..end);
         }
         if !alike {
@@ -275,8 +280,11 @@ impl Compaction<'_> {
             Ok(names) => names,
             Err(error) => return tracing::warn!(error = causes(&error), "the directory cannot be listed"),
         };
-        let leftovers = Listed::new(&names, self.identity.format).leftovers(&names);
-        for name in leftovers.iter().filter(|name| !name.ends_with(".tmp")) {
+        let mut leftovers = Listed::new(&names, self.identity.format).leftovers(&names);
+        // Other drafts may be the writer's.
+        leftovers.retain(|name| !name.ends_with(".tmp"));
+        leftovers.extend(names.into_iter().filter(|name| name == DRAFT));
+        for name in &leftovers {
             if let Err(error) = self.medium.remove(name) {
                 tracing::warn!(%name, %error, "a replaced file stays");
             }

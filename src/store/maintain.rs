@@ -15,6 +15,9 @@ use super::{Retention, SegmentNumbers, StoreError, causes, compact, seal};
 use crate::format::{FORMAT_WITH_COMPACTION, Identity};
 use crate::page::EpochId;
 
+/// How much the background gives way: about a tenth of a processor is left to it where others want it all, so that a chain stays bounded.
+const NICE: i32 = 10;
+
 /// The store that a chain is part of.
 #[derive(Clone, Debug)]
 pub(super) struct Home {
@@ -45,8 +48,9 @@ struct Work {
 
 #[derive(Clone, Copy, Debug)]
 enum Task {
-    /// Makes the index of a segment, and compacts what pays.
+    /// Makes the index of a segment, after which a compaction may pay.
     Seal(SegmentNumbers),
+    /// Makes the indexes that are missing of segments before this one.
     SealBefore(SegmentNumbers),
 }
 
@@ -64,7 +68,20 @@ impl Maintenance {
         let background = background.then(|| {
             let (sender, tasks) = channel();
             let work = work.clone();
-            let run = move || tasks.into_iter().for_each(|task| work.run(task));
+            let run = move || {
+                // On Linux this is of the calling thread. The guest and what encodes its pages come first.
+                if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+                    tracing::debug!(%error, "maintenance runs at the usual priority");
+                }
+                while let Ok(task) = tasks.recv() {
+                    // One compaction does for all segments that are waiting.
+                    let waiting: Vec<_> = std::iter::once(task).chain(tasks.try_iter()).collect();
+                    waiting.iter().for_each(|task| work.index(*task));
+                    if waiting.iter().any(|task| matches!(task, Task::Seal(_))) {
+                        work.compact();
+                    }
+                }
+            };
             Some((sender, std::thread::Builder::new().name("maintain".to_owned()).spawn(run).ok()?))
         });
         Self { work, background: background.flatten() }
@@ -76,7 +93,10 @@ impl Maintenance {
             None => Some(task),
         };
         if let Some(task) = left {
-            self.work.run(task);
+            self.work.index(task);
+            if matches!(task, Task::Seal(_)) {
+                self.work.compact();
+            }
         }
     }
 
@@ -109,12 +129,9 @@ impl Drop for Maintenance {
 }
 
 impl Work {
-    fn run(&self, task: Task) {
+    fn index(&self, task: Task) {
         match task {
-            Task::Seal(numbers) => {
-                self.seal(numbers);
-                self.compact();
-            }
+            Task::Seal(numbers) => self.seal(numbers),
             Task::SealBefore(before) => {
                 let names = match self.medium.list() {
                     Ok(names) => names,
@@ -149,7 +166,8 @@ impl Work {
             false => Ok(()),
         };
         let Home { root, medium, branch } = &self.home;
-        match compact::run(root, medium, branch, &kept, compact::Scope::WhatPays, &mut go_on) {
+        let scope = compact::Scope::WhatPays { drops: !self.retention.is_empty() };
+        match compact::run(root, medium, branch, &kept, scope, &mut go_on) {
             Ok(_) | Err(StoreError::InUse { .. }) => {}
             Err(_) if ending() => {}
             Err(error) => tracing::warn!(error = causes(&error), "the chain could not be compacted"),

@@ -3,6 +3,7 @@
 //! [`Writer`] is the one writer of a chain and the place that an engine commits to; [`Chain`] reads one, also while a writer
 //! appends. `docs/format.md` says what the files hold and argues what a crash can leave.
 
+pub(crate) mod assembly;
 mod branch;
 mod compact;
 #[cfg(test)]

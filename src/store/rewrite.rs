@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::medium::MediumFile;
-use super::view::{self, Unanswered};
-use super::{Chain, Epoch, Found, FoundPages, PageReader, Segment, SegmentNumbers, StoreError};
+use super::view::{self, Unanswered, View};
+use super::{Chain, Epoch, Found, Segment, SegmentNumbers, StoreError, assembly};
 use crate::format::{
     BLOCK_PAGES, BlockDecoder, BlockEncoder, BlockList, BlockPages, Close, Commit, Compression, EpochWriter, FRAME_HEADER_BYTES,
     FormatError, Mention, SegmentHeader, is_zero,
@@ -16,6 +16,9 @@ use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun, runs};
 
 /// Bytes that are collected before they are written.
 const WRITE_BYTES: usize = 1 << 20;
+
+/// Changed pages that are put together at once: 64 MiB.
+const CHANGED_PAGES: usize = if cfg!(test) { 5 } else { 16_384 };
 
 /// What a rewrite came to.
 #[derive(Clone, Copy, Debug)]
@@ -193,7 +196,7 @@ impl<'a> Rewrite<'a> {
             zeros: Vec::new(),
         };
         let begin = out.at + out.buffer.len() as u64;
-        let Content { mut zeros, mut whole, mut changed, .. } = content;
+        let Content { mut zeros, mut whole, changed, .. } = content;
         whole.sort_unstable();
         let mut decoder = BlockDecoder::new();
         let mut decoded: Box<BlockPages> = Box::new([[0; PAGE_SIZE]; BLOCK_PAGES]);
@@ -223,23 +226,24 @@ impl<'a> Rewrite<'a> {
             }
             out.flush_full()?;
         }
-        let mut reader = PageReader::new(chain.clone(), number)?;
-        while let Some(gfn) = changed.first().copied() {
-            let mut failed = None;
-            let found = reader.read(gfn, &mut |gfn, page| {
-                if changed.remove(&gfn)
-                    && let Err(error) = pages.add(gfn, page, &mut out.buffer)
-                {
-                    failed.get_or_insert(error);
-                }
-            })?;
-            if let Some(error) = failed {
-                return Err(error);
+        let changed: Vec<_> = changed.into_iter().collect();
+        let view = if changed.is_empty() { None } else { Some(View::new(chain, number)?) };
+        for some in changed.chunks(CHANGED_PAGES) {
+            let mut made = Vec::with_capacity(some.len());
+            if let Some(view) = &view {
+                assembly::read_all(chain, view, some, &mut |gfn, page| {
+                    made.push((gfn, Box::new(*page)));
+                    Ok(())
+                })?;
             }
-            if matches!(found, FoundPages::Zeros(_)) || changed.remove(&gfn) {
+            if made.len() != some.len() {
                 return Err(StoreError::io("read", chain.dir())(std::io::ErrorKind::NotFound.into()));
             }
-            out.flush_full()?;
+            made.sort_unstable_by_key(|(gfn, _)| *gfn);
+            for (gfn, page) in &made {
+                pages.add(*gfn, page, &mut out.buffer)?;
+                out.flush_full()?;
+            }
         }
         pages.flush(&mut out.buffer)?;
         zeros.extend(pages.zeros);

@@ -13,3 +13,4 @@ mod pace;
 mod restore;
 mod rollback;
 mod touch;
+mod upkeep;
