@@ -117,7 +117,8 @@ pub fn runs(gfns: impl IntoIterator<Item = Gfn>) -> impl Iterator<Item = PageRun
 /// A set of frames below a fixed bound, made for small sets in a large memory.
 ///
 /// Membership is one bit a frame. The members are also listed in the order in which they came, as long as there are no more than
-/// the set was made to list: iterating and clearing then cost as much as there are members. A larger set is *dense*, and both walk
+/// the set was made to list: iterating and clearing then cost as much as there are members. As long as they come in ascending order, the list alone is kept: a
+/// bit of a large memory is a miss of the caches, and those of a harvest come so. A larger set is *dense*, and both walk
 /// the bits. All memory is taken when the set is made: an eighth of a byte a frame, and eight bytes a listed member.
 #[derive(Clone)]
 pub struct PageSet {
@@ -128,6 +129,8 @@ pub struct PageSet {
     len: u64,
     /// Some members were taken by walking the bits, so the list no longer tells.
     unlisted: bool,
+    /// The list ascends and has all members, and no bit is set.
+    unmarked: bool,
 }
 
 impl PageSet {
@@ -145,13 +148,36 @@ impl PageSet {
             frames,
             len: 0,
             unlisted: false,
+            unmarked: true,
         }
+    }
+
+    /// Sets the bits of the members.
+    fn mark(&mut self) {
+        for gfn in &self.list {
+            let (word, bit) = Self::place(*gfn);
+            if let Some(word) = self.words.get_mut(word) {
+                *word |= bit;
+            }
+        }
+        self.unmarked = false;
     }
 
     /// Adds `gfn`. Returns whether it was new, or `None` where it lies at or above the bound.
     pub fn insert(&mut self, gfn: Gfn) -> Option<bool> {
         if gfn.0 >= self.frames {
             return None;
+        }
+        if self.unmarked {
+            match self.list.last() {
+                Some(last) if *last == gfn => return Some(false),
+                last if last.is_none_or(|last| *last < gfn) && self.list.len() < self.list_max => {
+                    self.list.push(gfn);
+                    self.len += 1;
+                    return Some(true);
+                }
+                _ => self.mark(),
+            }
         }
         let (word, bit) = Self::place(gfn);
         let word = self.words.get_mut(word)?;
@@ -169,6 +195,9 @@ impl PageSet {
     /// Whether `gfn` is a member.
     #[must_use]
     pub fn contains(&self, gfn: Gfn) -> bool {
+        if self.unmarked {
+            return self.list.binary_search(&gfn).is_ok();
+        }
         let (word, bit) = Self::place(gfn);
         gfn.0 < self.frames && self.words.get(word).is_some_and(|word| word & bit != 0)
     }
@@ -207,7 +236,7 @@ impl PageSet {
     pub fn clear(&mut self) {
         if self.is_dense() {
             self.words.fill(0);
-        } else {
+        } else if !self.unmarked {
             for gfn in &self.list {
                 let (word, _) = Self::place(*gfn);
                 if let Some(word) = self.words.get_mut(word) {
@@ -218,6 +247,7 @@ impl PageSet {
         self.list.clear();
         self.len = 0;
         self.unlisted = false;
+        self.unmarked = true;
     }
 
     /// Adds every frame of `run` that lies below the bound.
@@ -237,7 +267,7 @@ impl PageSet {
         let dense = self.is_dense();
         let begin = out.len();
         out.extend(self.iter().take(count));
-        for gfn in out.iter().skip(begin) {
+        for gfn in out.iter().skip(begin).filter(|_| !self.unmarked) {
             let (word, bit) = Self::place(*gfn);
             if let Some(word) = self.words.get_mut(word) {
                 *word &= !bit;
@@ -306,7 +336,10 @@ mod tests {
         #[test]
         fn page_set_is_a_set(rounds in prop::collection::vec(prop::collection::vec(0u64..300, 0..80), 1..5), list_max in 0usize..64) {
             let mut set = PageSet::new(300, list_max);
-            for round in rounds {
+            for mut round in rounds {
+                // Ascending, as harvests are, and then perhaps not any more.
+                let ascending = round.first().map_or(0, |frame| usize::try_from(*frame).unwrap()).min(round.len());
+                round[..ascending].sort_unstable();
                 let mut model = BTreeSet::new();
                 for frame in round {
                     prop_assert_eq!(set.insert(Gfn(frame)), Some(model.insert(Gfn(frame))));

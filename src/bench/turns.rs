@@ -105,6 +105,10 @@ impl Tracker for TakingTurns {
         self.inner.begin(parked, into)
     }
 
+    fn wrote_more(&self, parked: &Parked<'_>) -> Option<bool> {
+        self.inner.wrote_more(parked)
+    }
+
     fn settle(&mut self, parked: &Parked<'_>) -> Result<Settled, TrackError> {
         self.inner.settle(parked)
     }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::output;
+use super::units::branch;
 use super::verify::show;
 use crate::page::EpochId;
 use crate::store::repair::{RepairOptions, RepairPlan, RepairStep};
@@ -24,7 +25,7 @@ pub(super) struct Repair {
     #[arg(long, value_name = "EPOCH")]
     truncate_after: Option<u64>,
     /// The branch to cut [default: main].
-    #[arg(long, value_name = "NAME", requires = "truncate_after")]
+    #[arg(long, value_name = "NAME", value_parser = branch, requires = "truncate_after")]
     branch: Option<String>,
     /// Print what is done as JSON.
     #[arg(long)]

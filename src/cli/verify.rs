@@ -7,7 +7,7 @@ use indicatif::ProgressBar;
 
 use super::error::CliError;
 use super::output;
-use super::units::bytes_text;
+use super::units::{branch, bytes_text};
 use crate::page::EpochId;
 use crate::store::verify::{BranchReport, DamageKind, EpochReport, LeftoverKind, Progress, VerifyOptions, VerifyReport, verify};
 
@@ -21,7 +21,7 @@ pub(super) struct Verify {
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
     /// Only this branch and what it builds on; `main` is the one that is none.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = branch)]
     branch: Option<String>,
     /// Only what is needed to restore this epoch.
     #[arg(long, value_name = "N")]

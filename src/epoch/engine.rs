@@ -400,13 +400,29 @@ impl<C: CapturedState> Engine<C> {
     fn take<G: Guest<State = C>>(&mut self, guest: &mut G, trigger: Trigger, hand: &mut InHand) -> Result<Cut, EngineError> {
         let cut_at = Instant::now();
         let time_unix_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, ns);
-        if let Err(error) = self.capture(guest) {
+        // The reset then goes on beside the capture as well.
+        let collects_first = self.wrote_more().is_some();
+        if collects_first {
+            self.begin_collection(hand)?;
+        }
+        let capture_at = Instant::now();
+        let captured = self.capture(guest);
+        hand.phases.state_ns = ns(capture_at.elapsed());
+        if let Err(error) = captured {
+            if collects_first {
+                self.settle_collection(hand)?;
+            }
             // What was collected up to now stays pending.
             self.resume(guest);
             return Err(error);
         }
-        hand.phases.state_ns = ns(cut_at.elapsed());
-        self.begin_collection(hand)?;
+        if !collects_first {
+            self.begin_collection(hand)?;
+        } else if self.wrote_more() != Some(false) {
+            // Reading state may write guest memory.
+            self.settle_collection(hand)?;
+            self.begin_collection(hand)?;
+        }
         // Beside the reset, as the copy: both only read memory, and nobody writes it before the guest runs.
         if let Some(point) = &mut self.point {
             let mut scope = ();
@@ -485,6 +501,10 @@ impl<C: CapturedState> Engine<C> {
         }
         self.copy_and_time(hand)?;
         Ok(parts)
+    }
+
+    fn wrote_more(&self) -> Option<bool> {
+        self.tracker.wrote_more(&Parked::vouch(&mut ()))
     }
 
     /// Adds what was written since the last collection to the pending pages.

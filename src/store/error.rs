@@ -109,6 +109,14 @@ pub enum StoreError {
         /// The name.
         name: String,
     },
+    /// A branch would be behind too many others.
+    #[error("branch {name} would be the {}th behind each other, and {most} is the most", most + 1)]
+    BranchDepth {
+        /// Its name.
+        name: String,
+        /// The most there may be.
+        most: u32,
+    },
     /// The operating system refused.
     #[error("could not {action} {}", path.display())]
     Io {

@@ -294,8 +294,8 @@ impl Chain {
     }
 }
 
-/// The most branches that one may be behind.
-const BRANCHES_DEPTH_MAX: u32 = 64;
+/// The most branches behind each other, the last one included.
+pub(super) const BRANCHES_DEPTH_MAX: u32 = 64;
 
 /// How often a directory is listed again because a file was replaced.
 const LIST_AGAIN_MAX: u32 = 16;

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use super::maintain::{Home, Maintenance};
 use super::medium::{Directory, Lock, Medium, MediumFile};
 use super::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE};
-use super::read::{check_dir, place_of, read_identity};
+use super::read::{BRANCHES_DEPTH_MAX, check_dir, place_of, read_identity};
 use super::{Chain, Retention, SegmentNumbers, StoreError, TornTail, causes, scan};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
@@ -198,6 +198,16 @@ impl Writer {
         while let Some(point) = trunk.identity().branch_of.clone().filter(|point| epoch <= point.epoch) {
             trunk = Chain::open_on(root, medium, &point.branch)?;
             of = point.branch;
+        }
+        let mut depth = 1;
+        let mut behind = trunk.identity().branch_of.clone();
+        while let Some(point) = behind {
+            depth += 1;
+            if depth > BRANCHES_DEPTH_MAX {
+                return Err(StoreError::BranchDepth { name: name.to_owned(), most: BRANCHES_DEPTH_MAX });
+            }
+            let (dir, own) = place_of(root, medium.as_ref(), &point.branch)?;
+            behind = read_identity(&dir, own.as_ref().unwrap_or(medium).as_ref())?.branch_of;
         }
         let begin = trunk.epoch(epoch)?;
         if trunk.identity().format < FORMAT_WITH_COMPACTION {

@@ -98,6 +98,13 @@ pub trait Tracker: Send + std::fmt::Debug {
         self.collect(parked, into)
     }
 
+    /// Whether anything was written since [`begin`](Self::begin), where that can be told at once. Then a cut may begin the collection before it captures state,
+    /// which itself may write to guest memory, and has to ask afterwards. `None`: collect after the capture.
+    fn wrote_more(&self, parked: &Parked<'_>) -> Option<bool> {
+        let _ = parked;
+        None
+    }
+
     /// Waits for whatever [`begin`](Self::begin) has left to do.
     ///
     /// # Errors

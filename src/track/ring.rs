@@ -138,6 +138,11 @@ impl Tracker for RingTracker {
         Ok(Collected { entries, hot, lost: None, harvest: start.elapsed(), reset: Duration::ZERO })
     }
 
+    fn wrote_more(&self, _parked: &Parked<'_>) -> Option<bool> {
+        // With several vCPUs, those that are awake capture their state first: that they are better at.
+        (self.rings.vcpus() == 1).then(|| self.rings.list_more())
+    }
+
     fn settle(&mut self, _parked: &Parked<'_>) -> Result<Settled, TrackError> {
         let start = Instant::now();
         let lost = self.rings.finish_reset()?.lost;

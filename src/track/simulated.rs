@@ -110,6 +110,10 @@ impl Tracker for SimulatedTracker {
         Ok(Collected { entries, lost, ..Collected::default() })
     }
 
+    fn wrote_more(&self, _parked: &Parked<'_>) -> Option<bool> {
+        Some(!self.0.kernel().ring.is_empty())
+    }
+
     fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackError> {
         let mut kernel = self.0.kernel();
         kernel.ring.clear();

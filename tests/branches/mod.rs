@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use slackwater::page::EpochId;
-use slackwater::store::Writer;
+use slackwater::store::{StoreError, Writer};
 
 use crate::support::command::{Run, number, run};
 use crate::support::store::{SEGMENT_EACH, append_all, new_chain};
@@ -43,6 +43,23 @@ fn listed(store: &Path, branch: &str) -> Vec<u64> {
 fn digests(store: &Path, branch: &str) -> BTreeMap<u64, String> {
     let digest = |epoch: &u64| verb("digest", store, &format!("--branch {branch} --epoch {epoch}")).expect(0).stdout;
     listed(store, branch).into_iter().map(|epoch| (epoch, digest(&epoch))).collect()
+}
+
+#[test]
+fn branches_behind_each_other_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    append_all(Writer::create(&store, &new_chain(), SEGMENT_EACH).unwrap(), 1..=1, 0);
+    let mut of = "main".to_owned();
+    for depth in 1..=64 {
+        let name = format!("b{depth}");
+        append_all(Writer::create_branch(&store, &name, &of, EpochId(depth), SEGMENT_EACH).unwrap(), depth..=depth, 0);
+        of = name;
+    }
+    let refused = Writer::create_branch(&store, "more", &of, EpochId(65), SEGMENT_EACH);
+    assert!(matches!(&refused, Err(StoreError::BranchDepth { most: 64, .. })), "{refused:?}");
+    assert!(!store.join("branches/more").exists());
+    assert_eq!(listed(&store, &of), (1..=65).collect::<Vec<_>>());
 }
 
 #[test]

@@ -12,7 +12,17 @@ const NO_KVM: &str = "--kvm /nonexistent";
 #[test]
 fn names() {
     for name in ["", ".", "..", "a/b", ".x", "-x", "\u{e4}"] {
-        for verb in ["log", "digest", "compact", "prune --keep-last 1", "restore", "restore --from main"] {
+        let verbs = [
+            "log",
+            "digest",
+            "compact",
+            "prune --keep-last 1",
+            "restore",
+            "restore --from main",
+            "verify",
+            "repair --truncate-after 1",
+        ];
+        for verb in verbs {
             run(&format!("{verb} --store /nonexistent --branch={name}")).refused(2, &["--branch <NAME>"]);
         }
     }

@@ -158,11 +158,14 @@ impl CapturedState for Counter {
 #[derive(Debug)]
 pub(crate) struct TestGuest {
     pub(crate) memory: GuestMemory,
+    pub(crate) simulated: SimulatedMemory,
     pub(crate) snapshots: BTreeMap<u64, Image>,
     pub(crate) parked: bool,
     pub(crate) halted: bool,
     pub(crate) fail_next_park: bool,
     pub(crate) fail_next_capture: bool,
+    /// Reading the state writes these pages, with this content.
+    pub(crate) capture_writes: Vec<(Gfn, PageBytes)>,
     pub(crate) fail_next_restore: bool,
     pub(crate) unsound_state: bool,
     events: Events,
@@ -183,6 +186,10 @@ impl Guest for TestGuest {
 
     fn capture(&mut self, _parked: &Parked<'_>, into: &mut Counter) -> Result<(), GuestError> {
         assert!(self.parked, "captured while running");
+        for (gfn, page) in self.capture_writes.drain(..) {
+            self.memory.fill_page(gfn, &page).unwrap();
+            let _ = self.simulated.write(gfn);
+        }
         if std::mem::take(&mut self.fail_next_capture) {
             into.value = u64::MAX;
             return Err("no capture".into());
@@ -685,6 +692,8 @@ pub(crate) struct Lies {
     pub(crate) hides_lost: bool,
     /// Says that writes were lost only when the collection is settled.
     pub(crate) late: bool,
+    /// Can't tell whether something was written since a collection began.
+    pub(crate) cannot_tell: bool,
     /// Never lists this page.
     pub(crate) drops: Option<Gfn>,
     /// Can't begin anew.
@@ -727,6 +736,10 @@ impl Tracker for LyingTracker {
             self.unsaid = collected.lost.take();
         }
         Ok(collected)
+    }
+
+    fn wrote_more(&self, parked: &Parked<'_>) -> Option<bool> {
+        self.inner.wrote_more(parked).filter(|_| !self.lies.cannot_tell)
     }
 
     fn settle(&mut self, _parked: &Parked<'_>) -> Result<Settled, TrackError> {
@@ -775,18 +788,20 @@ impl World {
 
     fn with(disk: Disk, events: Events, snapshots: BTreeMap<u64, Image>, stamp: u64) -> Self {
         let memory = GuestMemory::anonymous(&REGIONS, SHARE).unwrap();
+        let simulated = SimulatedMemory::new(FRAMES, RING, RING - RING_SOFT);
         let guest = TestGuest {
             memory: memory.clone(),
+            simulated: simulated.clone(),
             snapshots,
             parked: false,
             halted: false,
             fail_next_park: false,
             fail_next_capture: false,
+            capture_writes: Vec::new(),
             fail_next_restore: false,
             unsound_state: false,
             events: events.clone(),
         };
-        let simulated = SimulatedMemory::new(FRAMES, RING, RING - RING_SOFT);
         Self { memory, simulated, guest, disk, events, lies: Lies::default(), stamp, _watchdog: Watchdog::start() }
     }
 

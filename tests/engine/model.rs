@@ -199,6 +199,11 @@ impl Life<'_> {
             19 => {
                 self.world.guest.fail_next_capture = self.random.one_in(2);
                 self.world.guest.fail_next_park = self.random.one_in(2);
+                for _ in 0..self.random.below(3) {
+                    let page = self.world.fresh_page();
+                    let gfn = gfn(self.random.below(PAGES));
+                    self.world.guest.capture_writes.push((gfn, page));
+                }
             }
             20 => match self.patiently(|_, engine| engine.copy_base()) {
                 Ok(_) => {}
@@ -241,6 +246,7 @@ fn lives(seed: u64) {
     println!("seed {seed}");
     let mut random = Random(seed);
     let mut world = World::new();
+    world.lies.cannot_tell = random.one_in(2);
     for _ in 0..1 + random.below(3) {
         let tip = world.disk.tip();
         let start = match tip {

@@ -140,6 +140,28 @@ fn a_capture_or_park_that_fails_once_loses_nothing() {
 }
 
 #[test]
+fn what_reading_the_state_writes_is_in_the_epoch() {
+    for cannot_tell in [false, true] {
+        let mut world = World::new();
+        world.lies.cannot_tell = cannot_tell;
+        let mut engine = world.engine(Start::Fresh, options());
+        world.vmm_write(gfn(1));
+        world.take(&mut engine, Trigger::Request);
+        for trigger in [Trigger::RingFull, Trigger::Interval, Trigger::Request] {
+            world.write_all([5, 6]);
+            // A page that was written before as well, and one that was not.
+            for page in [6, 9] {
+                let content = world.fresh_page();
+                world.guest.capture_writes.push((gfn(page), content));
+            }
+            assert!(matches!(world.cut(&mut engine, trigger).unwrap(), Cut::Taken { pages: 3, .. }));
+        }
+        let report = world.finish(engine).report;
+        assert_eq!((report.epochs, report.pages), (4, 1 + 3 * 3));
+    }
+}
+
+#[test]
 fn options_out_of_range_are_no_panic() {
     for (budget_pages, slots) in [(0, 0), (1, 1), (1, 2), (usize::MAX, 2)] {
         let mut world = World::new();

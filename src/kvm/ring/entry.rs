@@ -81,6 +81,11 @@ impl Cursor {
         read
     }
 
+    /// Whether there is an entry to read. Those that were given back do not count.
+    pub(super) fn lists_any<E: Entry>(&self, entries: &[E]) -> bool {
+        entries.get(self.next).is_some_and(|entry| entry.load_flags_acquire() & (DIRTY | HARVESTED) == DIRTY)
+    }
+
     /// Marks `count` entries, which were read, as harvested, in order: the kernel will protect what they say, which is `say` from now on.
     pub(super) fn give_back<E: Entry>(&mut self, entries: &[E], count: usize, mut say: impl FnMut() -> (u32, u64)) {
         for _ in 0..count {

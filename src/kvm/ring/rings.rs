@@ -28,8 +28,21 @@ const KVM_ENABLE_CAP: u32 = 0x4068_aea3;
 const NO_SLOT: u32 = u32::MAX;
 const ENTRY_BYTES: u32 = 16;
 
-/// A reset of fewer pages takes less time than waking a thread for it.
+/// A reset of fewer pages, or of pages in fewer neighbourhoods, takes less time than waking a thread for it.
 const BESIDE_FROM: usize = 128;
+const BESIDE_FROM_NEIGHBOURHOODS: usize = 24;
+
+/// What the kernel protects in one go, of pages listed one after the other: as many as a word has bits (virt/kvm/dirty_ring.c, `kvm_dirty_ring_reset`).
+const NEIGHBOURHOOD_PAGES: u64 = 64;
+
+/// Whether a reset of these pages, in ascending order, is worth waking a thread for.
+fn is_large(pages: &[DirtyPage]) -> bool {
+    let apart = |pair: &[DirtyPage]| match pair {
+        [one, other] => one.slot != other.slot || other.offset.abs_diff(one.offset) >= NEIGHBOURHOOD_PAGES,
+        _ => false,
+    };
+    pages.len() >= BESIDE_FROM || pages.windows(2).filter(|pair| apart(pair)).count() + 1 >= BESIDE_FROM_NEIGHBOURHOODS
+}
 const _: () = assert!(size_of::<kvm_dirty_gfn>() == ENTRY_BYTES as usize);
 
 /// How many entries a ring has: a power of two, at least [`RingSize::MIN`] (one page).
@@ -261,6 +274,18 @@ impl VmRings {
         self.rings.len() as u64 * u64::from(self.size.entries())
     }
 
+    /// Whether the rings list anything that no harvest has taken and given back. Also while a reset is under way.
+    #[must_use]
+    pub fn list_more(&self) -> bool {
+        self.rings.iter().any(|ring| ring.cursor.lists_any(ring.entries()))
+    }
+
+    /// How many vCPUs have a ring.
+    #[must_use]
+    pub const fn vcpus(&self) -> usize {
+        self.rings.len()
+    }
+
     /// Reads what the rings list. No allocation. A harvest that is dropped changes nothing: the next one lists its pages again.
     pub fn harvest(&mut self) -> Harvest<'_> {
         // A reset that somebody began and forgot; where it failed, nothing is known.
@@ -383,12 +408,12 @@ impl<'r> Harvest<'r> {
     /// [`RingError::NoRoom`] where `pages` are more than the entries listed: nothing was done.
     pub fn begin_reset(mut self, instead: Option<&[DirtyPage]>, parked: &Parked<'_>) -> Result<(), RingError> {
         let _ = parked;
-        let pages = instead.map_or(self.rings.pages.len(), <[_]>::len);
+        let is_large = is_large(instead.unwrap_or(&self.rings.pages));
         match instead {
             Some(pages) => self.give_back_instead(pages)?,
             None => self.give_back_all(),
         }
-        let beside = self.rings.beside.as_mut().filter(|_| pages >= BESIDE_FROM);
+        let beside = self.rings.beside.as_mut().filter(|_| is_large);
         let ordered = beside.is_some_and(Beside::order);
         self.rings.begun = Some(Begun { lost: self.lost, ordered });
         Ok(())
