@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
+use std::num::NonZero;
 use std::ops::Range;
 
 use crate::format::{CHANGES_DEPTH_MAX, Index, MemoryDigest, Mention, decode_state, hash_bytes, is_zero, unpack_state};
 use crate::machine::StateRecord;
 use crate::memory::MemoryError;
 use crate::page::{EpochId, Gfn, PageBytes, PageRun};
-use crate::store::assembly::{Assembly, Want};
+use crate::store::assembly::{self, Assembly, Block, BlockPlace, Want};
 use crate::store::view::{self, Unanswered, View};
 use crate::store::{Chain, Found, Segment, StoreError};
 
@@ -229,7 +230,7 @@ impl<'a> Plan<'a> {
         &self.state
     }
 
-    /// Writes every page that is not zero to `target`, reading each block once, in file order: with blocks of changes, some more
+    /// Writes every page that is not zero to `target`, reading each block once, in file order, on as many threads as there are processors, but at most 8: with blocks of changes, some more
     /// often where more than 16,384 pages have changes as their newest version. `progress` is called after each block
     /// with the number of pages done and in all.
     ///
@@ -237,18 +238,27 @@ impl<'a> Plan<'a> {
     /// Damage, and whatever keeps the target from taking a page. `target` then holds a part of the machine: it must not be run.
     pub fn fill(&self, target: &mut impl PageTarget, progress: &mut dyn FnMut(u64, u64)) -> Result<Filled, RestoreError> {
         let mut fill = Fill { plan: self, assembly: Assembly::new(self.chain), filled: Filled::default(), done: 0 };
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let place = |needed: &&Needed| {
+            let found = self.chain.segment(needed.segment)?.look(|index| Segment::place(index, needed.frame.into()))?;
+            Ok((needed.segment, found))
+        };
         let mut passes = self.changed.chunks(PASS_PAGES).map(|pages| Some((*pages.first()?, *pages.last()?)));
         let mut pass = passes.next().flatten();
-        for needed in &self.blocks {
-            fill.block(needed, pass, true, target)?;
+        let all: Vec<_> = self.blocks.iter().collect();
+        assembly::in_order(self.chain, &all, threads, place, |needed, place, block| {
+            fill.block(needed, (place, block), pass, true, target)?;
             progress(fill.done, self.pages);
-        }
+            Ok::<_, RestoreError>(())
+        })?;
         for next in passes {
             pass = next;
-            for needed in self.blocks.iter().filter(|needed| within(needed.changed, pass)) {
-                fill.block(needed, pass, false, target)?;
+            let again: Vec<_> = self.blocks.iter().filter(|needed| within(needed.changed, pass)).collect();
+            assembly::in_order(self.chain, &again, threads, place, |needed, place, block| {
+                fill.block(needed, (place, block), pass, false, target)?;
                 progress(fill.done, self.pages);
-            }
+                Ok::<_, RestoreError>(())
+            })?;
         }
         Ok(fill.filled)
     }
@@ -387,12 +397,12 @@ impl Fill<'_, '_> {
     fn block(
         &mut self,
         needed: &Needed,
+        (place, block): (&BlockPlace, &mut Block),
         pass: Option<(Gfn, Gfn)>,
         first_pass: bool,
         target: &mut impl PageTarget,
     ) -> Result<(), RestoreError> {
         let Self { plan, assembly, filled, done } = self;
-        let place = plan.chain.segment(needed.segment)?.look(|index| Segment::place(index, needed.frame.into()))?;
         let wanted = plan.pages_of.get(needed.begin..needed.end).unwrap_or_default();
         let want = |gfn: Gfn| {
             let version = wanted.iter().find(|pages| pages.run().contains(gfn))?.version;
@@ -404,7 +414,8 @@ impl Fill<'_, '_> {
             })
         };
         let expected = wanted.iter().fold(0, |sum: u64, pages| sum.saturating_add(pages.count));
-        filled.bytes_read += assembly.block(needed.segment, &place, expected, want, &mut |gfn, page| {
+        filled.bytes_read += block.bytes;
+        assembly.take(place, block, expected, want, &mut |gfn, page| {
             *done += 1;
             if !is_zero(page) {
                 let taken = target.write_page(gfn, page);
