@@ -265,6 +265,15 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Has the kernel provide the pages of `run` in one go, before each is written: that takes less time than a fault for each. Only a hint: what can't be had now
+    /// comes with the first access.
+    pub fn provide(&self, run: PageRun) {
+        let Some(first) = self.host_pages(run) else { return };
+        let Ok(pages) = usize::try_from(run.count) else { return };
+        // SAFETY: the pages are of one mapping of ours; the kernel touches them as writes of nothing would.
+        let _ = unsafe { libc::madvise(first.cast(), pages * PAGE_SIZE, libc::MADV_POPULATE_WRITE) };
+    }
+
     /// Puts `page` at `gfn` without recording it as a write of the VMM: a restore brings what the chain already has.
     ///
     /// # Errors
@@ -298,11 +307,16 @@ impl GuestMemory {
     }
 
     pub(super) fn host_page(&self, gfn: Gfn) -> Option<*mut u8> {
-        let after = self.slots.partition_point(|slot| slot.first <= gfn);
+        self.host_pages(PageRun { first: gfn, count: 1 })
+    }
+
+    /// Where a run begins in this process; none where it does not lie within one region.
+    fn host_pages(&self, run: PageRun) -> Option<*mut u8> {
+        let after = self.slots.partition_point(|slot| slot.first <= run.first);
         let index = after.checked_sub(1)?;
         let slot = self.slots.get(index)?;
-        let offset = gfn.0 - slot.first.0;
-        if offset >= slot.pages {
+        let offset = run.first.0 - slot.first.0;
+        if offset >= slot.pages || run.count > slot.pages - offset {
             return None;
         }
         let region = self.ram.iter().nth(index)?;
@@ -335,6 +349,21 @@ mod tests {
         let mut page = [0; PAGE_SIZE];
         memory.read_page(Gfn(2), &mut page).expect("read");
         assert_eq!(page, [9; PAGE_SIZE]);
+    }
+
+    #[test]
+    fn providing_pages_changes_none() {
+        let memory = two_regions();
+        memory.fill_page(Gfn(3), &[7; PAGE_SIZE]).expect("a frame");
+        // Within a region, over a hole, beyond the end, and as long as there are numbers.
+        for (first, count) in [(0, 16), (3, 1), (2, 0), (8, 16), (8, 32), (39, 2), (40, 1), (0, u64::MAX), (u64::MAX, u64::MAX)] {
+            memory.provide(PageRun { first: Gfn(first), count });
+        }
+        let mut page = [1; PAGE_SIZE];
+        memory.read_page(Gfn(3), &mut page).expect("a frame");
+        assert_eq!(page, [7; PAGE_SIZE]);
+        memory.read_page(Gfn(5), &mut page).expect("a frame");
+        assert_eq!(page, [0; PAGE_SIZE]);
     }
 
     #[test]

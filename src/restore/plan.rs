@@ -19,6 +19,11 @@ pub type TargetError = Box<dyn Error + Send + Sync>;
 
 /// Where the pages of a restored machine go. It begins as zeros.
 pub trait PageTarget {
+    /// Most or all pages of `run` come next: a hint.
+    fn expect(&mut self, run: PageRun) {
+        let _ = run;
+    }
+
     /// Takes the content of one page. Each gfn comes at most once, and lies within the memory of the chain's identity.
     ///
     /// # Errors
@@ -414,6 +419,7 @@ impl Fill<'_, '_> {
             })
         };
         let expected = wanted.iter().fold(0, |sum: u64, pages| sum.saturating_add(pages.count));
+        wanted.iter().filter(|pages| pages.version == Counts::Newest && first_pass).for_each(|pages| target.expect(pages.run()));
         filled.bytes_read += block.bytes;
         assembly.take(place, block, expected, want, &mut |gfn, page| {
             *done += 1;
