@@ -202,8 +202,8 @@ fn decompress(
 /// The runs of the payload `list`, which stands at `offset` of its file.
 pub(super) fn zero_runs(list: &[u8], offset: u64, identity: &Identity) -> Result<Vec<PageRun>, Fault> {
     let (entries, rest) = list.as_chunks::<16>();
-    if !rest.is_empty() || entries.len() > ZERO_RUNS_MAX {
-        let expected = format!("up to {ZERO_RUNS_MAX} entries of 16 bytes");
+    if !rest.is_empty() || !(1..=ZERO_RUNS_MAX).contains(&entries.len()) {
+        let expected = format!("1 to {ZERO_RUNS_MAX} entries of 16 bytes");
         return Err(Fault::new(DamageKind::Zeros, offset, expected, format!("{} bytes", list.len())));
     }
     let mut runs: Vec<PageRun> = Vec::with_capacity(entries.len());

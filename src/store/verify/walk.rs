@@ -586,9 +586,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                 if let Some(index) = index {
                     index.frame(at, 3, false, runs.iter().copied());
                 }
-                if !runs.is_empty() {
-                    open.zeros_at.get_or_insert(offset);
-                }
+                open.zeros_at.get_or_insert(offset);
                 for run in runs {
                     open.zero = open.zero.saturating_add(run.count);
                     self.memory.clear(run);

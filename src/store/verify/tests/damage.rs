@@ -245,6 +245,7 @@ fn each_broken_promise_is_named() {
             K::Zstd,
         ),
         ("zeros of odd length", payload(2, cut), K::Zeros),
+        ("no zeros", payload(2, Vec::clear), K::Zeros),
         ("no zero page", payload(2, put(8, 0u64.to_le_bytes())), K::Zeros),
         ("zeros overlap", payload(2, put(8, 11u64.to_le_bytes())), K::Zeros),
         ("zeros fall", payload(2, put(16, 3u64.to_le_bytes())), K::Zeros),

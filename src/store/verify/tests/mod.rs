@@ -421,7 +421,7 @@ fn writer() -> Writer {
     writer.segment();
     writer.epoch(4, Plan { blocks: vec![(0, vec![page(1, 200)])], unchanged: 5, ..audited() });
     writer.sync();
-    writer.epoch(5, Plan { blocks: vec![(1, many(8, 4, 17))], extra: vec![(ZEROS, Vec::new())], ..audited() });
+    writer.epoch(5, Plan { blocks: vec![(1, many(8, 4, 17))], ..audited() });
     writer
 }
 
