@@ -200,8 +200,9 @@ note_passed() {
 }
 booted_s=$SECONDS
 for ((boots = 1; ; boots++)); do
-  say "$(cat "$run"/*.left | wc -l) of $listed test(s) on $release under QEMU's emulation, at most $((limit_s - (SECONDS - booted_s))) s"
-  boot $((limit_s - (SECONDS - booted_s)))
+  left_s=$((limit_s - (SECONDS - booted_s)))
+  say "$(cat "$run"/*.left | wc -l) of $listed test(s) on $release under QEMU's emulation, at most $left_s s"
+  boot "$left_s"
   note_passed
   if [ "$boots" = "$boots_most" ]; then
     break

@@ -10,7 +10,8 @@ use crate::format::{CHANGES_DEPTH_MAX, Index, MemoryDigest, Mention, decode_stat
 use crate::machine::StateRecord;
 use crate::memory::MemoryError;
 use crate::page::{EpochId, Gfn, PageBytes, PageRun};
-use crate::store::assembly::{self, Assembly, Block, BlockPlace, Want};
+use crate::store::assembly::{Assembly, Want};
+use crate::store::blocks::{self, Block, BlockPlace};
 use crate::store::view::{self, Unanswered, View};
 use crate::store::{Chain, Found, Segment, StoreError};
 
@@ -235,9 +236,9 @@ impl<'a> Plan<'a> {
         &self.state
     }
 
-    /// Writes every page that is not zero to `target`, reading each block once, in file order, on as many threads as there are processors, but at most 8: with blocks of changes, some more
-    /// often where more than 16,384 pages have changes as their newest version. `progress` is called after each block
-    /// with the number of pages done and in all.
+    /// Writes every page that is not zero to `target`, reading each block once, in file order: with blocks of changes, some more
+    /// often where more than 16,384 pages have changes as their newest version. Blocks are read and decompressed on as many threads as there are processors, but
+    /// at most 8. `progress` is called after each block with the number of pages done and in all.
     ///
     /// # Errors
     /// Damage, and whatever keeps the target from taking a page. `target` then holds a part of the machine: it must not be run.
@@ -248,19 +249,14 @@ impl<'a> Plan<'a> {
             let found = self.chain.segment(needed.segment)?.look(|index| Segment::place(index, needed.frame.into()))?;
             Ok((needed.segment, found))
         };
-        let mut passes = self.changed.chunks(PASS_PAGES).map(|pages| Some((*pages.first()?, *pages.last()?)));
-        let mut pass = passes.next().flatten();
-        let all: Vec<_> = self.blocks.iter().collect();
-        assembly::in_order(self.chain, &all, threads, place, |needed, place, block| {
-            fill.block(needed, (place, block), pass, true, target)?;
-            progress(fill.done, self.pages);
-            Ok::<_, RestoreError>(())
-        })?;
-        for next in passes {
-            pass = next;
-            let again: Vec<_> = self.blocks.iter().filter(|needed| within(needed.changed, pass)).collect();
-            assembly::in_order(self.chain, &again, threads, place, |needed, place, block| {
-                fill.block(needed, (place, block), pass, false, target)?;
+        let passes = self.changed.chunks(PASS_PAGES).map(|pages| pages.first().copied().zip(pages.last().copied()));
+        // The first pass takes what is whole as well, also where nothing is changed.
+        let passes = passes.chain(self.changed.is_empty().then_some(None));
+        for (number, pass) in passes.enumerate() {
+            let first_pass = number == 0;
+            let blocks: Vec<_> = self.blocks.iter().filter(|needed| first_pass || within(needed.changed, pass)).collect();
+            blocks::in_order(self.chain, &blocks, threads, place, |needed, place, block| {
+                fill.block(needed, (place, block), pass, first_pass, target)?;
                 progress(fill.done, self.pages);
                 Ok::<_, RestoreError>(())
             })?;

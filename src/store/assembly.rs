@@ -1,152 +1,12 @@
 //! Putting pages together from their versions, block by block, oldest first.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::thread::{Builder, Scope};
 
-use super::view::View;
-use super::{Chain, FramePlace, StoreError};
-use crate::format::{BLOCK_PAGES, BlockDecoder, BlockList, BlockPages, FRAME_HEADER_BYTES, FormatError, Mention, decode_changes};
+use super::blocks::{Block, BlockPlace, in_order};
+use super::view::{self, View};
+use super::{Chain, StoreError};
+use crate::format::{BlockList, FormatError, decode_changes};
 use crate::page::{Gfn, PAGE_SIZE, PageBytes};
-
-/// More threads than this read no faster than one can take.
-const READERS_MOST: usize = 8;
-
-/// Fewer blocks are read before threads are started.
-const READ_AHEAD_FROM: usize = if cfg!(test) { 3 } else { 64 };
-
-/// Blocks that each thread is ahead.
-const AHEAD: usize = 4;
-
-/// A block, read and checked.
-#[derive(Debug)]
-pub(crate) struct Block {
-    /// The pages of `list`, where they are whole.
-    pages: Box<BlockPages>,
-    list: Option<BlockList>,
-    /// The payload, where they are changes.
-    changes: Vec<u8>,
-    /// Bytes in the chain.
-    pub(crate) bytes: u64,
-}
-
-impl Block {
-    fn new() -> Self {
-        Self { pages: Box::new([[0; PAGE_SIZE]; BLOCK_PAGES]), list: None, changes: Vec::new(), bytes: 0 }
-    }
-}
-
-/// Reads blocks.
-struct Reader<'c> {
-    chain: &'c Chain,
-    decoder: BlockDecoder,
-    buffer: Vec<u8>,
-}
-
-impl<'c> Reader<'c> {
-    fn new(chain: &'c Chain) -> Self {
-        Self { chain, decoder: BlockDecoder::new(), buffer: Vec::new() }
-    }
-
-    fn read(&mut self, segment: usize, place: &FramePlace, into: &mut Block) -> Result<(), StoreError> {
-        let source = self.chain.segment(segment)?;
-        let payload = source.payload(place, &mut self.buffer)?;
-        into.bytes = FRAME_HEADER_BYTES as u64 + payload.len() as u64;
-        into.list = None;
-        if place.mention == Mention::Changes {
-            into.changes.clear();
-            into.changes.extend_from_slice(payload);
-        } else {
-            let decoded = self.decoder.decode(payload, &mut into.pages);
-            into.list = Some(decoded.map_err(|error| source.damaged(place.epoch, place.offset, &error))?);
-        }
-        Ok(())
-    }
-}
-
-/// Where a block is: which of the chain's segments, and where there.
-pub(crate) type BlockPlace = (usize, FramePlace);
-
-/// Reads blocks, whose places `place` says, on up to `threads` threads, and has `take` take them in order.
-///
-/// # Errors
-/// Damage; what the operating system refuses; what `take` says, which is not called again.
-pub(crate) fn in_order<B: Sync, E: From<StoreError>>(
-    chain: &Chain,
-    blocks: &[B],
-    threads: usize,
-    place: impl Fn(&B) -> Result<BlockPlace, StoreError> + Sync,
-    mut take: impl FnMut(&B, &BlockPlace, &mut Block) -> Result<(), E>,
-) -> Result<(), E> {
-    let threads = threads.min(READERS_MOST);
-    std::thread::scope(|scope| {
-        let ahead = threads > 1 && blocks.len() >= READ_AHEAD_FROM;
-        let lanes = if ahead { lanes(scope, chain, blocks, threads, &place) } else { Vec::new() };
-        if lanes.is_empty() {
-            let mut reader = Reader::new(chain);
-            let mut block = Block::new();
-            return blocks.iter().try_for_each(|of| {
-                let place = place(of)?;
-                reader.read(place.0, &place.1, &mut block)?;
-                take(of, &place, &mut block)
-            });
-        }
-        // Whoever returns early drops the lanes, and their threads end.
-        for (of, lane) in blocks.iter().zip(lanes.iter().cycle()) {
-            let panicked = |_| StoreError::io("read", chain.dir())(std::io::Error::other("a thread that reads panicked"));
-            let (place, mut block) = lane.blocks.recv().map_err(panicked)?;
-            take(of, &place?, &mut block)?;
-            // It may have read all it has to.
-            let _ = lane.spare.send(block);
-        }
-        Ok(())
-    })
-}
-
-/// A thread that reads every so-manieth block.
-struct Lane {
-    blocks: Receiver<(Result<BlockPlace, StoreError>, Block)>,
-    spare: Sender<Block>,
-}
-
-/// Starts the threads. None where not all could be had.
-fn lanes<'scope, 'env, B: Sync>(
-    scope: &'scope Scope<'scope, 'env>,
-    chain: &'env Chain,
-    blocks: &'env [B],
-    threads: usize,
-    place: &'env (impl Fn(&B) -> Result<BlockPlace, StoreError> + Sync),
-) -> Vec<Lane> {
-    let lane = |first: usize| {
-        let (give, read) = sync_channel(AHEAD);
-        let (spare, empty) = channel();
-        // The other end is below.
-        (0..AHEAD).for_each(|_| drop(spare.send(Block::new())));
-        let mine = blocks.iter().skip(first).step_by(threads);
-        let run = move || read_lane(chain, mine, place, &empty, &give);
-        Builder::new().name("slackwater-read".to_owned()).spawn_scoped(scope, run).ok()?;
-        Some(Lane { blocks: read, spare })
-    };
-    (0..threads).map(lane).collect::<Option<_>>().unwrap_or_default()
-}
-
-fn read_lane<'b, B: 'b>(
-    chain: &Chain,
-    mine: impl Iterator<Item = &'b B>,
-    place: &impl Fn(&B) -> Result<BlockPlace, StoreError>,
-    empty: &Receiver<Block>,
-    give: &SyncSender<(Result<BlockPlace, StoreError>, Block)>,
-) {
-    let mut reader = Reader::new(chain);
-    for of in mine {
-        let Ok(mut block) = empty.recv() else { return };
-        let read = place(of).and_then(|place| reader.read(place.0, &place.1, &mut block).map(|()| place));
-        let failed = read.is_err();
-        if give.send((read, block)).is_err() || failed {
-            return;
-        }
-    }
-}
 
 /// What is to become of a page that a block has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,10 +44,9 @@ impl<'c> Assembly<'c> {
         give: &mut dyn FnMut(Gfn, &PageBytes) -> Result<(), E>,
     ) -> Result<(), E> {
         let source = self.chain.segment(*segment)?;
-        let damaged = |error| source.damaged(place.epoch, place.offset, &error);
         let list = match block.list.take() {
             Some(list) => list,
-            None => self.change(block, &want).map_err(damaged)?,
+            None => self.change(block, &want).map_err(|error| source.damaged(place.epoch, place.offset, &error))?,
         };
         let mut met = 0;
         for (gfn, page) in list.gfns().iter().zip(block.pages.iter()) {
@@ -202,8 +61,7 @@ impl<'c> Assembly<'c> {
             }
         }
         if met != expected {
-            let error = FormatError::field("gfn", FRAME_HEADER_BYTES, format!("{expected} pages that the index names"), met);
-            return Err(damaged(error).into());
+            return Err(view::lacks_pages(source, place, expected, met).into());
         }
         Ok(())
     }
@@ -236,21 +94,25 @@ pub(crate) fn read_all(
     let mut needed = Vec::new();
     for gfn in gfns {
         let (versions, _) = view.versions(chain, *gfn)?;
-        let newest = versions.iter().enumerate().map(|(age, version)| (version, if age == 0 { Want::Give } else { Want::Hold }));
-        needed.extend(newest.map(|(version, want)| (version.segment, version.place, *gfn, want)));
+        let aged = versions.iter().enumerate().map(|(age, version)| (version, if age == 0 { Want::Give } else { Want::Hold }));
+        needed.extend(aged.map(|(version, want)| ((version.segment, version.place), *gfn, want)));
     }
-    needed.sort_unstable_by_key(|(segment, place, gfn, _)| (*segment, place.offset, *gfn));
-    let blocks: Vec<_> = needed.chunk_by(|one, other| (one.0, one.1.offset) == (other.0, other.1.offset)).collect();
-    let first = |pages: &&[(usize, FramePlace, Gfn, Want)]| {
-        let first = pages.first().map(|(segment, place, ..)| (*segment, *place));
-        first.ok_or_else(|| StoreError::io("read", chain.dir())(std::io::ErrorKind::NotFound.into()))
-    };
+    let order = |(segment, place): &BlockPlace| (*segment, place.offset);
+    needed.sort_unstable_by_key(|(place, gfn, _)| (order(place), *gfn));
+    let by_block = needed.chunk_by(|one, other| order(&one.0) == order(&other.0));
+    let blocks: Vec<_> = by_block.filter_map(|pages| Some((pages.first()?.0, pages))).collect();
     let mut assembly = Assembly::new(chain);
-    in_order(chain, &blocks, 1, first, |pages, place, block| {
-        let wanted = |gfn: Gfn| {
-            let at = pages.binary_search_by_key(&gfn, |(_, _, gfn, _)| *gfn).ok()?;
-            pages.get(at).map(|(.., want)| *want)
-        };
-        assembly.take(place, block, pages.len() as u64, wanted, give)
-    })
+    in_order(
+        chain,
+        &blocks,
+        1,
+        |(place, _)| Ok(*place),
+        |(_, pages), place, block| {
+            let wanted = |gfn: Gfn| {
+                let at = pages.binary_search_by_key(&gfn, |(_, gfn, _)| *gfn).ok()?;
+                pages.get(at).map(|(.., want)| *want)
+            };
+            assembly.take(place, block, pages.len() as u64, wanted, give)
+        },
+    )
 }

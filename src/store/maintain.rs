@@ -74,12 +74,8 @@ impl Maintenance {
                     tracing::debug!(%error, "maintenance runs at the usual priority");
                 }
                 while let Ok(task) = tasks.recv() {
-                    // One compaction does for all segments that are waiting.
                     let waiting: Vec<_> = std::iter::once(task).chain(tasks.try_iter()).collect();
-                    waiting.iter().for_each(|task| work.index(*task));
-                    if waiting.iter().any(|task| matches!(task, Task::Seal(_))) {
-                        work.compact();
-                    }
+                    work.run(&waiting);
                 }
             };
             Some((sender, std::thread::Builder::new().name("maintain".to_owned()).spawn(run).ok()?))
@@ -93,10 +89,7 @@ impl Maintenance {
             None => Some(task),
         };
         if let Some(task) = left {
-            self.work.index(task);
-            if matches!(task, Task::Seal(_)) {
-                self.work.compact();
-            }
+            self.work.run(&[task]);
         }
     }
 
@@ -129,6 +122,14 @@ impl Drop for Maintenance {
 }
 
 impl Work {
+    /// One compaction does for all segments.
+    fn run(&self, tasks: &[Task]) {
+        tasks.iter().for_each(|task| self.index(*task));
+        if tasks.iter().any(|task| matches!(task, Task::Seal(_))) {
+            self.compact();
+        }
+    }
+
     fn index(&self, task: Task) {
         match task {
             Task::Seal(numbers) => self.seal(numbers),

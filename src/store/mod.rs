@@ -4,6 +4,7 @@
 //! appends. `docs/format.md` says what the files hold and argues what a crash can leave.
 
 pub(crate) mod assembly;
+pub(crate) mod blocks;
 mod branch;
 mod compact;
 #[cfg(test)]

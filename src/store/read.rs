@@ -27,6 +27,8 @@ pub struct Chain {
     segments: Vec<Segment>,
     /// How many of them are not the chain's own.
     borrowed: usize,
+    /// How many branches are behind each other, this one included; 0 for the chain itself.
+    depth: u32,
     scan: Scan,
 }
 
@@ -64,20 +66,20 @@ impl Chain {
         Ok(chain)
     }
 
-    fn read(root: &Path, root_medium: &Arc<dyn Medium>, branch: &str, depth: u32) -> Result<Self, StoreError> {
+    fn read(root: &Path, root_medium: &Arc<dyn Medium>, branch: &str, depth_most: u32) -> Result<Self, StoreError> {
         let (dir, medium) = place_of(root, root_medium.as_ref(), branch)?;
         let medium = medium.unwrap_or_else(|| root_medium.clone());
         let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
-        let (mut segments, from) = match &identity.branch_of {
-            None => (Vec::new(), (EpochId::NONE, 0)),
+        let (mut segments, from, depth) = match &identity.branch_of {
+            None => (Vec::new(), (EpochId::NONE, 0), 0),
             Some(point) => {
                 let lost = |expected: String, found: String| {
                     StoreError::Damaged(Damage { file: dir.join(IDENTITY), offset: 0, epoch: point.epoch, expected, found })
                 };
-                let depth = depth.checked_sub(1);
-                let depth = depth
+                let left = depth_most.checked_sub(1);
+                let left = left
                     .ok_or_else(|| lost(format!("up to {BRANCHES_DEPTH_MAX} branches behind each other"), "more".to_owned()))?;
-                let trunk = Self::read(root, root_medium, &point.branch, depth)?;
+                let trunk = Self::read(root, root_medium, &point.branch, left)?;
                 let begin = trunk.epoch(point.epoch)?;
                 if begin.hash != point.identity {
                     return Err(lost(
@@ -89,7 +91,7 @@ impl Chain {
                 let mut segments = trunk.segments;
                 segments.truncate(last + 1);
                 segments.iter_mut().for_each(|segment| segment.cut_off(point.epoch));
-                (segments, (point.epoch, point.identity))
+                (segments, (point.epoch, point.identity), trunk.depth + 1)
             }
         };
         let mut tries = 0;
@@ -104,7 +106,7 @@ impl Chain {
         };
         let borrowed = segments.len();
         segments.append(&mut scan.segments);
-        Ok(Self { dir, medium, identity, segments, borrowed, scan })
+        Ok(Self { dir, medium, identity, segments, borrowed, depth, scan })
     }
 
     /// What a chain of the store in `dir` is, `main` or a branch, without opening it: enough to build its machine meanwhile.
@@ -253,6 +255,11 @@ impl Chain {
     /// The segment with this number among [`all_segments`](Self::all_segments).
     pub(crate) fn segment(&self, number: usize) -> Result<&Segment, StoreError> {
         self.segments.get(number).ok_or_else(|| StoreError::io("read", &self.dir)(io::ErrorKind::NotFound.into()))
+    }
+
+    /// How many branches are behind each other, this one included; 0 for the chain itself.
+    pub(super) const fn depth(&self) -> u32 {
+        self.depth
     }
 
     /// Those of [`all_segments`](Self::all_segments) that are the chain's own.

@@ -9,8 +9,8 @@ use super::medium::MediumFile;
 use super::view::{self, Unanswered, View};
 use super::{Chain, Epoch, Found, Segment, SegmentNumbers, StoreError, assembly};
 use crate::format::{
-    BLOCK_PAGES, BlockDecoder, BlockEncoder, BlockList, BlockPages, Close, Commit, Compression, EpochWriter, FRAME_HEADER_BYTES,
-    FormatError, Mention, SegmentHeader, is_zero,
+    BLOCK_PAGES, BlockDecoder, BlockEncoder, BlockList, BlockPages, Close, Commit, Compression, EpochWriter, Mention,
+    SegmentHeader, is_zero,
 };
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun, runs};
 
@@ -213,8 +213,7 @@ impl<'a> Rewrite<'a> {
             let expected = of_block.iter().fold(0, |sum: u64, pages| sum.saturating_add(pages.run.count));
             if met as u64 != expected {
                 // Whatever these pages are, what is written here would take the place of it.
-                let error = FormatError::field("gfn", FRAME_HEADER_BYTES, format!("{expected} pages that the index names"), met);
-                return Err(damaged(error));
+                return Err(view::lacks_pages(held_by, &place, expected, met as u64));
             }
             if met == list.gfns().len() {
                 pages.writer.block_again(&mut out.buffer, payload, met).map_err(StoreError::Input)?;
@@ -226,23 +225,23 @@ impl<'a> Rewrite<'a> {
             }
             out.flush_full()?;
         }
-        let changed: Vec<_> = changed.into_iter().collect();
-        let view = if changed.is_empty() { None } else { Some(View::new(chain, number)?) };
-        for some in changed.chunks(CHANGED_PAGES) {
-            let mut made = Vec::with_capacity(some.len());
-            if let Some(view) = &view {
-                assembly::read_all(chain, view, some, &mut |gfn, page| {
+        if !changed.is_empty() {
+            let view = View::new(chain, number)?;
+            let changed: Vec<_> = changed.into_iter().collect();
+            for some in changed.chunks(CHANGED_PAGES) {
+                let mut made = Vec::with_capacity(some.len());
+                assembly::read_all(chain, &view, some, &mut |gfn, page| {
                     made.push((gfn, Box::new(*page)));
                     Ok(())
                 })?;
-            }
-            if made.len() != some.len() {
-                return Err(StoreError::io("read", chain.dir())(std::io::ErrorKind::NotFound.into()));
-            }
-            made.sort_unstable_by_key(|(gfn, _)| *gfn);
-            for (gfn, page) in &made {
-                pages.add(*gfn, page, &mut out.buffer)?;
-                out.flush_full()?;
+                if made.len() != some.len() {
+                    return Err(StoreError::io("read", chain.dir())(std::io::ErrorKind::NotFound.into()));
+                }
+                made.sort_unstable_by_key(|(gfn, _)| *gfn);
+                for (gfn, page) in &made {
+                    pages.add(*gfn, page, &mut out.buffer)?;
+                    out.flush_full()?;
+                }
             }
         }
         pages.flush(&mut out.buffer)?;

@@ -53,6 +53,12 @@ pub(crate) fn ask<T>(chain: &Chain, question: impl Fn() -> Result<T, Unanswered>
     }
 }
 
+/// A block with other pages than the index says: `met` of the `expected` that it names.
+pub(crate) fn lacks_pages(segment: &Segment, place: &FramePlace, expected: u64, met: u64) -> StoreError {
+    let error = FormatError::field("gfn", FRAME_HEADER_BYTES, format!("{expected} pages that the index names"), met);
+    segment.damaged(place.epoch, place.offset, &error)
+}
+
 /// A page with more changes behind each other than the format has.
 pub(crate) fn too_deep(segment: &Segment, place: &FramePlace, gfn: Gfn) -> StoreError {
     let expected = format!("at most {CHANGES_DEPTH_MAX} changes of a page behind each other");

@@ -199,15 +199,8 @@ impl Writer {
             trunk = Chain::open_on(root, medium, &point.branch)?;
             of = point.branch;
         }
-        let mut depth = 1;
-        let mut behind = trunk.identity().branch_of.clone();
-        while let Some(point) = behind {
-            depth += 1;
-            if depth > BRANCHES_DEPTH_MAX {
-                return Err(StoreError::BranchDepth { name: name.to_owned(), most: BRANCHES_DEPTH_MAX });
-            }
-            let (dir, own) = place_of(root, medium.as_ref(), &point.branch)?;
-            behind = read_identity(&dir, own.as_ref().unwrap_or(medium).as_ref())?.branch_of;
+        if trunk.depth() >= BRANCHES_DEPTH_MAX {
+            return Err(StoreError::BranchDepth { name: name.to_owned(), most: BRANCHES_DEPTH_MAX });
         }
         let begin = trunk.epoch(epoch)?;
         if trunk.identity().format < FORMAT_WITH_COMPACTION {

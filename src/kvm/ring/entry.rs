@@ -56,6 +56,11 @@ impl Entry for DirtyGfn {
     }
 }
 
+/// Exactly "dirty": an entry that was given back and not yet reset carries the other bit.
+fn is_listed(entry: &impl Entry) -> bool {
+    entry.load_flags_acquire() & (DIRTY | HARVESTED) == DIRTY
+}
+
 /// Where user space is in a ring.
 #[derive(Debug, Default)]
 pub(super) struct Cursor {
@@ -71,8 +76,7 @@ impl Cursor {
             (entries.get(self.next..).unwrap_or_default(), entries.get(..self.next).unwrap_or_default());
         let mut read = 0;
         for entry in from_next.iter().chain(from_start) {
-            // Exactly "dirty": an entry that was given back and not yet reset carries the other bit.
-            if entry.load_flags_acquire() & (DIRTY | HARVESTED) != DIRTY {
+            if !is_listed(entry) {
                 break;
             }
             take(entry.slot(), entry.offset());
@@ -83,7 +87,7 @@ impl Cursor {
 
     /// Whether there is an entry to read. Those that were given back do not count.
     pub(super) fn lists_any<E: Entry>(&self, entries: &[E]) -> bool {
-        entries.get(self.next).is_some_and(|entry| entry.load_flags_acquire() & (DIRTY | HARVESTED) == DIRTY)
+        entries.get(self.next).is_some_and(is_listed)
     }
 
     /// Marks `count` entries, which were read, as harvested, in order: the kernel will protect what they say, which is `say` from now on.

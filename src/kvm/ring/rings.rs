@@ -27,6 +27,7 @@ const KVM_ENABLE_CAP: u32 = 0x4068_aea3;
 /// No memslot: the kernel skips an entry with it (virt/kvm/dirty_ring.c, kvm_reset_dirty_gfn).
 const NO_SLOT: u32 = u32::MAX;
 const ENTRY_BYTES: u32 = 16;
+const _: () = assert!(size_of::<kvm_dirty_gfn>() == ENTRY_BYTES as usize);
 
 /// A reset of fewer pages, or of pages in fewer neighbourhoods, takes less time than waking a thread for it.
 const BESIDE_FROM: usize = 128;
@@ -43,7 +44,6 @@ fn is_large(pages: &[DirtyPage]) -> bool {
     };
     pages.len() >= BESIDE_FROM || pages.windows(2).filter(|pair| apart(pair)).count() + 1 >= BESIDE_FROM_NEIGHBOURHOODS
 }
-const _: () = assert!(size_of::<kvm_dirty_gfn>() == ENTRY_BYTES as usize);
 
 /// How many entries a ring has: a power of two, at least [`RingSize::MIN`] (one page).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -408,12 +408,12 @@ impl<'r> Harvest<'r> {
     /// [`RingError::NoRoom`] where `pages` are more than the entries listed: nothing was done.
     pub fn begin_reset(mut self, instead: Option<&[DirtyPage]>, parked: &Parked<'_>) -> Result<(), RingError> {
         let _ = parked;
-        let is_large = is_large(instead.unwrap_or(&self.rings.pages));
+        let is_beside = self.rings.beside.is_some() && is_large(instead.unwrap_or(&self.rings.pages));
         match instead {
             Some(pages) => self.give_back_instead(pages)?,
             None => self.give_back_all(),
         }
-        let beside = self.rings.beside.as_mut().filter(|_| is_large);
+        let beside = self.rings.beside.as_mut().filter(|_| is_beside);
         let ordered = beside.is_some_and(Beside::order);
         self.rings.begun = Some(Begun { lost: self.lost, ordered });
         Ok(())
