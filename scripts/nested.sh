@@ -70,6 +70,23 @@ fi
 mkdir "$root/slackwater/checkpoints"
 [ ! -d checkpoints ] || cp -r checkpoints/. "$root/slackwater/checkpoints"
 
+# A guest for the machine of the tests: the same kernel, with a shell.
+guest=$run/guest
+mkdir -p "$guest"/{bin,dev,proc,sys} "$root/slackwater/linux"
+cp -L "$(command -v busybox)" "$guest/bin/busybox"
+cat > "$guest/init" << 'INIT'
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+echo "guest: $(nproc) processors, Linux $(uname -r)"
+exec setsid cttyhack sh
+INIT
+chmod +x "$guest/init"
+(cd "$guest" && find . | cpio --quiet -o -H newc | gzip -1) > "$root/slackwater/linux/initrd"
+cp "$work/kernel/vmlinuz" "$root/slackwater/linux/vmlinuz"
+
 kernel=$work/kernel
 release=$(cat "$kernel/release")
 number=10
@@ -94,7 +111,7 @@ cat > "$root/init" << INIT
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin HOME=/tmp TMPDIR=/tmp RUST_BACKTRACE=1 RUST_TEST_THREADS=1
-export SLACKWATER_REQUIRE_KVM=1 SLACKWATER_NESTED=1
+export SLACKWATER_REQUIRE_KVM=1 SLACKWATER_NESTED=1 SLACKWATER_LINUX=/slackwater/linux
 export CARGO_MANIFEST_DIR=$(quoted "$home")
 say() { echo "nested: \$*"; }
 verdict() {

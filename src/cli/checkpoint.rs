@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::error::CliError;
+use super::linux::{LinuxArgs, attach_console};
 use super::output;
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
 use super::units::size;
@@ -21,8 +22,10 @@ pub(super) struct Checkpoint {
     store: PathBuf,
     /// The built-in guest: `churn` or `churn:key=value,...` (pages, pattern, hot, content, burst, every, seed), which checks itself; or `touch:...` (pages,
     /// pattern, lists, words, cut, every, seed), which is made for measuring and checks nothing.
-    #[arg(long, value_name = "GUEST", default_value = "churn")]
+    #[arg(long, value_name = "GUEST", default_value = "churn", conflicts_with = "kernel")]
     guest: GuestSpec,
+    #[command(flatten)]
+    linux: LinuxArgs,
     /// Guest memory.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size)]
     memory: u64,
@@ -45,20 +48,33 @@ impl Checkpoint {
             let memory = self.memory;
             return Err(CliError::Usage(format!("`--memory {memory}`: memory is made of whole pages of {PAGE_SIZE_U64} bytes")));
         }
-        let spec = MachineSpec { memory_bytes: self.memory, vcpus: self.vcpus, guest: self.guest };
+        let boot = self.linux.read(self.memory, self.vcpus)?;
+        let guest = boot.as_ref().map_or(self.guest, |boot| GuestSpec::Linux(boot.options()));
+        let spec = MachineSpec { memory_bytes: self.memory, vcpus: self.vcpus, guest };
         // The machine comes first: if it can't be built, no store is made.
         let mut vm = Vm::build(&self.kvm, spec, self.protect.tracking()?)?;
+        match &boot {
+            Some(boot) => vm.boot(boot)?,
+            None => vm.load()?,
+        }
         let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
         let new = NewChain { memory: memory_regions(self.memory), vcpus: self.vcpus, machine };
         let writer = Writer::create(&self.store, &new, self.protect.writer_options())?;
-        vm.load()?;
         let protection = self.protect.protect(&mut vm, writer, Start::Fresh)?;
         let stop = stop_on_signals()?;
-        let spinner = output::spinner("the guest runs under checkpoints; Ctrl-C ends it with a last one");
+        let console = attach_console(&vm, &stop)?;
+        let spinner = match console {
+            // The terminal is the guest's.
+            Some(_) => None,
+            None => Some(output::spinner("the guest runs under checkpoints; Ctrl-C ends it with a last one")),
+        };
         let mut running = Running::start(vm, Some(protection), self.protect.limits(), stop)?;
         running.supervise();
         let outcome = running.finish();
-        spinner.finish_and_clear();
+        drop(console);
+        if let Some(spinner) = spinner {
+            spinner.finish_and_clear();
+        }
         if let Some(report) = RunReport::new(&outcome) {
             if self.json { output::json(&report)? } else { report.print()? }
         }

@@ -19,6 +19,7 @@ use crate::store::StoreError;
 use crate::store::repair::RepairError;
 use crate::store::verify::VerifyError;
 use crate::vmm::VmmError;
+use crate::vmm::linux::LinuxError;
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -161,6 +162,14 @@ impl CliError {
                 VmmError::Guest(_) | VmmError::Touch(_) | VmmError::Budget(_) | VmmError::Vcpus { .. } => USAGE,
                 VmmError::Ring(RingError::TooLarge { .. } | RingError::Size { .. }) => USAGE,
                 VmmError::Memory(MemoryError::Empty | MemoryError::Range { .. }) => USAGE,
+                VmmError::Linux(
+                    LinuxError::NoKernel { .. }
+                    | LinuxError::Load { .. }
+                    | LinuxError::TooLittleMemory { .. }
+                    | LinuxError::InitrdTooLarge { .. }
+                    | LinuxError::CommandLine { .. }
+                    | LinuxError::Vcpus { .. },
+                ) => USAGE,
                 VmmError::Machine(_) => DAMAGE,
                 VmmError::Restore(error) if error.is_damage() => DAMAGE,
                 _ => FAILED,
@@ -200,6 +209,9 @@ impl CliError {
         }
         let hint = match self {
             Self::Host(error) | Self::Vmm(VmmError::Host(error)) => error.hint(),
+            Self::Vmm(VmmError::Linux(LinuxError::Kvm(_))) => {
+                "a KVM on a processor with VT-x or SVM runs one, also in a virtual machine with nested virtualization or under QEMU's emulation (scripts/nested.sh); the built-in guests run here"
+            }
             Self::Store(StoreError::Exists { .. }) => {
                 "`slackwater restore --continue` goes on from its newest epoch, if it has one; or name another directory"
             }

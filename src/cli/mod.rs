@@ -11,6 +11,7 @@ mod error;
 mod export;
 mod host;
 mod keep;
+mod linux;
 mod log;
 mod output;
 mod protect;

@@ -17,6 +17,7 @@ use crate::format::Compression;
 use crate::kvm::ring::RingSize;
 use crate::page::PAGE_SIZE_U64;
 use crate::store::{Writer, WriterOptions};
+use crate::vmm::linux::GuestEnd;
 use crate::vmm::{GuestReport, Limits, Outcome, Protection, Stop, Tracking, Vm};
 
 /// What a bitmap run has unless told otherwise: nothing but an interval ends its epochs.
@@ -212,13 +213,16 @@ pub(super) struct RunReport {
     #[serde(flatten)]
     pub(super) engine: Report,
     pub(super) guest: GuestReport,
+    /// How a Linux guest ended its own run, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) guest_end: Option<GuestEnd>,
     pub(super) elapsed_s: f64,
 }
 
 impl RunReport {
     pub(super) fn new(outcome: &Outcome) -> Option<Self> {
         let elapsed_s = (outcome.elapsed.as_secs_f64() * 1e6).round() / 1e6;
-        Some(Self { engine: outcome.report.clone()?, guest: outcome.guest, elapsed_s })
+        Some(Self { engine: outcome.report.clone()?, guest: outcome.guest, guest_end: outcome.end, elapsed_s })
     }
 
     /// The same for people.
@@ -250,6 +254,10 @@ impl RunReport {
         if self.engine.tracking_lost > 0 {
             output::line(format_args!("  tracking      LOST {} times; all memory was compared", self.engine.tracking_lost))?;
         }
-        output::line(format_args!("  guest         {} passes, {ok}", self.guest.passes))
+        match self.guest_end {
+            Some(GuestEnd::Poweroff) => output::line("  guest         switched itself off"),
+            Some(GuestEnd::Reset) => output::line("  guest         reset itself"),
+            None => output::line(format_args!("  guest         {} passes, {ok}", self.guest.passes)),
+        }
     }
 }

@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::CliError;
+use super::linux::attach_console;
 use super::output;
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
 use super::units::branch;
@@ -17,6 +18,7 @@ use crate::machine::MachineState;
 use crate::page::EpochId;
 use crate::restore::{FillReport, PageMap, Plan};
 use crate::store::{Chain, StoreError, Writer};
+use crate::vmm::linux::GuestEnd;
 use crate::vmm::{HotCheck, MachineSpec, Running, Tracking, Vm, VmmError, memory_regions};
 
 /// Run a guest from a checkpoint, and have it check all it knows first.
@@ -68,6 +70,9 @@ struct RestoreReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     branch: Option<String>,
     guest: RestoredGuest,
+    /// How a Linux guest ended its own run, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest_end: Option<GuestEnd>,
     /// With `--continue`: what `checkpoint` reports.
     #[serde(skip_serializing_if = "Option::is_none")]
     checkpoint: Option<RunReport>,
@@ -112,11 +117,14 @@ impl Restore {
         };
         let kvm_setup_us = vm.setup().total().as_micros();
         let ram_bytes = vm.spec().memory_bytes;
-        let mut running = Running::start(vm, protection, self.protect.limits(), stop_on_signals()?)?;
+        let stop = stop_on_signals()?;
+        let console = attach_console(&vm, &stop)?;
+        let mut running = Running::start(vm, protection, self.protect.limits(), stop)?;
         let passes_at_restore = running.passes_at_start();
         running.check()?;
         running.supervise();
         let outcome = running.finish();
+        drop(console);
         let report = RestoreReport {
             epoch,
             mode: if self.lazy { "lazy" } else { "eager" },
@@ -132,6 +140,7 @@ impl Restore {
                 checks: outcome.guest.checks,
                 ok: outcome.guest.ok,
             },
+            guest_end: outcome.end,
             checkpoint: RunReport::new(&outcome),
         };
         if self.json {

@@ -26,6 +26,8 @@ const _: () = assert!(TSS + TSS_BYTES as u64 <= PML4 && PAGE_DIRECTORY + PAGE_SI
 const CODE_SELECTOR: u16 = 0x1b;
 const DATA_SELECTOR: u16 = 0x23;
 const TSS_SELECTOR: u16 = 0x28;
+/// Code and data.
+pub(crate) const SELECTORS: (u16, u16) = (CODE_SELECTOR, DATA_SELECTOR);
 
 /// I/O privilege level 3 and the bit that is always set; no interrupts.
 pub(crate) const RFLAGS: u64 = 0x3002;

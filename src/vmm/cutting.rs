@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::gate::Gate;
+use super::linux::Devices;
 use super::shared::lock;
 use crate::epoch::{Guest, GuestError, RollbackGuest};
 use crate::kvm::park::Parked;
@@ -19,6 +20,8 @@ pub(super) struct Vcpus {
     /// A second handle of each vCPU, for the leader of a cut. The lock is never waited for: it is for putting state back, which changes `kvm_run`.
     pub(super) handles: Vec<Mutex<VcpuFd>>,
     pub(super) rewinder: Mutex<Rewinder>,
+    /// A built-in guest has none.
+    pub(super) devices: Option<Arc<Devices>>,
 }
 
 /// The machine, as the engine sees it during a cut that this thread leads.
@@ -58,6 +61,9 @@ impl Guest for Cutting<'_> {
         for (vcpu, index) in into.vcpus.iter_mut().zip(0..) {
             vcpu.index = index;
         }
+        // Input that comes in between would be in the device and its interrupt in no chip.
+        let quiet = machine.devices.as_ref().map(|devices| devices.quiet());
+        into.devices = quiet.as_ref().map(|quiet| quiet.save()).unwrap_or_default();
         let MachineState { vm, vcpus, .. } = into;
         // The VM comes before the vCPUs: see `machine`, "Order".
         capture_vm(&machine.vm, &machine.capture, vm)?;
@@ -89,6 +95,7 @@ impl RollbackGuest for Cutting<'_> {
             rewinder.vcpu(&mut lock(handle), &machine.capture, state)?;
         }
         // The VM comes after the vCPUs: see `machine`, "Order".
-        Ok(rewinder.vm(&machine.vm, &machine.capture, &state.vm)?)
+        rewinder.vm(&machine.vm, &machine.capture, &state.vm)?;
+        Ok(machine.devices.as_ref().map_or(Ok(()), |devices| devices.restore(&state.devices))?)
     }
 }

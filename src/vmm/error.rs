@@ -1,6 +1,7 @@
 //! What can go wrong in the reference VMM.
 
 use super::churn::{ChurnError, Inconsistency};
+use super::linux::LinuxError;
 use super::touch::TouchError;
 use crate::epoch::{BudgetError, EngineError};
 use crate::kvm::host::HostError;
@@ -50,6 +51,9 @@ pub enum VmmError {
     /// The guest `touch` does not fit the machine.
     #[error(transparent)]
     Touch(#[from] TouchError),
+    /// A Linux guest can't be booted.
+    #[error(transparent)]
+    Linux(#[from] LinuxError),
     /// The guest could not be put into memory.
     #[error("loading the guest at guest physical address {address:#x}")]
     Load {

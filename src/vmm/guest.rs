@@ -1,6 +1,7 @@
 //! The built-in guests: which there are, and what the VMM needs of each.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -9,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::error::VmmError;
 use super::flat::{self, Segment};
+use super::linux::{self, LinuxError};
 use super::{churn, touch};
+use crate::kvm::probe::{Refused, runs_kernels};
 
 /// A guest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,6 +22,8 @@ pub enum GuestSpec {
     Churn(churn::Options),
     /// The built-in guest that writes to listed pages, for measuring. It checks nothing, and so is always well.
     Touch(touch::Options),
+    /// A stock Linux kernel. It checks nothing either.
+    Linux(linux::Options),
 }
 
 /// Why a text names no guest.
@@ -46,6 +51,7 @@ impl GuestSpec {
         match self {
             Self::Churn(options) => options.every(),
             Self::Touch(options) => options.every(),
+            Self::Linux(_) => Duration::ZERO,
         }
     }
 
@@ -55,11 +61,26 @@ impl GuestSpec {
         matches!(self, Self::Churn(_))
     }
 
-    /// The guest for a machine.
+    /// Whether the guest fits a machine, and the KVM whose device is `kvm_path` can run it.
+    pub(super) fn check(&self, memory_bytes: u64, vcpus: u32, kvm_path: &Path) -> Result<(), VmmError> {
+        match self {
+            Self::Linux(options) => {
+                options.check(vcpus)?;
+                runs_kernels(kvm_path).map_err(|refused| match refused {
+                    Refused::Host(error) => error.into(),
+                    refused => LinuxError::Kvm(refused).into(),
+                })
+            }
+            Self::Churn(_) | Self::Touch(_) => self.image(memory_bytes, vcpus).map(drop),
+        }
+    }
+
+    /// The built-in guest for a machine.
     pub(super) fn image(&self, memory_bytes: u64, vcpus: u32) -> Result<Image, VmmError> {
         Ok(match self {
             Self::Churn(options) => Image::Churn(churn::Image::build(options, memory_bytes, vcpus)?),
             Self::Touch(options) => Image::Touch(touch::Image::build(options, memory_bytes, vcpus)?),
+            Self::Linux(_) => return Err(LinuxError::NotBuiltIn.into()),
         })
     }
 }
@@ -81,6 +102,7 @@ impl fmt::Display for GuestSpec {
         match self {
             Self::Churn(options) => options.fmt(f),
             Self::Touch(options) => options.fmt(f),
+            Self::Linux(_) => f.write_str("linux"),
         }
     }
 }

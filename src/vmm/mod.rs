@@ -1,8 +1,9 @@
-//! The reference VMM: a machine with an in-kernel interrupt controller, memory from 0 on, and a built-in guest ([`churn`] or [`touch`]).
+//! The reference VMM: a machine with an in-kernel interrupt controller, memory from 0 on, and a built-in guest ([`churn`] or [`touch`]) or a stock Linux kernel ([`linux`]).
 //!
 //! It is what the `slackwater` command runs, and an example of a VMM that embeds the engine: `run` has the vCPU threads, `gate` is where they meet for a cut.
 
 pub mod churn;
+pub mod linux;
 pub mod touch;
 
 mod cutting;

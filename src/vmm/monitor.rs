@@ -96,6 +96,9 @@ impl Monitor {
             report.passes = control.map_or(0, |page| touch::passes(&page, u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX)));
             return (report, None);
         }
+        if matches!(self.guest, GuestSpec::Linux(_)) {
+            return (report, None);
+        }
         let mut inconsistency = None;
         for (vcpu, index) in self.vcpus.iter().zip(0u32..) {
             let Some(page) = self.page(private_page_address(index)) else { continue };

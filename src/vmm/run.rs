@@ -12,6 +12,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use super::cutting::Vcpus;
 use super::error::{VmmError, kvm, system};
 use super::gate::Gate;
+use super::linux::GuestEnd;
 use super::monitor::{GuestReport, Monitor, Paced};
 use super::shared::{Limits, Shared, lock};
 use super::stop::Stop;
@@ -47,6 +48,8 @@ pub struct Outcome {
     pub report: Option<Report>,
     /// What the guest says.
     pub guest: GuestReport,
+    /// How a Linux guest ended its own run, if it did.
+    pub end: Option<GuestEnd>,
     /// How long the guest ran, pauses included.
     pub elapsed: Duration,
     /// When the guest was first entered.
@@ -78,7 +81,7 @@ impl Running {
     /// [`VmmError`]: threads, or the base epoch.
     pub fn start(vm: Vm, protection: Option<Protection>, limits: Limits, stop: Stop) -> Result<Self, VmmError> {
         let memory = vm.memory().clone();
-        let Vm { fd, vcpus, capture, spec, help, filling, late_check, .. } = vm;
+        let Vm { fd, vcpus, capture, spec, help, filling, late_check, devices, .. } = vm;
         let signal = kick::default_signal();
         kick::install_handler(signal).map_err(system("sigaction for the kick signal"))?;
         let handles = vcpus.iter().map(|vcpu| second_handle(&fd, vcpu).map(Mutex::new)).collect::<Result<Vec<_>, _>>()?;
@@ -91,7 +94,7 @@ impl Running {
             None => (None, None, false, 0),
         };
         let shared = Arc::new(Shared {
-            vcpus: Vcpus { gate: Gate::closed(kicks, help), vm: fd, capture, handles, rewinder: Mutex::default() },
+            vcpus: Vcpus { gate: Gate::closed(kicks, help), vm: fd, capture, handles, rewinder: Mutex::default(), devices },
             monitor: Monitor::new(memory.clone(), &spec),
             guest_period: spec.guest.every(),
             memory,
@@ -135,6 +138,10 @@ impl Running {
                     return Err(VmmError::System { step: "starting a vCPU's thread", source });
                 }
             }
+        }
+        if shared.vcpus.devices.as_ref().is_some_and(|devices| devices.end().is_some()) {
+            // A checkpoint of a machine that was switched off.
+            shared.stop.ask();
         }
         if base_first {
             shared.cut(Trigger::Request, None);
@@ -269,6 +276,7 @@ impl Running {
         let mut error = lock(&self.shared.error).take().or(missed.map(VmmError::from));
         error = error.or(inconsistency.map(VmmError::Inconsistent));
         let first_entry = *lock(&self.shared.first_entry);
+        let end = self.shared.vcpus.devices.as_ref().and_then(|devices| devices.end());
         // The threads are gone, and with them all other holders.
         let engine = Arc::into_inner(self.shared).and_then(|shared| shared.engine);
         let report = engine.map(|engine| {
@@ -280,7 +288,7 @@ impl Running {
         });
         let fill = self.filling.map(OnDemand::finish);
         let ok = guest.ok && !matches!(error, Some(VmmError::Inconsistent(_)));
-        Outcome { report, guest: GuestReport { ok, ..guest }, elapsed, first_entry, fill, error }
+        Outcome { report, guest: GuestReport { ok, ..guest }, end, elapsed, first_entry, fill, error }
     }
 
     fn halt(&self) {

@@ -1,16 +1,20 @@
 //! A vCPU's thread: enter the guest, answer its ports, take part in cuts.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::churn::{COMMAND_CHECK, ChurnExit};
-use super::error::{VmmError, kvm};
+use super::error::{VmmError, kvm, system};
+use super::linux::Devices;
 use super::shared::Shared;
 use super::touch::PORT_CUT;
 use crate::format::Trigger;
 use crate::kvm::ring::EXIT_RING_FULL;
 use crate::machine::{capture_vcpu, leave_registers};
+
+/// A guest that switched the machine off does not run while the run is brought to its end.
+const UNTIL_THE_END: Duration = Duration::from_secs(3600);
 
 /// What an exit asks for beyond its own completion.
 enum Next {
@@ -73,8 +77,15 @@ impl<'s> VcpuThread<'s> {
         self.incomplete = false;
         match exit {
             Ok(VcpuExit::Unsupported(EXIT_RING_FULL)) => Ok(Next::Cut(Trigger::RingFull)),
-            Ok(VcpuExit::IoOut(port, _)) => {
+            Ok(VcpuExit::IoOut(port, data)) => {
                 self.incomplete = true;
+                if let Some(devices) = &self.shared.vcpus.devices {
+                    let end = devices.write(port, data).map_err(system("KVM_IRQ_LINE"))?;
+                    return Ok(end.map_or(Next::Enter, |_| {
+                        self.shared.stop.ask();
+                        Next::Rest(Instant::now() + UNTIL_THE_END)
+                    }));
+                }
                 self.written(port)?;
                 Ok(match port {
                     PORT_CUT => Next::Cut(Trigger::Request),
@@ -84,6 +95,10 @@ impl<'s> VcpuThread<'s> {
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 self.incomplete = true;
+                if let Some(devices) = &self.shared.vcpus.devices {
+                    devices.read(port, data);
+                    return Ok(Next::Enter);
+                }
                 let asked = ChurnExit::decode(port, true);
                 let check = asked == Some(ChurnExit::Command) && self.shared.monitor.check_wanted(self.index);
                 let answer = if check { COMMAND_CHECK } else { 0 };
@@ -91,6 +106,16 @@ impl<'s> VcpuThread<'s> {
                     *byte = answer;
                 }
                 Ok(if asked == Some(ChurnExit::Pace) { self.pace() } else { Next::Enter })
+            }
+            // What a kernel looks for by its address is not there.
+            Ok(VcpuExit::MmioRead(_, data)) if self.shared.vcpus.devices.is_some() => {
+                self.incomplete = true;
+                Devices::read_memory(data);
+                Ok(Next::Enter)
+            }
+            Ok(VcpuExit::MmioWrite(..)) if self.shared.vcpus.devices.is_some() => {
+                self.incomplete = true;
+                Ok(Next::Enter)
             }
             Ok(exit) => {
                 let exit = format!("{exit:?}");

@@ -13,12 +13,13 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::error::{VmmError, kvm, system};
 use super::guest::{GuestSpec, Image};
+use super::linux::{Boot, Devices, LinuxError, Processors};
 use crate::epoch::{HotPages, RingPlan};
 use crate::kvm::VmHandle;
 use crate::kvm::host;
 use crate::kvm::probe::{PagesStayWritable, pages_stay_writable};
 use crate::kvm::ring::{self, ResetHelp, RingSize, VmRings};
-use crate::machine::{CaptureSpec, MachineState, apply_vcpu, apply_vm};
+use crate::machine::{CaptureSpec, MachineState, StateError, apply_vcpu, apply_vm};
 use crate::memory::GuestMemory;
 use crate::page::{Gfn, PAGE_SIZE_U64, PageRun};
 use crate::restore::{FillOptions, OnDemand, PageSources};
@@ -78,6 +79,8 @@ pub struct Vm {
     pub(super) filling: Option<OnDemand>,
     pub(super) late_check: Option<LateCheck>,
     setup: Setup,
+    /// A built-in guest has none.
+    pub(super) devices: Option<Arc<Devices>>,
 }
 
 /// When to find out whether pages can be left writable, which takes tens of milliseconds.
@@ -155,7 +158,8 @@ impl Vm {
     pub fn build_with(kvm_path: &Path, spec: MachineSpec, tracking: Tracking, hot_check: HotCheck) -> Result<Self, VmmError> {
         // The guest's own bounds are checked while the kernel works, and are the first that is said.
         let (guest, memory_bytes, vcpus) = (spec.guest.clone(), spec.memory_bytes, spec.vcpus);
-        let check = move || guest.image(memory_bytes, vcpus).map(drop);
+        let path = kvm_path.to_owned();
+        let check = move || guest.check(memory_bytes, vcpus, &path);
         let checking = Builder::new().name("slackwater-image".to_owned()).spawn(check).map_err(system("starting a thread"))?;
         let built = Self::build_unchecked(kvm_path, spec, tracking, hot_check);
         checking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -190,9 +194,16 @@ impl Vm {
         fd.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(kvm("KVM_CREATE_PIT2"))?;
+        let processors = match spec.guest {
+            GuestSpec::Linux(_) => Some(Processors::new(&hypervisor, spec.vcpus)?),
+            GuestSpec::Churn(_) | GuestSpec::Touch(_) => None,
+        };
         let mut vcpus = Vec::new();
-        for id in 0..u64::from(spec.vcpus) {
-            let vcpu = fd.create_vcpu(id).map_err(kvm("KVM_CREATE_VCPU"))?;
+        for index in 0..spec.vcpus {
+            let vcpu = fd.create_vcpu(index.into()).map_err(kvm("KVM_CREATE_VCPU"))?;
+            if let Some(processors) = &processors {
+                processors.tell(&vcpu, index)?;
+            }
             if let Some(rings) = &mut rings {
                 rings.map(&vcpu)?;
             }
@@ -221,13 +232,15 @@ impl Vm {
             (None, Some(bitmap)) => Some(Box::new(bitmap)),
             (None, None) => None,
         };
-        Ok(Self { fd: Arc::new(fd), vcpus, capture, spec, memory, tracker, help, plan, filling: None, late_check, setup })
+        let fd = Arc::new(fd);
+        let devices = processors.map(|_| Arc::new(Devices::new(fd.clone(), Box::new(std::io::stdout()))));
+        Ok(Self { fd, vcpus, capture, spec, memory, tracker, help, plan, filling: None, late_check, setup, devices })
     }
 
-    /// Puts the guest into memory and its vCPUs at its start.
+    /// Puts the built-in guest into memory and its vCPUs at its start.
     ///
     /// # Errors
-    /// [`VmmError`].
+    /// [`VmmError`]; a Linux guest is [booted](Self::boot).
     pub fn load(&mut self) -> Result<(), VmmError> {
         let image = self.spec.guest.image(self.spec.memory_bytes, self.spec.vcpus)?;
         for segment in image.segments() {
@@ -247,6 +260,17 @@ impl Vm {
         Ok(())
     }
 
+    /// Puts a Linux guest into memory and the first vCPU at its entry.
+    ///
+    /// # Errors
+    /// [`VmmError::Linux`] where it does not fit, or the machine is for a built-in guest; [`VmmError::Kvm`].
+    pub fn boot(&mut self, boot: &Boot) -> Result<(), VmmError> {
+        if self.devices.is_none() {
+            return Err(LinuxError::BuiltIn.into());
+        }
+        boot.start(&self.memory, &memory_regions(self.spec.memory_bytes), &self.vcpus)
+    }
+
     /// Applies saved state. Memory is filled through [`GuestMemory::fill_page`] beforehand, or [on demand](Self::fill_on_demand) meanwhile.
     ///
     /// # Errors
@@ -262,7 +286,15 @@ impl Vm {
         for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
             apply_vcpu(vcpu, &self.capture, state)?;
         }
-        Ok(apply_vm(&self.fd, &self.capture, &state.vm)?)
+        apply_vm(&self.fd, &self.capture, &state.vm)?;
+        match (&self.devices, state.devices.first()) {
+            (Some(devices), _) => Ok(devices.restore(&state.devices)?),
+            (None, None) => Ok(()),
+            (None, Some(device)) => {
+                let (name, index, version) = (format!("device.{}", device.name), device.index, device.version);
+                Err(StateError::UnknownRecord { name, index, version }.into())
+            }
+        }
     }
 
     /// From now on pages of memory come from `sources`, as they are touched and, with `background`, also those that are not, until the machine's run ends. Comes before
@@ -286,6 +318,12 @@ impl Vm {
     #[must_use]
     pub const fn memory(&self) -> &GuestMemory {
         &self.memory
+    }
+
+    /// The devices of a Linux guest, for its [`Console`](super::linux::Console).
+    #[must_use]
+    pub const fn devices(&self) -> Option<&Arc<Devices>> {
+        self.devices.as_ref()
     }
 
     /// What the machine is.
@@ -323,7 +361,7 @@ fn ring_plan(
 ) -> Result<(Option<RingPlan>, Option<Checked>), VmmError> {
     let Tracking::Ring { budget, ring, hot } = tracking else { return Ok((None, None)) };
     let (max, _) = ring::support(vm).ok_or(crate::kvm::ring::RingError::Unsupported)?;
-    // The built-in guest has no device that writes to memory, so the VMM needs no share of the budget.
+    // No guest has a device that writes to memory, so the VMM needs no share of the budget.
     let plan = |hot| RingPlan::new(budget, spec.vcpus, 0, max, ring, hot);
     let with_hot = plan(hot)?;
     if with_hot.hot == 0 {

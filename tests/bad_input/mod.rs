@@ -2,5 +2,6 @@
 
 mod flips;
 mod host;
+pub(crate) mod linux;
 mod options;
 mod stores;

@@ -9,6 +9,7 @@ pub(crate) mod follow;
 mod full;
 mod kill;
 mod lazy;
+mod linux;
 mod pace;
 mod restore;
 mod rollback;

@@ -29,7 +29,7 @@ pub(super) const SLOT: u32 = 0;
 const ORDERS: u64 = user_mode::TABLES_END;
 pub(super) const PROGRAM: u64 = ORDERS + PAGE_SIZE_U64;
 /// Where no guest has memory; KVM asks for it on Intel.
-const TSS_ADDRESS: usize = 0xfffb_d000;
+pub(super) const TSS_ADDRESS: usize = 0xfffb_d000;
 const DONE_PORT: u16 = 0x10;
 /// Fetches its orders from [`ORDERS`], which is in rbp, so that no registers have to be set while an `out` is unfinished.
 const CODE: [u8; 29] = [
@@ -82,23 +82,19 @@ impl Guest {
         let handle = || VmHandle::duplicate(&vm).map_err(io_failed("duplicating the VM's descriptor"));
         let mut rings = VmRings::enable(handle()?, ring)?;
         let memory = Memory::new()?;
-        let slot = Memslot { id: 0, first: Gfn(0), pages: FRAMES as u64, host_address: memory.host_address()? };
-        // SAFETY: `memory` maps that many pages readable and writable and is dropped after the VM; it is accessed through `vm-memory`, which
-        // makes no references into it.
-        unsafe { memslot::set(&handle()?, &slot, true) }?;
+        memory.give_to(&handle()?, true)?;
         let fd = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
         rings.map(&fd)?;
         let sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
         fd.set_sregs(&user_mode::sregs(sregs)).map_err(failed("KVM_SET_SREGS"))?;
         let regs = kvm_regs { rip: PROGRAM, rbp: ORDERS, rflags: user_mode::RFLAGS, ..kvm_regs::default() };
         fd.set_regs(&regs).map_err(failed("KVM_SET_REGS"))?;
-        let kick = Kick::new(&fd, kick::default_signal()).map_err(io_failed("mapping kvm_run"))?;
-        Ok(Self { vcpu: Vcpu { fd, kick, time_is_up: AtomicBool::new(false) }, rings, _vm: vm, memory })
+        Ok(Self { vcpu: Vcpu::new(fd)?, rings, _vm: vm, memory })
     }
 }
 
 impl Memory {
-    fn new() -> Result<Self, Refused> {
+    pub(super) fn new() -> Result<Self, Refused> {
         let ranges = [(GuestAddress(0), FRAMES * PAGE_SIZE)];
         let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(|error| Refused::setup("mapping guest memory", error))?;
         let memory = Self(memory);
@@ -107,6 +103,14 @@ impl Memory {
         }
         memory.put(PROGRAM, &CODE)?;
         Ok(memory)
+    }
+
+    /// Makes it the memory of `vm`, which is dropped before it.
+    pub(super) fn give_to(&self, vm: &VmHandle, log_dirty: bool) -> Result<(), Refused> {
+        let slot = Memslot { id: 0, first: Gfn(0), pages: FRAMES as u64, host_address: self.host_address()? };
+        // SAFETY: `self` maps that many pages readable and writable and is dropped after the VM; it is accessed through `vm-memory`, which
+        // makes no references into it.
+        Ok(unsafe { memslot::set(vm, &slot, log_dirty) }?)
     }
 
     fn host_address(&self) -> Result<u64, Refused> {
@@ -134,6 +138,11 @@ impl Memory {
 }
 
 impl Vcpu {
+    pub(super) fn new(fd: VcpuFd) -> Result<Self, Refused> {
+        let kick = Kick::new(&fd, kick::default_signal()).map_err(io_failed("mapping kvm_run"))?;
+        Ok(Self { fd, kick, time_is_up: AtomicBool::new(false) })
+    }
+
     /// Does `work`, which runs the vCPU on this thread, and sees to it that the guest leaves after `limit`.
     pub(super) fn bounded<T>(
         &mut self,
@@ -188,10 +197,10 @@ impl Bounded<'_> {
     }
 }
 
-fn failed(step: &'static str) -> impl Fn(kvm_ioctls::Error) -> Refused {
+pub(super) fn failed(step: &'static str) -> impl Fn(kvm_ioctls::Error) -> Refused {
     move |error| Refused::setup(step, io::Error::from(error))
 }
 
-fn io_failed(step: &'static str) -> impl Fn(io::Error) -> Refused {
+pub(super) fn io_failed(step: &'static str) -> impl Fn(io::Error) -> Refused {
     move |error| Refused::setup(step, error)
 }

@@ -1,9 +1,12 @@
 //! Checks of what KVM does and does not promise, with a tiny guest, on the kernel at hand.
 
 mod guest;
+mod kernel;
 mod plan;
 #[cfg(test)]
 mod tests;
+
+pub use kernel::runs_kernels;
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -55,7 +58,7 @@ impl fmt::Display for PageState {
     }
 }
 
-/// Why pages are not left writable here: something is missing, or this kernel does otherwise.
+/// Why a check failed: something is missing, or this kernel does otherwise.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {

@@ -1,0 +1,41 @@
+//! What the verbs that run a guest need where it is Linux.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::error::CliError;
+use crate::vmm::linux::{Boot, Console};
+use crate::vmm::{Stop, Vm, VmmError, memory_regions};
+
+/// A Linux guest.
+#[derive(Debug, Args)]
+pub(super) struct LinuxArgs {
+    /// Boot this Linux kernel, a bzImage (`vmlinuz`) or an ELF image (`vmlinux`), in place of a built-in guest. Its serial console is standard input and output; on a
+    /// terminal, Ctrl-A x ends the run.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The kernel's initrd.
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0", requires = "kernel")]
+    cmdline: String,
+}
+
+impl LinuxArgs {
+    /// Reads and checks the files before anything is made. Whether this KVM can run them is found as the machine is built.
+    pub(super) fn read(&self, memory_bytes: u64, vcpus: u32) -> Result<Option<Boot>, CliError> {
+        let Some(kernel) = &self.kernel else { return Ok(None) };
+        let boot = Boot::read(kernel, self.initrd.as_deref(), &self.cmdline).map_err(VmmError::from)?;
+        boot.check(&memory_regions(memory_bytes), vcpus).map_err(VmmError::from)?;
+        Ok(Some(boot))
+    }
+}
+
+/// Connects standard input with the guest's serial port, where it has one.
+pub(super) fn attach_console(vm: &Vm, stop: &Stop) -> Result<Option<Console>, CliError> {
+    let attach = |devices| Console::attach(devices, stop.clone());
+    let console = vm.devices().cloned().map(attach).transpose();
+    console.map_err(|source| CliError::System { step: "connecting standard input with the guest", source })
+}

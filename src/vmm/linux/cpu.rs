@@ -1,0 +1,263 @@
+//! vCPUs as firmware leaves them to a kernel's 64-bit entry, and what CPUID tells of them.
+
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_lapic_state, kvm_msr_entry,
+    kvm_regs, kvm_segment, kvm_sregs,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
+
+use super::super::error::{VmmError, kvm};
+use super::layout::{BOOT_PARAMS, GDT, PAGE_DIRECTORY, PDPT, PML4, STACK};
+
+/// Descriptors at the selectors that the boot protocol asks for: flat code at 0x10, flat data at 0x18, a task state segment at 0x20.
+const DESCRIPTORS: [u64; 6] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067, 0];
+const CODE_SELECTOR: u16 = 0x10;
+const DATA_SELECTOR: u16 = 0x18;
+const TSS_SELECTOR: u16 = 0x20;
+
+const PRESENT_WRITABLE: u64 = 3;
+const LARGE: u64 = 0x80;
+const LARGE_PAGE_BYTES: u64 = 2 << 20;
+
+const MSR_MTRR_DEFAULT_TYPE: u32 = 0x2ff;
+/// Enabled, and all memory is write-back unless a range says otherwise.
+const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
+const MSR_MISC_ENABLE: u32 = 0x1a0;
+const FAST_STRINGS: u64 = 1;
+
+/// The local vector table's two pins, by their offset in the local APIC's registers.
+const LVT_LINT0: usize = 0x350;
+const LVT_LINT1: usize = 0x360;
+const DELIVER_EXTERNAL: u8 = 7;
+const DELIVER_NMI: u8 = 4;
+
+/// Descriptors and an identity map of the first GiB, as (guest physical address, bytes).
+pub(super) fn tables() -> [(u64, Vec<u8>); 4] {
+    let words = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let pages: Vec<_> = (0..512).map(|page| (page * LARGE_PAGE_BYTES) | PRESENT_WRITABLE | LARGE).collect();
+    [
+        (GDT, words(&DESCRIPTORS)),
+        (PML4, words(&[PDPT | PRESENT_WRITABLE])),
+        (PDPT, words(&[PAGE_DIRECTORY | PRESENT_WRITABLE])),
+        (PAGE_DIRECTORY, words(&pages)),
+    ]
+}
+
+/// The first vCPU's registers at the kernel's 64-bit entry. The others wait for it to start them.
+pub(super) fn boot_regs(entry: u64) -> kvm_regs {
+    kvm_regs { rip: entry, rsi: BOOT_PARAMS, rsp: STACK, rbp: STACK, rflags: 2, ..Default::default() }
+}
+
+/// The first vCPU's special registers, from those that a new vCPU has.
+pub(super) fn boot_sregs(mut sregs: kvm_sregs) -> kvm_sregs {
+    let code = kvm_segment {
+        base: 0,
+        limit: u32::MAX,
+        selector: CODE_SELECTOR,
+        type_: 11,
+        present: 1,
+        dpl: 0,
+        db: 0,
+        s: 1,
+        l: 1,
+        g: 1,
+        ..Default::default()
+    };
+    let data = kvm_segment { selector: DATA_SELECTOR, type_: 3, db: 1, l: 0, ..code };
+    sregs.cs = code;
+    sregs.ds = data;
+    sregs.es = data;
+    sregs.fs = data;
+    sregs.gs = data;
+    sregs.ss = data;
+    sregs.tr = kvm_segment { limit: 0x67, selector: TSS_SELECTOR, s: 0, l: 0, g: 0, ..code };
+    sregs.gdt.base = GDT;
+    sregs.gdt.limit = 47;
+    sregs.idt.base = 0;
+    sregs.idt.limit = 0;
+    sregs.cr3 = PML4;
+    sregs.cr4 = 0x20; // PAE
+    sregs.cr0 = 0x8000_0033; // PG, NE, ET, MP, PE
+    sregs.efer = 0x500; // LMA, LME
+    sregs
+}
+const _: () = assert!(size_of::<[u64; 6]>() == 48);
+
+/// The local APIC of each vCPU, made of the one at reset: the interrupt controllers' line and the NMI reach it, as firmware leaves it.
+pub(super) fn initial_lapic(mut lapic: kvm_lapic_state) -> kvm_lapic_state {
+    for (at, mode) in [(LVT_LINT0, DELIVER_EXTERNAL), (LVT_LINT1, DELIVER_NMI)] {
+        // The delivery mode is in the bits 8 to 10, the mask is bit 16.
+        if let Some(bytes) = lapic.regs.get_mut(at..at + 4) {
+            let mut entry = [0; 4];
+            for (byte, old) in entry.iter_mut().zip(bytes.iter()) {
+                *byte = old.to_le_bytes().first().copied().unwrap_or_default();
+            }
+            let entry = u32::from_le_bytes(entry) & !(0x1_0700) | u32::from(mode) << 8;
+            for (place, byte) in bytes.iter_mut().zip(entry.to_le_bytes()) {
+                *place = std::ffi::c_char::from_le_bytes([byte]);
+            }
+        }
+    }
+    lapic
+}
+
+/// Memory types and string operations, which firmware sets up.
+pub(super) fn set_boot_msrs(vcpu: &VcpuFd) -> Result<(), VmmError> {
+    for (index, data) in [(MSR_MTRR_DEFAULT_TYPE, MTRR_WRITE_BACK), (MSR_MISC_ENABLE, FAST_STRINGS)] {
+        let one = Msrs::from_entries(&[kvm_msr_entry { index, data, ..Default::default() }]);
+        // A processor without the second has nothing to set up.
+        if let Ok(one) = one {
+            vcpu.set_msrs(&one).map_err(kvm("KVM_SET_MSRS"))?;
+        }
+    }
+    Ok(())
+}
+
+/// What CPUID tells on every vCPU: what this KVM supports, without what a checkpoint can't hold, and with each vCPU's place among `vcpus`.
+#[derive(Debug)]
+pub(in crate::vmm) struct Processors {
+    supported: CpuId,
+    has_deadline: bool,
+    vcpus: u32,
+}
+
+impl Processors {
+    pub(in crate::vmm) fn new(hypervisor: &Kvm, vcpus: u32) -> Result<Self, VmmError> {
+        let supported = hypervisor.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
+        Ok(Self { supported, has_deadline: hypervisor.check_extension(Cap::TscDeadlineTimer), vcpus })
+    }
+
+    /// Tells `vcpu`, the one with this index.
+    pub(in crate::vmm) fn tell(&self, vcpu: &VcpuFd, index: u32) -> Result<(), VmmError> {
+        let entries = self.entries(index);
+        let cpuid = CpuId::from_entries(&entries).map_err(|_| kvm("KVM_SET_CPUID2")(kvm_ioctls::Error::new(libc::E2BIG)))?;
+        vcpu.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))
+    }
+
+    fn entries(&self, index: u32) -> Vec<kvm_cpuid_entry2> {
+        let topology = Topology { index, vcpus: self.vcpus, has_deadline: self.has_deadline };
+        let supported = self.supported.as_slice();
+        let mut entries: Vec<_> =
+            supported.iter().filter(|entry| !is_extended_topology(entry.function)).map(|entry| topology.adapt(*entry)).collect();
+        if supported.iter().any(|entry| entry.function == 0 && entry.eax >= 0xb) {
+            entries.extend(topology.extended());
+        }
+        entries
+    }
+}
+
+const fn is_extended_topology(function: u32) -> bool {
+    matches!(function, 0xb | 0x1f)
+}
+
+/// One socket, a core for each vCPU, no hyperthreads. The vCPU's index is its APIC ID.
+struct Topology {
+    index: u32,
+    vcpus: u32,
+    has_deadline: bool,
+}
+
+impl Topology {
+    /// Bits of an APIC ID.
+    const fn bits(&self) -> u32 {
+        self.vcpus.next_power_of_two().trailing_zeros()
+    }
+
+    fn adapt(&self, mut entry: kvm_cpuid_entry2) -> kvm_cpuid_entry2 {
+        const VMX: u32 = 1 << 5;
+        const TSC_DEADLINE: u32 = 1 << 24;
+        const HYPERVISOR: u32 = 1 << 31;
+        const HYPERTHREADING: u32 = 1 << 28;
+        const SHADOW_STACK: u32 = 1 << 7;
+        const CORES_ONLY: u32 = 1 << 1;
+        const SVM: u32 = 1 << 2;
+        let several = self.vcpus > 1;
+        let ids = self.vcpus.next_power_of_two();
+        match (entry.function, entry.index) {
+            (1, _) => {
+                entry.ebx = entry.ebx & 0xffff | ids.min(0xff) << 16 | self.index << 24;
+                // A guest with guests of its own can't be captured.
+                entry.ecx = entry.ecx & !(VMX | TSC_DEADLINE) | HYPERVISOR | if self.has_deadline { TSC_DEADLINE } else { 0 };
+                entry.edx = entry.edx & !HYPERTHREADING | if several { HYPERTHREADING } else { 0 };
+            }
+            (4, _) if entry.eax & 0x1f != 0 => {
+                // The last cache is the socket's, the others are each core's own.
+                let shared = if entry.eax >> 5 & 7 >= 3 { ids - 1 } else { 0 };
+                entry.eax = entry.eax & 0x3fff | shared.min(0xfff) << 14 | (ids - 1).min(0x3f) << 26;
+            }
+            // Its pointer is not captured.
+            (7, 0) => entry.ecx &= !SHADOW_STACK,
+            (0x8000_0001, _) => {
+                entry.ecx = entry.ecx & !(SVM | CORES_ONLY) | if several && entry.ecx & SVM != 0 { CORES_ONLY } else { 0 };
+            }
+            (0x8000_0008, _) => entry.ecx = entry.ecx & !0xf0ff | self.bits() << 12 | (self.vcpus - 1).min(0xff),
+            (0x8000_000a, _) => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+            (0x8000_001d, _) if entry.eax & 0x1f != 0 => {
+                let shared = if entry.eax >> 5 & 7 >= 3 { ids - 1 } else { 0 };
+                entry.eax = entry.eax & 0x3fff | shared.min(0xfff) << 14;
+            }
+            (0x8000_001e, _) => (entry.eax, entry.ebx, entry.ecx) = (self.index, self.index & 0xff, 0),
+            _ => {}
+        }
+        entry
+    }
+
+    /// The leaf with APIC IDs of 32 bits: threads of a core, cores of a socket, and the end.
+    fn extended(&self) -> [kvm_cpuid_entry2; 3] {
+        [(0, 1, 1 << 8), (self.bits(), self.vcpus, 2 << 8), (0, 0, 0)].map(|(eax, ebx, level)| {
+            let index = level >> 8;
+            // The levels are numbered from the subleaf 0 on, the last one behind the two.
+            let index = if index == 0 { 2 } else { index - 1 };
+            kvm_cpuid_entry2 {
+                function: 0xb,
+                index,
+                flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+                eax,
+                ebx,
+                ecx: level | index,
+                edx: self.index,
+                ..Default::default()
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapted(function: u32, index: u32, value: u32) -> kvm_cpuid_entry2 {
+        let entry = kvm_cpuid_entry2 { function, eax: value, ebx: value, ecx: value, edx: value, ..Default::default() };
+        Topology { index, vcpus: 3, has_deadline: true }.adapt(entry)
+    }
+
+    #[test]
+    fn every_vcpu_has_its_own_apic_id() {
+        for index in 0..3 {
+            assert_eq!(adapted(1, index, u32::MAX).ebx, 0xffff | 4 << 16 | index << 24);
+            assert_eq!(adapted(0x8000_001e, index, 0).eax, index);
+            let topology = Topology { index, vcpus: 3, has_deadline: false };
+            let [threads, cores, end] = topology.extended();
+            assert_eq!((threads.index, threads.eax, threads.ebx, threads.ecx, threads.edx), (0, 0, 1, 0x100, index));
+            assert_eq!((cores.index, cores.eax, cores.ebx, cores.ecx, cores.edx), (1, 2, 3, 0x201, index));
+            assert_eq!((end.index, end.ebx, end.ecx), (2, 0, 2));
+        }
+    }
+
+    #[test]
+    fn what_no_checkpoint_holds_is_not_offered() {
+        let leaf = adapted(1, 0, u32::MAX);
+        assert_eq!((leaf.ecx >> 5 & 1, leaf.ecx >> 24 & 1, leaf.ecx >> 31), (0, 1, 1));
+        assert_eq!(adapted(7, 0, u32::MAX).ecx, !(1 << 7));
+        assert_eq!(adapted(0x8000_0001, 0, u32::MAX).ecx & 4, 0);
+        assert_eq!(adapted(0x8000_000a, 0, u32::MAX).edx, 0);
+        assert_eq!(adapted(0x4000_0001, 0, 5).eax, 5, "KVM's own leaves stay");
+    }
+
+    #[test]
+    fn the_local_interrupt_pins_are_as_firmware_leaves_them() {
+        let lapic = initial_lapic(kvm_lapic_state::default());
+        let byte = |at: usize| lapic.regs.get(at).copied();
+        assert_eq!((byte(0x351), byte(0x361)), (Some(7), Some(4)));
+    }
+}

@@ -1,0 +1,200 @@
+//! A stock Linux kernel under checkpoints, with two vCPUs, to a shell on its console. Only where KVM runs kernels and somebody gives one: in the nested lane.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::command::{finish, run, slackwater};
+use crate::support::{kvm_or_skip, skip};
+
+/// The folder with a guest's `vmlinuz` and `initrd`.
+const FILES: &str = "SLACKWATER_LINUX";
+/// Even under emulation nothing that a test waits for takes longer.
+const LIMIT: Duration = Duration::from_secs(240);
+
+fn files_or_skip(test: &str) -> Option<PathBuf> {
+    if !kvm_or_skip(test) {
+        return None;
+    }
+    let files = std::env::var_os(FILES).map(PathBuf::from);
+    if files.is_none() {
+        skip(test, &format!("no Linux guest is given by {FILES}"));
+    }
+    files
+}
+
+/// The command with a guest on its standard input and output.
+struct Guest {
+    child: Child,
+    input: ChildStdin,
+    console: PathBuf,
+    messages: PathBuf,
+}
+
+impl Guest {
+    fn start(mut command: Command, dir: &Path, name: &str) -> Self {
+        let (console, messages) = (dir.join(format!("{name}.console")), dir.join(format!("{name}.messages")));
+        command.stdin(Stdio::piped()).stdout(File::create(&console).unwrap()).stderr(File::create(&messages).unwrap());
+        let mut child = command.spawn().unwrap();
+        let input = child.stdin.take().unwrap();
+        Self { child, input, console, messages }
+    }
+
+    fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.console).unwrap()).into_owned()
+    }
+
+    /// Waits until the console has what `find` looks for.
+    fn wait_for<T>(&mut self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
+        // The nested lane takes a machine that says nothing for one that hangs.
+        const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
+        let begun = Instant::now();
+        let mut said = begun;
+        loop {
+            // Asked first: what is on the console when it has ended is all that will be.
+            let ended = self.child.try_wait().unwrap();
+            let console = self.console();
+            if let Some(found) = find(&console) {
+                let _ = writeln!(std::io::stderr(), "native::linux: {what} after {:?}", begun.elapsed());
+                return found;
+            }
+            let tail = || console.get(console.len().saturating_sub(3000)..).unwrap_or(&console).to_owned();
+            let messages = || fs::read_to_string(&self.messages).unwrap();
+            assert!(ended.is_none(), "ended ({ended:?}) before {what}: {}\n{}", tail(), messages());
+            assert!(begun.elapsed() < LIMIT, "no {what} within {LIMIT:?}: {}\n{}", tail(), messages());
+            if said.elapsed() > SIGN_OF_LIFE {
+                said = Instant::now();
+                let _ = writeln!(std::io::stderr(), "native::linux: waiting for {what}: {:?}", tail().lines().last());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn enter(&mut self, line: &str) {
+        self.input.write_all(line.as_bytes()).unwrap();
+        self.input.flush().unwrap();
+    }
+
+    /// Ends it by SIGKILL, and returns all that was on its console.
+    fn kill(mut self) -> String {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.console()
+    }
+
+    /// Waits for its own end, and returns what the command says last.
+    fn end(mut self) -> serde_json::Value {
+        self.wait_for("the report", |console| console.contains("\"epochs\"").then_some(()));
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}: {}", fs::read_to_string(&self.messages).unwrap());
+        let console = self.console();
+        // The guest may have left its last line open.
+        let report = console.rfind("{\"epoch").map(|at| &console[at..]);
+        serde_json::from_str(report.unwrap_or_default()).unwrap_or_else(|error| panic!("{error}: {console}"))
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The numbers that the guest counted, in the order of the console. A line that was cut off counts for nothing.
+fn counted(console: &str) -> Vec<u64> {
+    console.lines().filter_map(|line| line.trim_end().strip_prefix("count ")?.strip_suffix('.')?.parse().ok()).collect()
+}
+
+/// Once the shell waits for a line: what comes before may be dropped as the shell sets its terminal up. It may ask the terminal where the cursor is.
+fn at_prompt(console: &str) -> Option<()> {
+    console.trim_end_matches("\u{1b}[6n").ends_with("# ").then_some(())
+}
+
+fn last_from(numbers: u64) -> impl Fn(&str) -> Option<u64> {
+    move |console| counted(console).last().copied().filter(|last| *last >= numbers)
+}
+
+#[test]
+fn a_killed_linux_guest_goes_on_from_its_last_checkpoint() {
+    let Some(files) = files_or_skip("native::linux::a_killed_linux_guest_goes_on_from_its_last_checkpoint") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let mut command = slackwater([
+        "checkpoint",
+        "--memory=256M",
+        "--vcpus=2",
+        "--cmdline=console=ttyS0 quiet panic=-1",
+        "--interval=200ms",
+        "--json",
+    ]);
+    command.arg("--kernel").arg(files.join("vmlinuz")).arg("--initrd").arg(files.join("initrd")).arg("--store").arg(&store);
+    let mut guest = Guest::start(command, dir.path(), "first");
+    guest.wait_for("the shell", at_prompt);
+    assert!(guest.console().contains("guest: 2 processors"), "{}", guest.console());
+    guest.enter("i=0; while true; do i=$((i+1)); echo \"count $i.\"; sleep 0.1; done\n");
+    guest.wait_for("counting", last_from(10));
+    for round in 0..3 {
+        let reached = *counted(&guest.kill()).last().unwrap();
+        let report = run(&format!("verify --store {} --json", store.display())).expect(0).json();
+        assert!(report["newest"].as_u64().is_some_and(|newest| newest > 5), "{report}");
+        let mut command = slackwater(["restore", "--continue", "--interval=200ms", "--json"]);
+        command.arg("--store").arg(&store);
+        guest = Guest::start(command, dir.path(), &format!("round{round}"));
+        guest.wait_for("counting on", last_from(reached + 5));
+        let numbers = counted(&guest.console());
+        let first = numbers[0];
+        assert!(first > 1 && first <= reached + 1, "went on with {first} after {reached}");
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
+    }
+    // Input reaches the guest after a restore too.
+    guest.enter("\u{3}");
+    guest.wait_for("the prompt", at_prompt);
+    guest.enter("echo \"complaints: $(dmesg | grep -cE 'soft lockup|rcu.*stall|BUG:')\"; poweroff -f\n");
+    guest.wait_for("the kernel's opinion", |console| console.contains("complaints: 0\r").then_some(()));
+    let report = guest.end();
+    assert_eq!(report["checkpoint"]["guest_end"], "poweroff", "{report}");
+    // A machine that is off stays off.
+    let report = run(&format!("restore --store {} --json", store.display())).expect(0).json();
+    assert_eq!(report["guest_end"], "poweroff", "{report}");
+}
+
+#[test]
+fn a_reset_ends_the_run() {
+    let Some(files) = files_or_skip("native::linux::a_reset_ends_the_run") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = slackwater(["checkpoint", "--memory=128M", "--cmdline=console=ttyS0 quiet panic=-1", "--json"]);
+    command.arg("--kernel").arg(files.join("vmlinuz")).arg("--initrd").arg(files.join("initrd"));
+    command.arg("--store").arg(dir.path().join("store"));
+    let mut guest = Guest::start(command, dir.path(), "reset");
+    guest.wait_for("the shell", at_prompt);
+    assert!(guest.console().contains("guest: 1 processors"), "{}", guest.console());
+    guest.enter("reboot -f\n");
+    let report = guest.end();
+    assert_eq!(report["guest_end"], "reset", "{report}");
+}
+
+/// A file that looks like a kernel is all it takes to be told.
+#[test]
+fn a_kvm_that_runs_no_kernels_says_so() {
+    const TEST: &str = "native::linux::a_kvm_that_runs_no_kernels_says_so";
+    if !kvm_or_skip(TEST) {
+        return;
+    }
+    let host = run("host --json").expect(0).json();
+    if host["flavour"] != "pvm" {
+        // What it does instead is above.
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (kernel, store) = (dir.path().join("vmlinuz"), dir.path().join("store"));
+    fs::write(&kernel, crate::bad_input::linux::kernel()).unwrap();
+    let begun = Instant::now();
+    let mut command = slackwater(["checkpoint", "--memory=64M"]);
+    command.arg("--kernel").arg(&kernel).arg("--store").arg(&store);
+    finish(&mut command).refused(1, &["KVM can't run a stock kernel", "hint: ", "VT-x", "SVM"]);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(!store.exists());
+}
