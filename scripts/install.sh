@@ -216,6 +216,31 @@ place_kernel() {
   mv "$new" "$work/kernel"
 }
 
+# The ELF image inside the kernel's bzImage, as kernel/vmlinux. The header of the boot protocol says where it is: its distance from the end of
+# the sectors of real mode, and its length. Its last four bytes are the size that it unpacks to.
+place_vmlinux() {
+  local kernel=$work/kernel/vmlinuz elf=$work/kernel/vmlinux at length bytes unpack magic
+  [ ! -e "$elf" ] || return 0
+  field() { od -An -v -t"u$2" -j "$1" -N "$2" "$kernel" | tr -d ' '; }
+  at=$(($(field 0x248 4) + 512 * ($(field 0x1f1 1) + 1)))
+  length=$(field 0x24c 4)
+  bytes=$(field $((at + length - 4)) 4)
+  magic=$(od -An -v -tx1 -j "$at" -N 6 "$kernel" | tr -d ' ')
+  case $magic in
+    1f8b*) unpack=(gzip -dc) ;;
+    fd377a585a00) unpack=(xz -dc) ;;
+    28b52ffd*) unpack=(zstd -qdc) ;;
+    02214c18*) unpack=(lz4 -qdc) ;;
+    *) fail "the kernel is compressed by what this script has no tool for: it begins with $magic" ;;
+  esac
+  # gzip's own last bytes are the size; behind the others' ends it was appended.
+  [ "${unpack[0]}" = gzip ] || length=$((length - 4))
+  dd if="$kernel" bs=1M iflag=skip_bytes,count_bytes skip="$at" count="$length" status=none | "${unpack[@]}" > "$elf.new" ||
+    fail "the kernel inside $kernel does not unpack"
+  [ "$(stat -c %s "$elf.new")" = "$bytes" ] && [ "$(head -c 4 "$elf.new")" = $'\x7fELF' ] || fail "what $kernel unpacks to is no ELF image of $bytes bytes"
+  mv "$elf.new" "$elf"
+}
+
 case ${1-} in
   build)
     install_compiler
@@ -229,8 +254,9 @@ case ${1-} in
     # Two runs that share a target directory must not both unpack.
     exec 9> "$work/lock"
     flock -w 600 9 || fail "another run has held $work/lock for 10 minutes"
-    place_tools qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod modprobe:kmod xz:xz-utils zstd:zstd
+    place_tools qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod modprobe:kmod xz:xz-utils zstd:zstd lz4:lz4
     place_kernel
+    place_vmlinux
     rm -rf "$work/apt" "$work/apt-stable"
     ;;
   *)

@@ -70,7 +70,7 @@ fi
 mkdir "$root/slackwater/checkpoints"
 [ ! -d checkpoints ] || cp -r checkpoints/. "$root/slackwater/checkpoints"
 
-# A guest for the machine of the tests: the same kernel, with a shell.
+# A guest for the machine of the tests: the same kernel, as a bzImage and as the ELF image in it, with a shell.
 guest=$run/guest
 mkdir -p "$guest"/{bin,dev,proc,sys} "$root/slackwater/linux"
 cp -L "$(command -v busybox)" "$guest/bin/busybox"
@@ -85,7 +85,7 @@ exec setsid cttyhack sh
 INIT
 chmod +x "$guest/init"
 (cd "$guest" && find . | cpio --quiet -o -H newc | gzip -1) > "$root/slackwater/linux/initrd"
-cp "$work/kernel/vmlinuz" "$root/slackwater/linux/vmlinuz"
+cp "$work/kernel/vmlinuz" "$work/kernel/vmlinux" "$root/slackwater/linux"
 
 kernel=$work/kernel
 release=$(cat "$kernel/release")
@@ -208,7 +208,9 @@ shut_down() { [ "$(tr -d '\r\n' < "$verdict")" = "failed $nonce" ] && grep -q Sh
 last_line() { tail -n 1 "$work/serial.log" | sed 's/\r//'; }
 # Takes the tests that have passed off what is left to do.
 note_passed() {
-  sed -n 's/^test \([^ ]*\) \.\.\. ok\r\?$/\1/p' "$work/serial.log" > "$run/ok"
+  # What a test or the kernel prints meanwhile stands between the test's name and its outcome.
+  awk '{ sub(/\r$/, "") } /^test [^ ]+ \.\.\. / { name = $2 } /^ok$|^test [^ ]+ \.\.\. ok$/ { if (name != "") print name }
+    /^(test [^ ]+ \.\.\. )?(ok|FAILED)$/ { name = "" }' "$work/serial.log" > "$run/ok"
   cat "$run/ok" >> "$run/passed"
   for tests in lib integration; do
     grep -vxF -f "$run/ok" "$run/$tests.left" > "$run/still" || true

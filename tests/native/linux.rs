@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use crate::support::command::{finish, run, slackwater};
 use crate::support::{kvm_or_skip, skip};
 
-/// The folder with a guest's `vmlinuz` and `initrd`.
+/// The folder with a guest's `vmlinuz`, the same kernel as `vmlinux`, and `initrd`.
 const FILES: &str = "SLACKWATER_LINUX";
 /// Even under emulation nothing that a test waits for takes longer.
 const LIMIT: Duration = Duration::from_secs(240);
 
-fn files_or_skip(test: &str) -> Option<PathBuf> {
+pub(super) fn files_or_skip(test: &str) -> Option<PathBuf> {
     if !kvm_or_skip(test) {
         return None;
     }
@@ -26,7 +26,7 @@ fn files_or_skip(test: &str) -> Option<PathBuf> {
 }
 
 /// The command with a guest on its standard input and output.
-struct Guest {
+pub(super) struct Guest {
     child: Child,
     input: ChildStdin,
     console: PathBuf,
@@ -34,7 +34,7 @@ struct Guest {
 }
 
 impl Guest {
-    fn start(mut command: Command, dir: &Path, name: &str) -> Self {
+    pub(super) fn start(mut command: Command, dir: &Path, name: &str) -> Self {
         let (console, messages) = (dir.join(format!("{name}.console")), dir.join(format!("{name}.messages")));
         command.stdin(Stdio::piped()).stdout(File::create(&console).unwrap()).stderr(File::create(&messages).unwrap());
         let mut child = command.spawn().unwrap();
@@ -42,12 +42,12 @@ impl Guest {
         Self { child, input, console, messages }
     }
 
-    fn console(&self) -> String {
+    pub(super) fn console(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.console).unwrap()).into_owned()
     }
 
     /// Waits until the console has what `find` looks for.
-    fn wait_for<T>(&mut self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
+    pub(super) fn wait_for<T>(&mut self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
         // The nested lane takes a machine that says nothing for one that hangs.
         const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
         let begun = Instant::now();
@@ -72,27 +72,27 @@ impl Guest {
         }
     }
 
-    fn enter(&mut self, line: &str) {
+    pub(super) fn enter(&mut self, line: &str) {
         self.input.write_all(line.as_bytes()).unwrap();
         self.input.flush().unwrap();
     }
 
     /// Ends it by SIGKILL, and returns all that was on its console.
-    fn kill(mut self) -> String {
+    pub(super) fn kill(mut self) -> String {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         self.console()
     }
 
     /// Waits for its own end, and returns what the command says last.
-    fn end(mut self) -> serde_json::Value {
+    pub(super) fn end(mut self) -> serde_json::Value {
         self.wait_for("the report", |console| console.contains("\"epochs\"").then_some(()));
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}: {}", fs::read_to_string(&self.messages).unwrap());
         let console = self.console();
         // The guest may have left its last line open.
-        let report = console.rfind("{\"epoch").map(|at| &console[at..]);
-        serde_json::from_str(report.unwrap_or_default()).unwrap_or_else(|error| panic!("{error}: {console}"))
+        let report = console.match_indices("{\"epoch").find_map(|(at, _)| serde_json::from_str(&console[at..]).ok());
+        report.unwrap_or_else(|| panic!("no report: {console}"))
     }
 }
 
@@ -104,17 +104,33 @@ impl Drop for Guest {
 }
 
 /// The numbers that the guest counted, in the order of the console. A line that was cut off counts for nothing.
-fn counted(console: &str) -> Vec<u64> {
+pub(super) fn counted(console: &str) -> Vec<u64> {
     console.lines().filter_map(|line| line.trim_end().strip_prefix("count ")?.strip_suffix('.')?.parse().ok()).collect()
 }
 
 /// Once the shell waits for a line: what comes before may be dropped as the shell sets its terminal up. It may ask the terminal where the cursor is.
-fn at_prompt(console: &str) -> Option<()> {
+pub(super) fn at_prompt(console: &str) -> Option<()> {
     console.trim_end_matches("\u{1b}[6n").ends_with("# ").then_some(())
 }
 
-fn last_from(numbers: u64) -> impl Fn(&str) -> Option<u64> {
+pub(super) fn last_from(numbers: u64) -> impl Fn(&str) -> Option<u64> {
     move |console| counted(console).last().copied().filter(|last| *last >= numbers)
+}
+
+/// `checkpoint` of a guest whose kernel is the file `kernel` in the folder `files`.
+pub(super) fn boot(files: &Path, store: &Path, kernel: &str, options: &str) -> Command {
+    let mut command = slackwater(
+        ["checkpoint", "--cmdline=console=ttyS0 quiet panic=-1", "--json"].into_iter().chain(options.split_whitespace()),
+    );
+    command.arg("--kernel").arg(files.join(kernel)).arg("--initrd").arg(files.join("initrd")).arg("--store").arg(store);
+    command
+}
+
+/// `restore` with `options`.
+pub(super) fn restore(store: &Path, options: &str) -> Command {
+    let mut command = slackwater(["restore", "--json"].into_iter().chain(options.split_whitespace()));
+    command.arg("--store").arg(store);
+    command
 }
 
 #[test]
@@ -122,15 +138,7 @@ fn a_killed_linux_guest_goes_on_from_its_last_checkpoint() {
     let Some(files) = files_or_skip("native::linux::a_killed_linux_guest_goes_on_from_its_last_checkpoint") else { return };
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
-    let mut command = slackwater([
-        "checkpoint",
-        "--memory=256M",
-        "--vcpus=2",
-        "--cmdline=console=ttyS0 quiet panic=-1",
-        "--interval=200ms",
-        "--json",
-    ]);
-    command.arg("--kernel").arg(files.join("vmlinuz")).arg("--initrd").arg(files.join("initrd")).arg("--store").arg(&store);
+    let command = boot(&files, &store, "vmlinuz", "--memory 256M --vcpus 2 --interval 200ms");
     let mut guest = Guest::start(command, dir.path(), "first");
     guest.wait_for("the shell", at_prompt);
     assert!(guest.console().contains("guest: 2 processors"), "{}", guest.console());
@@ -141,9 +149,7 @@ fn a_killed_linux_guest_goes_on_from_its_last_checkpoint() {
         let reached = *counted(&guest.kill()).last().unwrap();
         let report = run(&format!("verify --store {} --json", store.display())).expect(0).json();
         assert!(report["newest"].as_u64().is_some_and(|newest| newest > 5), "{report}");
-        let mut command = slackwater(["restore", "--continue", "--interval=200ms", "--json"]);
-        command.arg("--store").arg(&store);
-        guest = Guest::start(command, dir.path(), &format!("round{round}"));
+        guest = Guest::start(restore(&store, "--continue --interval 200ms"), dir.path(), &format!("round{round}"));
         guest.wait_for("counting on", last_from(reached + 5));
         let numbers = counted(&guest.console());
         let first = numbers[0];
@@ -160,13 +166,12 @@ fn a_killed_linux_guest_goes_on_from_its_last_checkpoint() {
     assert_eq!(report["guest_end"], "poweroff", "{report}");
 }
 
+/// The kernel as an ELF image, which brings no header of its own.
 #[test]
 fn a_reset_ends_the_run() {
     let Some(files) = files_or_skip("native::linux::a_reset_ends_the_run") else { return };
     let dir = tempfile::tempdir().unwrap();
-    let mut command = slackwater(["checkpoint", "--memory=128M", "--cmdline=console=ttyS0 quiet panic=-1", "--json"]);
-    command.arg("--kernel").arg(files.join("vmlinuz")).arg("--initrd").arg(files.join("initrd"));
-    command.arg("--store").arg(dir.path().join("store"));
+    let command = boot(&files, &dir.path().join("store"), "vmlinux", "--memory 128M");
     let mut guest = Guest::start(command, dir.path(), "reset");
     guest.wait_for("the shell", at_prompt);
     assert!(guest.console().contains("guest: 1 processors"), "{}", guest.console());
