@@ -70,8 +70,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     vcpu.set_mp_state(image.initial_mp_state())?;
 
     let machine = serde_json::json!({ "vmm": "one_page_vmm" });
-    let writer =
-        Writer::create(&store, &NewChain { memory: memory.runs().collect(), vcpus: 1, machine }, WriterOptions::default())?;
+    let writer = Writer::create(
+        &store,
+        &NewChain { memory: memory.runs().collect(), device_runs: 0, vcpus: 1, machine },
+        WriterOptions::default(),
+    )?;
     let tracker = RingTracker::new(VmHandle::duplicate(&vm)?, memory.clone(), rings);
     let options = EngineOptions { budget_pages: 512, ..EngineOptions::default() };
     let mut engine = Engine::new(memory, Box::new(tracker), Box::new(writer), Start::Fresh, options)?;

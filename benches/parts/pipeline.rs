@@ -150,7 +150,7 @@ fn durable(criterion: &mut Criterion) {
 
 fn store(dir: &Path, pages: usize) -> Box<dyn Sink> {
     let memory = vec![PageRun { first: Gfn(0), count: pages as u64 }];
-    let new = NewChain { memory, vcpus: 1, machine: serde_json::Value::Null };
+    let new = NewChain { memory, device_runs: 0, vcpus: 1, machine: serde_json::Value::Null };
     Box::new(Writer::create(dir, &new, WriterOptions::default()).expect("a store"))
 }
 

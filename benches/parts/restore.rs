@@ -35,7 +35,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
 /// A chain whose epochs have whole pages, or changes of them where the format lets them.
 fn write(dir: &std::path::Path, changes: bool) {
     let memory = vec![PageRun { first: Gfn(0), count: PAGES as u64 }];
-    let new = NewChain { memory, vcpus: 1, machine: serde_json::Value::Null };
+    let new = NewChain { memory, device_runs: 0, vcpus: 1, machine: serde_json::Value::Null };
     let mut store = Writer::create(dir, &new, WriterOptions::default()).expect("a store");
     let mut encoder = BlockEncoder::new(Compression::default());
     let mut content = Pages::new();

@@ -204,7 +204,7 @@ struct Protected {
 fn protected(kvm: &Path, guest: &GuestSpec, point: &RatePoint, store: &Path, time: Duration) -> Result<Protected, BenchError> {
     let mut vm = Vm::build(kvm, spec(guest), point.tracking())?;
     let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
-    let new = NewChain { memory: memory_regions(MEMORY_BYTES), vcpus: 1, machine };
+    let new = NewChain { memory: memory_regions(MEMORY_BYTES), device_runs: 0, vcpus: 1, machine };
     let writer = Writer::create(store, &new, WriterOptions::default())?;
     vm.load()?;
     let options = EngineOptions {

@@ -131,7 +131,7 @@ fn checked_run(kvm: &Path, store: &Path, tracking: Tracking) -> Result<(u64, u64
     let spec = MachineSpec { memory_bytes: CHECK_MEMORY, vcpus: 1, guest: GuestSpec::Churn(guest) };
     let mut vm = Vm::build(kvm, spec, tracking)?;
     let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
-    let new = NewChain { memory: memory_regions(CHECK_MEMORY), vcpus: 1, machine };
+    let new = NewChain { memory: memory_regions(CHECK_MEMORY), device_runs: 0, vcpus: 1, machine };
     let writer = Writer::create(store, &new, WriterOptions::default())?;
     vm.load()?;
     let options = EngineOptions {

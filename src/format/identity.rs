@@ -48,6 +48,9 @@ pub struct Identity {
     pub created_by: String,
     /// The frames of guest memory: rising, disjoint, up to 64 runs and 2^40 frames below 2^40.
     pub memory: Vec<PageRun>,
+    /// How many of the last runs are memory of devices, which the guest has at no address: less than all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub device_runs: usize,
     /// How many vCPUs: 1 to 4096.
     pub vcpus: u32,
     /// Whatever the VMM needs to build the machine again; opaque to the store.
@@ -55,6 +58,11 @@ pub struct Identity {
     /// Where it begins, for a branch of another chain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch_of: Option<BranchPoint>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+const fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// The name of the chain that is no branch.
@@ -153,6 +161,18 @@ impl Identity {
         self.memory.iter().fold(0, |sum, run| sum.saturating_add(run.count))
     }
 
+    /// The runs of memory that are the guest's: all but those of devices.
+    #[must_use]
+    pub fn guest_memory(&self) -> &[PageRun] {
+        self.memory.get(..self.memory.len().saturating_sub(self.device_runs)).unwrap_or_default()
+    }
+
+    /// The runs of memory that are of devices.
+    #[must_use]
+    pub fn device_memory(&self) -> &[PageRun] {
+        self.memory.get(self.guest_memory().len()..).unwrap_or_default()
+    }
+
     /// Whether every frame of `run` is one of guest memory.
     #[must_use]
     pub fn contains_run(&self, run: PageRun) -> bool {
@@ -192,6 +212,9 @@ impl Identity {
         }
         if !(1..=RUNS_MAX).contains(&self.memory.len()) {
             return wrong("memory", &format!("1 to {RUNS_MAX} runs"), &self.memory.len());
+        }
+        if self.device_runs >= self.memory.len() {
+            return wrong("device_runs", &format!("less than {}, all of `memory`", self.memory.len()), &self.device_runs);
         }
         if let Some(from) = &self.branch_of {
             if self.format < FORMAT_WITH_COMPACTION {

@@ -225,6 +225,7 @@ fn identity_reads_back_and_its_version_comes_first() {
         created_unix_ns: u64::MAX,
         created_by: "a test\n".to_owned(),
         memory: vec![run(0, 10), run(10, 5), run(100, 1)],
+        device_runs: 1,
         vcpus: 2,
         machine: serde_json::json!({"guest": "churn", "list": [1, 2.5, null]}),
         branch_of: None,
@@ -276,6 +277,8 @@ fn identity_reads_back_and_its_version_comes_first() {
         Identity { memory, ..identity.clone() }.encode().unwrap_err();
     }
     Identity { vcpus: 4097, ..identity.clone() }.encode().unwrap_err();
+    Identity { device_runs: 3, ..identity.clone() }.encode().unwrap_err();
+    assert_eq!(identity.guest_memory(), [run(0, 10), run(10, 5)]);
     Identity { machine: "x".repeat(IDENTITY_BYTES_MAX).into(), ..identity }.encode().unwrap_err();
 }
 

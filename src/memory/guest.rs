@@ -54,7 +54,7 @@ pub enum MemoryError {
     },
     /// Regions overlap or are out of order.
     #[error("the memory regions overlap or are not in ascending order")]
-    Layout(#[source] vm_memory::region::GuestRegionCollectionError),
+    Layout,
     /// KVM did not take a memslot.
     #[error(transparent)]
     Memslot(#[from] MemslotError),
@@ -104,7 +104,10 @@ const FRAMES_MAX: u64 = 1 << 40;
 #[derive(Clone, Debug)]
 pub struct GuestMemory {
     ram: GuestRam,
+    device_ram: GuestRam,
+    /// One for each region, in ascending order; those of `device_ram`, which are none for KVM, are the last.
     slots: Arc<[Memslot]>,
+    memslots: usize,
     written: Arc<WrittenPages>,
     frames: u64,
     /// Which pages have come, where they come as they are touched.
@@ -118,21 +121,37 @@ impl GuestMemory {
     /// # Errors
     /// [`MemoryError`].
     pub fn anonymous(regions: &[PageRun], share: usize) -> Result<Self, MemoryError> {
+        Self::with_devices(regions, &[], share)
+    }
+
+    /// As [`anonymous`](Self::anonymous), with memory for devices in `device_regions`, which lie above all of `regions`: what a device keeps and the guest has at no
+    /// address (a disk's written blocks). It is in every checkpoint as the guest's own memory is, and so of the same instant. KVM knows nothing of it, and the frames are numbers
+    /// that only a chain knows: the guest may well use these guest physical addresses for something else.
+    ///
+    /// # Errors
+    /// [`MemoryError`].
+    pub fn with_devices(regions: &[PageRun], device_regions: &[PageRun], share: usize) -> Result<Self, MemoryError> {
         if regions.is_empty() {
             return Err(MemoryError::Empty);
         }
-        if regions.len() > REGIONS_MAX {
-            return Err(MemoryError::TooManyRegions { expected: REGIONS_MAX, found: regions.len() });
+        let all = || regions.iter().chain(device_regions);
+        let (found, memslots) = (all().count(), regions.len());
+        if found > REGIONS_MAX {
+            return Err(MemoryError::TooManyRegions { expected: REGIONS_MAX, found });
         }
         let mut frames = 0;
-        for run in regions {
+        for run in all() {
             let end = run.end().filter(|end| end.0 <= FRAMES_MAX && run.count > 0);
-            frames = end.ok_or(MemoryError::Range { first: run.first, pages: run.count })?.0.max(frames);
+            let end = end.ok_or(MemoryError::Range { first: run.first, pages: run.count })?;
+            if run.first.0 < frames {
+                return Err(MemoryError::Layout);
+            }
+            frames = end.0;
         }
         let written = WrittenPages::new(frames, share);
-        let mut mapped = Vec::with_capacity(regions.len());
-        let mut slots = Vec::with_capacity(regions.len());
-        for (run, id) in regions.iter().zip(0u16..) {
+        let mut mapped = Vec::with_capacity(found);
+        let mut slots = Vec::with_capacity(found);
+        for (run, id) in all().zip(0u16..) {
             let bytes = usize::try_from(run.count * PAGE_SIZE_U64)
                 .map_err(|_| MemoryError::Range { first: run.first, pages: run.count })?;
             let region = MmapRegionBuilder::new_with_bitmap(bytes, WriteLog::new(written.clone(), run.first))
@@ -147,8 +166,13 @@ impl GuestMemory {
                 GuestRegionMmap::new(region, address).ok_or(MemoryError::Range { first: run.first, pages: run.count })?;
             mapped.push(region);
         }
-        let ram = GuestMemoryMmap::from_regions(mapped).map_err(MemoryError::Layout)?;
-        Ok(Self { ram, slots: slots.into(), written, frames, filled: Arc::default() })
+        let of_devices = mapped.split_off(memslots);
+        let ram = GuestMemoryMmap::from_regions(mapped).map_err(|_| MemoryError::Layout)?;
+        let device_ram = match of_devices.is_empty() {
+            true => GuestMemoryMmap::default(),
+            false => GuestMemoryMmap::from_regions(of_devices).map_err(|_| MemoryError::Layout)?,
+        };
+        Ok(Self { ram, device_ram, slots: slots.into(), memslots, written, frames, filled: Arc::default() })
     }
 
     /// `vm-memory`'s view, for loaders and devices. What is written through it is recorded.
@@ -157,10 +181,17 @@ impl GuestMemory {
         &self.ram
     }
 
-    /// The memslots, in ascending order of frames.
+    /// The same for memory of devices, at the addresses that its frames have as numbers. A guest that gives a device one of these addresses must not reach it: what it names is
+    /// looked up in [`ram`](Self::ram) alone.
+    #[must_use]
+    pub const fn device_ram(&self) -> &GuestRam {
+        &self.device_ram
+    }
+
+    /// The memslots, in ascending order of frames. Memory of devices has none.
     #[must_use]
     pub fn slots(&self) -> &[Memslot] {
-        &self.slots
+        self.slots.get(..self.memslots).unwrap_or_default()
     }
 
     /// What the VMM wrote.
@@ -175,13 +206,13 @@ impl GuestMemory {
         self.frames
     }
 
-    /// Pages of memory, holes not counted.
+    /// Pages of memory, that of devices included, holes not counted.
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.slots.iter().map(|slot| slot.pages).sum()
     }
 
-    /// The memory as runs of frames.
+    /// The memory as runs of frames, that of devices last.
     pub fn runs(&self) -> impl Iterator<Item = PageRun> + '_ {
         self.slots.iter().map(|slot| PageRun { first: slot.first, count: slot.pages })
     }
@@ -194,7 +225,7 @@ impl GuestMemory {
     /// # Errors
     /// [`MemoryError::Memslot`].
     pub fn register(&self, vm: &VmHandle, log_dirty: bool) -> Result<(), MemoryError> {
-        for slot in self.slots.iter() {
+        for slot in self.slots() {
             // SAFETY: the host address and size are those of a region that `ram` keeps mapped; no reference into it is ever made: the copies
             // below go through raw pointers, and vm-memory does the same.
             unsafe { memslot::set(vm, slot, log_dirty) }?;
@@ -250,6 +281,22 @@ impl GuestMemory {
             }
         }
         if filled.contains(gfn) { Ok(()) } else { Err(MemoryError::Unreadable { gfn, source: io::ErrorKind::NotFound.into() }) }
+    }
+
+    /// Comes before a device's access through [`ram`](Self::ram) or [`device_ram`](Self::device_ram), where memory may be filled as it is touched: waits for the pages of `bytes`
+    /// bytes from `address` on, and gives an error where one will not come. Addresses that are no memory are left to the access itself.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unreadable`].
+    pub fn bring_range(&self, address: u64, bytes: u64) -> Result<(), MemoryError> {
+        if self.filled.get().is_none() || bytes == 0 {
+            return Ok(());
+        }
+        for gfn in address / PAGE_SIZE_U64..=address.saturating_add(bytes - 1) / PAGE_SIZE_U64 {
+            let Some(page) = self.host_page(Gfn(gfn)) else { break };
+            self.bring(Gfn(gfn), page)?;
+        }
+        Ok(())
     }
 
     /// Copies the page `gfn` into `into`. If the guest runs, the copy may be torn: such a page is logged as dirty and copied again later.
@@ -319,7 +366,10 @@ impl GuestMemory {
         if offset >= slot.pages || run.count > slot.pages - offset {
             return None;
         }
-        let region = self.ram.iter().nth(index)?;
+        let region = match index.checked_sub(self.memslots) {
+            None => self.ram.iter().nth(index)?,
+            Some(index) => self.device_ram.iter().nth(index)?,
+        };
         let bytes = usize::try_from(offset).ok()?.checked_mul(PAGE_SIZE)?;
         debug_assert_eq!(region.len(), slot.pages * PAGE_SIZE_U64);
         Some(region.as_ptr().wrapping_add(bytes))
@@ -364,6 +414,31 @@ mod tests {
         assert_eq!(page, [7; PAGE_SIZE]);
         memory.read_page(Gfn(5), &mut page).expect("a frame");
         assert_eq!(page, [0; PAGE_SIZE]);
+    }
+
+    #[test]
+    fn memory_of_devices_is_in_every_checkpoint_and_out_of_the_guests_reach() {
+        let run = |first, count| PageRun { first: Gfn(first), count };
+        let memory = GuestMemory::with_devices(&[run(0, 16), run(32, 8)], &[run(64, 4), run(68, 2)], 4).expect("memory");
+        assert_eq!((memory.slots().len(), memory.pages(), memory.frames()), (2, 30, 70));
+        assert_eq!(memory.runs().map(|run| run.first.0).collect::<Vec<_>>(), [0, 32, 64, 68]);
+        let address = GuestAddress(68 * PAGE_SIZE_U64 - 2);
+        memory.ram().write_slice(&[7; 4], address).expect_err("not the guest's");
+        memory.device_ram().write_slice(&[7; 4], address).expect("write");
+        memory.device_ram().write_slice(&[7; 4], GuestAddress(0)).expect_err("the guest's");
+        let mut written = Vec::new();
+        memory.written().take(&Parked::vouch(&mut ()), |gfn| written.push(gfn.0));
+        assert_eq!(written, [67, 68]);
+        let mut page = [0; PAGE_SIZE];
+        memory.read_page(Gfn(68), &mut page).expect("a frame");
+        assert_eq!(page[..3], [7, 7, 0]);
+        memory.fill_page(Gfn(64), &[9; PAGE_SIZE]).expect("a frame");
+        assert_eq!(memory.device_ram().read_obj::<u8>(GuestAddress(64 * PAGE_SIZE_U64)).expect("a byte"), 9);
+        for regions in [[run(32, 8), run(39, 1)], [run(32, 8), run(0, 1)]] {
+            let [guest, device] = &regions;
+            let refused = GuestMemory::with_devices(std::slice::from_ref(guest), std::slice::from_ref(device), 0);
+            assert!(matches!(refused, Err(MemoryError::Layout)));
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub struct Exported {
     pub file_bytes: u64,
     /// Pages written: those that are not zero. The others are holes.
     pub pages: u64,
-    /// The digest of the memory in the file.
+    /// The digest of the epoch's memory, that of devices included.
     pub memory: MemoryDigest,
 }
 
@@ -74,7 +74,7 @@ pub enum ExportError {
     },
 }
 
-/// Writes memory, and where the format has it state, of `epoch` to `file`, which must be empty. Pages of zeros become holes. Nothing is
+/// Writes the guest's memory, and where the format has it state, of `epoch` to `file`, which must be empty. Pages of zeros become holes. Nothing is
 /// synced. `progress` is called with the number of pages done and in all.
 ///
 /// # Errors
@@ -89,12 +89,19 @@ pub fn export(
 ) -> Result<Exported, ExportError> {
     let plan = Plan::new(chain, epoch)?;
     let identity = chain.identity();
-    let mut image =
-        Image { file, places: Vec::new(), waiting: Vec::new(), waiting_at: 0, pages: 0, memory: MemoryDigest::default() };
+    let mut image = Image {
+        file,
+        places: Vec::new(),
+        waiting: Vec::new(),
+        waiting_at: 0,
+        devices: identity.device_memory(),
+        pages: 0,
+        memory: MemoryDigest::default(),
+    };
     let mut end = 0;
     match format {
         ExportFormat::Raw => {
-            for run in &identity.memory {
+            for run in identity.guest_memory() {
                 let at = run.first.address().unwrap_or(u64::MAX);
                 image.places.push((*run, at));
                 end = at.saturating_add(run.count.saturating_mul(PAGE_SIZE_U64));
@@ -103,9 +110,9 @@ pub fn export(
         ExportFormat::ElfCore => {
             let machine = MachineState::from_records(plan.state(), identity.vcpus);
             let machine = machine.map_err(|source| ExportError::State { epoch, source })?;
-            image.waiting = elf_core::head(&identity.memory, &machine);
+            image.waiting = elf_core::head(identity.guest_memory(), &machine);
             end = image.waiting.len() as u64;
-            for run in &identity.memory {
+            for run in identity.guest_memory() {
                 image.places.push((*run, end));
                 end = end.saturating_add(run.count.saturating_mul(PAGE_SIZE_U64));
             }
@@ -132,6 +139,8 @@ struct Image<'a> {
     /// What is to be written next.
     waiting: Vec<u8>,
     waiting_at: u64,
+    /// Memory that is part of the epoch, and of its digest, and is not in the file.
+    devices: &'a [PageRun],
     pages: u64,
     memory: MemoryDigest,
 }
@@ -150,6 +159,10 @@ impl PageTarget for Image<'_> {
     fn write_page(&mut self, gfn: Gfn, page: &PageBytes) -> Result<(), TargetError> {
         let next = self.places.partition_point(|(run, _)| run.first <= gfn);
         let place = next.checked_sub(1).and_then(|place| self.places.get(place)).filter(|(run, _)| run.contains(gfn));
+        if place.is_none() && self.devices.iter().any(|run| run.contains(gfn)) {
+            self.memory.add_page(gfn, page);
+            return Ok(());
+        }
         let (run, begin) = place.ok_or("no page of guest memory")?;
         let at = begin.saturating_add((gfn.0 - run.first.0).saturating_mul(PAGE_SIZE_U64));
         if at != self.waiting_at + self.waiting.len() as u64 || self.waiting.len() >= WRITE_BYTES {

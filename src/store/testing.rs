@@ -465,7 +465,7 @@ pub(crate) const MEMORY: [PageRun; 2] = [PageRun { first: Gfn(0), count: 20 }, P
 pub(crate) type Memory = BTreeMap<Gfn, Box<PageBytes>>;
 
 pub(crate) fn new_chain() -> NewChain {
-    NewChain { memory: MEMORY.to_vec(), vcpus: 1, machine: serde_json::json!({"model": true}) }
+    NewChain { memory: MEMORY.to_vec(), device_runs: 0, vcpus: 1, machine: serde_json::json!({"model": true}) }
 }
 
 pub(crate) fn empty_memory() -> Memory {

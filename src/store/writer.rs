@@ -24,6 +24,8 @@ use crate::page::{EpochId, PAGE_SIZE_U64, PageRun};
 pub struct NewChain {
     /// The frames of guest memory, as [`Identity::memory`].
     pub memory: Vec<PageRun>,
+    /// How many of the last runs are memory of devices, as [`Identity::device_runs`].
+    pub device_runs: usize,
     /// How many vCPUs, as [`Identity::vcpus`].
     pub vcpus: u32,
     /// Whatever the VMM needs to build the machine again.
@@ -151,6 +153,7 @@ impl Writer {
             created_unix_ns: now_unix_ns(),
             created_by: CREATED_BY.to_owned(),
             memory: new.memory.clone(),
+            device_runs: new.device_runs,
             vcpus: new.vcpus,
             machine: new.machine.clone(),
             branch_of: None,

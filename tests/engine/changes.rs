@@ -38,7 +38,7 @@ fn run(world: &mut World, dir: &std::path::Path, version_pages: usize, random: &
     };
     let small = WriterOptions { segment_bytes: 100_000, ..WriterOptions::default() };
     let writer = if start == Start::Fresh {
-        let new = NewChain { memory: REGIONS.to_vec(), vcpus: 1, machine: serde_json::Value::Null };
+        let new = NewChain { memory: REGIONS.to_vec(), device_runs: 0, vcpus: 1, machine: serde_json::Value::Null };
         Writer::create(dir, &new, small).unwrap()
     } else {
         Writer::open(dir, small).unwrap().0

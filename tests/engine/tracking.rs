@@ -118,7 +118,7 @@ fn audited(lies: Lies) -> (tempfile::TempDir, Vec<slackwater::page::EpochId>, Wo
     let mut world = World::new();
     world.lies = lies;
     let dir = tempfile::tempdir().unwrap();
-    let new = NewChain { memory: REGIONS.to_vec(), vcpus: 1, machine: serde_json::Value::Null };
+    let new = NewChain { memory: REGIONS.to_vec(), device_runs: 0, vcpus: 1, machine: serde_json::Value::Null };
     let writer = Writer::create(dir.path(), &new, WriterOptions::default()).unwrap();
     let audit_every = NonZeroU64::new(1);
     let options = EngineOptions { audit_every, ..options() };

@@ -190,7 +190,12 @@ fn a_page_that_is_left_out_is_found() {
     let guest = "churn:pages=1500,content=counter".parse().unwrap();
     let spec = MachineSpec { memory_bytes: 16 << 20, vcpus: 2, guest: GuestSpec::Churn(guest) };
     let mut vm = Vm::build(Path::new("/dev/kvm"), spec, Tracking::Ring { budget: 512, ring: None, hot: HotPages::Off }).unwrap();
-    let new = NewChain { memory: memory_regions(16 << 20), vcpus: 2, machine: serde_json::to_value(vm.spec()).unwrap() };
+    let new = NewChain {
+        memory: memory_regions(16 << 20),
+        device_runs: 0,
+        vcpus: 2,
+        machine: serde_json::to_value(vm.spec()).unwrap(),
+    };
     let writer = Writer::create(&store, &new, WriterOptions::default()).unwrap();
     vm.load().unwrap();
     let frames = (16 << 20) / 4096;

@@ -98,7 +98,7 @@ fn start(guest: &str, vcpus: u32, tracking: Tracking, sink: Option<&Path>) -> (R
     let spec = MachineSpec { memory_bytes: MEMORY, vcpus, guest: guest.parse::<GuestSpec>().unwrap() };
     let mut vm = Vm::build(KVM_PATH.as_ref(), spec, tracking).unwrap();
     let machine = serde_json::to_value(vm.spec()).unwrap();
-    let new = NewChain { memory: memory_regions(MEMORY), vcpus, machine };
+    let new = NewChain { memory: memory_regions(MEMORY), device_runs: 0, vcpus, machine };
     let sink: Box<dyn Sink> = match sink {
         Some(store) => Box::new(Writer::create(store, &new, WriterOptions::default()).unwrap()),
         None => Box::new(Discard::default()),

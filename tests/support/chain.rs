@@ -81,6 +81,7 @@ impl Builder {
             created_unix_ns: clock_ns,
             created_by: "slackwater tests".to_owned(),
             memory,
+            device_runs: 0,
             vcpus,
             machine,
             branch_of: None,

@@ -14,7 +14,7 @@ pub(crate) const SEGMENT_EACH: WriterOptions =
 
 /// 64 pages, and no machine.
 pub(crate) fn new_chain() -> NewChain {
-    NewChain { memory: vec![PageRun { first: Gfn(0), count: 64 }], vcpus: 1, machine: serde_json::Value::Null }
+    NewChain { memory: vec![PageRun { first: Gfn(0), count: 64 }], device_runs: 0, vcpus: 1, machine: serde_json::Value::Null }
 }
 
 /// Appends an epoch that was cut at `minute`: new content in three of its pages, which differs with `salt`.

@@ -29,6 +29,8 @@ pub(super) struct Identity {
     pub(super) format: u32,
     /// Guest memory: rising, and neighbours joined.
     memory: Vec<PageRun>,
+    /// How many of the runs, as they stand in the file, are of devices.
+    device_runs: u64,
     vcpus: u64,
     machine: Value,
     /// Where the chain begins, if it is a branch.
@@ -49,7 +51,7 @@ impl Identity {
     pub(super) fn differs(&self, other: &Self) -> Option<&'static str> {
         [
             (self.chain == other.chain, "another identifier than the chain that it begins in"),
-            (self.memory != other.memory, "the same memory"),
+            (self.memory != other.memory || self.device_runs != other.device_runs, "the same memory"),
             (self.vcpus != other.vcpus, "the same number of vCPUs"),
             (self.machine != other.machine, "the same machine"),
         ]
@@ -74,6 +76,8 @@ struct Fields {
     #[serde(rename = "created_by")]
     _created_by: String,
     memory: Vec<PageRun>,
+    #[serde(default)]
+    device_runs: u64,
     vcpus: u64,
     machine: Value,
 }
@@ -156,6 +160,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
     if !(1..=4096).contains(&fields.vcpus) {
         return Err(content("`vcpus` from 1 to 4096", fields.vcpus.to_string()));
     }
+    let memory = memory(&fields.memory)?;
+    if fields.device_runs >= fields.memory.len() as u64 {
+        return Err(content(format!("`device_runs` below {}", fields.memory.len()), fields.device_runs.to_string()));
+    }
     let branch_of = value.get("branch_of").filter(|value| !value.is_null()).map(branch_of).transpose()?;
     if branch_of.is_some() && format < COMPACTING {
         return Err(content(format!("no `branch_of` in a chain of format {format}"), "one"));
@@ -163,7 +171,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
     Ok(Identity {
         chain: digits("chain", &fields.chain)?,
         format,
-        memory: memory(&fields.memory)?,
+        memory,
+        device_runs: fields.device_runs,
         vcpus: fields.vcpus,
         machine: fields.machine,
         branch_of,

@@ -55,8 +55,12 @@ fn run(store: &Path, guest: &str, vcpus: u32, tracking: Tracking, epochs: u64) -
     let spec = MachineSpec { memory_bytes: MEMORY, vcpus, guest: GuestSpec::Touch(guest.parse().unwrap()) };
     let mut vm = Vm::build(Path::new(crate::kvm::host::KVM_PATH), spec, tracking).unwrap();
     let machine = serde_json::to_value(vm.spec()).unwrap();
-    let writer =
-        Writer::create(store, &NewChain { memory: memory_regions(MEMORY), vcpus, machine }, WriterOptions::default()).unwrap();
+    let writer = Writer::create(
+        store,
+        &NewChain { memory: memory_regions(MEMORY), device_runs: 0, vcpus, machine },
+        WriterOptions::default(),
+    )
+    .unwrap();
     vm.load().unwrap();
     let noted = Arc::new(Mutex::new(Vec::new()));
     let tracker = Box::new(Noting { inner: vm.take_tracker().unwrap(), noted: noted.clone() });

@@ -78,6 +78,7 @@ impl Input {
             created_unix_ns: 0,
             created_by: "fuzz".to_owned(),
             memory: MEMORY.to_vec(),
+            device_runs: 0,
             vcpus: 1,
             machine: serde_json::Value::Null,
             branch_of: None,
