@@ -254,7 +254,8 @@ case ${1-} in
     # Two runs that share a target directory must not both unpack.
     exec 9> "$work/lock"
     flock -w 600 9 || fail "another run has held $work/lock for 10 minutes"
-    place_tools qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod modprobe:kmod xz:xz-utils zstd:zstd lz4:lz4
+    place_tools qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod modprobe:kmod xz:xz-utils zstd:zstd lz4:lz4 \
+      mkfs.ext4:e2fsprogs e2fsck.static:e2fsck-static
     place_kernel
     place_vmlinux
     rm -rf "$work/apt" "$work/apt-stable"

@@ -12,7 +12,7 @@ use super::units::size;
 use crate::epoch::Start;
 use crate::page::PAGE_SIZE_U64;
 use crate::store::{NewChain, Writer};
-use crate::vmm::{GuestSpec, MachineSpec, Running, Vm, VmmError, memory_regions};
+use crate::vmm::{GuestSpec, MachineSpec, Running, Vm, VmmError};
 
 /// Run a guest under continuous checkpoints, into a new store.
 #[derive(Debug, Args)]
@@ -58,7 +58,8 @@ impl Checkpoint {
             None => vm.load()?,
         }
         let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
-        let new = NewChain { memory: memory_regions(self.memory), vcpus: self.vcpus, machine };
+        let (memory, device_runs) = (vm.spec().regions(), vm.spec().device_regions().len());
+        let new = NewChain { memory, device_runs, vcpus: self.vcpus, machine };
         let writer = Writer::create(&self.store, &new, self.protect.writer_options())?;
         let protection = self.protect.protect(&mut vm, writer, Start::Fresh)?;
         let stop = stop_on_signals()?;

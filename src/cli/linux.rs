@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::error::CliError;
-use crate::vmm::linux::{Boot, Console};
+use crate::vmm::linux::{Boot, Console, DiskBase};
 use crate::vmm::{Stop, Vm, VmmError, memory_regions};
 
 /// A Linux guest.
@@ -18,6 +18,9 @@ pub(super) struct LinuxArgs {
     /// The kernel's initrd.
     #[arg(long, value_name = "FILE", requires = "kernel")]
     initrd: Option<PathBuf>,
+    /// A disk's image, which is never written: what the guest writes is in the checkpoints. May be given up to seven times.
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    disk: Vec<PathBuf>,
     /// The kernel's command line.
     #[arg(long, value_name = "TEXT", default_value = "console=ttyS0", requires = "kernel")]
     cmdline: String,
@@ -27,7 +30,10 @@ impl LinuxArgs {
     /// Reads and checks the files before anything is made. Whether this KVM can run them is found as the machine is built.
     pub(super) fn read(&self, memory_bytes: u64, vcpus: u32) -> Result<Option<Boot>, CliError> {
         let Some(kernel) = &self.kernel else { return Ok(None) };
-        let boot = Boot::read(kernel, self.initrd.as_deref(), &self.cmdline).map_err(VmmError::from)?;
+        let mut boot = Boot::read(kernel, self.initrd.as_deref(), &self.cmdline).map_err(VmmError::from)?;
+        for disk in &self.disk {
+            boot = boot.with_disk(DiskBase::read(disk).map_err(VmmError::from)?);
+        }
         boot.check(&memory_regions(memory_bytes), vcpus).map_err(VmmError::from)?;
         Ok(Some(boot))
     }

@@ -157,7 +157,10 @@ impl ProtectArgs {
 
     /// The engine for `vm`, which commits to `writer`.
     pub(super) fn protect(&self, vm: &mut Vm, writer: Writer, start: Start) -> Result<Protection, CliError> {
-        let share_pages = vm.ring_plan().map_or(0, |plan| plan.share);
+        let share_pages = vm.share_pages();
+        // With `none` nothing is promised, and nobody waits for it.
+        let holding = vm.devices().filter(|_| self.durability != Durability::None).map(|devices| devices.hold_until_durable());
+        let on_commit = holding.transpose().map_err(|source| CliError::System { step: "starting a thread", source })?;
         let options = EngineOptions {
             budget_pages: usize::try_from(self.budget).unwrap_or(usize::MAX),
             share_pages,
@@ -173,7 +176,7 @@ impl ProtectArgs {
                 OnStorageErrorName::Continue => OnStorageError::Continue { retry_after: Duration::from_millis(200) },
             },
             audit_every: self.audit,
-            on_commit: None,
+            on_commit,
             // More than the guest has pages would never be used.
             version_pages: usize::try_from(self.version_memory.min(vm.spec().memory_bytes) / PAGE_SIZE_U64).unwrap_or_default(),
             ..EngineOptions::default()

@@ -19,7 +19,7 @@ use crate::page::EpochId;
 use crate::restore::{FillReport, PageMap, Plan};
 use crate::store::{Chain, StoreError, Writer};
 use crate::vmm::linux::GuestEnd;
-use crate::vmm::{HotCheck, MachineSpec, Running, Tracking, Vm, VmmError, memory_regions};
+use crate::vmm::{BuildOptions, HotCheck, MachineSpec, Running, Tracking, Vm, VmmError};
 
 /// Run a guest from a checkpoint, and have it check all it knows first.
 #[derive(Debug, Args)]
@@ -43,6 +43,9 @@ pub(super) struct Restore {
     /// The branch that the epoch is taken from [default: that of `--branch`, if there is one, or main].
     #[arg(long, value_name = "NAME", value_parser = branch)]
     from: Option<String>,
+    /// Where the image of a disk is, if it is not where it was; for several disks, in their order.
+    #[arg(long, value_name = "FILE")]
+    disk: Vec<PathBuf>,
     /// The KVM device.
     #[arg(long, value_name = "FILE", default_value = crate::kvm::host::KVM_PATH)]
     kvm: PathBuf,
@@ -151,11 +154,15 @@ impl Restore {
         outcome.error.map_or(Ok(()), |error| Err(error.into()))
     }
 
+    fn build_options(&self, hot_check: HotCheck) -> BuildOptions {
+        BuildOptions { hot_check, images: self.disk.clone() }
+    }
+
     fn open(&self, from: &str, into: Option<&str>, tracking: Tracking) -> Result<Opened, CliError> {
         // The lock comes first: nobody else appends, and what is read stays.
         let goes_on = into.map(|into| self.open_writer(into)).transpose()?;
         let (chain, epoch) = self.choose(from, goes_on.as_ref())?;
-        let Restored { vm, pages } = restore_machine(&chain, epoch, &self.kvm, tracking)?;
+        let Restored { vm, pages } = restore_machine(&chain, epoch, &self.kvm, tracking, &self.build_options(HotCheck::First))?;
         Ok(Opened { vm, epoch, goes_on, pages })
     }
 
@@ -163,8 +170,8 @@ impl Restore {
     fn open_lazily(&self, from: &str, into: Option<&str>, tracking: Tracking) -> Result<Opened, CliError> {
         // A branch has the machine of what it branches off.
         let machine = machine_of(&self.store, &Chain::identity_in(&self.store, from)?)?;
-        let build =
-            || Vm::build_with(&self.kvm, machine, tracking, HotCheck::Late).map_err(|error| unbuildable(&self.store, error));
+        let options = self.build_options(HotCheck::Late);
+        let build = || Vm::build_with(&self.kvm, machine, tracking, &options).map_err(|error| unbuildable(&self.store, error));
         let (opened, vm) = std::thread::scope(|scope| {
             let vm = std::thread::Builder::new().name("slackwater-build".to_owned()).spawn_scoped(scope, build);
             let open = || {
@@ -274,10 +281,16 @@ pub(super) struct Restored {
 }
 
 /// Builds the machine of `chain` as it was at `epoch`.
-pub(super) fn restore_machine(chain: &Chain, epoch: EpochId, kvm: &Path, tracking: Tracking) -> Result<Restored, CliError> {
+pub(super) fn restore_machine(
+    chain: &Chain,
+    epoch: EpochId,
+    kvm: &Path,
+    tracking: Tracking,
+    options: &BuildOptions,
+) -> Result<Restored, CliError> {
     let plan = Plan::new(chain, epoch)?;
     let machine = machine_of(chain.dir(), chain.identity())?;
-    let mut vm = Vm::build(kvm, machine, tracking).map_err(|error| unbuildable(chain.dir(), error))?;
+    let mut vm = Vm::build_with(kvm, machine, tracking, options).map_err(|error| unbuildable(chain.dir(), error))?;
     let state = MachineState::from_records(plan.state(), vm.spec().vcpus);
     let state = state.map_err(|source| CliError::State { epoch, source })?;
     let bar = output::bar("restoring");
@@ -302,7 +315,8 @@ fn machine_of(dir: &Path, identity: &Identity) -> Result<MachineSpec, CliError> 
     let file = || dir.join("identity.json");
     let spec: MachineSpec = serde_json::from_value(identity.machine.clone())
         .map_err(|error| CliError::Unbuildable { file: file(), source: VmmError::Machine(error) })?;
-    if memory_regions(spec.memory_bytes) != identity.memory || spec.vcpus != identity.vcpus {
+    let same_memory = spec.regions() == identity.memory && spec.device_regions() == identity.device_memory();
+    if !same_memory || spec.vcpus != identity.vcpus {
         return Err(CliError::MachineMismatch { file: file() });
     }
     Ok(spec)

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::gate::Gate;
-use super::linux::Devices;
+use super::linux::{Devices, Quiet};
 use super::shared::lock;
 use crate::epoch::{Guest, GuestError, RollbackGuest};
 use crate::kvm::park::Parked;
@@ -32,11 +32,13 @@ pub(super) struct Cutting<'s> {
     /// The guest is not to run again after this cut.
     last: bool,
     open: bool,
+    /// From parking to running again: what comes in between would be in a device and its interrupt in no chip, or in memory and in no device.
+    quiet: Option<Quiet<'s>>,
 }
 
 impl<'s> Cutting<'s> {
     pub(super) fn new(vcpus: &'s Vcpus, me: Option<usize>, last: bool) -> Self {
-        Self { vcpus, me, last, open: false }
+        Self { vcpus, me, last, open: false, quiet: None }
     }
 }
 
@@ -52,6 +54,7 @@ impl Guest for Cutting<'_> {
 
     fn park(&mut self) -> Result<(), GuestError> {
         self.vcpus.gate.park_others(self.me);
+        self.quiet = self.vcpus.devices.as_ref().map(|devices| devices.quiet());
         Ok(())
     }
 
@@ -61,9 +64,7 @@ impl Guest for Cutting<'_> {
         for (vcpu, index) in into.vcpus.iter_mut().zip(0..) {
             vcpu.index = index;
         }
-        // Input that comes in between would be in the device and its interrupt in no chip.
-        let quiet = machine.devices.as_ref().map(|devices| devices.quiet());
-        into.devices = quiet.as_ref().map(|quiet| quiet.save()).unwrap_or_default();
+        into.devices = self.quiet.as_mut().map(Quiet::capture).unwrap_or_default();
         let MachineState { vm, vcpus, .. } = into;
         // The VM comes before the vCPUs: see `machine`, "Order".
         capture_vm(&machine.vm, &machine.capture, vm)?;
@@ -73,6 +74,7 @@ impl Guest for Cutting<'_> {
     }
 
     fn resume(&mut self) {
+        self.quiet = None;
         if !std::mem::replace(&mut self.open, true) {
             if self.last {
                 self.vcpus.gate.halt();
@@ -96,6 +98,6 @@ impl RollbackGuest for Cutting<'_> {
         }
         // The VM comes after the vCPUs: see `machine`, "Order".
         rewinder.vm(&machine.vm, &machine.capture, &state.vm)?;
-        Ok(machine.devices.as_ref().map_or(Ok(()), |devices| devices.restore(&state.devices))?)
+        Ok(self.quiet.as_mut().map_or(Ok(()), |quiet| quiet.restore(&state.devices))?)
     }
 }

@@ -1,7 +1,7 @@
 //! What can go wrong in the reference VMM.
 
 use super::churn::{ChurnError, Inconsistency};
-use super::linux::LinuxError;
+use super::linux::{LinuxError, VirtioError};
 use super::touch::TouchError;
 use crate::epoch::{BudgetError, EngineError};
 use crate::kvm::host::HostError;
@@ -54,6 +54,9 @@ pub enum VmmError {
     /// A Linux guest can't be booted.
     #[error(transparent)]
     Linux(#[from] LinuxError),
+    /// A virtio device can't go on.
+    #[error(transparent)]
+    Virtio(#[from] VirtioError),
     /// The guest could not be put into memory.
     #[error("loading the guest at guest physical address {address:#x}")]
     Load {

@@ -27,4 +27,4 @@ pub use monitor::{GuestReport, Paced};
 pub use run::{Outcome, Protection, Running};
 pub use shared::Limits;
 pub use stop::Stop;
-pub use vm::{HotCheck, MachineSpec, Setup, Tracking, Vm, memory_regions};
+pub use vm::{BuildOptions, HotCheck, MachineSpec, Setup, Tracking, Vm, memory_regions};

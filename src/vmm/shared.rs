@@ -51,6 +51,11 @@ impl Shared {
         }
     }
 
+    /// Pages that the VMM may write between two cuts, where there is a bound.
+    pub(super) fn room_pages(&self) -> Option<u64> {
+        self.engine.is_some().then_some(self.share_pages)
+    }
+
     pub(super) fn vmm_share_is_used(&self) -> bool {
         let written = self.memory.written();
         self.engine.is_some() && !written.is_empty() && written.len() as u64 >= self.share_pages
@@ -70,7 +75,10 @@ impl Shared {
         // The last one is taken whatever the storage says: the guest does not run on to another.
         let outcome = engine_held.cut(&mut cutting, if last { Trigger::Final } else { trigger });
         drop(cutting);
-        if let Ok(Cut::Taken { .. }) = outcome {
+        if let Ok(Cut::Taken { epoch, .. }) = outcome {
+            if let Some(devices) = &self.vcpus.devices {
+                devices.note_taken(epoch);
+            }
             *lock(&self.last_cut) = Instant::now();
             self.epochs.fetch_add(1, Ordering::AcqRel);
         }
@@ -88,7 +96,14 @@ impl Shared {
         let mut engine = self.engine.as_ref().map(lock);
         let mut cutting = Cutting::new(&self.vcpus, None, false);
         match &mut engine {
-            Some(engine) if !self.vcpus.gate.is_halted() => engine.rollback(&mut cutting).map(Some),
+            Some(engine) if !self.vcpus.gate.is_halted() => {
+                let rolled_back = engine.rollback(&mut cutting)?;
+                drop(cutting);
+                if let Some(devices) = &self.vcpus.devices {
+                    devices.note_taken(rolled_back.epoch);
+                }
+                Ok(Some(rolled_back))
+            }
             _ => Ok(None),
         }
     }

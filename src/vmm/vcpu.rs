@@ -6,7 +6,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::churn::{COMMAND_CHECK, ChurnExit};
 use super::error::{VmmError, kvm, system};
-use super::linux::Devices;
+use super::linux::Wish;
 use super::shared::Shared;
 use super::touch::PORT_CUT;
 use crate::format::Trigger;
@@ -63,6 +63,27 @@ impl<'s> VcpuThread<'s> {
                 continue;
             }
             self.rests_until = None;
+            if let Some(devices) = shared.vcpus.devices.as_ref().filter(|devices| devices.is_busy()) {
+                match devices.attend(shared.room_pages(), &|| shared.vcpus.gate.is_closed())? {
+                    Wish::Nothing => {}
+                    Wish::Room => {
+                        self.cut(Trigger::RingFull)?;
+                        continue;
+                    }
+                    Wish::Epoch => {
+                        self.cut(Trigger::Request)?;
+                        continue;
+                    }
+                    Wish::End => {
+                        shared.stop.ask();
+                        self.rests_until = Some(Instant::now() + UNTIL_THE_END);
+                        continue;
+                    }
+                }
+                if shared.vcpus.gate.is_closed() {
+                    continue;
+                }
+            }
             shared.note_first_entry();
             match self.enter()? {
                 Next::Enter => {}
@@ -80,11 +101,8 @@ impl<'s> VcpuThread<'s> {
             Ok(VcpuExit::IoOut(port, data)) => {
                 self.incomplete = true;
                 if let Some(devices) = &self.shared.vcpus.devices {
-                    let end = devices.write(port, data).map_err(system("KVM_IRQ_LINE"))?;
-                    return Ok(end.map_or(Next::Enter, |_| {
-                        self.shared.stop.ask();
-                        Next::Rest(Instant::now() + UNTIL_THE_END)
-                    }));
+                    devices.write(port, data).map_err(system("KVM_IRQ_LINE"))?;
+                    return Ok(Next::Enter);
                 }
                 self.written(port)?;
                 Ok(match port {
@@ -107,19 +125,14 @@ impl<'s> VcpuThread<'s> {
                 }
                 Ok(if asked == Some(ChurnExit::Pace) { self.pace() } else { Next::Enter })
             }
-            // What a kernel looks for by its address is not there.
-            Ok(VcpuExit::MmioRead(_, data)) if self.shared.vcpus.devices.is_some() => {
-                self.incomplete = true;
-                Devices::read_memory(data);
-                Ok(Next::Enter)
-            }
-            Ok(VcpuExit::MmioWrite(..)) if self.shared.vcpus.devices.is_some() => {
-                self.incomplete = true;
-                Ok(Next::Enter)
-            }
             Ok(exit) => {
-                let exit = format!("{exit:?}");
-                Err(VmmError::Exit { vcpu: self.index, exit })
+                match (exit, &self.shared.vcpus.devices) {
+                    (VcpuExit::MmioRead(address, data), Some(devices)) => devices.read_memory(address, data),
+                    (VcpuExit::MmioWrite(address, data), Some(devices)) => devices.write_memory(address, data)?,
+                    (exit, _) => return Err(VmmError::Exit { vcpu: self.index, exit: format!("{exit:?}") }),
+                }
+                self.incomplete = true;
+                Ok(Next::Enter)
             }
             Err(error) if error.errno() == libc::EINTR => {
                 self.shared.vcpus.gate.acknowledge(self.index);

@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::error::{VmmError, kvm, system};
 use super::guest::{GuestSpec, Image};
-use super::linux::{Boot, Devices, LinuxError, Processors};
+use super::linux::{self, Boot, Devices, DiskBase, LinuxError, Processors};
 use crate::epoch::{HotPages, RingPlan};
 use crate::kvm::VmHandle;
 use crate::kvm::host;
@@ -41,6 +41,29 @@ pub struct MachineSpec {
     pub vcpus: u32,
     /// What runs on it.
     pub guest: GuestSpec,
+}
+
+impl MachineSpec {
+    fn disks(&self) -> &[DiskBase] {
+        match &self.guest {
+            GuestSpec::Linux(options) => &options.disks,
+            GuestSpec::Churn(_) | GuestSpec::Touch(_) => &[],
+        }
+    }
+
+    /// All frames that a chain of the machine is about: the guest's memory, and behind it that of its devices.
+    #[must_use]
+    pub fn regions(&self) -> Vec<PageRun> {
+        let mut regions = memory_regions(self.memory_bytes);
+        regions.extend(self.device_regions());
+        regions
+    }
+
+    /// The last of them, which are memory of devices.
+    #[must_use]
+    pub fn device_regions(&self) -> Vec<PageRun> {
+        linux::device_regions(&memory_regions(self.memory_bytes), self.disks())
+    }
 }
 
 /// How writes are tracked.
@@ -75,12 +98,21 @@ pub struct Vm {
     tracker: Option<Box<dyn Tracker>>,
     /// For vCPU threads that wait for a cut's end.
     pub(super) help: Option<ResetHelp>,
-    plan: Option<RingPlan>,
+    share_pages: u64,
     pub(super) filling: Option<OnDemand>,
     pub(super) late_check: Option<LateCheck>,
     setup: Setup,
     /// A built-in guest has none.
     pub(super) devices: Option<Arc<Devices>>,
+}
+
+/// How a machine is built, besides what it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BuildOptions {
+    /// When to check whether there can be a hot set.
+    pub hot_check: HotCheck,
+    /// Where the base images of disks are, in the order of the disks, as far as they are not where they were.
+    pub images: Vec<PathBuf>,
 }
 
 /// When to find out whether pages can be left writable, which takes tens of milliseconds.
@@ -148,25 +180,25 @@ impl Vm {
     /// # Errors
     /// [`VmmError`]: what does not fit, or what KVM refused.
     pub fn build(kvm_path: &Path, spec: MachineSpec, tracking: Tracking) -> Result<Self, VmmError> {
-        Self::build_with(kvm_path, spec, tracking, HotCheck::First)
+        Self::build_with(kvm_path, spec, tracking, &BuildOptions::default())
     }
 
-    /// As [`build`](Self::build), with a choice of when to check whether there can be a hot set.
+    /// As [`build`](Self::build), with options.
     ///
     /// # Errors
     /// As there.
-    pub fn build_with(kvm_path: &Path, spec: MachineSpec, tracking: Tracking, hot_check: HotCheck) -> Result<Self, VmmError> {
+    pub fn build_with(kvm_path: &Path, spec: MachineSpec, tracking: Tracking, options: &BuildOptions) -> Result<Self, VmmError> {
         // The guest's own bounds are checked while the kernel works, and are the first that is said.
         let (guest, memory_bytes, vcpus) = (spec.guest.clone(), spec.memory_bytes, spec.vcpus);
         let path = kvm_path.to_owned();
         let check = move || guest.check(memory_bytes, vcpus, &path);
         let checking = Builder::new().name("slackwater-image".to_owned()).spawn(check).map_err(system("starting a thread"))?;
-        let built = Self::build_unchecked(kvm_path, spec, tracking, hot_check);
+        let built = Self::build_unchecked(kvm_path, spec, tracking, options);
         checking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         built
     }
 
-    fn build_unchecked(kvm_path: &Path, spec: MachineSpec, tracking: Tracking, hot_check: HotCheck) -> Result<Self, VmmError> {
+    fn build_unchecked(kvm_path: &Path, spec: MachineSpec, tracking: Tracking, options: &BuildOptions) -> Result<Self, VmmError> {
         let hypervisor = host::open(kvm_path)?;
         let max = u32::try_from(hypervisor.get_max_vcpus()).unwrap_or(u32::MAX);
         if spec.vcpus == 0 || spec.vcpus > max {
@@ -177,11 +209,13 @@ impl Vm {
         let fd = hypervisor.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
         setup.vm = start.elapsed();
         let handle = || VmHandle::duplicate(&fd).map_err(system("duplicating the VM's descriptor"));
-        let (plan, writable) = ring_plan(kvm_path, &handle()?, &spec, tracking, hot_check)?;
+        let (plan, writable) = ring_plan(kvm_path, &handle()?, &spec, tracking, options.hot_check)?;
         // Rings come before the first vCPU.
         let mut rings = plan.map(|plan| Ok::<_, VmmError>(VmRings::enable(handle()?, plan.ring)?)).transpose()?;
-        let share = plan.map_or(0, |plan| usize::try_from(plan.share).unwrap_or(usize::MAX)).min(1 << 20);
-        let memory = GuestMemory::anonymous(&memory_regions(spec.memory_bytes), share)?;
+        let share_pages = plan.map_or_else(|| share_pages_min(&spec), |plan| plan.share);
+        let share = usize::try_from(share_pages).unwrap_or(usize::MAX).min(1 << 20);
+        let guest_regions = memory_regions(spec.memory_bytes);
+        let memory = GuestMemory::with_devices(&guest_regions, &spec.device_regions(), share)?;
         let bitmap = match tracking {
             Tracking::Bitmap { manual_protect } => Some(BitmapTracker::new(handle()?, memory.clone(), manual_protect)?),
             Tracking::None | Tracking::Ring { .. } => None,
@@ -233,8 +267,18 @@ impl Vm {
             (None, None) => None,
         };
         let fd = Arc::new(fd);
-        let devices = processors.map(|_| Arc::new(Devices::new(fd.clone(), Box::new(std::io::stdout()))));
-        Ok(Self { fd, vcpus, capture, spec, memory, tracker, help, plan, filling: None, late_check, setup, devices })
+        let devices = match processors {
+            Some(_) => Some(Arc::new(Devices::new(linux::Parts {
+                vm: fd.clone(),
+                memory: memory.clone(),
+                output: Box::new(std::io::stdout()),
+                guest: &guest_regions,
+                disks: spec.disks(),
+                images: &options.images,
+            })?)),
+            None => None,
+        };
+        Ok(Self { fd, vcpus, capture, spec, memory, tracker, help, share_pages, filling: None, late_check, setup, devices })
     }
 
     /// Puts the built-in guest into memory and its vCPUs at its start.
@@ -332,15 +376,24 @@ impl Vm {
         &self.spec
     }
 
-    /// How the budget is shared, where rings track.
+    /// Pages of a budget that the VMM itself may write between two cuts: the devices' share. With rings it is part of the budget.
     #[must_use]
-    pub const fn ring_plan(&self) -> Option<RingPlan> {
-        self.plan
+    pub const fn share_pages(&self) -> u64 {
+        self.share_pages
     }
 
     /// Hands over the tracker, once; `None` where nothing is tracked.
     pub const fn take_tracker(&mut self) -> Option<Box<dyn Tracker>> {
         self.tracker.take()
+    }
+}
+
+/// Pages that the machine's devices have to be able to write between two cuts.
+fn share_pages_min(spec: &MachineSpec) -> u64 {
+    match &spec.guest {
+        GuestSpec::Linux(options) => Devices::share_pages_min(options.disks.len()),
+        // Nothing of theirs writes to memory.
+        GuestSpec::Churn(_) | GuestSpec::Touch(_) => 0,
     }
 }
 
@@ -361,8 +414,11 @@ fn ring_plan(
 ) -> Result<(Option<RingPlan>, Option<Checked>), VmmError> {
     let Tracking::Ring { budget, ring, hot } = tracking else { return Ok((None, None)) };
     let (max, _) = ring::support(vm).ok_or(crate::kvm::ring::RingError::Unsupported)?;
-    // No guest has a device that writes to memory, so the VMM needs no share of the budget.
-    let plan = |hot| RingPlan::new(budget, spec.vcpus, 0, max, ring, hot);
+    // Besides what devices need, a part of what the smallest rings leave: the more, the less often disks end an epoch.
+    let least = share_pages_min(spec);
+    let rings = u64::from(RingSize::MIN.entries()).saturating_mul(spec.vcpus.into());
+    let share = if least == 0 { 0 } else { least.max((budget / 4).min(budget.saturating_sub(rings))) };
+    let plan = |hot| RingPlan::new(budget, spec.vcpus, share, max, ring, hot);
     let with_hot = plan(hot)?;
     if with_hot.hot == 0 {
         return Ok((Some(with_hot), None));

@@ -2,7 +2,7 @@
 //!
 //! Distributions' cloud kernels have no code for the older MP tables.
 
-use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, Package, ResourceTemplate, Scope, ZERO};
+use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE, Package, ResourceTemplate, Scope, ZERO};
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -15,9 +15,11 @@ use zerocopy::IntoBytes;
 
 use super::layout::{
     IO_APIC, LOCAL_APIC, PM1_CONTROL_PORT, PM1_CONTROL_PORTS, PM1_EVENT_PORT, PM1_EVENT_PORTS, RESET_PORT, RESET_VALUE, SCI_IRQ,
-    SERIAL_IRQ, SERIAL_PORT, SLEEP_TYPE_S5,
+    SERIAL_IRQ, SERIAL_PORT, SLEEP_TYPE_S5, VIRTIO, VIRTIO_IRQ, VIRTIO_MAX, VIRTIO_STRIDE,
 };
+use super::virtio::REGISTERS_BYTES;
 
+const VIRTIO_STRIDE_BYTES: usize = VIRTIO_STRIDE as usize;
 const OEM: [u8; 6] = *b"SLACKW";
 const TABLE: [u8; 8] = *b"SLACKWTR";
 const REVISION: u32 = 1;
@@ -36,10 +38,10 @@ const HAS_8259: u32 = 1;
 const LEVEL_HIGH: u16 = 0xd;
 
 /// All tables, to be put at the guest physical address `base`, a multiple of 64 below 4 GiB. The root pointer is the first.
-pub(super) fn tables(base: u32, vcpus: u8) -> Vec<u8> {
+pub(super) fn tables(base: u32, vcpus: u8, virtio_devices: usize) -> Vec<u8> {
     let mut tables = Tables { base, bytes: vec![0; ROOT_BYTES] };
     let facs = tables.add(&FACS::new());
-    let dsdt = tables.add(&dsdt());
+    let dsdt = tables.add(&dsdt(virtio_devices));
     let fadt = tables.add(&fadt(facs, dsdt));
     let madt = tables.add(&madt(vcpus));
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
@@ -69,7 +71,7 @@ impl Tables {
     }
 }
 
-fn dsdt() -> Sdt {
+fn dsdt(virtio_devices: usize) -> Sdt {
     let mut aml = Vec::new();
     let serial_name = EISAName::new("PNP0501");
     let ports = IO::new(SERIAL_PORT, SERIAL_PORT, 1, 8);
@@ -84,13 +86,34 @@ fn dsdt() -> Sdt {
         ],
     )
     .to_bytes();
-    aml.extend(Scope::raw("_SB_".into(), serial));
+    let mut devices = serial;
+    for (index, registers) in (0..virtio_devices.min(VIRTIO_MAX)).zip((VIRTIO..).step_by(VIRTIO_STRIDE_BYTES)) {
+        devices.extend(virtio(index, registers));
+    }
+    aml.extend(Scope::raw("_SB_".into(), devices));
     // What is written to the two control registers to be switched off; there is one.
     let off = Package::new(vec![&SLEEP_TYPE_S5, &ZERO, &ZERO, &ZERO]);
     Name::new("_S5_".into(), &off).to_aml_bytes(&mut aml);
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
     dsdt.append_slice(&aml);
     dsdt
+}
+
+/// A virtio device with memory-mapped registers. The identifier is the one that Linux knows them by (drivers/virtio/virtio_mmio.c).
+fn virtio(index: usize, registers: u64) -> Vec<u8> {
+    let (index_32, registers) = (u32::try_from(index).unwrap_or_default(), u32::try_from(registers).unwrap_or_default());
+    let registers = Memory32Fixed::new(true, registers, u32::try_from(REGISTERS_BYTES).unwrap_or_default());
+    let interrupt = Interrupt::new(true, false, false, false, VIRTIO_IRQ + index_32);
+    Device::new(
+        format!("VIO{index}").as_str().into(),
+        vec![
+            &Name::new("_HID".into(), &"LNRO0005"),
+            &Name::new("_UID".into(), &index_32),
+            &Name::new("_CCA".into(), &ONE),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&registers, &interrupt])),
+        ],
+    )
+    .to_bytes()
 }
 
 fn fadt(facs: u32, dsdt: u32) -> acpi_tables::fadt::FADT {
@@ -175,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_guest_finds_every_table_from_the_root() {
-        let bytes = tables(BASE, 3);
+        let bytes = tables(BASE, 3, 2);
         assert!(bytes.len() < 0x2_0000);
         assert!(bytes.starts_with(b"RSD PTR "));
         assert_eq!(bytes[..36].iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)), 0);
@@ -186,8 +209,8 @@ mod tests {
         assert_eq!(u32_at(&fadt, 36) % 64, 0);
         table(&bytes, u32_at(&fadt, 36).into(), b"FACS");
         let dsdt = table(&bytes, u32_at(&fadt, 40).into(), b"DSDT");
-        for name in [&b"_SB_"[..], b"COM1", b"_S5_"] {
-            assert!(dsdt.windows(4).any(|window| window == name));
+        for (name, is_there) in [(&b"_SB_"[..], true), (b"COM1", true), (b"_S5_", true), (b"VIO1", true), (b"VIO2", false)] {
+            assert_eq!(dsdt.windows(4).any(|window| window == name), is_there);
         }
         let madt = table(&bytes, madt, b"APIC");
         // Each vCPU with its local APIC, the I/O APIC, ACPI's interrupt.

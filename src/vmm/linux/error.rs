@@ -61,6 +61,34 @@ pub enum LinuxError {
         /// The largest size in bytes.
         most: usize,
     },
+    /// A disk's base image that can't be one.
+    #[error("{} has {found} bytes: a disk's image has whole sectors of 512 bytes, and 1 to {most} bytes", path.display())]
+    DiskSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        found: u64,
+        /// The largest size in bytes.
+        most: u64,
+    },
+    /// A disk's base image is not the one that the guest began with.
+    #[error("{} is not the disk's base image any more: expected XXH3 {expected}, found {found}", path.display())]
+    DiskChanged {
+        /// The file.
+        path: PathBuf,
+        /// Of the base image, in hexadecimal digits.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// More disks than there is room for.
+    #[error("{found} disks: a machine has at most {most}")]
+    Disks {
+        /// Asked for.
+        found: usize,
+        /// The most.
+        most: usize,
+    },
     /// More vCPUs than the tables can describe.
     #[error("{found} vCPUs: a Linux guest takes 1 to {most}")]
     Vcpus {

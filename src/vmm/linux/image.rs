@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::ByteValued;
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::disk::DiskBase;
 use super::error::LinuxError;
 use super::layout::{COMMAND_LINE_ROOM, HIGH_BEGIN};
 use crate::page::PAGE_SIZE_U64;
@@ -79,6 +80,7 @@ pub struct Boot {
     pub(super) kind: Kind,
     pub(super) initrd: Option<Loaded>,
     pub(super) command_line: String,
+    pub(super) disks: Vec<DiskBase>,
 }
 
 impl Boot {
@@ -94,7 +96,14 @@ impl Boot {
         if found > most || command_line.contains('\0') {
             return Err(LinuxError::CommandLine { found, most });
         }
-        Ok(Self { kernel, kind, initrd, command_line: command_line.to_owned() })
+        Ok(Self { kernel, kind, initrd, command_line: command_line.to_owned(), disks: Vec::new() })
+    }
+
+    /// Adds a disk.
+    #[must_use]
+    pub fn with_disk(mut self, base: DiskBase) -> Self {
+        self.disks.push(base);
+        self
     }
 
     /// Where the initrd goes, if there is one, behind a kernel that needs memory up to `kernel_end`, with memory from 0 to `low_end` (guest physical

@@ -54,6 +54,15 @@ pub(super) const SCI_IRQ: u8 = 9;
 /// What a guest writes to the control register's sleep type to be switched off.
 pub(super) const SLEEP_TYPE_S5: u8 = 5;
 
+/// The registers of virtio devices: the entropy device's, and then each disk's.
+pub(super) const VIRTIO: u64 = 0xd000_0000;
+/// From one device's to the next one's.
+pub(super) const VIRTIO_STRIDE: u64 = 0x1000;
+/// The first virtio device's interrupt, above those of the ISA. Each has its own.
+pub(super) const VIRTIO_IRQ: u32 = 16;
+/// The I/O interrupt controller has 24 inputs.
+pub(super) const VIRTIO_MAX: usize = 8;
+
 /// The local and the I/O interrupt controller: KVM's own addresses.
 pub(super) const LOCAL_APIC: u32 = 0xfee0_0000;
 pub(super) const IO_APIC: u32 = 0xfec0_0000;

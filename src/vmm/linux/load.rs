@@ -49,7 +49,7 @@ impl Boot {
         let line = Cmdline::try_from(&self.command_line, COMMAND_LINE_ROOM).map_err(failed)?;
         load_cmdline(ram, GuestAddress(COMMAND_LINE), &line)
             .map_err(|source| write_failed("the command line", COMMAND_LINE, source))?;
-        let tables = acpi::tables(u32::try_from(ACPI).unwrap_or(u32::MAX), vcpus);
+        let tables = acpi::tables(u32::try_from(ACPI).unwrap_or(u32::MAX), vcpus, 1 + self.disks.len());
         put(ram, "the ACPI tables", ACPI, &tables)?;
         for (address, bytes) in cpu::tables() {
             put(ram, "descriptors and page tables", address, &bytes)?;

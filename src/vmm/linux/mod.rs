@@ -5,13 +5,16 @@ mod acpi;
 mod console;
 mod cpu;
 mod devices;
+mod disk;
 mod error;
 mod image;
 mod layout;
+mod line;
 mod load;
 mod power;
 mod serial;
 mod state;
+mod virtio;
 
 use std::ops::Range;
 
@@ -21,9 +24,13 @@ use serde::{Deserialize, Serialize};
 pub use console::Console;
 pub(super) use cpu::Processors;
 pub use devices::{DeviceName, Devices};
+pub(super) use devices::{Parts, Quiet, Wish};
+pub use disk::DiskBase;
+pub(super) use disk::device_regions;
 pub use error::LinuxError;
 pub use image::{Boot, FileId};
 pub use power::GuestEnd;
+pub use virtio::VirtioError;
 
 use super::error::{VmmError, kvm};
 use crate::memory::GuestMemory;
@@ -45,12 +52,16 @@ pub struct Options {
     pub initrd: Option<FileId>,
     /// The kernel's command line.
     pub command_line: String,
+    /// The disks, as `vda`, `vdb` and so on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskBase>,
 }
 
 impl Options {
     /// Whether a machine of this program can be the one.
     pub(super) fn check(&self, vcpus: u32) -> Result<(), LinuxError> {
         vcpus_checked(vcpus).map(drop)?;
+        check_disks(&self.disks)?;
         match DeviceName::ALL.iter().find(|device| !self.devices.contains(device)) {
             Some(device) => Err(LinuxError::NoDevice { device: *device }),
             None => Ok(()),
@@ -69,6 +80,15 @@ fn extent(regions: &[PageRun]) -> (u64, u64) {
     (regions.first().map_or(0, |run| span(run).end), regions.iter().map(|run| run.count * PAGE_SIZE_U64).sum())
 }
 
+fn check_disks(disks: &[DiskBase]) -> Result<(), LinuxError> {
+    // The first virtio device is no disk.
+    let most = layout::VIRTIO_MAX - 1;
+    if disks.len() > most {
+        return Err(LinuxError::Disks { found: disks.len(), most });
+    }
+    disks.iter().try_for_each(DiskBase::check)
+}
+
 fn vcpus_checked(vcpus: u32) -> Result<u8, LinuxError> {
     let refused = LinuxError::Vcpus { found: vcpus, most: VCPUS_MAX.into() };
     u8::try_from(vcpus).ok().filter(|vcpus| (1..=VCPUS_MAX).contains(vcpus)).ok_or(refused)
@@ -83,6 +103,7 @@ impl Boot {
             kernel: self.kernel.id(),
             initrd: self.initrd.as_ref().map(image::Loaded::id),
             command_line: self.command_line.clone(),
+            disks: self.disks.clone(),
         }
     }
 
@@ -92,6 +113,7 @@ impl Boot {
     /// [`LinuxError::Vcpus`], [`LinuxError::TooLittleMemory`], [`LinuxError::InitrdTooLarge`].
     pub fn check(&self, regions: &[PageRun], vcpus: u32) -> Result<(), LinuxError> {
         vcpus_checked(vcpus)?;
+        check_disks(&self.disks)?;
         let (low_end, memory_bytes) = extent(regions);
         self.check_fit(low_end, memory_bytes)
     }

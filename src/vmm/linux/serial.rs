@@ -5,10 +5,11 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
+use vm_superio::Serial;
 use vm_superio::serial::{NoEvents, SerialState};
-use vm_superio::{Serial, Trigger};
 
 use super::layout::{SERIAL_IRQ, SERIAL_PORT};
+use super::line::IrqLine;
 use super::state;
 use crate::machine::{DeviceState, StateError};
 
@@ -20,26 +21,6 @@ const REGISTERS: usize = 9;
 
 /// Where the guest's output goes.
 pub(in crate::vmm) type Output = Box<dyn Write + Send>;
-
-/// An interrupt line of KVM's interrupt controllers.
-///
-/// It is raised by `KVM_IRQ_LINE` and not by an eventfd: KVM may deliver the latter a moment later from a worker of its own, and an interrupt that is on its way while a
-/// checkpoint is taken is in none of its pieces.
-#[derive(Debug)]
-struct Line {
-    vm: Arc<VmFd>,
-    number: u32,
-}
-
-impl Trigger for Line {
-    type E = io::Error;
-
-    /// A pulse: interrupts of the ISA are edge-triggered.
-    fn trigger(&self) -> io::Result<()> {
-        self.vm.set_irq_line(self.number, true)?;
-        Ok(self.vm.set_irq_line(self.number, false)?)
-    }
-}
 
 /// A console that is gone stops no guest.
 struct Lenient {
@@ -72,8 +53,8 @@ impl Write for Lenient {
 }
 
 pub(super) struct SerialPort {
-    vm: Arc<VmFd>,
-    device: Serial<Line, NoEvents, Lenient>,
+    line: IrqLine,
+    device: Serial<IrqLine, NoEvents, Lenient>,
 }
 
 impl fmt::Debug for SerialPort {
@@ -84,8 +65,8 @@ impl fmt::Debug for SerialPort {
 
 impl SerialPort {
     pub(super) fn new(vm: Arc<VmFd>, output: Output) -> Self {
-        let line = Line { vm: vm.clone(), number: SERIAL_IRQ };
-        Self { vm, device: Serial::new(line, Lenient { output, failed: false }) }
+        let line = IrqLine { vm, number: SERIAL_IRQ };
+        Self { line: line.clone(), device: Serial::new(line, Lenient { output, failed: false }) }
     }
 
     /// The register behind a port, where it is one of this device's.
@@ -136,7 +117,7 @@ impl SerialPort {
             scratch,
             in_buffer: received.to_vec(),
         };
-        let trigger = Line { vm: self.vm.clone(), number: SERIAL_IRQ };
+        let trigger = self.line.clone();
         let output = std::mem::replace(self.device.writer_mut(), Lenient { output: Box::new(io::sink()), failed: false });
         self.device = Serial::from_state(&state, trigger, NoEvents, output).map_err(|error| match error {
             vm_superio::serial::Error::FullFifo => state::malformed(saved, REGISTERS, "no more bytes than the port holds"),
