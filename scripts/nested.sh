@@ -70,22 +70,9 @@ fi
 mkdir "$root/slackwater/checkpoints"
 [ ! -d checkpoints ] || cp -r checkpoints/. "$root/slackwater/checkpoints"
 
-# A guest for the machine of the tests: the same kernel, as a bzImage and as the ELF image in it, with a shell.
-guest=$run/guest
-mkdir -p "$guest"/{bin,dev,proc,sys} "$root/slackwater/linux"
-cp -L "$(command -v busybox)" "$guest/bin/busybox"
-cat > "$guest/init" << 'INIT'
-#!/bin/busybox sh
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs dev /dev
-echo "guest: $(nproc) processors, Linux $(uname -r)"
-exec setsid cttyhack sh
-INIT
-chmod +x "$guest/init"
-(cd "$guest" && find . | cpio --quiet -o -H newc | gzip -1) > "$root/slackwater/linux/initrd"
-cp "$work/kernel/vmlinuz" "$work/kernel/vmlinux" "$root/slackwater/linux"
+# A guest for the machine of the tests: the same kernel, as a bzImage and as the ELF image in it, with a shell and a disk.
+scripts/guest.sh "$root/slackwater/linux"
+cp "$work/kernel/vmlinux" "$root/slackwater/linux"
 
 kernel=$work/kernel
 release=$(cat "$kernel/release")
