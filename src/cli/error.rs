@@ -168,6 +168,8 @@ impl CliError {
                     | LinuxError::TooLittleMemory { .. }
                     | LinuxError::InitrdTooLarge { .. }
                     | LinuxError::CommandLine { .. }
+                    | LinuxError::DiskSize { .. }
+                    | LinuxError::Disks { .. }
                     | LinuxError::Vcpus { .. },
                 ) => USAGE,
                 VmmError::Machine(_) => DAMAGE,
@@ -211,6 +213,9 @@ impl CliError {
             Self::Host(error) | Self::Vmm(VmmError::Host(error)) => error.hint(),
             Self::Vmm(VmmError::Linux(LinuxError::Kvm(_))) => {
                 "a KVM on a processor with VT-x or SVM runs one, also in a virtual machine with nested virtualization or under QEMU's emulation (scripts/nested.sh); the built-in guests run here"
+            }
+            Self::Vmm(VmmError::Linux(LinuxError::Base { .. } | LinuxError::DiskChanged { .. })) => {
+                "the checkpoints hold what the guest wrote; a restore needs the image that it wrote over, unchanged: `--disk FILE` says where a copy of it is"
             }
             Self::Store(StoreError::Exists { .. }) => {
                 "`slackwater restore --continue` goes on from its newest epoch, if it has one; or name another directory"

@@ -32,7 +32,12 @@ fn what_can_not_be_booted() {
     fs::File::create(path("initrd")).unwrap().set_len(100 << 20).unwrap();
     let (vmlinuz, initrd) = (path("vmlinuz"), path("initrd"));
     let long = "x".repeat(256);
-    let cases: [(&[&str], i32, &[&str]); 9] = [
+    fs::File::create(path("odd")).unwrap().set_len(1000).unwrap();
+    fs::File::create(path("huge")).unwrap().set_len((1 << 40) + 512).unwrap();
+    fs::File::create(path("disk")).unwrap().set_len(1 << 20).unwrap();
+    let disk = path("disk");
+    let eight: Vec<_> = ["--kernel", &vmlinuz].into_iter().chain(["--disk", &disk].repeat(8)).collect();
+    let cases: [(&[&str], i32, &[&str]); 15] = [
         (&["--kernel", &path("none")], 1, &["none", "No such file"]),
         (&["--kernel", &path("script")], 2, &["script", "is no Linux kernel", "neither the header"]),
         (&["--kernel", &path("empty")], 2, &["empty", "is no Linux kernel", "too short"]),
@@ -42,6 +47,12 @@ fn what_can_not_be_booted() {
         (&["--kernel", &vmlinuz, "--vcpus", "255"], 2, &["255 vCPUs", "1 to 254"]),
         (&["--kernel", &vmlinuz, "--vcpus", "0"], 2, &["0 vCPUs", "1 to 254"]),
         (&["--kernel", &vmlinuz, "--cmdline", &long], 2, &["256 bytes", "at most 255"]),
+        (&["--kernel", &vmlinuz, "--disk", &path("none")], 1, &["none", "No such file"]),
+        (&["--kernel", &vmlinuz, "--disk", dir.path().to_str().unwrap()], 1, &["not a regular file"]),
+        (&["--kernel", &vmlinuz, "--disk", &path("odd")], 2, &["odd has 1000 bytes", "whole sectors"]),
+        (&["--kernel", &vmlinuz, "--disk", &path("empty")], 2, &["empty has 0 bytes", "whole sectors"]),
+        (&["--kernel", &vmlinuz, "--disk", &path("huge")], 2, &["huge has 1099511628288 bytes", "whole sectors"]),
+        (&eight, 2, &["8 disks", "at most 7"]),
     ];
     for (args, code, texts) in cases {
         let store = path("store");

@@ -10,6 +10,7 @@ mod full;
 mod kill;
 mod lazy;
 mod linux;
+mod linux_disk;
 mod linux_restore;
 mod pace;
 mod restore;

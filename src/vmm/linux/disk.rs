@@ -57,22 +57,22 @@ impl DiskBase {
     /// [`LinuxError::File`], [`LinuxError::DiskSize`].
     pub fn read(path: &Path) -> Result<Self, LinuxError> {
         let failed = |source| LinuxError::File { path: path.to_owned(), source };
-        let path = std::path::absolute(path).map_err(failed)?;
-        let mut file = open(&path)?;
+        let absolute = std::path::absolute(path).map_err(failed)?;
+        let mut file = open(path).map_err(failed)?;
         // What changes from here on shows in the time of the last change.
         let (bytes, seen) = looked_at(&file).map_err(failed)?;
         if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) || bytes > BYTES_MAX {
-            return Err(LinuxError::DiskSize { path, found: bytes, most: BYTES_MAX });
+            return Err(LinuxError::DiskSize { path: absolute, found: bytes, most: BYTES_MAX });
         }
         let xxh3 = hash(&mut file, bytes).map_err(failed)?;
-        Ok(Self { path, bytes, xxh3, seen })
+        Ok(Self { path: absolute, bytes, xxh3, seen })
     }
 
     /// Opens the image at `path`, or where it was, and checks that it is the same: that nobody changed it where it was, or else by its content.
     fn open(&self, path: Option<&Path>) -> Result<File, LinuxError> {
         let path = path.unwrap_or(&self.path);
-        let failed = |source| LinuxError::File { path: path.to_owned(), source };
-        let mut file = open(path)?;
+        let failed = |source| LinuxError::Base { path: path.to_owned(), source };
+        let mut file = open(path).map_err(failed)?;
         let (bytes, seen) = looked_at(&file).map_err(failed)?;
         let changed = |found| LinuxError::DiskChanged { path: path.to_owned(), expected: self.xxh3.clone(), found };
         if bytes != self.bytes {
@@ -118,11 +118,10 @@ pub(in crate::vmm) fn device_regions(guest: &[PageRun], disks: &[DiskBase]) -> V
     disks.iter().map(place).collect()
 }
 
-fn open(path: &Path) -> Result<File, LinuxError> {
-    let failed = |source| LinuxError::File { path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
-    let kind = file.metadata().map_err(failed)?.file_type();
-    if kind.is_file() { Ok(file) } else { Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))) }
+fn open(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    let is_file = file.metadata()?.file_type().is_file();
+    if is_file { Ok(file) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")) }
 }
 
 fn looked_at(file: &File) -> io::Result<(u64, Seen)> {
@@ -383,7 +382,7 @@ mod tests {
         fs::write(path("longer"), [&content[..], &[0; 512]].concat()).unwrap();
         let error = known.open(Some(&path("longer"))).unwrap_err();
         assert!(error.to_string().contains("307712 bytes in place of 307200"), "{error}");
-        assert!(matches!(known.open(Some(&path("none"))), Err(LinuxError::File { .. })));
+        assert!(matches!(known.open(Some(&path("none"))), Err(LinuxError::Base { .. })));
         assert!(matches!(DiskBase::read(dir.path()), Err(LinuxError::File { .. })));
         for bytes in [0, 511, 1000] {
             fs::write(path("odd"), vec![1; bytes]).unwrap();

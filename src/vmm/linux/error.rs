@@ -71,6 +71,15 @@ pub enum LinuxError {
         /// The largest size in bytes.
         most: u64,
     },
+    /// A disk's base image that a restored machine needs can't be read.
+    #[error("the base image of a disk, {}", path.display())]
+    Base {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A disk's base image is not the one that the guest began with.
     #[error("{} is not the disk's base image any more: expected XXH3 {expected}, found {found}", path.display())]
     DiskChanged {

@@ -1,0 +1,98 @@
+//! A Linux guest at work on its disk and in memory, which compares the two all the time, while it is killed and restored over and over.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::native::linux::{Guest, at_prompt, boot, files_or_skip, restore};
+use crate::support::command::{finish, number, run};
+use crate::support::{Random, full};
+
+/// Processes at work.
+const WORKERS: u64 = 2;
+
+/// The numbers that a process has counted, in the order of the console. A line that was cut off counts for nothing.
+fn counted(console: &str, worker: u64) -> Vec<u64> {
+    let begin = format!("work {worker} ");
+    console.lines().filter_map(|line| line.trim_end().strip_prefix(&begin)?.strip_suffix('.')?.parse().ok()).collect()
+}
+
+fn last(console: &str) -> Vec<u64> {
+    (1..=WORKERS).map(|worker| counted(console, worker).last().copied().unwrap_or_default()).collect()
+}
+
+/// Waits until every process has counted `more` beyond `from`. None found anything wrong.
+fn wait_for_work(guest: &mut Guest, from: &[u64], more: u64) {
+    guest.wait_for("work", |console| {
+        assert!(!console.contains("WRONG"), "{console}");
+        last(console).iter().zip(from).all(|(now, from)| *now >= from + more).then_some(())
+    });
+}
+
+/// What was counted, a number after the other: from what was last seen before a kill, for that was durable before it was said, or the one behind.
+fn nothing_is_lost(console: &str, reached: &[u64]) {
+    for (worker, reached) in (1..=WORKERS).zip(reached) {
+        let numbers = counted(console, worker);
+        let first = numbers.first().copied().unwrap_or(*reached);
+        assert!((*reached..=reached + 1).contains(&first), "{worker} went on with {first} after {reached}: {console}");
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{worker}: {numbers:?}");
+    }
+}
+
+fn all_is_sound(store: &Path) {
+    let report = run(&format!("verify --store {} --json", store.display())).expect(0).json();
+    assert_eq!((number(&report, "/audits_failed"), number(&report, "/audits_unchecked")), (0, 0), "{report}");
+    assert!(number(&report, "/audits_checked") > 0, "{report}");
+    assert_eq!(report["damage"].as_array().map(Vec::len), Some(0), "{report}");
+}
+
+#[test]
+fn disk_and_memory_are_of_one_instant_after_every_kill() {
+    const TEST: &str = "native::linux_disk::disk_and_memory_are_of_one_instant_after_every_kill";
+    let Some(files) = files_or_skip(TEST) else { return };
+    let mut random = Random::seeded(TEST, 5);
+    let dir = tempfile::tempdir().unwrap();
+    let (store, image) = (dir.path().join("store"), dir.path().join("image"));
+    fs::copy(files.join("disk"), &image).unwrap();
+    let mut command = boot(&files, &store, "vmlinuz", "--memory 256M --vcpus 2 --interval 200ms --audit 20");
+    command.arg("--disk").arg(&image);
+    let mut guest = Guest::start(command, dir.path(), "first");
+    guest.wait_for("the shell", at_prompt);
+    guest.enter("(work 1 & work 2 &)\n");
+    wait_for_work(&mut guest, &[0; 2], 2);
+    let rounds = if full() { 24 } else { 3 };
+    for round in 0..rounds {
+        // At any moment of the work: this is no wait for anything.
+        std::thread::sleep(Duration::from_millis(random.below(3_000)));
+        let console = guest.kill();
+        let reached = last(&console);
+        assert!(!console.contains("WRONG"), "{console}");
+        let how = ["--lazy --audit 20", "--tracker bitmap --audit 20", "--durability epoch"][round % 3];
+        guest =
+            Guest::start(restore(&store, &format!("--continue --interval 200ms {how}")), dir.path(), &format!("round{round}"));
+        wait_for_work(&mut guest, &reached, 2);
+        nothing_is_lost(&guest.console(), &reached);
+    }
+    guest.enter("killall work; sleep 1; umount /mnt && e2fsck -fn /dev/vda && echo \"the disk is $((40+2))\"\n");
+    guest.wait_for("a sound file system", |console| console.contains("the disk is 42").then_some(()));
+    guest.enter("echo \"complaints: $(dmesg | grep -cE 'soft lockup|rcu.*stall|BUG:|I/O error|EXT4-fs (error|warning)|clocksource.*unstable')\"; poweroff -f\n");
+    guest.wait_for("the kernel's opinion", |console| console.contains("complaints: 0\r").then_some(()));
+    let report = guest.end();
+    assert_eq!(report["checkpoint"]["guest_end"], "poweroff", "{report}");
+    all_is_sound(&store);
+    assert!(fs::read(&image).unwrap() == fs::read(files.join("disk")).unwrap(), "the base image was written");
+
+    // The machine needs its disk's base image, wherever it is.
+    let restore_with = |image: Option<&Path>| {
+        let mut command = restore(&store, "");
+        image.map(|image| command.arg("--disk").arg(image));
+        finish(&mut command)
+    };
+    restore_with(Some(&files.join("disk"))).expect(0);
+    let mut other = fs::read(&image).unwrap();
+    other[5000] ^= 1;
+    fs::write(&image, other).unwrap();
+    restore_with(None).refused(1, &["image", "is not the disk's base image any more", "hint: "]);
+    fs::remove_file(&image).unwrap();
+    restore_with(None).refused(1, &["image", "No such file", "hint: "]);
+}
