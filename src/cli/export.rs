@@ -10,13 +10,16 @@ use tempfile::NamedTempFile;
 
 use super::error::CliError;
 use super::output;
+use super::restore::machine_of;
 use super::units::{branch, bytes_text};
 use crate::format::MAIN_BRANCH;
 use crate::page::{EpochId, PAGE_SIZE_U64};
 use crate::restore::{ExportError, ExportFormat, Exported, export};
 use crate::store::Chain;
+use crate::vmm::VmmError;
+use crate::vmm::linux::{DiskImageError, write_disk_image};
 
-/// Write the memory of an epoch to a file: as it is, or as an ELF core with the registers.
+/// Write the memory of an epoch to a file, as it is or as an ELF core with the registers; or a disk of its machine.
 ///
 /// The file is sparse: pages of zeros take no space. Only its owner may read it. It appears under its name when all of it is on the disk.
 #[derive(Debug, Args)]
@@ -33,6 +36,12 @@ pub(super) struct Export {
     /// What to write.
     #[arg(long, value_enum)]
     format: Format,
+    /// With `--format disk`: which disk, 0 for the first.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    disk: usize,
+    /// With `--format disk`: where its base image is, if it is not where it was.
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
     /// The file to make.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -52,6 +61,8 @@ enum Format {
     /// A core for gdb, crash and readelf, as QEMU's `dump-guest-memory` writes it: memory and the registers of every vCPU. Addresses
     /// are physical; crash walks the guest's page tables itself.
     ElfCore,
+    /// A disk of a Linux guest: its base image with what the guest wrote, as a raw image.
+    Disk,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,7 +72,7 @@ struct ExportReport {
     file: String,
     file_bytes: u64,
     pages: u64,
-    /// The digest of the memory that was written, as `digest --json` has it.
+    /// The digest of the epoch's memory, that of its disks included, as `digest --json` has it.
     memory: String,
 }
 
@@ -105,14 +116,15 @@ impl Export {
         let file = file.map_err(|source| self.failed("making a file beside it", source))?;
         remove_on_signals(&file)?;
         let bar = output::bar("exporting");
-        let format = match self.format {
-            Format::Raw => ExportFormat::Raw,
-            Format::ElfCore => ExportFormat::ElfCore,
-        };
-        let exported = export(chain, epoch, format, file.as_file(), &mut |done, total| {
+        let mut progress = |done, total| {
             bar.set_length(total);
             bar.set_position(done);
-        });
+        };
+        let exported = match self.format {
+            Format::Raw => export(chain, epoch, ExportFormat::Raw, file.as_file(), &mut progress),
+            Format::ElfCore => export(chain, epoch, ExportFormat::ElfCore, file.as_file(), &mut progress),
+            Format::Disk => self.write_disk(chain, epoch, file.as_file(), &mut progress)?,
+        };
         let exported = exported.map_err(|error| match error {
             ExportError::Restore(error) => CliError::Restore(error),
             ExportError::State { epoch, source } => CliError::State { epoch, source },
@@ -128,6 +140,29 @@ impl Export {
         synced.map_err(|source| self.failed("syncing its directory", source))?;
         bar.finish_and_clear();
         Ok(exported)
+    }
+
+    fn write_disk(
+        &self,
+        chain: &Chain,
+        epoch: EpochId,
+        file: &fs::File,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Result<Exported, ExportError>, CliError> {
+        let machine = machine_of(chain.dir(), chain.identity())?;
+        let (disks, regions) = (machine.disks(), machine.device_regions());
+        let Some((base, run)) = disks.get(self.disk).zip(regions.get(self.disk)) else {
+            return Err(CliError::Usage(format!(
+                "`--disk {}`: the machine has {} disks, numbered from 0",
+                self.disk,
+                disks.len()
+            )));
+        };
+        match write_disk_image(chain, epoch, (base, *run), self.image.as_deref(), file, progress) {
+            Ok(exported) => Ok(Ok(exported)),
+            Err(DiskImageError::Export(error)) => Ok(Err(error)),
+            Err(DiskImageError::Base(error)) => Err(VmmError::from(error).into()),
+        }
     }
 
     fn failed(&self, step: &'static str, source: io::Error) -> CliError {

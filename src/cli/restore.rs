@@ -311,7 +311,7 @@ fn unbuildable(dir: &Path, error: VmmError) -> CliError {
 }
 
 /// The machine of a chain, whose description must fit the memory that the chain is about.
-fn machine_of(dir: &Path, identity: &Identity) -> Result<MachineSpec, CliError> {
+pub(super) fn machine_of(dir: &Path, identity: &Identity) -> Result<MachineSpec, CliError> {
     let file = || dir.join("identity.json");
     let spec: MachineSpec = serde_json::from_value(identity.machine.clone())
         .map_err(|error| CliError::Unbuildable { file: file(), source: VmmError::Machine(error) })?;

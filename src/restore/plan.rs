@@ -83,7 +83,7 @@ impl RestoreError {
     }
 
     /// The error of a target whose errors are `E`, as such, and not as one of a page.
-    pub(super) fn of_target<E: Error + From<Self> + 'static>(self) -> E {
+    pub(crate) fn of_target<E: Error + From<Self> + 'static>(self) -> E {
         match self {
             Self::Target { epoch, gfn, source } => match source.downcast() {
                 Ok(error) => *error,

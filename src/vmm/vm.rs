@@ -44,7 +44,9 @@ pub struct MachineSpec {
 }
 
 impl MachineSpec {
-    fn disks(&self) -> &[DiskBase] {
+    /// The disks of a Linux guest.
+    #[must_use]
+    pub fn disks(&self) -> &[DiskBase] {
         match &self.guest {
             GuestSpec::Linux(options) => &options.disks,
             GuestSpec::Churn(_) | GuestSpec::Touch(_) => &[],

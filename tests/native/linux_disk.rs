@@ -8,6 +8,9 @@ use crate::native::linux::{Guest, at_prompt, boot, files_or_skip, restore};
 use crate::support::command::{finish, number, run};
 use crate::support::{Random, full};
 
+/// What a kernel that is not well says.
+const COMPLAINTS: &str =
+    "soft lockup|rcu.*stall|BUG:|I/O error|EXT4-fs (error|warning)|clocksource.*unstable|hung task|blocked for more";
 /// Processes at work.
 const WORKERS: u64 = 2;
 
@@ -75,7 +78,10 @@ fn disk_and_memory_are_of_one_instant_after_every_kill() {
     }
     guest.enter("killall work; sleep 1; umount /mnt && e2fsck -fn /dev/vda && echo \"the disk is $((40+2))\"\n");
     guest.wait_for("a sound file system", |console| console.contains("the disk is 42").then_some(()));
-    guest.enter("echo \"complaints: $(dmesg | grep -cE 'soft lockup|rcu.*stall|BUG:|I/O error|EXT4-fs (error|warning)|clocksource.*unstable')\"; poweroff -f\n");
+    // What it complains of is on the console, too.
+    guest.enter(&format!(
+        "dmesg | grep -E '{COMPLAINTS}'; echo \"complaints: $(dmesg | grep -cE '{COMPLAINTS}')\"; sleep 1; poweroff -f\n"
+    ));
     guest.wait_for("the kernel's opinion", |console| console.contains("complaints: 0\r").then_some(()));
     let report = guest.end();
     assert_eq!(report["checkpoint"]["guest_end"], "poweroff", "{report}");

@@ -4,7 +4,7 @@
 //! A restored machine needs the same base: a chain knows it by its size and content.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -22,9 +22,9 @@ pub(super) const SECTOR_BYTES: u64 = 512;
 const BYTES_MAX: u64 = 1 << 40;
 /// Disks' memory begins above all guest physical addresses that a guest may have memory at, at a multiple of this.
 const ALIGNMENT_FRAMES: u64 = 1 << 18;
-const BLOCKS_OF_A_MAP_FRAME: u64 = PAGE_SIZE_U64 * 8;
+pub(super) const BLOCKS_OF_A_MAP_FRAME: u64 = PAGE_SIZE_U64 * 8;
 /// Holes in a base are found in pieces of this size, and pieces of zeros do not count.
-const HASHED_BYTES: usize = 64 << 10;
+const PIECE_BYTES: usize = 64 << 10;
 
 /// Where a file was when its content was hashed. As long as it is there, unchanged, it need not be hashed again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,28 +58,28 @@ impl DiskBase {
     pub fn read(path: &Path) -> Result<Self, LinuxError> {
         let failed = |source| LinuxError::File { path: path.to_owned(), source };
         let absolute = std::path::absolute(path).map_err(failed)?;
-        let mut file = open(path).map_err(failed)?;
+        let file = open(path).map_err(failed)?;
         // What changes from here on shows in the time of the last change.
         let (bytes, seen) = looked_at(&file).map_err(failed)?;
         if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) || bytes > BYTES_MAX {
             return Err(LinuxError::DiskSize { path: absolute, found: bytes, most: BYTES_MAX });
         }
-        let xxh3 = hash(&mut file, bytes).map_err(failed)?;
+        let xxh3 = hash(&file, bytes).map_err(failed)?;
         Ok(Self { path: absolute, bytes, xxh3, seen })
     }
 
     /// Opens the image at `path`, or where it was, and checks that it is the same: that nobody changed it where it was, or else by its content.
-    fn open(&self, path: Option<&Path>) -> Result<File, LinuxError> {
+    pub(super) fn open(&self, path: Option<&Path>) -> Result<File, LinuxError> {
         let path = path.unwrap_or(&self.path);
         let failed = |source| LinuxError::Base { path: path.to_owned(), source };
-        let mut file = open(path).map_err(failed)?;
+        let file = open(path).map_err(failed)?;
         let (bytes, seen) = looked_at(&file).map_err(failed)?;
         let changed = |found| LinuxError::DiskChanged { path: path.to_owned(), expected: self.xxh3.clone(), found };
         if bytes != self.bytes {
             return Err(changed(format!("{bytes} bytes in place of {}", self.bytes)));
         }
         if seen != self.seen {
-            let found = hash(&mut file, bytes).map_err(failed)?;
+            let found = hash(&file, bytes).map_err(failed)?;
             if found != self.xxh3 {
                 return Err(changed(found));
             }
@@ -95,7 +95,7 @@ impl DiskBase {
         Ok(())
     }
 
-    const fn blocks(&self) -> u64 {
+    pub(super) const fn blocks(&self) -> u64 {
         self.bytes.div_ceil(PAGE_SIZE_U64)
     }
 
@@ -130,36 +130,36 @@ fn looked_at(file: &File) -> io::Result<(u64, Seen)> {
     Ok((found.len(), seen))
 }
 
-fn hash(file: &mut File, bytes: u64) -> io::Result<String> {
+fn hash(file: &File, bytes: u64) -> io::Result<String> {
     let mut hasher = Xxh3::new();
-    let mut piece = vec![0; HASHED_BYTES];
+    each_piece(file, bytes, |at, piece| {
+        hasher.update(&at.to_le_bytes());
+        hasher.update(piece);
+        Ok(())
+    })?;
+    Ok(format!("{:032x}", hasher.digest128()))
+}
+
+/// Reads the pieces of a file that are not all zeros, each with its offset.
+pub(super) fn each_piece(file: &File, bytes: u64, mut each: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut piece = vec![0; PIECE_BYTES];
     let mut at = 0;
     while at < bytes {
         // A file system without holes says that all is data.
-        at = match rustix::fs::seek(&*file, rustix::fs::SeekFrom::Data(at)) {
-            Ok(data) => data / HASHED_BYTES as u64 * HASHED_BYTES as u64,
+        at = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+            Ok(data) => data / PIECE_BYTES as u64 * PIECE_BYTES as u64,
             Err(rustix::io::Errno::NXIO) => break,
             Err(_) => at,
         };
-        file.seek(SeekFrom::Start(at))?;
-        let mut data = file.take((bytes - at).min(HASHED_BYTES as u64));
-        let mut read = 0;
-        loop {
-            match data.read(piece.get_mut(read..).unwrap_or_default()) {
-                Ok(0) => break,
-                Ok(more) => read += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+        let there = usize::try_from(bytes - at).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
+        let read = piece.get_mut(..there).unwrap_or_default();
+        file.read_exact_at(read, at)?;
+        if read.iter().any(|byte| *byte != 0) {
+            each(at, read)?;
         }
-        let found = piece.get(..read).unwrap_or_default();
-        if found.iter().any(|byte| *byte != 0) {
-            hasher.update(&at.to_le_bytes());
-            hasher.update(found);
-        }
-        at += HASHED_BYTES as u64;
+        at += PIECE_BYTES as u64;
     }
-    Ok(format!("{:032x}", hasher.digest128()))
+    Ok(())
 }
 
 /// Why a disk can't be read or written.
