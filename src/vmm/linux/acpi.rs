@@ -19,7 +19,6 @@ use super::layout::{
 };
 use super::virtio::REGISTERS_BYTES;
 
-const VIRTIO_STRIDE_BYTES: usize = VIRTIO_STRIDE as usize;
 const OEM: [u8; 6] = *b"SLACKW";
 const TABLE: [u8; 8] = *b"SLACKWTR";
 const REVISION: u32 = 1;
@@ -87,8 +86,8 @@ fn dsdt(virtio_devices: usize) -> Sdt {
     )
     .to_bytes();
     let mut devices = serial;
-    for (index, registers) in (0..virtio_devices.min(VIRTIO_MAX)).zip((VIRTIO..).step_by(VIRTIO_STRIDE_BYTES)) {
-        devices.extend(virtio(index, registers));
+    for index in (0..).take(virtio_devices.min(VIRTIO_MAX)) {
+        devices.extend(virtio(index));
     }
     aml.extend(Scope::raw("_SB_".into(), devices));
     // What is written to the two control registers to be switched off; there is one.
@@ -100,15 +99,15 @@ fn dsdt(virtio_devices: usize) -> Sdt {
 }
 
 /// A virtio device with memory-mapped registers. The identifier is the one that Linux knows them by (drivers/virtio/virtio_mmio.c).
-fn virtio(index: usize, registers: u64) -> Vec<u8> {
-    let (index_32, registers) = (u32::try_from(index).unwrap_or_default(), u32::try_from(registers).unwrap_or_default());
-    let registers = Memory32Fixed::new(true, registers, u32::try_from(REGISTERS_BYTES).unwrap_or_default());
-    let interrupt = Interrupt::new(true, false, false, false, VIRTIO_IRQ + index_32);
+fn virtio(index: u32) -> Vec<u8> {
+    let low = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    let registers = Memory32Fixed::new(true, low(VIRTIO + u64::from(index) * VIRTIO_STRIDE), low(REGISTERS_BYTES));
+    let interrupt = Interrupt::new(true, false, false, false, VIRTIO_IRQ + index);
     Device::new(
         format!("VIO{index}").as_str().into(),
         vec![
             &Name::new("_HID".into(), &"LNRO0005"),
-            &Name::new("_UID".into(), &index_32),
+            &Name::new("_UID".into(), &index),
             &Name::new("_CCA".into(), &ONE),
             &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&registers, &interrupt])),
         ],
