@@ -1,3 +1,5 @@
+//! A driver as simple as there can be, at devices that need no KVM.
+
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
