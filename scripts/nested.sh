@@ -98,7 +98,7 @@ cat > "$root/init" << INIT
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin HOME=/tmp TMPDIR=/tmp RUST_BACKTRACE=1 RUST_TEST_THREADS=1
-export SLACKWATER_REQUIRE_KVM=1 SLACKWATER_NESTED=1 SLACKWATER_LINUX=/slackwater/linux
+export SLACKWATER_REQUIRE_KVM=1 SLACKWATER_NESTED=1 SLACKWATER_LINUX=/slackwater/linux${SLACKWATER_FULL:+ SLACKWATER_FULL=1}${SLACKWATER_SEED:+ SLACKWATER_SEED=$SLACKWATER_SEED}
 export CARGO_MANIFEST_DIR=$(quoted "$home")
 say() { echo "nested: \$*"; }
 verdict() {
