@@ -1,8 +1,12 @@
-//! ACPI tables: which processors and interrupt controllers there are, the serial port, and how the machine is switched off and reset.
+//! ACPI tables: which processors and interrupt controllers there are, the serial port, the real-time clock, where the generation id is, and how the machine is switched off
+//! and reset.
 //!
 //! Distributions' cloud kernels have no code for the older MP tables.
 
-use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE, Package, ResourceTemplate, Scope, ZERO};
+use acpi_tables::aml::{
+    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, ONE, Package, Path, ResourceTemplate,
+    Scope, ZERO,
+};
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -14,9 +18,11 @@ use acpi_tables::{Aml, aml};
 use zerocopy::IntoBytes;
 
 use super::layout::{
-    IO_APIC, LOCAL_APIC, PM1_CONTROL_PORT, PM1_CONTROL_PORTS, PM1_EVENT_PORT, PM1_EVENT_PORTS, RESET_PORT, RESET_VALUE, SCI_IRQ,
-    SERIAL_IRQ, SERIAL_PORT, SLEEP_TYPE_S5, VIRTIO, VIRTIO_IRQ, VIRTIO_MAX, VIRTIO_STRIDE,
+    GENERATION_ID, GENERATION_IRQ, IO_APIC, LOCAL_APIC, PM1_CONTROL_PORT, PM1_CONTROL_PORTS, PM1_EVENT_PORT, PM1_EVENT_PORTS,
+    RESET_PORT, RESET_VALUE, RTC_PORT, RTC_PORTS, SCI_IRQ, SERIAL_IRQ, SERIAL_PORT, SLEEP_TYPE_S5, VIRTIO, VIRTIO_IRQ, VIRTIO_MAX,
+    VIRTIO_STRIDE,
 };
+use super::rtc;
 use super::virtio::REGISTERS_BYTES;
 
 const OEM: [u8; 6] = *b"SLACKW";
@@ -30,9 +36,12 @@ const ROOT_BYTES: usize = 64;
 
 // The FADT's boot architecture flags.
 const NO_VGA: u16 = 1 << 2;
-const NO_CMOS_CLOCK: u16 = 1 << 5;
 /// The MADT's flag for a machine that has two 8259 as well.
 const HAS_8259: u32 = 1;
+/// The device with the generation id, beside that of the events.
+const GENERATION: &str = "VGEN";
+/// What it is notified of: there is another id.
+const CHANGED: u8 = 0x80;
 /// An interrupt source override's flags: active high, level-triggered.
 const LEVEL_HIGH: u16 = 0xd;
 
@@ -85,7 +94,7 @@ fn dsdt(virtio_devices: usize) -> Sdt {
         ],
     )
     .to_bytes();
-    let mut devices = serial;
+    let mut devices = [serial, clock(), generation_id(), events()].concat();
     for index in (0..).take(virtio_devices.min(VIRTIO_MAX)) {
         devices.extend(virtio(index));
     }
@@ -115,6 +124,54 @@ fn virtio(index: u32) -> Vec<u8> {
     .to_bytes()
 }
 
+/// The real-time clock. It has no interrupt, and so no alarm.
+fn clock() -> Vec<u8> {
+    let ports = IO::new(RTC_PORT, RTC_PORT, 1, RTC_PORTS);
+    Device::new(
+        "RTC_".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0B00")),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports])),
+        ],
+    )
+    .to_bytes()
+}
+
+/// Where the generation id is: the lower and the upper half of its address.
+fn generation_id() -> Vec<u8> {
+    let (low, high) = (GENERATION_ID & u64::from(u32::MAX), GENERATION_ID >> 32);
+    Device::new(
+        GENERATION.into(),
+        vec![
+            // Not this one but the next is Microsoft's. Linux takes either.
+            &Name::new("_HID".into(), &"VMGENCTR"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+        ],
+    )
+    .to_bytes()
+}
+
+/// The device by which an interrupt becomes a notification.
+fn events() -> Vec<u8> {
+    let interrupt = Interrupt::new(true, true, false, false, GENERATION_IRQ);
+    let (device, which, number) = (Path::new(GENERATION), Arg(0), GENERATION_IRQ);
+    let notify = Notify::new(&device, &CHANGED);
+    let is_it = Equal::new(&which, &number);
+    let told = If::new(&is_it, vec![&notify]);
+    Device::new(
+        "GED_".into(),
+        vec![
+            &Name::new("_HID".into(), &"ACPI0013"),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt])),
+            &Method::new("_EVT".into(), 1, true, vec![&told]),
+        ],
+    )
+    .to_bytes()
+}
+
 fn fadt(facs: u32, dsdt: u32) -> acpi_tables::fadt::FADT {
     let ports = |port: u16, bits, access| GAS::new(AddressSpace::SystemIo, bits, 0, access, port.into());
     let mut fadt = FADTBuilder::new(OEM, TABLE, REVISION)
@@ -124,6 +181,7 @@ fn fadt(facs: u32, dsdt: u32) -> acpi_tables::fadt::FADT {
         .flag(Flags::ProcC1)
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
+        // The real-time clock wakes nobody.
         .flag(Flags::FixRtc)
         .flag(Flags::ResetRegSup);
     fadt.sci_int = u16::from(SCI_IRQ).into();
@@ -138,7 +196,8 @@ fn fadt(facs: u32, dsdt: u32) -> acpi_tables::fadt::FADT {
     // Latencies above these say that the processor has no such sleep states.
     fadt.p_lvl2_lat = 101.into();
     fadt.p_lvl3_lat = 1001.into();
-    fadt.iapc_boot_arch = (NO_VGA | NO_CMOS_CLOCK).into();
+    fadt.iapc_boot_arch = NO_VGA.into();
+    fadt.century = rtc::CENTURY;
     fadt.finalize()
 }
 
@@ -208,9 +267,21 @@ mod tests {
         assert_eq!(u32_at(&fadt, 36) % 64, 0);
         table(&bytes, u32_at(&fadt, 36).into(), b"FACS");
         let dsdt = table(&bytes, u32_at(&fadt, 40).into(), b"DSDT");
-        for (name, is_there) in [(&b"_SB_"[..], true), (b"COM1", true), (b"_S5_", true), (b"VIO1", true), (b"VIO2", false)] {
+        for (name, is_there) in [
+            (&b"_SB_"[..], true),
+            (b"COM1", true),
+            (b"RTC_", true),
+            (b"VGEN", true),
+            (b"GED_", true),
+            (b"_EVT", true),
+            (b"_S5_", true),
+            (b"VIO1", true),
+            (b"VIO2", false),
+        ] {
             assert_eq!(dsdt.windows(4).any(|window| window == name), is_there);
         }
+        // The century's register; and not that there is no such clock.
+        assert_eq!((fadt[108], fadt[109] & 1 << 5), (0x32, 0));
         let madt = table(&bytes, madt, b"APIC");
         // Each vCPU with its local APIC, the I/O APIC, ACPI's interrupt.
         assert_eq!(madt.len(), 44 + 3 * 8 + 12 + 10);

@@ -7,7 +7,9 @@
 //! | `0x8ff0` down | the kernel's first stack |
 //! | `0x9000` to `0xbfff` | page tables: an identity map of the first GiB |
 //! | `0x20000` | the command line |
-//! | `0x9fc00` to `0xfffff` | not for the guest to use; from `0xe0000` on the ACPI tables |
+//! | `0x9fc00` to `0xfffff` | not for the guest to use |
+//! | `0xdf010` | the generation id |
+//! | `0xe0000` | the ACPI tables |
 //! | `0x100000` | the kernel, where its header or its ELF segments do not say otherwise |
 
 /// Segment descriptors.
@@ -26,6 +28,8 @@ pub(super) const COMMAND_LINE: u64 = 0x2_0000;
 pub(super) const COMMAND_LINE_ROOM: usize = 0x1_0000;
 /// Where memory that the guest may use ends, below 1 MiB.
 pub(super) const LOW_END: u64 = 0x9_fc00;
+/// The generation id, 16 bytes in a page of its own. Not at the page's start, where PCs have option ROMs: the kernel looks for their first two bytes.
+pub(super) const GENERATION_ID: u64 = 0xd_f010;
 /// The ACPI tables. A kernel that the boot parameters do not tell where they are looks here.
 pub(super) const ACPI: u64 = 0xe_0000;
 /// Behind the ACPI tables.
@@ -39,6 +43,9 @@ pub(super) const SERIAL_IRQ: u32 = 4;
 /// The keyboard controller's first port. Of all it has, only the line that resets the processor is there.
 pub(super) const I8042_PORT: u16 = 0x60;
 pub(super) const I8042_PORTS: u16 = 5;
+/// The real-time clock: which register, and its value.
+pub(super) const RTC_PORT: u16 = 0x70;
+pub(super) const RTC_PORTS: u8 = 2;
 /// ACPI's fixed hardware: status, enable (two bytes each).
 pub(super) const PM1_EVENT_PORT: u16 = 0x600;
 pub(super) const PM1_EVENT_PORTS: u16 = 4;
@@ -51,6 +58,8 @@ pub(super) const RESET_PORT: u16 = 0x608;
 pub(super) const RESET_VALUE: u8 = 0x06;
 /// ACPI's interrupt. Nothing raises it.
 pub(super) const SCI_IRQ: u8 = 9;
+/// The generation id's interrupt, of ACPI's generic event device. Edge-triggered.
+pub(super) const GENERATION_IRQ: u32 = 15;
 /// What a guest writes to the control register's sleep type to be switched off.
 pub(super) const SLEEP_TYPE_S5: u8 = 5;
 
