@@ -98,6 +98,10 @@ impl RollbackGuest for Cutting<'_> {
         }
         // The VM comes after the vCPUs: see `machine`, "Order".
         rewinder.vm(&machine.vm, &machine.capture, &state.vm)?;
-        Ok(self.quiet.as_mut().map_or(Ok(()), |quiet| quiet.restore(&state.devices))?)
+        if let Some(quiet) = &mut self.quiet {
+            quiet.restore(&state.devices)?;
+            quiet.renew_generation_id()?;
+        }
+        Ok(())
     }
 }

@@ -311,10 +311,9 @@ impl Vm {
     /// # Errors
     /// [`VmmError::Linux`] where it does not fit, or the machine is for a built-in guest; [`VmmError::Kvm`].
     pub fn boot(&mut self, boot: &Boot) -> Result<(), VmmError> {
-        if self.devices.is_none() {
-            return Err(LinuxError::BuiltIn.into());
-        }
-        boot.start(&self.memory, &memory_regions(self.spec.memory_bytes), &self.vcpus)
+        let Some(devices) = &self.devices else { return Err(LinuxError::BuiltIn.into()) };
+        boot.start(&self.memory, &memory_regions(self.spec.memory_bytes), &self.vcpus)?;
+        devices.write_generation_id()
     }
 
     /// Applies saved state. Memory is filled through [`GuestMemory::fill_page`] beforehand, or [on demand](Self::fill_on_demand) meanwhile.

@@ -13,9 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::{Disk, DiskBase, device_regions};
 use super::error::LinuxError;
+use super::generation::GenerationId;
 use super::layout::{VIRTIO, VIRTIO_IRQ, VIRTIO_STRIDE};
 use super::line::IrqLine;
 use super::power::{self, GuestEnd, Power};
+use super::rtc::{self, Rtc};
 use super::serial::{self, Output, SerialPort};
 use super::state;
 use super::virtio::{
@@ -25,6 +27,7 @@ use crate::epoch::OnCommit;
 use crate::machine::{DeviceState, StateError};
 use crate::memory::GuestMemory;
 use crate::page::{EpochId, PageRun};
+use crate::vmm::error::VmmError;
 use crate::vmm::shared::lock;
 
 /// What a port, or an address, reads as behind which there is nothing.
@@ -41,13 +44,17 @@ pub enum DeviceName {
     Serial,
     /// ACPI's registers for switching off and resetting, and the keyboard controller's reset line.
     Power,
+    /// A real-time clock.
+    Rtc,
+    /// A generation id, and its interrupt.
+    GenerationId,
     /// Random bytes from the host, by virtio.
     Entropy,
 }
 
 impl DeviceName {
     /// All that this program has, besides disks.
-    pub const ALL: [Self; 3] = [Self::Serial, Self::Power, Self::Entropy];
+    pub const ALL: [Self; 5] = [Self::Serial, Self::Power, Self::Rtc, Self::GenerationId, Self::Entropy];
 }
 
 /// What a machine's devices are made of.
@@ -80,6 +87,8 @@ pub struct Devices {
 struct All {
     serial: SerialPort,
     power: Power,
+    rtc: Rtc,
+    generation: GenerationId,
     /// The entropy device, and behind it the disks.
     virtio: Vec<Transport>,
 }
@@ -107,8 +116,8 @@ pub(in crate::vmm) struct Quiet<'d> {
 impl Quiet<'_> {
     /// The state of every device, for a cut.
     pub(in crate::vmm) fn capture(&mut self) -> Vec<DeviceState> {
-        let All { serial, power, virtio } = &mut *self.all;
-        let mut states = vec![serial.save(), power.save()];
+        let All { serial, power, rtc, virtio, .. } = &mut *self.all;
+        let mut states = vec![serial.save(), power.save(), rtc.save()];
         for (device, (name, index)) in virtio.iter_mut().zip(virtio_names()) {
             states.push(device.save(name, index));
             device.note_capture();
@@ -119,9 +128,9 @@ impl Quiet<'_> {
     /// As [`Devices::restore`].
     pub(in crate::vmm) fn restore(&mut self, saved: &[DeviceState]) -> Result<(), StateError> {
         self.devices.is_busy.store(true, Ordering::Release);
-        let All { serial, power, virtio } = &mut *self.all;
+        let All { serial, power, rtc, virtio, .. } = &mut *self.all;
         let known = |state: &DeviceState| match &*state.name {
-            serial::NAME | power::NAME => true,
+            serial::NAME | power::NAME | rtc::NAME => true,
             name => virtio_names().take(virtio.len()).any(|known| known == (name, state.index)),
         };
         if let Some(other) = saved.iter().find(|state| !known(state)) {
@@ -137,10 +146,16 @@ impl Quiet<'_> {
             }
         };
         power.restore(one(power::NAME, None, "device.power")?)?;
+        rtc.restore(one(rtc::NAME, None, "device.rtc")?)?;
         for (device, (name, index)) in virtio.iter_mut().zip(virtio_names()) {
             device.restore(one(name, Some(index), if name == DISK { "device.disk" } else { "device.entropy" })?)?;
         }
         serial.restore(one(serial::NAME, None, "device.serial")?)
+    }
+
+    /// As [`Devices::renew_generation_id`].
+    pub(in crate::vmm) fn renew_generation_id(&self) -> Result<(), VmmError> {
+        self.all.generation.renew()
     }
 }
 
@@ -162,7 +177,8 @@ impl Devices {
             let image = usize::try_from(index).ok().and_then(|index| images.get(index)).map(PathBuf::as_path);
             add(Box::new(Block::new(Disk::open(base, image, memory.clone(), run)?, index)));
         }
-        let all = All { serial: SerialPort::new(vm.clone(), output), power: Power::new(), virtio };
+        let generation = GenerationId::new(vm.clone(), memory.clone());
+        let all = All { serial: SerialPort::new(vm, output), power: Power::new(), rtc: Rtc::new(), generation, virtio };
         Ok(Self {
             all: Mutex::new(all),
             room: Condvar::new(),
@@ -173,17 +189,17 @@ impl Devices {
         })
     }
 
-    /// Pages that the VMM has to be able to write within an epoch of a machine with so many disks: a request's, and the answers that wait.
+    /// Pages that the VMM has to be able to write within an epoch of a machine with so many disks: a request's, the answers that wait, and the generation id.
     pub(in crate::vmm) const fn share_pages_min(disks: usize) -> u64 {
-        REQUEST_PAGES_MAX + (1 + disks as u64) * (QUEUE_SIZE as u64 + 2)
+        REQUEST_PAGES_MAX + (1 + disks as u64) * (QUEUE_SIZE as u64 + 2) + 1
     }
 
     /// Answers a read of `data.len()` bytes.
     pub(in crate::vmm) fn read(&self, port: u16, data: &mut [u8]) {
         let mut all = lock(&self.all);
         for (byte, port) in data.iter_mut().zip(port..) {
-            let All { serial, power, .. } = &mut *all;
-            *byte = serial.read(port).or_else(|| power.read(port)).unwrap_or(NOTHING);
+            let All { serial, power, rtc, .. } = &mut *all;
+            *byte = serial.read(port).or_else(|| power.read(port)).or_else(|| rtc.read(port)).unwrap_or(NOTHING);
         }
         drop(all);
         self.room.notify_one();
@@ -196,8 +212,8 @@ impl Devices {
     pub(in crate::vmm) fn write(&self, port: u16, data: &[u8]) -> io::Result<()> {
         let mut all = lock(&self.all);
         for (byte, port) in data.iter().zip(port..) {
-            if !all.serial.write(port, *byte)? {
-                all.power.write(port, *byte);
+            if !all.serial.write(port, *byte)? && !all.power.write(port, *byte) {
+                all.rtc.write(port, *byte);
             }
         }
         if all.power.end().is_some() {
@@ -336,6 +352,21 @@ impl Devices {
             drop(self.room.wait_timeout(all, MOMENT).unwrap_or_else(PoisonError::into_inner));
         }
         Ok(taken)
+    }
+
+    /// Puts the real-time clock forward by `ns`.
+    pub(in crate::vmm) fn advance_clock(&self, ns: u64) {
+        lock(&self.all).rtc.advance(ns);
+    }
+
+    /// Writes the first generation id, before the guest runs.
+    pub(in crate::vmm) fn write_generation_id(&self) -> Result<(), VmmError> {
+        lock(&self.all).generation.write()
+    }
+
+    /// Writes another generation id, and tells the guest. Comes when memory and all state are back.
+    pub(in crate::vmm) fn renew_generation_id(&self) -> Result<(), VmmError> {
+        self.quiet().renew_generation_id()
     }
 
     /// Puts the devices back to saved state, which is that of a chain's epoch. Each state is used, and none is missing. Comes after that of the VM and the vCPUs: a device may raise its interrupt.

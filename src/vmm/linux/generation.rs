@@ -14,7 +14,7 @@ use vm_superio::Trigger;
 
 use super::error::LinuxError;
 use super::layout::{GENERATION_ID, GENERATION_IRQ};
-use super::serial::Line;
+use super::line::IrqLine;
 use crate::memory::GuestMemory;
 use crate::page::{Gfn, PAGE_SIZE};
 use crate::vmm::error::{VmmError, system};
@@ -24,13 +24,13 @@ const BYTES: usize = 16;
 /// The id and its interrupt. It has no state but what is in guest memory.
 #[derive(Debug)]
 pub(super) struct GenerationId {
-    line: Line,
+    line: IrqLine,
     memory: GuestMemory,
 }
 
 impl GenerationId {
     pub(super) fn new(vm: Arc<VmFd>, memory: GuestMemory) -> Self {
-        Self { line: Line { vm, number: GENERATION_IRQ }, memory }
+        Self { line: IrqLine { vm, number: GENERATION_IRQ }, memory }
     }
 
     /// Writes another id, as a write of the VMM that the next epoch has. The page is brought first, where pages come on demand.
