@@ -14,7 +14,7 @@ use super::units::bytes_text;
 use crate::page::EpochId;
 use crate::store::verify::{VerifyOptions, verify};
 use crate::store::{Chain, StoreError};
-use crate::vmm::{BuildOptions, Limits, Running, Stop, Tracking};
+use crate::vmm::{BuildOptions, Clocks, Limits, Running, Stop, Tracking};
 
 const GUEST: &str = "churn:pages=4096,pattern=hotcold,content=words";
 const VCPUS: &str = "2";
@@ -103,7 +103,8 @@ impl Demo {
         let chain = Chain::open(store)?;
         let epoch = chain.newest();
         let restoring = Instant::now();
-        let Restored { vm, pages, .. } = restore_machine(&chain, epoch, &self.kvm, Tracking::None, &BuildOptions::default())?;
+        let options = BuildOptions::default();
+        let Restored { vm, pages, .. } = restore_machine(&chain, epoch, &self.kvm, Tracking::None, &options, Clocks::Continue)?;
         let limits = Limits { time: Some(RESTORED_RUN), epochs: None };
         let mut running = Running::start(vm, None, limits, Stop::default())?;
         let restored_ms = restoring.elapsed().as_secs_f64() * 1e3;

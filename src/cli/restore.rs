@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::error::CliError;
@@ -19,7 +19,17 @@ use crate::page::EpochId;
 use crate::restore::{FillReport, PageMap, Plan};
 use crate::store::{Chain, StoreError, Writer};
 use crate::vmm::linux::GuestEnd;
-use crate::vmm::{BuildOptions, HotCheck, MachineSpec, Running, Tracking, Vm, VmmError};
+use crate::vmm::{BuildOptions, Clocks, HotCheck, MachineSpec, Running, Tracking, Vm, VmmError};
+
+/// How the guest's clocks go on.
+#[derive(Clone, Copy, Debug, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum ClockName {
+    /// From where they were: to the guest no time passed.
+    Continue,
+    /// Forward by the time that passed on the host since the checkpoint.
+    Host,
+}
 
 /// Run a guest from a checkpoint, and have it check all it knows first.
 #[derive(Debug, Args)]
@@ -46,6 +56,9 @@ pub(super) struct Restore {
     /// Where the image of a disk is, if it is not where it was; for several disks, in their order.
     #[arg(long, value_name = "FILE")]
     disk: Vec<PathBuf>,
+    /// How the guest's clocks go on.
+    #[arg(long, value_enum, default_value_t = ClockName::Continue)]
+    clock: ClockName,
     /// The KVM device.
     #[arg(long, value_name = "FILE", default_value = crate::kvm::host::KVM_PATH)]
     kvm: PathBuf,
@@ -69,6 +82,9 @@ struct RestoreReport {
     restored_pages: u64,
     #[serde(flatten)]
     fill: Option<FillReport>,
+    clock: ClockName,
+    /// By how much the guest's clocks were put forward.
+    clock_forward_us: u128,
     /// The chain that goes on.
     #[serde(skip_serializing_if = "Option::is_none")]
     branch: Option<String>,
@@ -107,7 +123,7 @@ impl Restore {
         let into = goes_on.then(|| self.branch.as_deref().unwrap_or(from));
         let tracking = if into.is_some() { self.protect.tracking()? } else { Tracking::None };
         let opened = if self.lazy { self.open_lazily(from, into, tracking)? } else { self.open(from, into, tracking)? };
-        let Opened { mut vm, epoch, goes_on, pages } = opened;
+        let Opened { mut vm, epoch, goes_on, pages, forward } = opened;
         let writer = match goes_on {
             None => None,
             Some(GoesOn::As(_, writer)) => Some(*writer),
@@ -136,6 +152,8 @@ impl Restore {
             ram_bytes,
             restored_pages: outcome.fill.map_or(pages, |fill| fill.pages()),
             fill: outcome.fill,
+            clock: self.clock,
+            clock_forward_us: forward.as_micros(),
             branch: into.map(str::to_owned),
             guest: RestoredGuest {
                 passes_at_restore,
@@ -162,8 +180,10 @@ impl Restore {
         // The lock comes first: nobody else appends, and what is read stays.
         let goes_on = into.map(|into| self.open_writer(into)).transpose()?;
         let (chain, epoch) = self.choose(from, goes_on.as_ref())?;
-        let Restored { vm, pages } = restore_machine(&chain, epoch, &self.kvm, tracking, &self.build_options(HotCheck::First))?;
-        Ok(Opened { vm, epoch, goes_on, pages })
+        let clocks = self.clocks(&chain, epoch)?;
+        let options = self.build_options(HotCheck::First);
+        let Restored { vm, pages, forward } = restore_machine(&chain, epoch, &self.kvm, tracking, &options, clocks)?;
+        Ok(Opened { vm, epoch, goes_on, pages, forward })
     }
 
     /// Nothing is done before the guest runs that can be done later, and the kernel sets the machine up while the chain is opened.
@@ -177,19 +197,27 @@ impl Restore {
             let open = || {
                 let goes_on = into.map(|into| self.open_writer(into)).transpose()?;
                 let (chain, epoch) = self.choose(from, goes_on.as_ref())?;
-                Ok::<_, CliError>((goes_on, epoch, PageMap::new(Arc::new(chain), epoch)?))
+                let clocks = self.clocks(&chain, epoch)?;
+                Ok::<_, CliError>((goes_on, epoch, clocks, PageMap::new(Arc::new(chain), epoch)?))
             };
             let opened = open();
             let vm = vm.map(|vm| vm.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             (opened, vm.map_err(|source| CliError::System { step: "starting a thread", source }))
         });
-        let (goes_on, epoch, pages) = opened?;
+        let (goes_on, epoch, clocks, pages) = opened?;
         let mut vm = vm??;
         let state = MachineState::from_records(pages.state(), vm.spec().vcpus);
         let state = state.map_err(|source| CliError::State { epoch, source })?;
         vm.fill_on_demand(Arc::new(pages), true)?;
-        vm.apply(&state)?;
-        Ok(Opened { vm, epoch, goes_on, pages: 0 })
+        let forward = vm.apply_with(&state, clocks)?;
+        Ok(Opened { vm, epoch, goes_on, pages: 0, forward })
+    }
+
+    fn clocks(&self, chain: &Chain, epoch: EpochId) -> Result<Clocks, CliError> {
+        Ok(match self.clock {
+            ClockName::Continue => Clocks::Continue,
+            ClockName::Host => Clocks::Host { cut_unix_ns: chain.epoch(epoch)?.commit.time_unix_ns },
+        })
     }
 
     /// Opens the chain that is to go on, if there is one of that name yet.
@@ -266,6 +294,8 @@ struct Opened {
     epoch: EpochId,
     goes_on: Option<GoesOn>,
     pages: u64,
+    /// By how much the guest's clocks were put forward.
+    forward: Duration,
 }
 
 /// How long to wait for others who compact the store or make branches.
@@ -278,6 +308,8 @@ pub(super) struct Restored {
     pub(super) vm: Vm,
     /// Pages that are not zero.
     pub(super) pages: u64,
+    /// By how much the guest's clocks were put forward.
+    pub(super) forward: Duration,
 }
 
 /// Builds the machine of `chain` as it was at `epoch`.
@@ -287,6 +319,7 @@ pub(super) fn restore_machine(
     kvm: &Path,
     tracking: Tracking,
     options: &BuildOptions,
+    clocks: Clocks,
 ) -> Result<Restored, CliError> {
     let plan = Plan::new(chain, epoch)?;
     let machine = machine_of(chain.dir(), chain.identity())?;
@@ -299,8 +332,8 @@ pub(super) fn restore_machine(
         bar.set_position(done);
     })?;
     bar.finish_and_clear();
-    vm.apply(&state)?;
-    Ok(Restored { vm, pages: filled.pages })
+    let forward = vm.apply_with(&state, clocks)?;
+    Ok(Restored { vm, pages: filled.pages, forward })
 }
 
 fn unbuildable(dir: &Path, error: VmmError) -> CliError {
@@ -344,6 +377,9 @@ impl RestoreReport {
             output::line(format_args!(
                 "  pages         {pages_by_faults} by faults, {pages_recorded} as touched the last time, {pages_rest} others; {whole}"
             ))?;
+        }
+        if matches!(self.clock, ClockName::Host) {
+            output::line(format_args!("  clocks        put forward by {:.3} s", self.clock_forward_us as f64 / 1e6))?;
         }
         if let Some(branch) = &self.branch {
             output::line(format_args!("  goes on       as {branch}"))?;

@@ -20,6 +20,7 @@
 //! `docs/kernel.md` has the same in a table, with what is not captured.
 
 mod capture;
+mod clocks;
 mod encode;
 mod error;
 mod order;

@@ -1,6 +1,7 @@
 //! The machine, as the engine sees it during a cut.
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
@@ -9,7 +10,10 @@ use super::linux::{Devices, Quiet};
 use super::shared::lock;
 use crate::epoch::{Guest, GuestError, RollbackGuest};
 use crate::kvm::park::Parked;
-use crate::machine::{CaptureSpec, MachineState, Rewinder, VcpuState, capture_vcpu, capture_vm};
+use crate::machine::{CaptureSpec, MachineState, Rewinder, VcpuState, capture_vcpu, capture_vm, notify_paused};
+
+/// A guest learns of a pause that was longer. Its watchdogs wait for ten seconds at least, and telling it costs a call for each vCPU.
+const PAUSE_TOLD: Duration = Duration::from_secs(1);
 
 /// What a cut needs of the machine.
 #[derive(Debug)]
@@ -34,11 +38,22 @@ pub(super) struct Cutting<'s> {
     open: bool,
     /// From parking to running again: what comes in between would be in a device and its interrupt in no chip, or in memory and in no device.
     quiet: Option<Quiet<'s>>,
+    begun: Instant,
+    parked: bool,
 }
 
 impl<'s> Cutting<'s> {
     pub(super) fn new(vcpus: &'s Vcpus, me: Option<usize>, last: bool) -> Self {
-        Self { vcpus, me, last, open: false, quiet: None }
+        Self { vcpus, me, last, open: false, quiet: None, begun: Instant::now(), parked: false }
+    }
+
+    /// The guest's clocks went on while it stood still. A vCPU that is in the guest would keep this waiting.
+    fn tell_paused(&self) {
+        for handle in &self.vcpus.handles {
+            if let Err(error) = notify_paused(&lock(handle)) {
+                tracing::warn!(%error, "the guest can't be told of a long pause: its watchdogs may complain");
+            }
+        }
     }
 }
 
@@ -55,6 +70,7 @@ impl Guest for Cutting<'_> {
     fn park(&mut self) -> Result<(), GuestError> {
         self.vcpus.gate.park_others(self.me);
         self.quiet = self.vcpus.devices.as_ref().map(|devices| devices.quiet());
+        self.parked = true;
         Ok(())
     }
 
@@ -78,6 +94,8 @@ impl Guest for Cutting<'_> {
         if !std::mem::replace(&mut self.open, true) {
             if self.last {
                 self.vcpus.gate.halt();
+            } else if self.parked && self.begun.elapsed() >= PAUSE_TOLD {
+                self.tell_paused();
             }
             self.vcpus.gate.open();
         }

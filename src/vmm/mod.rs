@@ -6,6 +6,7 @@ pub mod churn;
 pub mod linux;
 pub mod touch;
 
+mod clocks;
 mod cutting;
 mod error;
 mod exits;
@@ -20,6 +21,7 @@ mod stop;
 mod vcpu;
 mod vm;
 
+pub use clocks::Clocks;
 pub use error::VmmError;
 pub use exits::exit_times;
 pub use guest::{GuestSpec, GuestSpecError};

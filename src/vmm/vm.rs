@@ -11,6 +11,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::clocks::{Clocks, Since};
 use super::error::{VmmError, kvm, system};
 use super::guest::{GuestSpec, Image};
 use super::linux::{self, Boot, Devices, DiskBase, LinuxError, Processors};
@@ -19,7 +20,7 @@ use crate::kvm::VmHandle;
 use crate::kvm::host;
 use crate::kvm::probe::{PagesStayWritable, pages_stay_writable};
 use crate::kvm::ring::{self, ResetHelp, RingSize, VmRings};
-use crate::machine::{CaptureSpec, MachineState, StateError, apply_vcpu, apply_vm};
+use crate::machine::{CaptureSpec, MachineState, StateError, apply_vcpu, apply_vm, notify_paused};
 use crate::memory::GuestMemory;
 use crate::page::{Gfn, PAGE_SIZE_U64, PageRun};
 use crate::restore::{FillOptions, OnDemand, PageSources};
@@ -321,25 +322,58 @@ impl Vm {
     /// # Errors
     /// [`VmmError::State`]; [`VmmError::Restore`] where memory that KVM needs for it can't be had.
     pub fn apply(&mut self, state: &MachineState) -> Result<(), VmmError> {
-        self.try_apply(state).map_err(|error| {
+        self.apply_with(state, Clocks::Continue).map(drop)
+    }
+
+    /// As [`apply`](Self::apply), with a choice of how the guest's clocks go on. Returns by how much they were put forward.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn apply_with(&mut self, state: &MachineState, clocks: Clocks) -> Result<Duration, VmmError> {
+        self.try_apply(state, clocks).map_err(|error| {
             // That memory could not be had is why.
             self.filling.as_ref().and_then(OnDemand::forget_on_failure).map_or(error, VmmError::from)
         })
     }
 
-    fn try_apply(&self, state: &MachineState) -> Result<(), VmmError> {
-        for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
-            apply_vcpu(vcpu, &self.capture, state)?;
+    fn try_apply(&self, state: &MachineState, clocks: Clocks) -> Result<Duration, VmmError> {
+        let since = clocks.since(&state.vm);
+        if let Some(behind_ns) = since.and_then(Since::behind_ns) {
+            tracing::warn!(behind_ns, "the host's clock is behind the checkpoint: the guest's clocks go on from where they were");
         }
-        apply_vm(&self.fd, &self.capture, &state.vm)?;
-        match (&self.devices, state.devices.first()) {
-            (Some(devices), _) => Ok(devices.restore(&state.devices)?),
-            (None, None) => Ok(()),
-            (None, Some(device)) => {
-                let (name, index, version) = (format!("device.{}", device.name), device.index, device.version);
-                Err(StateError::UnknownRecord { name, index, version }.into())
+        // All counters by the same, or they would not agree.
+        let counters_ns = since.map(Since::passed_ns);
+        for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
+            match counters_ns {
+                None => apply_vcpu(vcpu, &self.capture, state)?,
+                Some(ns) => {
+                    let mut state = state.clone();
+                    state.advance_counter(ns);
+                    apply_vcpu(vcpu, &self.capture, &state)?;
+                }
             }
         }
+        let mut vm = state.vm;
+        let clock_ns = since.map_or(0, Since::passed_ns);
+        vm.advance_clock(clock_ns);
+        apply_vm(&self.fd, &self.capture, &vm)?;
+        match (&self.devices, state.devices.first()) {
+            (Some(devices), _) => {
+                devices.restore(&state.devices)?;
+                devices.advance_clock(since.map_or(0, Since::passed_ns));
+                devices.renew_generation_id()?;
+            }
+            (None, None) => {}
+            (None, Some(device)) => {
+                let (name, index, version) = (format!("device.{}", device.name), device.index, device.version);
+                return Err(StateError::UnknownRecord { name, index, version }.into());
+            }
+        }
+        for vcpu in &self.vcpus {
+            // A guest without kvmclock can't be told, and has no watchdog that asks.
+            notify_paused(vcpu)?;
+        }
+        Ok(Duration::from_nanos(clock_ns))
     }
 
     /// From now on pages of memory come from `sources`, as they are touched and, with `background`, also those that are not, until the machine's run ends. Comes before

@@ -568,3 +568,42 @@ fn a_small_counter_is_restored() {
     assert_eq!(found.len(), 2);
     assert!(found.iter().all(|counter| (half..most).contains(counter)), "{found:?} is from {half} on, below {most}");
 }
+
+/// After a restore that puts the clocks forward, by less than the kernel takes for the same counter and by much more, all counters have gone forward, and agree.
+#[test]
+fn clocks_that_were_put_forward_agree() {
+    let Some(kvm) = kvm("clocks_that_were_put_forward_agree") else { return };
+    let Ok(khz) = Machine::new(&kvm, true, true).vcpus[0].get_tsc_khz() else { return };
+    let ticks = |time: Duration| u64::from(khz) * u64::try_from(time.as_micros()).unwrap() / 1000;
+    let counters = |state: &MachineState| -> [u64; 2] {
+        let msrs = state.vcpus.iter().flat_map(|vcpu| vcpu.msrs.as_ref().unwrap().as_slice());
+        msrs.filter(|msr| msr.index == TSC).map(|msr| msr.data).collect::<Vec<_>>().try_into().unwrap()
+    };
+    for forward in [Duration::from_millis(300), Duration::from_secs(86_400)] {
+        let machine = Machine::new(&kvm, true, true);
+        let saved = machine.capture();
+        let (before, clock) = (counters(&saved), saved.vm.clock.unwrap().clock);
+        let counts_from_zero = before[0] < ticks(Duration::from_secs(60));
+        let mut state = saved;
+        let ns = u64::try_from(forward.as_nanos()).unwrap();
+        state.vcpus.iter_mut().for_each(|vcpu| vcpu.advance_counter(ns));
+        state.vm.advance_clock(ns);
+        let start = Instant::now();
+        let restored = Machine::new(&kvm, true, true);
+        restored.apply(&state);
+        let found = restored.capture();
+        let took = start.elapsed() + Duration::from_millis(50);
+        let passed = Duration::from_nanos(found.vm.clock.unwrap().clock - clock);
+        assert!((forward..forward + took).contains(&passed), "kvmclock went {passed:?} forward, not {forward:?}");
+        if !counts_from_zero {
+            println!("this host can't offset the counter: the guest reads the host's");
+            continue;
+        }
+        for (before, after) in before.into_iter().zip(counters(&found)) {
+            let passed = after - before;
+            assert!((ticks(forward)..ticks(forward + took)).contains(&passed), "{passed} ticks passed, not {}", ticks(forward));
+        }
+        let [one, two] = counters(&found);
+        assert!(two.abs_diff(one) < ticks(took), "{one} and {two}");
+    }
+}
