@@ -12,6 +12,7 @@ mod lazy;
 mod linux;
 mod linux_disk;
 mod linux_restore;
+mod linux_time;
 mod pace;
 mod restore;
 mod rollback;
