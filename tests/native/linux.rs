@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::command::{finish, run, slackwater};
-use crate::support::{kvm_or_skip, rounds, skip};
+use crate::support::{full, kvm_or_skip, skip};
 
 /// The folder with a guest's `vmlinuz`, the same kernel as `vmlinux`, and `initrd`.
 const FILES: &str = "SLACKWATER_LINUX";
@@ -46,6 +46,11 @@ impl Guest {
         String::from_utf8_lossy(&fs::read(&self.console).unwrap()).into_owned()
     }
 
+    /// What the command said besides.
+    pub(super) fn messages(&self) -> String {
+        fs::read_to_string(&self.messages).unwrap()
+    }
+
     /// Waits until the console has what `find` looks for.
     pub(super) fn wait_for<T>(&mut self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
         // The nested lane takes a machine that says nothing for one that hangs.
@@ -61,9 +66,8 @@ impl Guest {
                 return found;
             }
             let tail = || console.get(console.len().saturating_sub(3000)..).unwrap_or(&console).to_owned();
-            let messages = || fs::read_to_string(&self.messages).unwrap();
-            assert!(ended.is_none(), "ended ({ended:?}) before {what}: {}\n{}", tail(), messages());
-            assert!(begun.elapsed() < LIMIT, "no {what} within {LIMIT:?}: {}\n{}", tail(), messages());
+            assert!(ended.is_none(), "ended ({ended:?}) before {what}: {}\n{}", tail(), self.messages());
+            assert!(begun.elapsed() < LIMIT, "no {what} within {LIMIT:?}: {}\n{}", tail(), self.messages());
             if said.elapsed() > SIGN_OF_LIFE {
                 said = Instant::now();
                 let _ = writeln!(std::io::stderr(), "native::linux: waiting for {what}: {:?}", tail().lines().last());
@@ -88,7 +92,7 @@ impl Guest {
     pub(super) fn end(mut self) -> serde_json::Value {
         self.wait_for("the report", |console| console.contains("\"epochs\"").then_some(()));
         let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status}: {}", fs::read_to_string(&self.messages).unwrap());
+        assert!(status.success(), "{status}: {}", self.messages());
         let console = self.console();
         // The guest may have left its last line open.
         let report = console.match_indices("{\"epoch").find_map(|(at, _)| serde_json::from_str(&console[at..]).ok());
@@ -146,7 +150,7 @@ fn a_killed_linux_guest_goes_on_from_its_last_checkpoint() {
     // Behind the shell's back, so that it takes lines all the while.
     guest.enter("(i=0; while true; do i=$((i+1)); echo \"count $i.\"; sleep 0.1; done) &\n");
     guest.wait_for("counting", last_from(10));
-    for round in 0..rounds(2, 3, 20) {
+    for round in 0..if full() { 20 } else { 2 } {
         let reached = *counted(&guest.kill()).last().unwrap();
         guest = Guest::start(restore(&store, "--continue --interval 200ms --budget 16384"), dir.path(), &format!("round{round}"));
         guest.wait_for("counting on", last_from(reached + 5));

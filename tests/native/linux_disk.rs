@@ -57,7 +57,7 @@ fn disk_and_memory_are_of_one_instant_after_every_kill() {
     let dir = tempfile::tempdir().unwrap();
     let (store, image) = (dir.path().join("store"), dir.path().join("image"));
     fs::copy(files.join("disk"), &image).unwrap();
-    let mut command = boot(&files, &store, "vmlinuz", "--memory 256M --vcpus 2 --interval 200ms --audit 20");
+    let mut command = boot(&files, &store, "vmlinux", "--memory 128M --vcpus 2 --budget 16384 --interval 1s --audit 20");
     command.arg("--disk").arg(&image);
     let mut guest = Guest::start(command, dir.path(), "first");
     guest.wait_for("the shell", at_prompt);

@@ -1,25 +1,17 @@
 //! The clocks of a Linux guest and its generation id after a restore. Only where KVM runs kernels and somebody gives one: in the nested lane.
 
-use std::fs::{self, File};
-use std::io::Write;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use slackwater::page::{EpochId, Gfn};
 use slackwater::store::{Chain, PageReader};
 
-use crate::support::command::slackwater;
-use crate::support::{full, kvm_or_skip, nested, skip};
+use crate::native::linux::{Guest, at_prompt, boot, files_or_skip, restore};
+use crate::support::{full, nested};
 
 const TEST: &str = "native::linux_time::clocks_go_on_or_forward_and_each_restore_has_another_generation_id";
-/// The folder with a guest's `vmlinuz` and `initrd`.
-const FILES: &str = "SLACKWATER_LINUX";
-/// Even under emulation nothing that a test waits for takes longer.
-const LIMIT: Duration = Duration::from_secs(240);
 /// The guest's generation id: its frame, and where in it.
 const GENERATION_ID: (Gfn, usize) = (Gfn(0xdf), 0x10);
 
@@ -72,92 +64,12 @@ impl Said {
     }
 }
 
-/// The command with a guest on its standard input and output.
-struct Guest {
-    child: Child,
-    input: ChildStdin,
-    console: PathBuf,
-    messages: PathBuf,
-}
-
-impl Guest {
-    fn start(mut command: Command, dir: &Path, name: &str) -> Self {
-        let (console, messages) = (dir.join(format!("{name}.console")), dir.join(format!("{name}.messages")));
-        command.stdin(Stdio::piped()).stdout(File::create(&console).unwrap()).stderr(File::create(&messages).unwrap());
-        let mut child = command.spawn().unwrap();
-        let input = child.stdin.take().unwrap();
-        Self { child, input, console, messages }
-    }
-
-    fn restored(store: &Path, epoch: EpochId, options: &[&str], name: &str) -> Self {
-        let mut command = slackwater(["restore", "--json", "--epoch", &epoch.to_string(), "--store"]);
-        command.arg(store).args(options);
-        Self::start(command, store.parent().unwrap(), name)
-    }
-
-    fn console(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.console).unwrap()).into_owned()
-    }
-
-    fn messages(&self) -> String {
-        fs::read_to_string(&self.messages).unwrap()
-    }
-
-    /// Waits until the console has what `find` looks for.
-    fn wait_for<T>(&mut self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
-        // The nested lane takes a machine that says nothing for one that hangs.
-        const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
-        let begun = Instant::now();
-        let mut said = begun;
-        loop {
-            // Asked first: what is on the console when it has ended is all that will be.
-            let ended = self.child.try_wait().unwrap();
-            let console = self.console();
-            if let Some(found) = find(&console) {
-                let _ = writeln!(std::io::stderr(), "native::linux_time: {what} after {:?}", begun.elapsed());
-                return found;
-            }
-            let tail = || console.get(console.len().saturating_sub(3000)..).unwrap_or(&console).to_owned();
-            assert!(ended.is_none(), "ended ({ended:?}) before {what}: {}\n{}", tail(), self.messages());
-            assert!(begun.elapsed() < LIMIT, "no {what} within {LIMIT:?}: {}\n{}", tail(), self.messages());
-            if said.elapsed() > SIGN_OF_LIFE {
-                said = Instant::now();
-                let _ = writeln!(std::io::stderr(), "native::linux_time: waiting for {what}: {:?}", tail().lines().last());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn enter(&mut self, line: &str) {
-        self.input.write_all(line.as_bytes()).unwrap();
-        self.input.flush().unwrap();
-    }
-
-    /// What the guest says once it has seen the interrupt, and a few lines later, which is when a watchdog would have complained.
-    fn after_restore(&mut self) -> Said {
-        self.wait_for("word of another generation", |console| said(console).filter(|said| said.events > 0));
-        let lines = |console: &str| console.lines().filter(|line| line.trim_end().ends_with(" end")).count();
-        let before = lines(&self.console());
-        self.wait_for("more lines", |console| (lines(console) > before + 3).then(|| said(console)).flatten())
-    }
-
-    /// Waits for its own end, and returns what the command says last.
-    fn end(mut self) -> serde_json::Value {
-        self.wait_for("the report", |console| console.contains("\"epoch\":").then_some(()));
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status}: {}", self.messages());
-        let console = self.console();
-        // The guest may have left its last line open.
-        let report = console.rfind("{\"epoch\":").map(|at| &console[at..]);
-        serde_json::from_str(report.unwrap_or_default()).unwrap_or_else(|error| panic!("{error}: {console}"))
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// What the guest says once it has seen the interrupt, and a few lines later, which is when a watchdog would have complained.
+fn after_restore(guest: &mut Guest) -> Said {
+    guest.wait_for("word of another generation", |console| said(console).filter(|said| said.events > 0));
+    let lines = |console: &str| console.lines().filter(|line| line.trim_end().ends_with(" end")).count();
+    let before = lines(&guest.console());
+    guest.wait_for("more lines", |console| (lines(console) > before + 3).then(|| said(console)).flatten())
 }
 
 /// The emulated machine's clock, put forward or back, until this is dropped.
@@ -203,19 +115,15 @@ fn generation_id(chain: Chain, epoch: EpochId) -> [u8; 16] {
 
 #[test]
 fn clocks_go_on_or_forward_and_each_restore_has_another_generation_id() {
-    if !kvm_or_skip(TEST) {
-        return;
-    }
-    let Some(files) = std::env::var_os(FILES).map(PathBuf::from) else {
-        return skip(TEST, &format!("no Linux guest is given by {FILES}"));
-    };
+    let Some(files) = files_or_skip(TEST) else { return };
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
-    let mut command =
-        slackwater(["checkpoint", "--memory=256M", "--vcpus=2", "--cmdline=console=ttyS0 quiet panic=-1", "--interval=200ms"]);
-    command.arg("--kernel").arg(files.join("vmlinuz")).arg("--initrd").arg(files.join("initrd")).arg("--store").arg(&store);
-    let mut guest = Guest::start(command, dir.path(), "first");
-    guest.wait_for("the shell", |console| console.trim_end_matches("\u{1b}[6n").ends_with("# ").then_some(()));
+    let mut guest = Guest::start(
+        boot(&files, &store, "vmlinux", "--memory 128M --vcpus 2 --budget 16384 --interval 1s"),
+        dir.path(),
+        "first",
+    );
+    guest.wait_for("the shell", at_prompt);
     guest.enter(SAY);
     let first = guest.wait_for("the clocks", said);
     assert_eq!(first.events, 0, "nothing was restored yet: {first:?}");
@@ -238,8 +146,8 @@ fn clocks_go_on_or_forward_and_each_restore_has_another_generation_id() {
     }
 
     let away_s = host_s() - cut_s;
-    let mut guest = Guest::restored(&store, epoch, &["--clock=continue"], "continue");
-    let now = guest.after_restore();
+    let mut guest = Guest::start(restore(&store, &format!("--epoch {epoch} --clock continue")), dir.path(), "continue");
+    let now = after_restore(&mut guest);
     now.fell_behind(before, away_s..=host_s() - cut_s);
     assert_eq!((now.events, now.complaints), (1, before.complaints), "{}", guest.console());
     // The guest sets the clock, and reads it.
@@ -251,8 +159,12 @@ fn clocks_go_on_or_forward_and_each_restore_has_another_generation_id() {
     drop(guest);
 
     let away_s = host_s() - cut_s;
-    let mut guest = Guest::restored(&store, epoch, &["--clock=host", "--branch=host", "--interval=200ms"], "host");
-    let now = guest.after_restore();
+    let mut guest = Guest::start(
+        restore(&store, &format!("--epoch {epoch} --clock host --branch host --interval 200ms")),
+        dir.path(),
+        "host",
+    );
+    let now = after_restore(&mut guest);
     now.fell_behind(before, 0.0..=0.0);
     assert_eq!((now.events, now.complaints), (1, before.complaints), "{}", guest.console());
     guest.enter("poweroff -f\n");
@@ -270,8 +182,8 @@ fn clocks_go_on_or_forward_and_each_restore_has_another_generation_id() {
         // The host's clock is behind the checkpoint: no time passed, and memory comes on demand.
         let _shifted = ShiftedClock::by(-600);
         let away_s = host_s() - cut_s;
-        let mut guest = Guest::restored(&store, epoch, &["--clock=host", "--lazy"], "behind");
-        let now = guest.after_restore();
+        let mut guest = Guest::start(restore(&store, &format!("--epoch {epoch} --clock host --lazy")), dir.path(), "behind");
+        let now = after_restore(&mut guest);
         now.fell_behind(before, away_s..=host_s() - cut_s);
         assert_eq!((now.events, now.complaints), (1, before.complaints), "{}", guest.console());
         assert!(guest.messages().contains("behind the checkpoint"), "{}", guest.messages());
