@@ -112,6 +112,7 @@ cat > "$root/init" << INIT
 /bin/busybox --install -s /bin
 export PATH=/bin HOME=/tmp TMPDIR=/tmp RUST_BACKTRACE=1 RUST_TEST_THREADS=1
 export SLACKWATER_REQUIRE_KVM=1 SLACKWATER_NESTED=1 SLACKWATER_LINUX=/slackwater/linux
+${SLACKWATER_FULL:+export SLACKWATER_FULL=1}
 export CARGO_MANIFEST_DIR=$(quoted "$home")
 say() { echo "nested: \$*"; }
 verdict() {
