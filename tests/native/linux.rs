@@ -1,4 +1,4 @@
-//! A stock Linux kernel under checkpoints, with two vCPUs, to a shell on its console. Only where KVM runs kernels and somebody gives one: in the nested lane.
+//! A stock Linux kernel under checkpoints, to a shell on its console: what the tests with such a guest have in common. They run only where KVM runs kernels and somebody gives one: in the nested lane.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::command::{finish, run, slackwater};
-use crate::support::{full, kvm_or_skip, skip};
+use crate::support::{kvm_or_skip, skip};
 
 /// The folder with a guest's `vmlinuz`, the same kernel as `vmlinux`, and `initrd`.
 const FILES: &str = "SLACKWATER_LINUX";
@@ -138,53 +138,6 @@ pub(super) fn restore(store: &Path, options: &str) -> Command {
     command
 }
 
-#[test]
-fn a_killed_linux_guest_goes_on_from_its_last_checkpoint() {
-    let Some(files) = files_or_skip("native::linux::a_killed_linux_guest_goes_on_from_its_last_checkpoint") else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let store = dir.path().join("store");
-    let command = boot(&files, &store, "vmlinuz", "--memory 128M --vcpus 2 --interval 200ms --budget 16384");
-    let mut guest = Guest::start(command, dir.path(), "first");
-    guest.wait_for("the shell", at_prompt);
-    assert!(guest.console().contains("guest: 2 processors"), "{}", guest.console());
-    // Behind the shell's back, so that it takes lines all the while.
-    guest.enter("(i=0; while true; do i=$((i+1)); echo \"count $i.\"; sleep 0.1; done) &\n");
-    guest.wait_for("counting", last_from(10));
-    for round in 0..if full() { 20 } else { 2 } {
-        let reached = *counted(&guest.kill()).last().unwrap();
-        guest = Guest::start(restore(&store, "--continue --interval 200ms --budget 16384"), dir.path(), &format!("round{round}"));
-        guest.wait_for("counting on", last_from(reached + 5));
-        let numbers = counted(&guest.console());
-        let first = numbers[0];
-        assert!(first > 1 && first <= reached + 1, "went on with {first} after {reached}");
-        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
-    }
-    // Input reaches the guest after a restore too.
-    guest.enter("echo \"complaints: $(dmesg | grep -cE 'soft lockup|rcu.*stall|BUG:')\"; poweroff -f\n");
-    guest.wait_for("the kernel's opinion", |console| console.contains("complaints: 0\r").then_some(()));
-    let report = guest.end();
-    assert_eq!(report["checkpoint"]["guest_end"], "poweroff", "{report}");
-    let report = run(&format!("verify --store {} --json", store.display())).expect(0).json();
-    assert!(report["newest"].as_u64().is_some_and(|newest| newest > 5), "{report}");
-    // A machine that is off stays off.
-    let report = run(&format!("restore --store {} --json", store.display())).expect(0).json();
-    assert_eq!(report["guest_end"], "poweroff", "{report}");
-}
-
-/// The kernel as an ELF image, which brings no header of its own.
-#[test]
-fn a_reset_ends_the_run() {
-    let Some(files) = files_or_skip("native::linux::a_reset_ends_the_run") else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let command = boot(&files, &dir.path().join("store"), "vmlinux", "--memory 128M");
-    let mut guest = Guest::start(command, dir.path(), "reset");
-    guest.wait_for("the shell", at_prompt);
-    assert!(guest.console().contains("guest: 1 processors"), "{}", guest.console());
-    guest.enter("reboot -f\n");
-    let report = guest.end();
-    assert_eq!(report["guest_end"], "reset", "{report}");
-}
-
 /// A file that looks like a kernel is all it takes to be told.
 #[test]
 fn a_kvm_that_runs_no_kernels_says_so() {
@@ -194,7 +147,7 @@ fn a_kvm_that_runs_no_kernels_says_so() {
     }
     let host = run("host --json").expect(0).json();
     if host["flavour"] != "pvm" {
-        // What it does instead is above.
+        // What it does instead is in the other tests with a Linux guest.
         return;
     }
     let dir = tempfile::tempdir().unwrap();

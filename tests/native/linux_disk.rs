@@ -57,10 +57,12 @@ fn disk_and_memory_are_of_one_instant_after_every_kill() {
     let dir = tempfile::tempdir().unwrap();
     let (store, image) = (dir.path().join("store"), dir.path().join("image"));
     fs::copy(files.join("disk"), &image).unwrap();
-    let mut command = boot(&files, &store, "vmlinux", "--memory 128M --vcpus 2 --budget 16384 --interval 1s --audit 20");
+    let mut command = boot(&files, &store, "vmlinuz", "--memory 128M --vcpus 2 --budget 16384 --interval 1s --audit 20");
     command.arg("--disk").arg(&image);
     let mut guest = Guest::start(command, dir.path(), "first");
     guest.wait_for("the shell", at_prompt);
+    assert!(guest.console().contains("guest: 2 processors"), "{}", guest.console());
+    // Behind the shell's back, so that it takes lines all the while.
     guest.enter("(work 1 & work 2 &)\n");
     wait_for_work(&mut guest, &[0; 2], 2);
     let rounds = if full() { 24 } else { 3 };
@@ -94,7 +96,9 @@ fn disk_and_memory_are_of_one_instant_after_every_kill() {
         image.map(|image| command.arg("--disk").arg(image));
         finish(&mut command)
     };
-    restore_with(Some(&files.join("disk"))).expect(0);
+    // A machine that is off stays off.
+    let report = restore_with(Some(&files.join("disk"))).expect(0).json();
+    assert_eq!(report["guest_end"], "poweroff", "{report}");
     let mut other = fs::read(&image).unwrap();
     other[5000] ^= 1;
     fs::write(&image, other).unwrap();
