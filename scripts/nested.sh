@@ -11,7 +11,7 @@ home=$PWD
 work=$(realpath -m "${CARGO_TARGET_DIR:-target}/nested")
 export PATH="$work/tools/bin:$PATH:/usr/sbin:/sbin"
 build_limit_s=1500
-limit_s=${SLACKWATER_NESTED_LIMIT_S:-900}
+limit_s=${SLACKWATER_NESTED_LIMIT_S:-1500}
 
 say() { printf 'nested: %s\n' "$*"; }
 fail() {

@@ -41,7 +41,7 @@ lint() {
 
 nested() {
   say "nested: the native tests on mainline KVM"
-  bounded 2100 scripts/nested.sh
+  bounded 3000 scripts/nested.sh
 }
 
 doc() {

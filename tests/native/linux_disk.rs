@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use slackwater::store::Chain;
+
 use crate::native::linux::{Guest, at_prompt, boot, files_or_skip, restore};
 use crate::support::command::{finish, number, run};
 use crate::support::{Random, full};
@@ -42,6 +44,10 @@ fn nothing_is_lost(console: &str, reached: &[u64]) {
     }
 }
 
+fn newest(store: &Path) -> u64 {
+    Chain::open(store).unwrap().newest().0
+}
+
 fn all_is_sound(store: &Path) {
     let report = run(&format!("verify --store {} --json", store.display())).expect(0).json();
     assert_eq!((number(&report, "/audits_failed"), number(&report, "/audits_unchecked")), (0, 0), "{report}");
@@ -61,11 +67,12 @@ fn disk_and_memory_are_of_one_instant_after_every_kill() {
     command.arg("--disk").arg(&image);
     let mut guest = Guest::start(command, dir.path(), "first");
     guest.wait_for("the shell", at_prompt);
+    let booted = newest(&store);
     assert!(guest.console().contains("guest: 2 processors"), "{}", guest.console());
     // Behind the shell's back, so that it takes lines all the while.
     guest.enter("(work 1 & work 2 &)\n");
     wait_for_work(&mut guest, &[0; 2], 2);
-    let rounds = if full() { 24 } else { 3 };
+    let rounds = if full() { 24 } else { 2 };
     for round in 0..rounds {
         // At any moment of the work: this is no wait for anything.
         std::thread::sleep(Duration::from_millis(random.below(3_000)));
@@ -88,6 +95,16 @@ fn disk_and_memory_are_of_one_instant_after_every_kill() {
     let report = guest.end();
     assert_eq!(report["checkpoint"]["guest_end"], "poweroff", "{report}");
     all_is_sound(&store);
+    // Any moment goes on: the middle of the boot, the idle shell.
+    for (epoch, mode) in [(booted * 3 / 5, "--lazy"), (booted, "")] {
+        let mut guest = Guest::start(restore(&store, &format!("--epoch {epoch} {mode}")), dir.path(), &format!("epoch{epoch}"));
+        if epoch < booted {
+            guest.wait_for("the shell", at_prompt);
+        }
+        guest.enter("echo \"it is $((40+2))\"; ls /mnt\n");
+        guest.wait_for("an answer", |console| console.contains("it is 42").then_some(()));
+        guest.wait_for("its disk", |console| console.contains("lost+found").then_some(()));
+    }
     assert!(fs::read(&image).unwrap() == fs::read(files.join("disk")).unwrap(), "the base image was written");
 
     // The machine needs its disk's base image, wherever it is.
