@@ -21,19 +21,7 @@ trap 'rm -rf "$root"' EXIT
 mkdir -p "$root"/{bin,dev,proc,sys,mnt,tmp,modules}
 cp -L "$(command -v busybox)" "$root/bin/busybox"
 cp -L "$(command -v e2fsck.static)" "$root/bin/e2fsck"
-release=$(cat "$work/kernel/release")
-number=10
-for driver in virtio_mmio virtio_blk virtio-rng; do
-  while read -r _ module _; do
-    name=$(basename "$module")
-    case $name in
-      *.ko) cp "$module" "$root/modules/$number-$name" ;;
-      *.ko.xz) xz -dc "$module" > "$root/modules/$number-${name%.xz}" ;;
-      *.ko.zst) zstd -qdc "$module" > "$root/modules/$number-${name%.zst}" ;;
-    esac
-    number=$((number + 1))
-  done < <(modprobe -C /dev/null -d "$work/kernel" -S "$release" --show-depends "$driver" | grep '^insmod ' || true)
-done
+scripts/modules.sh "$root/modules" virtio_mmio virtio_blk virtio-rng
 
 cat > "$root/init" << 'INIT'
 #!/bin/busybox sh
@@ -44,8 +32,7 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 mount -t tmpfs tmp /tmp
 for module in /modules/*; do
-  # What several drivers need is there already.
-  insmod "$module" 2> /dev/null
+  insmod "$module"
 done
 [ ! -b /dev/vda ] || mount -t ext4 /dev/vda /mnt
 echo "guest: $(nproc) processors, Linux $(uname -r)"

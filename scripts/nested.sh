@@ -76,18 +76,7 @@ cp "$work/kernel/vmlinux" "$root/slackwater/linux"
 
 kernel=$work/kernel
 release=$(cat "$kernel/release")
-number=10
-modprobe -C /dev/null -d "$kernel" -S "$release" --show-depends kvm-amd > "$run/modules" || fail "the kernel $release has no kvm-amd"
-while read -r _ module _; do
-  name=$(basename "$module")
-  case $name in
-    *.ko) cp "$module" "$root/modules/$number-$name" ;;
-    *.ko.xz) xz -dc "$module" > "$root/modules/$number-${name%.xz}" ;;
-    *.ko.zst) zstd -qdc "$module" > "$root/modules/$number-${name%.zst}" ;;
-    *) fail "cannot unpack the module $name" ;;
-  esac
-  number=$((number + 1))
-done < <(grep '^insmod ' "$run/modules")
+scripts/modules.sh "$root/modules" kvm-amd
 
 # The verdict leaves the guest through a second serial port, which only its init writes to: the console may hold anything a test or
 # the kernel prints. After a panic or a hang there is none. The kernel of the lane has no /dev/port for QEMU's debug exit device.

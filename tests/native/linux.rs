@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::command::{finish, run, slackwater};
+use slackwater::store::Chain;
+
+use crate::support::command::{finish, number, run, slackwater};
 use crate::support::{kvm_or_skip, skip};
 
 /// The folder with a guest's `vmlinuz`, the same kernel as `vmlinux`, and `initrd`.
@@ -136,6 +138,22 @@ pub(super) fn restore(store: &Path, options: &str) -> Command {
     let mut command = slackwater(["restore", "--json"].into_iter().chain(options.split_whitespace()));
     command.arg("--store").arg(store);
     command
+}
+
+/// Epochs long enough that a boot under emulation takes hardly longer with them than without. An audit reads all memory.
+pub(super) const OFTEN: &str = "--budget 16384 --interval 1s";
+
+/// The number of the newest epoch.
+pub(super) fn newest(store: &Path) -> u64 {
+    Chain::open(store).unwrap().newest().0
+}
+
+/// Every byte, every epoch, every audit of all branches, at least one.
+pub(super) fn all_is_sound(store: &Path) {
+    let report = run(&format!("verify --store {} --json", store.display())).expect(0).json();
+    assert_eq!((number(&report, "/audits_failed"), number(&report, "/audits_unchecked")), (0, 0), "{report}");
+    assert!(number(&report, "/audits_checked") > 0, "{report}");
+    assert_eq!(report["damage"].as_array().map(Vec::len), Some(0), "{report}");
 }
 
 /// A file that looks like a kernel is all it takes to be told.

@@ -4,10 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use slackwater::store::Chain;
-
-use crate::native::linux::{Guest, at_prompt, boot, files_or_skip, restore};
-use crate::support::command::{finish, number, run};
+use crate::native::linux::{Guest, OFTEN, all_is_sound, at_prompt, boot, files_or_skip, newest, restore};
+use crate::support::command::finish;
 use crate::support::{Random, full};
 
 /// What a kernel that is not well says.
@@ -44,17 +42,6 @@ fn nothing_is_lost(console: &str, reached: &[u64]) {
     }
 }
 
-fn newest(store: &Path) -> u64 {
-    Chain::open(store).unwrap().newest().0
-}
-
-fn all_is_sound(store: &Path) {
-    let report = run(&format!("verify --store {} --json", store.display())).expect(0).json();
-    assert_eq!((number(&report, "/audits_failed"), number(&report, "/audits_unchecked")), (0, 0), "{report}");
-    assert!(number(&report, "/audits_checked") > 0, "{report}");
-    assert_eq!(report["damage"].as_array().map(Vec::len), Some(0), "{report}");
-}
-
 #[test]
 fn disk_and_memory_are_of_one_instant_after_every_kill() {
     const TEST: &str = "native::linux_disk::disk_and_memory_are_of_one_instant_after_every_kill";
@@ -63,7 +50,7 @@ fn disk_and_memory_are_of_one_instant_after_every_kill() {
     let dir = tempfile::tempdir().unwrap();
     let (store, image) = (dir.path().join("store"), dir.path().join("image"));
     fs::copy(files.join("disk"), &image).unwrap();
-    let mut command = boot(&files, &store, "vmlinuz", "--memory 128M --vcpus 2 --budget 16384 --interval 1s --audit 20");
+    let mut command = boot(&files, &store, "vmlinuz", &format!("--memory 128M --vcpus 2 --audit 20 {OFTEN}"));
     command.arg("--disk").arg(&image);
     let mut guest = Guest::start(command, dir.path(), "first");
     guest.wait_for("the shell", at_prompt);

@@ -1,32 +1,12 @@
 //! A Linux guest that is restored from any moment of its run, and one with memory above 4 GiB.
 
-use std::path::Path;
-
-use slackwater::store::Chain;
-
 use crate::native::follow;
-use crate::native::linux::{Guest, at_prompt, boot, counted, files_or_skip, last_from, restore};
-use crate::support::command::{number, run};
+use crate::native::linux::{Guest, OFTEN, all_is_sound, at_prompt, boot, counted, files_or_skip, last_from, newest, restore};
 use crate::support::full;
 
 /// Two processes that write, copy and compare files in memory for ever. Each pass is counted once for both.
 const LOAD: &str = "work() { while dd if=/dev/urandom of=/$1 bs=64k count=8 2>/dev/null && cp /$1 /$1.copy && cmp /$1 /$1.copy; do \
                     [ $1 != a ] || { i=$((i+1)); echo \"count $i.\"; }; done; echo \"DIFFERENT: $1\"; }; i=0; work a & work b &\n";
-
-/// Epochs long enough that a boot under emulation takes hardly longer with them than without. An audit reads all memory.
-const OFTEN: &str = "--budget 16384 --interval 1s";
-
-fn newest(store: &Path) -> u64 {
-    Chain::open(store).unwrap().newest().0
-}
-
-/// Every byte, every epoch, every audit of all branches, at least one.
-fn all_is_sound(store: &Path) {
-    let report = run(&format!("verify --store {} --json", store.display())).expect(0).json();
-    assert_eq!((number(&report, "/audits_failed"), number(&report, "/audits_unchecked")), (0, 0), "{report}");
-    assert!(number(&report, "/audits_checked") > 0, "{report}");
-    assert_eq!(report["damage"].as_array().map(Vec::len), Some(0), "{report}");
-}
 
 /// That the shell takes a line, and that nothing the guest checks has changed and its kernel is content.
 fn is_well(guest: &mut Guest) {
@@ -35,9 +15,9 @@ fn is_well(guest: &mut Guest) {
     assert!(!["DIFFERENT: a", "DIFFERENT: b"].iter().any(|text| guest.console().contains(text)), "{}", guest.console());
 }
 
-/// Some of the epochs from `first` to before `end`; in a short run the one in the middle.
-fn moments(first: u64, end: u64) -> Vec<u64> {
-    if full() { (first.max(1)..end).step_by(3).collect() } else { vec![(first + end) / 2] }
+/// Some of the epochs from `first` to before `end`.
+fn moments(first: u64, end: u64) -> impl Iterator<Item = u64> {
+    (first.max(1)..end).step_by(3)
 }
 
 #[test]
@@ -62,7 +42,7 @@ fn every_moment_of_a_run_restores() {
     all_is_sound(&store);
     let loaded = newest(&store);
 
-    let modes: &[&str] = if full() { &["", "--lazy"] } else { &["--lazy"] };
+    let modes = ["", "--lazy"];
     // The guest has something to say only at the very end of its boot.
     for epoch in moments(booted / 4, booted * 3 / 4) {
         for mode in modes {
@@ -73,7 +53,7 @@ fn every_moment_of_a_run_restores() {
         }
     }
     for epoch in moments(booted + 1, idle + 1) {
-        for mode in ["", "--lazy"] {
+        for mode in modes {
             let mut guest = Guest::start(restore(&store, &format!("{mode} --epoch {epoch}")), dir.path(), "idle");
             is_well(&mut guest);
         }

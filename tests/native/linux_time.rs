@@ -8,7 +8,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use slackwater::page::{EpochId, Gfn};
 use slackwater::store::{Chain, PageReader};
 
-use crate::native::linux::{Guest, at_prompt, boot, files_or_skip, restore};
+use crate::native::linux::{Guest, OFTEN, at_prompt, boot, files_or_skip, restore};
 use crate::support::{full, nested};
 
 const TEST: &str = "native::linux_time::clocks_go_on_or_forward_and_each_restore_has_another_generation_id";
@@ -118,11 +118,8 @@ fn clocks_go_on_or_forward_and_each_restore_has_another_generation_id() {
     let Some(files) = files_or_skip(TEST) else { return };
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
-    let mut guest = Guest::start(
-        boot(&files, &store, "vmlinux", "--memory 128M --vcpus 2 --budget 16384 --interval 1s"),
-        dir.path(),
-        "first",
-    );
+    let mut guest =
+        Guest::start(boot(&files, &store, "vmlinux", &format!("--memory 128M --vcpus 2 {OFTEN}")), dir.path(), "first");
     guest.wait_for("the shell", at_prompt);
     guest.enter(SAY);
     let first = guest.wait_for("the clocks", said);

@@ -3,20 +3,17 @@
 //! As in Microsoft's "Virtual Machine Generation ID", and as Linux's driver `vmgenid` looks for it: a guest of which several go on from one checkpoint learns that its
 //! random numbers are no longer its own. The DSDT says where the id is.
 
-use std::io;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
-use rustix::io::Errno;
-use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::{Bytes, GuestAddress};
 use vm_superio::Trigger;
 
 use super::error::LinuxError;
 use super::layout::{GENERATION_ID, GENERATION_IRQ};
 use super::line::IrqLine;
+use super::random;
 use crate::memory::GuestMemory;
-use crate::page::{Gfn, PAGE_SIZE};
 use crate::vmm::error::{VmmError, system};
 
 const BYTES: usize = 16;
@@ -35,8 +32,9 @@ impl GenerationId {
 
     /// Writes another id, as a write of the VMM that the next epoch has. The page is brought first, where pages come on demand.
     pub(super) fn write(&self) -> Result<(), VmmError> {
-        let id = random().map_err(system("getrandom"))?;
-        self.memory.read_page(Gfn::containing(GENERATION_ID), &mut [0; PAGE_SIZE])?;
+        let mut id = [0; BYTES];
+        random::fill(&mut id).map_err(system("getrandom"))?;
+        self.memory.bring_range(GENERATION_ID, BYTES as u64)?;
         self.memory.ram().write_slice(&id, GuestAddress(GENERATION_ID)).map_err(|source| {
             let source = Box::new(source);
             LinuxError::Write { what: "the generation id", address: GENERATION_ID, source }.into()
@@ -47,18 +45,6 @@ impl GenerationId {
     pub(super) fn renew(&self) -> Result<(), VmmError> {
         self.write()?;
         self.line.trigger().map_err(system("KVM_IRQ_LINE"))
-    }
-}
-
-fn random() -> io::Result<[u8; BYTES]> {
-    let mut id = [0; BYTES];
-    loop {
-        // So few bytes come at once or not at all.
-        match getrandom(&mut id, GetRandomFlags::empty()) {
-            Ok(BYTES) => return Ok(id),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
     }
 }
 
@@ -74,7 +60,7 @@ mod native_tests {
 
     use super::*;
     use crate::kvm::park::Parked;
-    use crate::page::PageRun;
+    use crate::page::{Gfn, PageRun};
 
     const TEST: &str = "vmm::linux::generation::native_tests::each_id_is_another_and_is_told";
 
@@ -84,7 +70,7 @@ mod native_tests {
             Ok(kvm) => kvm,
             Err(error) => {
                 assert!(std::env::var_os("SLACKWATER_REQUIRE_KVM").is_none(), "{TEST} needs /dev/kvm: {error}");
-                let _ = writeln!(io::stderr(), "SKIP {TEST}: no /dev/kvm ({error})");
+                let _ = writeln!(std::io::stderr(), "SKIP {TEST}: no /dev/kvm ({error})");
                 return;
             }
         };

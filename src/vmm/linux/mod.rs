@@ -14,6 +14,7 @@ mod layout;
 mod line;
 mod load;
 mod power;
+mod random;
 mod rtc;
 mod serial;
 mod state;

@@ -6,6 +6,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::{Handled, Request, VirtioDevice};
 use crate::memory::MemoryError;
+use crate::vmm::linux::random;
 
 /// The most bytes of an answer. A driver asks again for more.
 const ANSWER_BYTES_MAX: usize = 4096;
@@ -36,19 +37,11 @@ impl VirtioDevice for Entropy {
 
     fn handle(&mut self, mut request: Request<'_>, _features: u64) -> Result<Handled, MemoryError> {
         let mut bytes = vec![0; request.writable.available_bytes().min(ANSWER_BYTES_MAX)];
-        let mut filled = 0;
-        while filled < bytes.len() {
-            let room = bytes.get_mut(filled..).unwrap_or_default();
-            match rustix::rand::getrandom(room, rustix::rand::GetRandomFlags::empty()) {
-                Ok(more) => filled += more,
-                Err(rustix::io::Errno::INTR) => {}
-                // The driver gets less.
-                Err(_) => break,
-            }
+        if random::fill(&mut bytes).is_err() {
+            return Ok(Handled::Answered(0));
         }
-        bytes.truncate(filled);
         // There is room: it fails at nothing.
         let written = request.writable.write_all(&bytes);
-        Ok(Handled::Answered(written.map_or(0, |()| u32::try_from(filled).unwrap_or_default())))
+        Ok(Handled::Answered(written.map_or(0, |()| u32::try_from(bytes.len()).unwrap_or_default())))
     }
 }
