@@ -1,7 +1,7 @@
 //! Saved CPU, VM and device state: its types, capture and apply, and their order as data.
 //!
 //! A [`CaptureSpec`] says what there is to capture on a VM. [`capture_vm`] and [`capture_vcpu`] read it into a [`VmState`] and
-//! [`VcpuState`]s that are used again and again; [`apply_vcpu`] and [`apply_vm`] write it to a fresh VM.
+//! [`VcpuState`]s that are used again and again; [`apply_vcpu`], [`apply_vm`] and last [`unhalt_vcpus`] write it to a fresh VM.
 //! [`MachineState::to_records`] and [`MachineState::from_records`] turn it into [`StateRecord`]s and back. A [`Rewinder`] puts a machine that has run back to state that was captured of
 //! it.
 //!
@@ -30,6 +30,7 @@ mod spec;
 mod state;
 #[cfg(test)]
 mod tests;
+mod unhalt;
 
 pub use capture::{apply_vcpu, apply_vm, capture_vcpu, capture_vm, leave_registers, notify_paused};
 pub use error::StateError;
@@ -41,3 +42,4 @@ pub use record::StateRecord;
 pub use rewind::Rewinder;
 pub use spec::CaptureSpec;
 pub use state::{DeviceState, MachineState, VcpuState, VmState};
+pub use unhalt::unhalt_vcpus;

@@ -307,6 +307,10 @@ pub const NOT_CAPTURED: &[(&str, &str)] = &[
     ("machine check banks", "they read as at reset unless the VMM injects machine checks"),
     ("page directory pointers of PAE paging", "read again from guest memory when special registers are applied"),
     ("asynchronous page faults in flight", "writing the MSR at restore wakes all of the guest's waiters"),
+    (
+        "kicks of paravirtual spinlocks that came before their HLT",
+        "after a restore every vCPU that may wait for one is kicked once: unhalt_vcpus",
+    ),
     ("Hyper-V's synthetic interrupt controller, timers and pages", "only those of its MSRs that the kernel lists are captured"),
     ("Xen's shared information, event channels and runstate", "needs KVM_XEN_VM_GET_ATTR and its like"),
     (

@@ -10,7 +10,7 @@ use super::linux::{Devices, Quiet};
 use super::shared::lock;
 use crate::epoch::{Guest, GuestError, RollbackGuest};
 use crate::kvm::park::Parked;
-use crate::machine::{CaptureSpec, MachineState, Rewinder, VcpuState, capture_vcpu, capture_vm, notify_paused};
+use crate::machine::{CaptureSpec, MachineState, Rewinder, VcpuState, capture_vcpu, capture_vm, notify_paused, unhalt_vcpus};
 
 /// A guest learns of a pause that was longer. Its watchdogs wait for ten seconds at least, and telling it costs a call for each vCPU.
 const PAUSE_TOLD: Duration = Duration::from_secs(1);
@@ -116,6 +116,7 @@ impl RollbackGuest for Cutting<'_> {
         }
         // The VM comes after the vCPUs: see `machine`, "Order".
         rewinder.vm(&machine.vm, &machine.capture, &state.vm)?;
+        unhalt_vcpus(&machine.vm, &machine.capture, &state.vcpus)?;
         if let Some(quiet) = &mut self.quiet {
             quiet.restore(&state.devices)?;
             quiet.renew_generation_id()?;

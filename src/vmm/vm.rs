@@ -20,7 +20,7 @@ use crate::kvm::VmHandle;
 use crate::kvm::host;
 use crate::kvm::probe::{PagesStayWritable, pages_stay_writable};
 use crate::kvm::ring::{self, ResetHelp, RingSize, VmRings};
-use crate::machine::{CaptureSpec, MachineState, StateError, apply_vcpu, apply_vm, notify_paused};
+use crate::machine::{CaptureSpec, MachineState, StateError, apply_vcpu, apply_vm, notify_paused, unhalt_vcpus};
 use crate::memory::GuestMemory;
 use crate::page::{Gfn, PAGE_SIZE_U64, PageRun};
 use crate::restore::{FillOptions, OnDemand, PageSources};
@@ -357,6 +357,7 @@ impl Vm {
         let clock_ns = since.map_or(0, Since::passed_ns);
         vm.advance_clock(clock_ns);
         apply_vm(&self.fd, &self.capture, &vm)?;
+        unhalt_vcpus(&self.fd, &self.capture, &state.vcpus)?;
         match (&self.devices, state.devices.first()) {
             (Some(devices), _) => {
                 devices.restore(&state.devices)?;

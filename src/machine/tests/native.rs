@@ -443,6 +443,27 @@ fn a_guest_without_kvmclock_is_not_told() {
 }
 
 #[test]
+fn a_kick_that_no_state_has_is_given_after_a_restore() {
+    let Some(kvm) = kvm("a_kick_that_no_state_has_is_given_after_a_restore") else { return };
+    let mp_state = |machine: &Machine, vcpu: usize| machine.vcpus[vcpu].get_mp_state().unwrap().mp_state;
+    for told in [true, false] {
+        let [first, second] = [(); 2].map(|()| Machine::new(&kvm, true, told));
+        let halted = kvm_bindings::kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
+        first.vcpus[0].set_mp_state(halted).unwrap();
+        let state = first.capture();
+        second.apply(&state);
+        let waiting = mp_state(&second, 1);
+        assert_eq!((mp_state(&second, 0), waiting), (KVM_MP_STATE_HALTED, state.vcpus[1].mp_state.mp_state));
+        unhalt_vcpus(&second.vm, &second.spec, &state.vcpus).unwrap();
+        // Of a vCPU that halts, the kernel tells that it was kicked; one that was not started yet has nothing to be kicked for.
+        let kicked = if told { KVM_MP_STATE_RUNNABLE } else { KVM_MP_STATE_HALTED };
+        assert_eq!((mp_state(&second, 0), mp_state(&second, 1)), (kicked, waiting), "offered: {told}");
+    }
+    let without = Machine::new(&kvm, false, true);
+    unhalt_vcpus(&without.vm, &without.spec, &without.capture().vcpus).unwrap();
+}
+
+#[test]
 fn a_buffer_is_used_again() {
     let Some(kvm) = kvm("a_buffer_is_used_again") else { return };
     let machine = Machine::new(&kvm, true, true);
