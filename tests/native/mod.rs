@@ -11,6 +11,7 @@ mod kill;
 mod lazy;
 mod linux;
 mod linux_disk;
+mod linux_report;
 mod linux_restore;
 mod linux_time;
 mod pace;
