@@ -346,7 +346,10 @@ impl MissingPages {
     }
 
     fn wake_at(&self, address: u64) -> io::Result<()> {
-        let mut range = UffdioRange { start: address, len: PAGE_SIZE_U64 };
+        self.wake(UffdioRange { start: address, len: PAGE_SIZE_U64 })
+    }
+
+    fn wake(&self, mut range: UffdioRange) -> io::Result<()> {
         // SAFETY: the structure is the request's; waking changes no memory.
         unsafe { ioctl(self.fd.as_fd(), UFFDIO_WAKE, &mut range) }
     }
@@ -369,9 +372,12 @@ impl MissingPages {
         ranges.try_for_each(|range| self.unregister(range))
     }
 
+    /// The kernel wakes who waits *before* it takes memory out of its service. Where faults are handled under a lock of the mapping alone (6.7 and later, commit 29a22b9e08d7), a thread can
+    /// begin to wait in between, and nobody would wake it: so all are woken again. Who waits by now has begun before the mapping was changed, and nobody begins any more.
     fn unregister(&self, mut range: UffdioRange) -> io::Result<()> {
         // SAFETY: the structure is the request's; no memory changes by it.
-        unsafe { ioctl(self.fd.as_fd(), UFFDIO_UNREGISTER, &mut range) }
+        unsafe { ioctl(self.fd.as_fd(), UFFDIO_UNREGISTER, &mut range) }?;
+        self.wake(range)
     }
 
     /// The host address of a run that lies in one slot.
