@@ -336,17 +336,13 @@ impl MissingPages {
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
                     // Whoever put it there has woken those who waited by then; who came in between is woken here.
-                    self.wake_at(at)?;
+                    self.wake(UffdioRange { start: at, len: PAGE_SIZE_U64 })?;
                     done += 1;
                 }
                 Err(error) => return Err(error),
             }
         }
         Ok(placed)
-    }
-
-    fn wake_at(&self, address: u64) -> io::Result<()> {
-        self.wake(UffdioRange { start: address, len: PAGE_SIZE_U64 })
     }
 
     fn wake(&self, mut range: UffdioRange) -> io::Result<()> {
