@@ -9,6 +9,7 @@ mod diff;
 mod digest;
 mod error;
 mod export;
+mod fit;
 mod host;
 mod keep;
 mod linux;
