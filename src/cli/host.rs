@@ -48,6 +48,9 @@ struct HostReport {
     /// Whether pages can be left out of a reset. Absent without checks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pages_stay_writable: Option<KernelCheck>,
+    /// Whether guests with a kernel of their own run. Absent without checks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runs_kernels: Option<KernelCheck>,
 }
 
 /// Whether the kernel does what it does not promise. Where it does not, what is built on it is off, and nothing else is wrong.
@@ -85,6 +88,7 @@ impl HostVerb {
             ring_soft_limits: RINGS.into_iter().filter_map(soft).collect(),
             self_checks: checks,
             pages_stay_writable: (!self.no_checks).then(|| pages_stay_writable(&self.kvm)),
+            runs_kernels: (!self.no_checks).then(|| runs_kernels(&self.kvm)),
         };
         if self.json {
             output::json(&report)?
@@ -104,6 +108,13 @@ fn pages_stay_writable(kvm: &Path) -> KernelCheck {
             ok: true,
             detail: "pages left out of a reset stay writable, and are listed again after a later one names them".to_owned(),
         },
+        Err(reason) => KernelCheck { ok: false, detail: causes(&reason) },
+    }
+}
+
+fn runs_kernels(kvm: &Path) -> KernelCheck {
+    match probe::runs_kernels(kvm) {
+        Ok(()) => KernelCheck { ok: true, detail: "code at CPL 0 is as fast as at CPL 3, and goes there by iretq".to_owned() },
         Err(reason) => KernelCheck { ok: false, detail: causes(&reason) },
     }
 }
@@ -190,6 +201,10 @@ impl HostReport {
         if let Some(KernelCheck { ok, detail }) = &self.pages_stay_writable {
             let verdict = if *ok { "ok" } else { "not on this kernel" };
             output::line(format_args!("  self-check    pages_stay_writable: {verdict}, {detail}"))?;
+        }
+        if let Some(KernelCheck { ok, detail }) = &self.runs_kernels {
+            let verdict = if *ok { "ok" } else { "not by this KVM" };
+            output::line(format_args!("  self-check    runs_kernels: {verdict}, {detail}"))?;
         }
         Ok(())
     }

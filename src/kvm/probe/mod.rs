@@ -86,6 +86,14 @@ pub enum Refused {
         /// The exit, as kvm-ioctls calls it.
         exit: String,
     },
+    /// Code at CPL 0 is interpreted: the same loop takes many times as long there as at CPL 3.
+    #[error("a loop takes {at_cpl0:?} at CPL 0 and {at_cpl3:?} at CPL 3")]
+    Interpreted {
+        /// The least time at CPL 0.
+        at_cpl0: Duration,
+        /// The least time at CPL 3.
+        at_cpl3: Duration,
+    },
     /// The guest did not come to an end.
     #[error("the guest was not done after {} s", limit.as_secs_f64())]
     Time {
