@@ -9,4 +9,5 @@ mod fixtures;
 mod fuzz;
 mod house;
 mod native;
+mod place;
 mod support;

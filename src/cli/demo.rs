@@ -60,15 +60,13 @@ struct DemoReport {
 
 impl Demo {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let temporary = self.store.is_none();
-        let store =
-            self.store.clone().unwrap_or_else(|| std::env::temp_dir().join(format!("slackwater-demo-{}", std::process::id())));
-        let outcome = self.play(&store);
-        if temporary {
-            // Nothing depends on it: a directory that stays is untidy, not wrong.
-            let _ = std::fs::remove_dir_all(&store);
+        match &self.store {
+            Some(store) => self.play(store),
+            None => {
+                let scratch = super::scratch("slackwater-demo-")?;
+                self.play(&scratch.path().join("store"))
+            }
         }
-        outcome
     }
 
     fn play(&self, store: &Path) -> Result<(), CliError> {

@@ -120,11 +120,8 @@ fn runs_kernels(kvm: &Path) -> KernelCheck {
 }
 
 fn self_check(kvm: &Path, tracker: &'static str, tracking: Tracking) -> SelfCheck {
-    let store = std::env::temp_dir().join(format!("slackwater-host-{tracker}-{}", std::process::id()));
-    let outcome = checked_run(kvm, &store, tracking);
-    // Nothing depends on it: a directory that stays is untidy, not wrong.
-    let _ = std::fs::remove_dir_all(&store);
-    match outcome {
+    let scratch = super::scratch("slackwater-host-");
+    match scratch.and_then(|scratch| checked_run(kvm, &scratch.path().join("store"), tracking)) {
         Ok((audits, tracking_lost, failed)) => SelfCheck {
             tracker,
             ok: failed == 0 && audits > 0,

@@ -5,9 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::branch::{branches_on, pinned};
-use super::medium::{Directory, Medium};
+use super::directory::Directory;
+use super::medium::Medium;
 use super::names::{LOCK, Listed, MAINTENANCE};
-use super::read::{check_dir, place_of, read_identity};
+use super::place::Place;
+use super::read::{place_of, read_identity};
 use super::writer::{now_unix_ns, take_lock};
 use super::{Chain, Retention, SegmentNumbers, StoreError, causes, rewrite, scan, seal};
 use crate::format::{FORMAT_WITH_COMPACTION, Identity};
@@ -56,8 +58,7 @@ pub fn compact(
     now_unix_ns: u64,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Compacted, StoreError> {
-    check_dir(dir)?;
-    let medium: Arc<dyn Medium> = Arc::new(Directory::new(dir));
+    let medium: Arc<dyn Medium> = Arc::new(Directory::open(dir)?);
     let (rules, scope) = keep.map_or((Retention::default(), Scope::All), |rules| (*rules, Scope::WhatIsDropped));
     let kept = |epochs: &[(EpochId, u64)], pinned: &BTreeSet<EpochId>| rules.kept(epochs, now_unix_ns, pinned);
     run(dir, &medium, branch, &kept, scope, &mut |done, total| {
@@ -80,18 +81,18 @@ pub(super) fn run(
 ) -> Result<Compacted, StoreError> {
     let (dir, own) = place_of(root, root_medium.as_ref(), branch)?;
     let medium = own.unwrap_or_else(|| root_medium.clone());
-    let medium = medium.as_ref();
-    let identity = Arc::new(read_identity(&dir, medium)?);
+    let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
     if identity.format < FORMAT_WITH_COMPACTION {
         return Err(StoreError::OldFormat { dir, format: identity.format });
     }
-    let _maintenance = take_lock(root, root_medium.as_ref(), MAINTENANCE)?;
+    let maintenance = take_lock(root, root_medium, MAINTENANCE)?;
     // While somebody writes, the last segment is theirs.
-    let writer = match take_lock(&dir, medium, LOCK) {
+    let writer = match take_lock(&dir, &medium, LOCK) {
         Ok(lock) => Some(lock),
         Err(StoreError::InUse { .. }) => None,
         Err(error) => return Err(error),
     };
+    let medium = medium.as_ref();
     let chain = Arc::new(Chain::open_on(root, root_medium, branch)?);
     if let Some(damage) = chain.damage().first() {
         return Err(StoreError::Damaged(damage.clone()));
@@ -109,7 +110,9 @@ pub(super) fn run(
     kept.extend(times.last().map(|(epoch, _)| *epoch));
     let first = whole.start;
     let candidates = before.get(..whole.len()).unwrap_or_default();
-    let mut compaction = Compaction { dir: &dir, medium, identity: &identity, chain: &chain, kept: &kept };
+    // Before anything takes another's place or goes: who moves or replaces the store, or unlocks it by removing a lock, may have another at work in it.
+    let check = || [Some(&maintenance), writer.as_ref()].into_iter().flatten().try_for_each(Place::check);
+    let mut compaction = Compaction { dir: &dir, medium, identity: &identity, chain: &chain, kept: &kept, check: &check };
     let chosen = match scope {
         Scope::All => {
             (candidates.len() > 1 || candidates.iter().any(|segment| segment.drops(&kept) > 0)).then_some(0..candidates.len())
@@ -229,6 +232,8 @@ struct Compaction<'a> {
     identity: &'a Arc<Identity>,
     chain: &'a Arc<Chain>,
     kept: &'a BTreeSet<EpochId>,
+    /// Whether the store is where it was, and locked.
+    check: &'a dyn Fn() -> Result<(), StoreError>,
 }
 
 impl Compaction<'_> {
@@ -254,6 +259,7 @@ impl Compaction<'_> {
             file.sync().map_err(io("sync"))?;
             // Reads back what was written, frame by frame.
             let index = scan::index_of(&draft, numbers, file, made.bytes, self.identity)?;
+            (self.check)()?;
             self.medium.rename(DRAFT, &numbers.file_name()).map_err(io("rename"))?;
             self.medium.sync().map_err(StoreError::io("sync", self.dir))?;
             Ok((made, index))
@@ -267,6 +273,7 @@ impl Compaction<'_> {
             }
         };
         tracing::debug!(segment = %numbers, epochs = made.epochs, bytes = made.bytes, "segments were compacted");
+        (self.check)()?;
         if let Err(error) = seal::write(self.medium, numbers, &index) {
             tracing::warn!(segment = %numbers, %error, "the segment stays without an index");
         }
@@ -285,6 +292,9 @@ impl Compaction<'_> {
         leftovers.retain(|name| !name.ends_with(".tmp"));
         leftovers.extend(names.into_iter().filter(|name| name == DRAFT));
         for name in &leftovers {
+            if let Err(error) = (self.check)() {
+                return tracing::warn!(error = causes(&error), "replaced files stay");
+            }
             if let Err(error) = self.medium.remove(name) {
                 tracing::warn!(%name, %error, "a replaced file stays");
             }

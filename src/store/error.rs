@@ -151,6 +151,16 @@ pub enum StoreError {
         /// How many there are.
         found: u32,
     },
+    /// The directory, its lock or the segment that is written is not what it was when it was opened: somebody moved, removed, replaced or changed it.
+    #[error("{} is not what was opened: expected {expected}, found {found}", path.display())]
+    Displaced {
+        /// Where it was opened.
+        path: PathBuf,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
     /// An earlier fault left the medium in an unknown state.
     #[error("the store takes nothing more until it is opened again, because of an earlier fault: {cause}")]
     Latched {

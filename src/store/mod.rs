@@ -9,6 +9,7 @@ mod branch;
 mod compact;
 #[cfg(test)]
 mod compaction_tests;
+mod directory;
 mod error;
 mod found;
 mod frames;
@@ -16,6 +17,7 @@ mod maintain;
 mod medium;
 mod names;
 mod pages;
+mod place;
 mod prune;
 mod read;
 mod retention;

@@ -4,7 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::medium::{Directory, Medium};
+use super::directory::Directory;
+use super::medium::Medium;
 use super::names::{BRANCHES, IDENTITY};
 use super::scan::{self, Scan};
 use super::segment::Segment;
@@ -50,8 +51,7 @@ impl Chain {
     /// As [`open`](Self::open); no such branch; a branch whose beginning is gone or damaged.
     pub fn open_branch(dir: impl AsRef<Path>, branch: &str) -> Result<Self, StoreError> {
         let dir = dir.as_ref();
-        check_dir(dir)?;
-        let medium: Arc<dyn Medium> = Arc::new(Directory::new(dir));
+        let medium: Arc<dyn Medium> = Arc::new(Directory::open(dir)?);
         Self::open_on(dir, &medium, branch)
     }
 
@@ -115,8 +115,7 @@ impl Chain {
     /// As [`open`](Self::open).
     pub fn identity_in(dir: impl AsRef<Path>, branch: &str) -> Result<Identity, StoreError> {
         let dir = dir.as_ref();
-        check_dir(dir)?;
-        let medium = Directory::new(dir);
+        let medium = Directory::open(dir)?;
         let (dir, own) = place_of(dir, &medium, branch)?;
         read_identity(&dir, own.as_deref().unwrap_or(&medium))
     }
@@ -315,26 +314,16 @@ pub(super) fn place_of(root: &Path, medium: &dyn Medium, branch: &str) -> Result
     if !is_branch_name(branch) {
         return Err(StoreError::BranchName { name: branch.to_owned() });
     }
-    let medium = medium.directory(BRANCHES).directory(branch);
-    match medium.list() {
-        Ok(names) if names.iter().any(|name| name == IDENTITY) => Ok((root.join(BRANCHES).join(branch), Some(medium))),
+    let opened = medium.directory(BRANCHES).and_then(|branches| {
+        let medium = branches.directory(branch)?;
+        Ok((medium.list()?, medium))
+    });
+    match opened {
+        Ok((names, medium)) if names.iter().any(|name| name == IDENTITY) => Ok((root.join(BRANCHES).join(branch), Some(medium))),
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(StoreError::io("list", root.join(BRANCHES).join(branch))(error))
+            Err(StoreError::io("open", root.join(BRANCHES).join(branch))(error))
         }
         _ => Err(StoreError::NoBranch { dir: root.to_owned(), name: branch.to_owned() }),
-    }
-}
-
-/// Checks that `dir` is a directory.
-pub(super) fn check_dir(dir: &Path) -> Result<(), StoreError> {
-    match std::fs::metadata(dir) {
-        Ok(metadata) if metadata.is_dir() => Ok(()),
-        Ok(_) => Err(StoreError::NotADirectory { path: dir.to_owned() }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(StoreError::Missing { dir: dir.to_owned() }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
-            Err(StoreError::NotADirectory { path: dir.to_owned() })
-        }
-        Err(error) => Err(StoreError::io("open", dir)(error)),
     }
 }
 

@@ -4,19 +4,23 @@
 //! A plan is made and shown before anything is changed, under the locks that keep it true. Its steps are in an order in which the process may end behind any of
 //! them, and each is durable before the next: what is left is a store in which the same repair goes on.
 
-use std::any::Any;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rustix::fs::OFlags;
 use serde::Serialize;
 
 use super::StoreError;
-use super::medium::{Directory, Lock, Medium};
+use super::directory::Directory;
+use super::medium::Medium;
 use super::names::{BRANCHES, IDENTITY, LOCK, MAINTENANCE};
-use super::verify::{BranchReport, DamageKind, LeftoverKind, Progress, VerifyError, VerifyOptions, VerifyReport, check, verify};
+use super::place::Place;
+use super::verify::{
+    BranchReport, DamageKind, LeftoverKind, Progress, VerifyError, VerifyOptions, VerifyReport, check, verify_open,
+};
 use crate::page::EpochId;
 
 /// What to repair beyond what needs no decision.
@@ -128,7 +132,9 @@ pub struct RepairPlan {
     report: VerifyReport,
     in_use: Vec<String>,
     remains: bool,
-    _locks: Vec<Box<dyn Any + Send + Sync>>,
+    /// The store's directory. What is locked is what is repaired, whatever happens to its path.
+    root: Directory,
+    locks: Vec<Place>,
 }
 
 impl fmt::Debug for RepairPlan {
@@ -146,10 +152,11 @@ impl RepairPlan {
     pub fn new(dir: &Path, options: &RepairOptions, progress: &mut dyn FnMut(Progress)) -> Result<Self, RepairError> {
         // What is no store gets no lock files.
         check(dir)?;
-        let mut locks = vec![lock(dir, LOCK)?, lock(dir, MAINTENANCE)?];
+        let root = Directory::open(dir)?;
+        let mut locks = vec![lock(dir, &root, LOCK)?, lock(dir, &root, MAINTENANCE)?];
         let mut in_use = BTreeSet::new();
-        for name in branches(dir) {
-            match lock(&dir.join(BRANCHES).join(&name), LOCK) {
+        for (name, branch) in branches(&root).map_err(StoreError::io("open", dir.join(BRANCHES)))? {
+            match lock(&dir.join(BRANCHES).join(&name), &branch, LOCK) {
                 Ok(lock) => locks.push(lock),
                 Err(StoreError::InUse { .. }) => {
                     in_use.insert(name);
@@ -158,9 +165,10 @@ impl RepairPlan {
             }
         }
         // Audits judge what the guest had, which nothing here can bring back.
-        let report = verify(dir, &VerifyOptions { audits: false, ..VerifyOptions::default() }, progress)?;
-        let mut plan =
-            Planner { dir, report: &report, in_use: &in_use, steps: Vec::new(), taken: BTreeSet::new(), cut: BTreeSet::new() };
+        let file = root.file().try_clone().map_err(StoreError::io("open", dir))?;
+        let report = verify_open(file, dir, &VerifyOptions { audits: false, ..VerifyOptions::default() }, progress)?;
+        let (taken, cut) = (BTreeSet::new(), BTreeSet::new());
+        let mut plan = Planner { dir, root: &root, report: &report, in_use: &in_use, steps: Vec::new(), taken, cut };
         if let Some(asked) = options.truncate_after {
             plan.truncate(options.branch.as_deref().unwrap_or("main"), asked)?;
         }
@@ -170,7 +178,7 @@ impl RepairPlan {
         let of_no_chain = report.damage.iter().any(|damage| damage.kind == DamageKind::Identity);
         let remains = report.branches.iter().any(damaged) || report.damage_omitted > 0 || of_no_chain;
         let in_use = in_use.into_iter().collect();
-        Ok(Self { dir: dir.to_owned(), steps, report, in_use, remains, _locks: locks })
+        Ok(Self { dir: dir.to_owned(), steps, report, in_use, remains, root, locks })
     }
 
     /// What is to be done, in this order.
@@ -206,13 +214,18 @@ impl RepairPlan {
     }
 
     pub(super) fn apply_step(&self, step: &RepairStep) -> Result<(), RepairError> {
-        take_step(&self.dir, step).map_err(|source| RepairError::Step { step: step.clone(), source })
+        // A chain that was moved away by a step before is not looked for in its place.
+        let moved =
+            |place: &Place| self.steps.iter().take_while(|done| *done != step).any(|done| moves(done, &self.dir, place.dir()));
+        self.locks.iter().filter(|place| !moved(place)).try_for_each(Place::check)?;
+        take_step(&self.root, step).map_err(|source| RepairError::Step { step: step.clone(), source })
     }
 }
 
 /// Makes a plan of what was found.
 struct Planner<'a> {
     dir: &'a Path,
+    root: &'a Directory,
     report: &'a VerifyReport,
     in_use: &'a BTreeSet<String>,
     steps: Vec<RepairStep>,
@@ -282,7 +295,7 @@ impl Planner<'_> {
             let dir = self.dir.join(BRANCHES).join(name);
             return Err(StoreError::InUse { dir, holder: "it would be moved or cut".to_owned() }.into());
         }
-        let lost = free_name(self.dir);
+        let lost = free_name(self.root);
         self.make(&lost);
         if !gone.is_empty() || branch != "main" {
             self.make(&format!("{lost}/branches"));
@@ -371,66 +384,86 @@ impl Planner<'_> {
     }
 }
 
-/// The names of branches, where there are any.
-fn branches(dir: &Path) -> Vec<String> {
-    let names = fs::read_dir(dir.join(BRANCHES)).into_iter().flatten().flatten();
-    let mut names: Vec<String> = names
-        .filter(|entry| entry.path().join(IDENTITY).is_file())
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
+/// The branches, by name, where there are any.
+fn branches(root: &Directory) -> io::Result<Vec<(String, Directory)>> {
+    let place = match root.within(BRANCHES) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Vec::new()),
+        opened => opened?,
+    };
+    let mut names = place.list()?;
     names.sort_unstable();
-    names
+    let mut branches = Vec::new();
+    for name in names {
+        match place.within(&name) {
+            Ok(branch) if branch.list()?.iter().any(|name| name == IDENTITY) => branches.push((name, branch)),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(branches)
 }
 
 /// A name for a directory that is not there yet.
-fn free_name(dir: &Path) -> String {
+fn free_name(root: &Directory) -> String {
     let mut names = (1u32..).map(|number| format!("lost-{number:03}"));
-    names.find(|name| fs::symlink_metadata(dir.join(name)).is_err()).unwrap_or_default()
+    names.find(|name| !root.has(name)).unwrap_or_default()
 }
 
-fn lock(dir: &Path, name: &str) -> Result<Box<dyn Any + Send + Sync>, StoreError> {
-    let text = format!("pid {}, which repairs the store\n", std::process::id());
-    match Directory::new(dir).lock(name, &text).map_err(StoreError::io("lock", dir.join(name)))? {
-        Lock::Held(lock) => Ok(lock),
-        Lock::Taken(holder) => Err(StoreError::InUse { dir: dir.to_owned(), holder }),
-    }
+fn lock(dir: &Path, directory: &Directory, name: &'static str) -> Result<Place, StoreError> {
+    let medium: Arc<dyn Medium> = Arc::new(directory.clone());
+    Place::lock(dir, &medium, name, &format!("pid {}, which repairs the store\n", std::process::id()))
 }
 
-fn take_step(dir: &Path, step: &RepairStep) -> io::Result<()> {
+/// Whether a step moves the chain in `place` away.
+fn moves(step: &RepairStep, dir: &Path, place: &Path) -> bool {
+    matches!(step, RepairStep::Move { file, .. } if dir.join(file) == place)
+}
+
+/// The directory that a path in the store's directory leads to, and the name there.
+fn parent_of<'a>(root: &Directory, path: &'a str) -> io::Result<(Directory, &'a str)> {
+    let mut names = path.split('/');
+    let name = names.next_back().unwrap_or_default();
+    Ok((names.try_fold(root.clone(), |directory, name| directory.within(name))?, name))
+}
+
+fn take_step(root: &Directory, step: &RepairStep) -> io::Result<()> {
     match step {
         RepairStep::Remove { file, .. } => {
-            fs::remove_file(dir.join(file))?;
-            sync_parent(&dir.join(file))
+            let (directory, name) = parent_of(root, file)?;
+            directory.remove(name)?;
+            directory.sync()
         }
         RepairStep::Truncate { file, offset, .. } => {
-            let file = File::options().write(true).open(dir.join(file))?;
+            let (directory, name) = parent_of(root, file)?;
+            let file = directory.open_file(name, OFlags::RDWR)?;
             file.set_len(*offset)?;
             file.sync_all()
         }
-        RepairStep::MakeDirectory { dir: made } => {
-            fs::create_dir(dir.join(made))?;
-            sync_parent(&dir.join(made))
+        RepairStep::MakeDirectory { dir } => {
+            let (directory, name) = parent_of(root, dir)?;
+            directory.create_directory(name)?;
+            directory.sync()
         }
         RepairStep::Copy { file, offset, to } => {
-            let mut from = File::open(dir.join(file))?;
+            let (directory, name) = parent_of(root, file)?;
+            let mut from = directory.open_file(name, OFlags::RDONLY)?;
             let bytes = from.metadata()?.len().saturating_sub(*offset);
             from.seek(SeekFrom::Start(*offset))?;
-            let mut copy = File::create_new(dir.join(to))?;
+            let (directory, name) = parent_of(root, to)?;
+            let mut copy = directory.create_file(name)?;
             if io::copy(&mut from.take(bytes), &mut copy)? != bytes {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             copy.sync_all()?;
-            sync_parent(&dir.join(to))
+            directory.sync()
         }
         RepairStep::Move { file, to } => {
-            fs::rename(dir.join(file), dir.join(to))?;
+            let ((from, name), (directory, new)) = (parent_of(root, file)?, parent_of(root, to)?);
+            from.move_to(name, &directory, new)?;
             // Where it is first: it must not be gone from both.
-            sync_parent(&dir.join(to))?;
-            sync_parent(&dir.join(file))
+            directory.sync()?;
+            from.sync()
         }
     }
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }

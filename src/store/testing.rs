@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::medium::{Lock, Medium, MediumFile};
+use super::medium::{Displaced, FileId, HeldLock, Lock, Medium, MediumFile};
 use super::{Chain, NewChain, StoreError, Writer, WriterOptions};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
@@ -115,8 +115,8 @@ struct State {
     faults: Option<(Random, u64)>,
     /// Bytes of all files together that fit.
     capacity: Option<u64>,
-    /// Locks that somebody holds.
-    held: BTreeSet<String>,
+    /// Files that somebody has locked.
+    held: BTreeSet<usize>,
 }
 
 /// What survives a power cut of what was not synced.
@@ -333,8 +333,8 @@ impl Medium for Disk {
         Ok(())
     }
 
-    fn directory(&self, name: &str) -> Arc<dyn Medium> {
-        Arc::new(Self { state: self.state.clone(), prefix: format!("{}{name}/", self.prefix) })
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Medium>> {
+        Ok(Arc::new(Self { state: self.state.clone(), prefix: format!("{}{name}/", self.prefix) }))
     }
 
     fn make_directory(&self, _: &str) -> io::Result<()> {
@@ -348,22 +348,45 @@ impl Medium for Disk {
         Ok(Box::new(state.inodes[inode].live.clone()))
     }
 
+    fn look(&self, name: &str) -> io::Result<Option<FileId>> {
+        Ok(self.state().live.get(&self.path(name)).map(|inode| FileId { device: 0, inode: *inode as u64 }))
+    }
+
+    fn check_place(&self) -> Result<(), Displaced> {
+        Ok(())
+    }
+
     fn lock(&self, name: &str, _: &str) -> io::Result<Lock> {
-        let path = self.path(name);
-        let free = self.state().held.insert(path.clone());
-        Ok(if free { Lock::Held(Box::new(HeldLock { disk: self.clone(), path })) } else { Lock::Taken("somebody".to_owned()) })
+        let (path, mut state) = (self.path(name), self.state());
+        let inode = state.live.get(&path).copied().unwrap_or_else(|| {
+            let inode = state.inodes.len();
+            state.inodes.push(Inode::default());
+            // Whether the name survives a power cut makes no difference.
+            state.live.insert(path.clone(), inode);
+            state.durable.insert(path, inode);
+            inode
+        });
+        let free = state.held.insert(inode);
+        Ok(if free { Lock::Held(Box::new(HeldInode { disk: self.clone(), inode })) } else { Lock::Taken("somebody".to_owned()) })
     }
 }
 
 /// A lock that is given back when this is dropped.
-struct HeldLock {
+#[derive(Debug)]
+struct HeldInode {
     disk: Disk,
-    path: String,
+    inode: usize,
 }
 
-impl Drop for HeldLock {
+impl HeldLock for HeldInode {
+    fn id(&self) -> io::Result<FileId> {
+        Ok(FileId { device: 0, inode: self.inode as u64 })
+    }
+}
+
+impl Drop for HeldInode {
     fn drop(&mut self) {
-        self.disk.state().held.remove(&self.path);
+        self.disk.state().held.remove(&self.inode);
     }
 }
 
@@ -385,6 +408,10 @@ impl DiskFile {
 }
 
 impl MediumFile for DiskFile {
+    fn id(&self) -> io::Result<FileId> {
+        Ok(FileId { device: 0, inode: self.inode as u64 })
+    }
+
     fn len(&self) -> io::Result<u64> {
         Ok(self.disk.state().inodes[self.inode].live.len() as u64)
     }

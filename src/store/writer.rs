@@ -1,16 +1,17 @@
 //! The one writer of a chain. Follows `docs/format.md`, "Commit protocol".
 
-use std::any::Any;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::directory::Directory;
 use super::maintain::{Home, Maintenance};
-use super::medium::{Directory, Lock, Medium, MediumFile};
+use super::medium::{Medium, MediumFile};
 use super::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE};
-use super::read::{BRANCHES_DEPTH_MAX, check_dir, place_of, read_identity};
+use super::place::Place;
+use super::read::{BRANCHES_DEPTH_MAX, place_of, read_identity};
 use super::{Chain, Retention, SegmentNumbers, StoreError, TornTail, causes, scan};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
@@ -98,7 +99,7 @@ pub struct Writer {
     image_bytes: u64,
     /// Nothing was appended yet.
     untouched: bool,
-    _lock: Box<dyn Any + Send + Sync>,
+    place: Place,
 }
 
 /// The segment that is appended to.
@@ -135,8 +136,7 @@ impl Writer {
     pub fn create(dir: impl AsRef<Path>, new: &NewChain, options: WriterOptions) -> Result<Self, StoreError> {
         let dir = dir.as_ref();
         Directory::make(dir).map_err(StoreError::io("make", dir))?;
-        check_dir(dir)?;
-        Self::create_on(dir, Arc::new(Directory::new(dir)), new, options)
+        Self::create_on(dir, Arc::new(Directory::open(dir)?), new, options)
     }
 
     pub(super) fn create_on(
@@ -175,8 +175,7 @@ impl Writer {
         options: WriterOptions,
     ) -> Result<Self, StoreError> {
         let dir = dir.as_ref();
-        check_dir(dir)?;
-        let medium: Arc<dyn Medium> = Arc::new(Directory::new(dir));
+        let medium: Arc<dyn Medium> = Arc::new(Directory::open(dir)?);
         Self::create_branch_on(dir, &medium, name, of, epoch, options)
     }
 
@@ -194,7 +193,7 @@ impl Writer {
         // Before the lock, so that a directory without a chain is left as it is.
         place_of(root, medium.as_ref(), of)?;
         // Nobody drops the epoch while the branch is made.
-        let _maintenance = take_lock(root, medium.as_ref(), MAINTENANCE)?;
+        let _maintenance = take_lock(root, medium, MAINTENANCE)?;
         let mut trunk = Chain::open_on(root, medium, of)?;
         let mut of = of.to_owned();
         // The chain that holds the epoch itself is the one that keeps it.
@@ -210,16 +209,18 @@ impl Writer {
             return Err(StoreError::OldFormat { dir: trunk.dir().to_owned(), format: trunk.identity().format });
         }
         trunk.make_durable(epoch)?;
-        let branches = medium.directory(BRANCHES);
         let dir = root.join(BRANCHES).join(name);
-        let listed = || {
+        let make = || {
             medium.make_directory(BRANCHES)?;
             medium.sync()?;
+            let branches = medium.directory(BRANCHES)?;
             branches.make_directory(name)?;
             branches.sync()?;
-            branches.directory(name).list()
+            let own = branches.directory(name)?;
+            Ok((own.list()?, own))
         };
-        check_free(&dir, &listed().map_err(StoreError::io("make", &dir))?)?;
+        let (listed, own) = make().map_err(StoreError::io("make", &dir))?;
+        check_free(&dir, &listed)?;
         let identity = Identity {
             format: FORMAT_VERSION,
             chain: random_chain(&dir)?,
@@ -229,7 +230,7 @@ impl Writer {
             ..trunk.identity().clone()
         };
         let home = Home { root: root.to_owned(), medium: medium.clone(), branch: name.to_owned() };
-        Self::begin_chain(&dir, branches.directory(name), identity, options, home)
+        Self::begin_chain(&dir, own, identity, options, home)
     }
 
     fn begin_chain(
@@ -240,7 +241,7 @@ impl Writer {
         home: Home,
     ) -> Result<Self, StoreError> {
         let bytes = identity.encode().map_err(StoreError::Input)?;
-        let lock = take_lock(dir, medium.as_ref(), LOCK)?;
+        let place = take_lock(dir, &medium, LOCK)?;
         // Another writer may have been quicker.
         let names = medium.list().map_err(StoreError::io("list", dir))?;
         check_free(dir, &names)?;
@@ -261,7 +262,7 @@ impl Writer {
         let segment = make_segment(dir, medium.as_ref(), &identity, 1, from)?;
         let recovered = Recovered { tip: from.0, epochs: 0, torn: None, closed: false };
         let opened = Opened { segment, tip_hash: from.1, image_bytes: 0, recovered };
-        Ok(Self::new((dir, medium, home), identity, opened, options, lock).0)
+        Ok(Self::new((dir, medium, home), identity, opened, options, place).0)
     }
 
     fn new(
@@ -269,7 +270,7 @@ impl Writer {
         identity: Arc<Identity>,
         opened: Opened,
         options: WriterOptions,
-        lock: Box<dyn Any + Send + Sync>,
+        place: Place,
     ) -> (Self, Recovered) {
         let Opened { segment, tip_hash, image_bytes, recovered } = opened;
         let WriterOptions { retention, background, .. } = options;
@@ -290,7 +291,7 @@ impl Writer {
             maintenance,
             image_bytes,
             untouched: true,
-            _lock: lock,
+            place,
         };
         (writer, recovered)
     }
@@ -309,8 +310,7 @@ impl Writer {
     /// As [`open`](Self::open) and [`Chain::open_branch`](super::Chain::open_branch).
     pub fn open_branch(dir: impl AsRef<Path>, branch: &str, options: WriterOptions) -> Result<(Self, Recovered), StoreError> {
         let dir = dir.as_ref();
-        check_dir(dir)?;
-        Self::open_on(dir, Arc::new(Directory::new(dir)), branch, options)
+        Self::open_on(dir, Arc::new(Directory::open(dir)?), branch, options)
     }
 
     pub(super) fn open_on(
@@ -324,10 +324,10 @@ impl Writer {
         let medium = own.unwrap_or(medium);
         // Before the lock, so that a directory without a chain is left without a lock file.
         read_identity(&dir, medium.as_ref())?;
-        let lock = take_lock(&dir, medium.as_ref(), LOCK)?;
+        let place = take_lock(&dir, &medium, LOCK)?;
         let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
         let opened = recover(&dir, medium.as_ref(), &identity)?;
-        Ok(Self::new((&dir, medium, home), identity, opened, options, lock))
+        Ok(Self::new((&dir, medium, home), identity, opened, options, place))
     }
 
     /// What the chain is.
@@ -724,14 +724,11 @@ fn check_free(dir: &Path, names: &[String]) -> Result<(), StoreError> {
 }
 
 /// Takes one of the locks of a chain, or says who has it.
-pub(super) fn take_lock(dir: &Path, medium: &dyn Medium, name: &str) -> Result<Box<dyn Any + Send + Sync>, StoreError> {
+pub(super) fn take_lock(dir: &Path, medium: &Arc<dyn Medium>, name: &'static str) -> Result<Place, StoreError> {
     let system = rustix::system::uname();
     let host = system.nodename().to_string_lossy();
     let text = format!("pid {} on {host}, since {}\n", std::process::id(), utc(now_unix_ns() / 1_000_000_000));
-    match medium.lock(name, &text).map_err(StoreError::io("lock", dir.join(name)))? {
-        Lock::Held(lock) => Ok(lock),
-        Lock::Taken(holder) => Err(StoreError::InUse { dir: dir.to_owned(), holder }),
-    }
+    Place::lock(dir, medium, name, &text)
 }
 
 /// Nanoseconds since 1970; 0 for a clock that stands before it.

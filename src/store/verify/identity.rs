@@ -1,13 +1,12 @@
 //! `identity.json`: what the chain is.
 
-use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
-use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::directory::Directory;
 use super::frame::COMPACTING;
 use super::report::VerifyError;
 use crate::page::{Gfn, PageRun};
@@ -89,27 +88,17 @@ struct BranchFields {
     identity: String,
 }
 
-/// Reads the identity of the chain in `dir`.
-pub(super) fn read(dir: &Path) -> Result<Identity, VerifyError> {
-    let path = dir.join(NAME);
-    let io = |path: &Path, source| VerifyError::Io { path: path.to_owned(), offset: 0, source };
-    match fs::metadata(dir) {
-        Ok(found) if found.is_dir() => {}
-        Ok(_) => return Err(VerifyError::NotADirectory { path: dir.to_owned() }),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Err(VerifyError::NoDirectory { path: dir.to_owned() }),
-        Err(error) if error.kind() == ErrorKind::NotADirectory => {
-            return Err(VerifyError::NotADirectory { path: dir.to_owned() });
-        }
-        Err(error) => return Err(io(dir, error)),
-    }
-    match fs::metadata(&path) {
-        Ok(found) if found.is_file() => {}
+/// Reads the identity of the chain in a directory.
+pub(super) fn read(directory: &Directory) -> Result<Identity, VerifyError> {
+    let path = directory.path().join(NAME);
+    match directory.look(NAME) {
+        Ok(found) if found.is_file => {}
         Ok(_) => return Err(VerifyError::NotAFile { path }),
         Err(error) if error.kind() == ErrorKind::NotFound => return Err(VerifyError::NoIdentity { path }),
-        Err(error) => return Err(io(&path, error)),
+        Err(source) => return Err(VerifyError::Io { path, offset: 0, source }),
     }
     let mut bytes = Vec::new();
-    File::open(&path).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut bytes)).map_err(|source| VerifyError::Io {
+    directory.file(NAME).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut bytes)).map_err(|source| VerifyError::Io {
         path: path.clone(),
         offset: 0,
         source,

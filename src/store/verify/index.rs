@@ -8,6 +8,7 @@ use std::path::Path;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use super::directory::Directory;
 use super::frame::{HEADER_BYTES, hex, le, u32_at, u64_at, u128_at};
 use super::report::{DamageKind, Fault, VerifyError};
 use crate::page::{Gfn, PageRun};
@@ -108,21 +109,23 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Reads the index in the file at `path`, of a segment of `segment_bytes` whose first frame has `header`. `None` where there is no file.
+    /// Reads the index called `name`, of a segment of `segment_bytes` whose first frame has `header`. `None` where there is no file.
     pub(super) fn read(
-        path: &Path,
+        directory: &Directory,
+        name: &str,
         segment_bytes: u64,
         header: &[u8; HEADER_BYTES],
     ) -> Result<Option<Result<Self, Fault>>, VerifyError> {
         let wrong = |expected: &str, found: String| Ok(Some(Err(Fault::new(DamageKind::Index, 0, expected, found))));
-        let io = |source| VerifyError::Io { path: path.to_owned(), offset: 0, source };
-        match std::fs::metadata(path) {
-            Ok(found) if found.is_file() => {}
+        let path = &directory.path().join(name);
+        let io = |source| VerifyError::Io { path: path.clone(), offset: 0, source };
+        match directory.look(name) {
+            Ok(found) if found.is_file => {}
             Ok(_) => return wrong("a regular file", "something else".to_owned()),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io(error)),
         }
-        let file = match File::open(path) {
+        let file = match directory.file(name) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io(error)),

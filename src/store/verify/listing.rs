@@ -1,12 +1,12 @@
 //! What is in a store's directory: chains, their segments and indexes, and files that are left over.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::directory::Directory;
 use super::frame::COMPACTING;
 use super::identity::{self, Identity, MAIN};
 use super::report::{Damage, DamageKind, Fault, Leftover, LeftoverKind, VerifyError};
@@ -60,6 +60,8 @@ pub(super) struct Segment {
     /// Its path in the store's directory.
     pub(super) name: String,
     pub(super) path: PathBuf,
+    /// Where it is.
+    pub(super) directory: Directory,
     /// Bytes. What a writer appends later is not looked at.
     pub(super) bytes: u64,
     /// Why it is not one of its chain's segments.
@@ -74,7 +76,7 @@ impl Segment {
     pub(super) fn open(&self) -> Result<Arc<File>, VerifyError> {
         match &self.held {
             Some(file) => Ok(Arc::clone(file)),
-            None => File::open(&self.path).map(Arc::new).map_err(|source| {
+            None => self.directory.file(in_directory(&self.name)).map(Arc::new).map_err(|source| {
                 let path = self.path.clone();
                 match source.kind() {
                     ErrorKind::NotFound => VerifyError::Replaced { path },
@@ -127,23 +129,29 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Lists the store in `dir`.
-    pub(super) fn list(dir: &Path) -> Result<Self, VerifyError> {
-        let identity = identity::read(dir)?;
+    /// Lists the store in a directory.
+    pub(super) fn list(directory: &Directory) -> Result<Self, VerifyError> {
+        let dir = directory.path();
+        let identity = identity::read(directory)?;
         if let Some(of) = &identity.branch_of {
             return Err(VerifyError::Branch { path: dir.to_owned(), branch: of.branch.clone() });
         }
         let mut store =
             Self { dir: dir.to_owned(), chains: Vec::new(), segments: Vec::new(), leftovers: Vec::new(), damage: Vec::new() };
-        store.add(MAIN, String::new(), identity)?;
-        for name in branch_names(dir)? {
+        store.add(MAIN, String::new(), directory, identity)?;
+        let branches = match directory.within(BRANCHES) {
+            Err(VerifyError::NoDirectory { .. } | VerifyError::NotADirectory { .. }) => return Ok(store),
+            opened => opened?,
+        };
+        for name in branch_names(&branches)? {
             let prefix = format!("{BRANCHES}/{name}/");
-            let damaged = match identity::read(&dir.join(&prefix)) {
-                Ok(identity) if identity.branch_of.is_some() => {
-                    store.add(&name, prefix, identity)?;
+            let read = branches.within(&name).and_then(|directory| Ok((identity::read(&directory)?, directory)));
+            let damaged = match read {
+                Ok((identity, directory)) if identity.branch_of.is_some() => {
+                    store.add(&name, prefix, &directory, identity)?;
                     continue;
                 }
-                Ok(identity) => {
+                Ok((identity, _)) => {
                     let found = format!("none in an identity of format {}", identity.format);
                     Fault::new(DamageKind::Identity, 0, "the field `branch_of`", found)
                 }
@@ -195,13 +203,12 @@ impl Store {
     }
 
     /// Lists the chain in the directory that `prefix` names.
-    fn add(&mut self, name: &str, prefix: String, identity: Identity) -> Result<(), VerifyError> {
-        let dir = self.dir.join(&prefix);
+    fn add(&mut self, name: &str, prefix: String, directory: &Directory, identity: Identity) -> Result<(), VerifyError> {
         let mut listings = 0;
         let (segments, leftovers) = loop {
             listings += 1;
             let held = HELD_MAX.saturating_sub(self.segments.iter().filter(|segment| segment.held.is_some()).count());
-            match segments(&dir, &prefix, identity.format, held) {
+            match segments(directory, &prefix, identity.format, held) {
                 // A listing shows a file and not another that is older, or one that is gone by the time it is opened.
                 Err(VerifyError::Replaced { .. }) if listings < LISTINGS_MAX => {}
                 Ok((segments, _)) if !is_gapless(&segments) && listings == 1 => {}
@@ -216,24 +223,15 @@ impl Store {
     }
 }
 
-/// The names in `dir/branches` that a branch may have, in order.
-fn branch_names(dir: &Path) -> Result<BTreeSet<String>, VerifyError> {
-    let path = dir.join(BRANCHES);
-    match names(&path) {
-        Ok(names) => {
-            let names = names.into_iter().filter_map(|name| name.into_string().ok());
-            Ok(names.filter(|name| identity::is_branch_name(name)).collect())
-        }
-        Err(VerifyError::Io { source, .. }) if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Ok(BTreeSet::new())
-        }
-        Err(error) => Err(error),
-    }
+/// The names that a branch may have, in order.
+fn branch_names(branches: &Directory) -> Result<BTreeSet<String>, VerifyError> {
+    let names = branches.names()?.into_iter().filter_map(|name| name.into_string().ok());
+    Ok(names.filter(|name| identity::is_branch_name(name)).collect())
 }
 
-fn names(dir: &Path) -> Result<Vec<OsString>, VerifyError> {
-    let io = |source| VerifyError::Io { path: dir.to_owned(), offset: 0, source };
-    fs::read_dir(dir).map_err(io)?.map(|entry| Ok(entry.map_err(io)?.file_name())).collect()
+/// The name of a file in its own directory, by its path in the store's.
+pub(super) fn in_directory(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
 }
 
 fn is_gapless(segments: &[Segment]) -> bool {
@@ -245,9 +243,9 @@ fn is_gapless(segments: &[Segment]) -> bool {
     })
 }
 
-/// The segments in `dir`, in order, with their lengths, of which up to `hold` are held open; and what is left over.
-fn segments(dir: &Path, prefix: &str, format: u32, hold: usize) -> Result<(Vec<Segment>, Vec<Leftover>), VerifyError> {
-    let names = names(dir)?;
+/// The segments in a directory, in order, with their lengths, of which up to `hold` are held open; and what is left over.
+fn segments(directory: &Directory, prefix: &str, format: u32, hold: usize) -> Result<(Vec<Segment>, Vec<Leftover>), VerifyError> {
+    let names = directory.names()?;
     let names = names.iter().filter_map(|name| name.to_str());
     let (mut found, mut indexes, mut drafts) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
     for name in names {
@@ -265,13 +263,13 @@ fn segments(dir: &Path, prefix: &str, format: u32, hold: usize) -> Result<(Vec<S
     let mut covered: Option<Numbers> = None;
     for numbers in found {
         let name = numbers.name("segment-");
-        let path = dir.join(&name);
+        let path = directory.path().join(&name);
         let replaced = covered.filter(|covered| numbers.last <= covered.last);
         let mut stray = None;
         if format < COMPACTING && numbers.first != numbers.last {
             stray = Some(format!("a range of numbers in a chain of format {format}"));
         } else if replaced.is_some() {
-            let bytes = fs::metadata(&path).map_or(0, |found| found.len());
+            let bytes = directory.look(&name).map_or(0, |found| found.bytes);
             leftovers.push(Leftover { file: format!("{prefix}{name}"), kind: LeftoverKind::Replaced, bytes });
             continue;
         } else {
@@ -281,14 +279,15 @@ fn segments(dir: &Path, prefix: &str, format: u32, hold: usize) -> Result<(Vec<S
             covered = Some(numbers);
         }
         let index = indexes.remove(&numbers).then(|| format!("{prefix}{}", numbers.name("index-")));
-        match fs::metadata(&path) {
-            Ok(found) if found.is_file() => {}
+        match directory.look(&name) {
+            Ok(found) if found.is_file => {}
             Ok(_) => return Err(VerifyError::NotAFile { path }),
             // A writer has just removed it with a torn tail, or a compaction has replaced it.
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(VerifyError::Replaced { path }),
             Err(source) => return Err(VerifyError::Io { path, offset: 0, source }),
         }
-        let mut segment = Segment { numbers, name: format!("{prefix}{name}"), path, bytes: 0, stray, index, held: None };
+        let (name, directory) = (format!("{prefix}{name}"), directory.clone());
+        let mut segment = Segment { numbers, name, path, directory, bytes: 0, stray, index, held: None };
         let file = segment.open()?;
         let found = file.metadata().map_err(|source| VerifyError::Io { path: segment.path.clone(), offset: 0, source })?;
         segment.bytes = found.len();
@@ -296,7 +295,7 @@ fn segments(dir: &Path, prefix: &str, format: u32, hold: usize) -> Result<(Vec<S
         segments.push(segment);
     }
     let mut left = |name: String, kind| {
-        let bytes = fs::metadata(dir.join(&name)).map_or(0, |found| found.len());
+        let bytes = directory.look(&name).map_or(0, |found| found.bytes);
         leftovers.push(Leftover { file: format!("{prefix}{name}"), kind, bytes });
     };
     indexes.into_iter().for_each(|numbers| left(numbers.name("index-"), LeftoverKind::Index));

@@ -10,6 +10,7 @@
 
 mod content;
 mod digest;
+mod directory;
 mod epoch;
 mod frame;
 mod identity;
@@ -24,6 +25,7 @@ mod tests;
 mod versions;
 mod walk;
 
+use std::fs::File;
 use std::path::Path;
 
 pub use report::{
@@ -31,6 +33,7 @@ pub use report::{
     VerifyReport,
 };
 
+use directory::Directory;
 use listing::Store;
 use tally::Tally;
 
@@ -43,7 +46,25 @@ use tally::Tally;
 /// Where there is nothing to verify: `dir` is missing or is no directory, its identity is missing, unreadable or of another format
 /// version, there is no such branch or epoch, or the medium gave an error. Damage is never an error.
 pub fn verify(dir: &Path, options: &VerifyOptions, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport, VerifyError> {
-    let store = Store::list(dir)?;
+    verify_in(&Directory::open(dir)?, options, progress)
+}
+
+/// Checks the store in a directory that is open as `file`.
+pub(in crate::store) fn verify_open(
+    file: File,
+    dir: &Path,
+    options: &VerifyOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<VerifyReport, VerifyError> {
+    verify_in(&Directory::of(file, dir), options, progress)
+}
+
+fn verify_in(
+    directory: &Directory,
+    options: &VerifyOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<VerifyReport, VerifyError> {
+    let store = Store::list(directory)?;
     let mut report = listed(&store, options, progress)?;
     report.leftovers = store.leftovers;
     Ok(report)
@@ -51,7 +72,7 @@ pub fn verify(dir: &Path, options: &VerifyOptions, progress: &mut dyn FnMut(Prog
 
 /// Whether there is a store in `dir` at all.
 pub(in crate::store) fn check(dir: &Path) -> Result<(), VerifyError> {
-    Store::list(dir).map(|_| ())
+    Store::list(&Directory::open(dir)?).map(|_| ())
 }
 
 /// Checks what was listed of a store.

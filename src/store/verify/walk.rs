@@ -9,7 +9,7 @@ use super::epoch::Open;
 use super::frame::{COMPACTING, Close, Commit, HEADER_BYTES_U64, Header, Kind, SegmentHeader, hex};
 use super::identity::{BranchOf, Identity};
 use super::index::Index;
-use super::listing::{Chain, Segment, Store};
+use super::listing::{Chain, Segment, Store, in_directory};
 use super::pieces::{self, Look, Pieces};
 use super::report::{BranchReport, DamageKind, End, Fault, SegmentFile, TornTail, VerifyError, VerifyOptions};
 use super::tally::Tally;
@@ -276,7 +276,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
     /// Reads the index of `segment`, whose first frame has `header`.
     fn read_index(&mut self, segment: &Segment, header: &Header) -> Result<(), VerifyError> {
         let Some(name) = &segment.index else { return Ok(()) };
-        match Index::read(&self.store.dir.join(name), segment.bytes, &header.raw)? {
+        match Index::read(&segment.directory, in_directory(name), segment.bytes, &header.raw)? {
             Some(Ok(index)) => self.index = Some(index),
             Some(Err(fault)) => {
                 self.tally.report.indexes_checked += 1;
