@@ -45,7 +45,8 @@ use tally::Tally;
 pub fn verify(dir: &Path, options: &VerifyOptions, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport, VerifyError> {
     let store = Store::list(dir)?;
     let mut report = listed(&store, options, progress)?;
-    report.leftovers = store.leftovers;
+    report.leftovers.extend(store.leftovers);
+    report.leftovers.sort_by(|one, other| one.file.cmp(&other.file));
     Ok(report)
 }
 
