@@ -103,7 +103,7 @@ fn print(report: &VerifyReport) -> Result<(), CliError> {
     for left in &report.leftovers {
         let what = match left.kind {
             LeftoverKind::Replaced => "replaced by a compacted segment",
-            LeftoverKind::Index => "the index of a segment that is not there",
+            LeftoverKind::Index => "an index that fits no segment as it is",
             LeftoverKind::Branch => "a branch that is not finished",
             _ => "not finished",
         };

@@ -259,6 +259,11 @@ impl Compaction<'_> {
             file.sync().map_err(io("sync"))?;
             // Reads back what was written, frame by frame.
             let index = scan::index_of(&draft, numbers, file, made.bytes, self.identity)?;
+            // One name may stand for an earlier compaction, whose index is none of this segment.
+            let index_name = numbers.index_name();
+            if self.medium.list().map_err(StoreError::io("list", self.dir))?.contains(&index_name) {
+                self.medium.remove(&index_name).map_err(StoreError::io("remove", self.dir.join(&index_name)))?;
+            }
             (self.check)()?;
             self.medium.rename(DRAFT, &numbers.file_name()).map_err(io("rename"))?;
             self.medium.sync().map_err(StoreError::io("sync", self.dir))?;

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use super::compact::{self, Compacted, Scope};
 use super::testing::{Cut, Disk, Memory, Model, Random, memory_digest, new_chain, state_of};
+use super::verify::LeftoverKind;
 use super::*;
 use crate::epoch::Sink;
-use crate::format::{Compression, MAIN_BRANCH};
+use crate::format::{Compression, FrameHeader, FrameKind, MAIN_BRANCH};
 use crate::page::{EpochId, Gfn, PAGE_SIZE};
 use crate::restore;
 
@@ -181,6 +182,102 @@ fn a_cut_at_every_step_of_a_compaction_loses_nothing() {
         }
     }
     assert!(cuts > 100, "{cuts}");
+}
+
+/// The second segment has the name of the first, whose index is none of it.
+#[test]
+fn a_cut_at_every_step_of_a_second_compaction_leaves_nothing_damaged() {
+    let mut cuts = 0;
+    for seed in 0..4 {
+        let (disk, model) = written(seed, 14);
+        let all = epochs(&disk.chain().unwrap());
+        compact(&disk, &all.iter().copied().collect(), Scope::All).unwrap();
+        let once = Disk::holding(&disk.files());
+        let keep = BTreeSet::from([all[2], all[5]]);
+        let whole = Disk::holding(&once.files());
+        compact(&whole, &keep, Scope::All).unwrap();
+        let left = epochs(&whole.chain().unwrap());
+        let names = |disk: &Disk| disk.files().into_keys().filter(|name| name.starts_with("segment")).collect::<Vec<_>>();
+        assert_eq!(names(&whole), names(&once));
+        for step in 0..whole.operations() {
+            let cut = Disk::holding(&once.files()).cutting_at(step);
+            let _ = compact(&cut, &keep, Scope::All);
+            for kind in [Cut::Kept, Cut::Dropped, Cut::Torn(step), Cut::Torn(step + 1000)] {
+                let after = cut.after(kind);
+                let case = format!("seed {seed}, step {step}, {kind:?}");
+                let report = after.verified();
+                assert!(report.is_sound() && report.torn_tail.is_none(), "{case}: {report:#?}");
+                let chain = after.chain().unwrap();
+                is_sound(&chain, &model);
+                let found = epochs(&chain);
+                assert!(found == all || found == left, "{case}: {found:?}");
+                // Whoever goes on leaves that segment as it is, and makes its index anew.
+                let mut guest = Model::new(seed, Compression::None);
+                guest.offered = model.offered.clone();
+                let mut writer = after.writer(SMALL).unwrap();
+                guest.continue_from(writer.tip());
+                guest.skip_to(EpochId(1000));
+                guest.quiet();
+                guest.run(&mut writer, 2);
+                drop(writer);
+                let report = after.verified();
+                assert!(report.is_sound() && report.indexes_missing == 0, "{case}: {report:#?}");
+                assert!(report.leftovers.iter().all(|left| left.kind != LeftoverKind::Index), "{case}: {report:#?}");
+                is_sound(&after.chain().unwrap(), &guest);
+                cuts += 1;
+            }
+        }
+    }
+    assert!(cuts > 100, "{cuts}");
+}
+
+/// Whatever is wrong in what it keeps stops it.
+#[test]
+fn a_compaction_copies_no_damage() {
+    let (mut stopped, mut tried) = (0, 0);
+    for seed in 0..6 {
+        let (disk, model) = written(seed, 14);
+        let chain = disk.chain().unwrap();
+        let (all, identity) = (epochs(&chain), chain.identity().chain);
+        let keep: BTreeSet<_> = all.iter().copied().collect();
+        let files = disk.files();
+        for (name, bytes) in files.iter().filter(|(name, _)| name.starts_with("segment")) {
+            // One byte of each frame's payload that a walk does not look at.
+            let mut at = 0;
+            while let Ok(header) = FrameHeader::parse(&bytes[at..], identity) {
+                let end = at + usize::try_from(header.frame_bytes()).unwrap();
+                if matches!(header.kind, FrameKind::Pages | FrameKind::State) {
+                    let mut damaged = files.clone();
+                    damaged.get_mut(name).unwrap()[end - 9] ^= 1;
+                    let damaged = Disk::holding(&damaged);
+                    let before = damaged.files();
+                    tried += 1;
+                    match compact(&damaged, &keep, Scope::All) {
+                        Ok(_) => {
+                            // Nothing proved that the epoch had been durable: it was torn, and stays what it was.
+                            let chain = damaged.chain().unwrap();
+                            assert!(epochs(&chain).len() < all.len(), "seed {seed}, {name} at {at}");
+                            is_sound_but_for_its_tail(&chain, &model);
+                        }
+                        Err(error) => {
+                            assert!(error.is_damage(), "{error}");
+                            assert!(damaged.files() == before, "seed {seed}, {name} at {at}");
+                            stopped += 1;
+                        }
+                    }
+                }
+                at = end;
+            }
+        }
+    }
+    assert!(tried > 100 && stopped > 80, "{stopped} of {tried}");
+}
+
+fn is_sound_but_for_its_tail(chain: &Chain, model: &Model) {
+    assert_eq!(chain.damage(), []);
+    for epoch in epochs(chain) {
+        assert_eq!(restore::digest(chain, epoch).unwrap().memory, memory_digest(&model.offered[&epoch].1));
+    }
 }
 
 #[test]

@@ -50,7 +50,7 @@ struct Work {
 enum Task {
     /// Makes the index of a segment, after which a compaction may pay.
     Seal(SegmentNumbers),
-    /// Makes the indexes that are missing of segments before this one.
+    /// Makes the indexes of segments before this one that are missing or do not fit.
     SealBefore(SegmentNumbers),
 }
 
@@ -98,7 +98,7 @@ impl Maintenance {
         self.hand_over(Task::Seal(numbers));
     }
 
-    /// Has indexes made of the segments before this one that have none.
+    /// Has indexes made of the segments before this one that have none, or one that does not fit.
     pub(super) fn seal_the_rest(&self, before: SegmentNumbers) {
         self.hand_over(Task::SealBefore(before));
     }
@@ -139,10 +139,16 @@ impl Work {
                     Err(error) => return tracing::warn!(%error, "the directory cannot be listed"),
                 };
                 let live = Listed::new(&names, self.identity.format).live.into_iter();
-                live.filter(|numbers| numbers.last < before.first && !names.contains(&numbers.index_name()))
+                live.filter(|numbers| numbers.last < before.first)
+                    .filter(|numbers| !names.contains(&numbers.index_name()) || !self.has_index(*numbers))
                     .for_each(|numbers| self.seal(numbers));
             }
         }
+    }
+
+    /// Whether the index beside a segment is one of it, as far as its first block says. True where that cannot be told.
+    fn has_index(&self, numbers: SegmentNumbers) -> bool {
+        seal::fits(self.medium.as_ref(), &self.identity, numbers).unwrap_or(true)
     }
 
     fn seal(&self, numbers: SegmentNumbers) {

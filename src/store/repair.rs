@@ -19,7 +19,7 @@ use super::medium::Medium;
 use super::names::{BRANCHES, IDENTITY, LOCK, MAINTENANCE};
 use super::place::Place;
 use super::verify::{
-    BranchReport, DamageKind, LeftoverKind, Progress, VerifyError, VerifyOptions, VerifyReport, check, verify_open,
+    BranchReport, DamageKind, Leftover, LeftoverKind, Progress, VerifyError, VerifyOptions, VerifyReport, check, verify_open,
 };
 use crate::page::EpochId;
 
@@ -305,8 +305,9 @@ impl Planner<'_> {
         if branch != "main" {
             self.make(&format!("{lost}/branches/{branch}"));
         }
-        // Segments that a compacted one stands for would count again without it.
-        for left in report.leftovers.iter().filter(|left| left.kind == LeftoverKind::Replaced) {
+        // Segments that a compacted one stands for would count again without it, and an index proves what its segment held.
+        let counts = |left: &&Leftover| matches!(left.kind, LeftoverKind::Replaced | LeftoverKind::Index);
+        for left in report.leftovers.iter().filter(counts) {
             if self.chain_of(&left.file).is_some_and(|chain| chain.name == branch) {
                 self.set_aside(&left.file, &lost);
             }
@@ -342,7 +343,8 @@ impl Planner<'_> {
         };
         // A reader walks the segment instead. Whoever can make an index anew may do so here.
         for damage in report.damage.iter().filter(|damage| damage.kind == DamageKind::Index) {
-            if is_free(self, &damage.file) {
+            let is_sound = self.chain_of(&damage.file).is_some_and(|chain| chain.damaged == 0);
+            if is_sound && is_free(self, &damage.file) {
                 self.remove(&damage.file, "an index that does not say what its segment does");
             }
         }
@@ -350,7 +352,8 @@ impl Planner<'_> {
             let is_sound = self.chain_of(&left.file).is_some_and(|chain| chain.damaged == 0);
             let why = match left.kind {
                 LeftoverKind::Draft => "it was never finished",
-                LeftoverKind::Index => "the index of a segment that is not there",
+                // Where something is lost, it may be what says so.
+                LeftoverKind::Index if is_sound => "an index that fits no segment as it is",
                 // Where what replaces it is damaged, it may be all that is left.
                 LeftoverKind::Replaced if is_sound => "a compacted segment has its epochs",
                 _ => continue,

@@ -88,10 +88,6 @@ impl Segment {
         self.bytes
     }
 
-    pub(crate) const fn is_sealed(&self) -> bool {
-        self.sealed.is_some()
-    }
-
     pub(crate) fn file(&self) -> &dyn MediumFile {
         self.file.as_ref()
     }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::medium::{Displaced, FileId, HeldLock, Lock, Medium, MediumFile};
+use super::verify::{VerifyOptions, VerifyReport, verify};
 use super::{Chain, NewChain, StoreError, Writer, WriterOptions};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
@@ -219,6 +220,18 @@ impl Disk {
             (name, bytes)
         });
         Self::holding(&files.collect())
+    }
+
+    /// What `verify` says of what the system shows. It reads a real directory.
+    pub(crate) fn verified(&self) -> VerifyReport {
+        let memory = Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        for (name, bytes) in self.files() {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        verify(dir.path(), &VerifyOptions::default(), &mut |_| {}).unwrap()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -394,6 +394,58 @@ fn a_walk_over_noise_is_linear() {
     assert!(chain.tail().is_some() && chain.damage().is_empty());
 }
 
+/// Whether it fits or not: nobody could tell what it is an index of.
+#[test]
+fn nothing_is_appended_to_a_segment_with_an_index() {
+    let disk = Disk::new();
+    let mut model = Model::new(7, Compression::None);
+    model.quiet();
+    let options = WriterOptions { segment_bytes: 2000, ..SMALL };
+    let mut writer = disk.create(&new_chain(), options).unwrap();
+    model.run(&mut writer, 12);
+    model.durable = writer.close(true).unwrap();
+    drop(writer);
+    // The last segment is short: give it an index, as a compaction does.
+    let identity = std::sync::Arc::new(disk.chain().unwrap().identity().clone());
+    let last = disk.files().into_keys().filter(|name| name.starts_with("segment")).next_back().unwrap();
+    let numbers = SegmentNumbers::one(last["segment-".len()..].parse().unwrap());
+    seal::seal(std::path::Path::new("disk"), disk.medium().as_ref(), &identity, numbers).unwrap();
+    let (files, index) = (disk.files(), format!("index-{numbers}"));
+    type Change = fn(&mut Vec<u8>, &mut Vec<u8>);
+    let changes: [(&str, Change); 6] = [
+        ("nothing", |_, _| {}),
+        ("a tail", |segment, _| segment.extend([0xD7; 5000])),
+        ("a flipped byte of the first block", |_, index| index[100] ^= 1),
+        ("a flipped byte of the last block", |_, index| *index.last_mut().unwrap() ^= 1),
+        ("an index cut short", |_, index| index.truncate(5000)),
+        ("an empty index", |_, index| index.clear()),
+    ];
+    for (what, change) in changes {
+        let _context = Context(what.to_owned());
+        let mut changed = files.clone();
+        let mut of_index = changed.remove(&index).unwrap();
+        change(changed.get_mut(&last).unwrap(), &mut of_index);
+        changed.insert(index.clone(), of_index);
+        let disk = Disk::holding(&changed);
+        let before = disk.verified();
+        assert!(before.is_sound(), "{before:#?}");
+        let mut guest = Model::new(8, Compression::None);
+        guest.offered = model.offered.clone();
+        let mut writer = disk.writer(options).unwrap();
+        guest.continue_from(writer.tip());
+        guest.skip_to(EpochId(100));
+        guest.run(&mut writer, 3);
+        // Killed.
+        drop(writer);
+        let after = disk.files();
+        assert!(after[&last] == files[&last], "the segment is what it was");
+        assert!(after.contains_key(&SegmentNumbers::one(numbers.first + 1).file_name()));
+        let report = disk.verified();
+        assert!(report.is_sound(), "{report:#?}");
+        guest.check(&disk.chain().unwrap());
+    }
+}
+
 #[test]
 fn a_commit_that_does_not_fit_is_refused() {
     let disk = Disk::new();

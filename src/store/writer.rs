@@ -672,7 +672,8 @@ fn recover(dir: &Path, medium: &dyn Medium, identity: &Arc<Identity>) -> Result<
             }
             file.sync().map_err(StoreError::io("sync", &path))?;
             medium.sync().map_err(StoreError::io("sync", dir))?;
-            let has_index = scan.segments.iter().any(|segment| segment.numbers() == numbers && segment.is_sealed());
+            // Whether it is sound or not: one that does not fit would be neither an index of what is appended nor of what was there.
+            let has_index = names.contains(&numbers.index_name());
             Active::new(numbers, file, end, has_index || numbers.first < numbers.last)
         }
     };

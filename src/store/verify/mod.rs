@@ -66,7 +66,8 @@ fn verify_in(
 ) -> Result<VerifyReport, VerifyError> {
     let store = Store::list(directory)?;
     let mut report = listed(&store, options, progress)?;
-    report.leftovers = store.leftovers;
+    report.leftovers.extend(store.leftovers);
+    report.leftovers.sort_by(|one, other| one.file.cmp(&other.file));
     Ok(report)
 }
 

@@ -186,7 +186,8 @@ pub struct Leftover {
 pub enum LeftoverKind {
     /// A segment that a compacted one stands for.
     Replaced,
-    /// The index of a segment that is not there.
+    /// An index that is of no segment as it is there: the segment is gone, shorter, longer or another, or the index is damaged. A reader walks
+    /// the segment instead.
     Index,
     /// A file that was never finished, or is being made.
     Draft,
@@ -254,7 +255,8 @@ pub enum DamageKind {
     MissingSegment,
     /// A segment's name has numbers that it may not have.
     SegmentNumbers,
-    /// An index does not say what its segment does. A reader that sees it walks the segment instead, so epochs are not concerned.
+    /// An index all of whose checksums are right does not say what its segment does. A reader that sees it walks the segment instead, so epochs are not
+    /// concerned.
     Index,
     /// A branch's identity.
     Identity,

@@ -8,10 +8,12 @@ use super::digest::MemoryDigest;
 use super::epoch::Open;
 use super::frame::{COMPACTING, Close, Commit, HEADER_BYTES_U64, Header, Kind, SegmentHeader, hex};
 use super::identity::{BranchOf, Identity};
-use super::index::Index;
+use super::index::{Index, Reading};
 use super::listing::{Chain, Segment, Store, in_directory};
 use super::pieces::{self, Look, Pieces};
-use super::report::{BranchReport, DamageKind, End, Fault, SegmentFile, TornTail, VerifyError, VerifyOptions};
+use super::report::{
+    BranchReport, DamageKind, End, Fault, Leftover, LeftoverKind, SegmentFile, TornTail, VerifyError, VerifyOptions,
+};
 use super::tally::Tally;
 use super::versions::{At, Changed, Versions};
 use crate::page::{EpochId, Gfn, runs};
@@ -277,13 +279,16 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
     fn read_index(&mut self, segment: &Segment, header: &Header) -> Result<(), VerifyError> {
         let Some(name) = &segment.index else { return Ok(()) };
         match Index::read(&segment.directory, in_directory(name), segment.bytes, &header.raw)? {
-            Some(Ok(index)) => self.index = Some(index),
-            Some(Err(fault)) => {
+            Reading::Sound(index) => self.index = Some(*index),
+            Reading::Wrong(fault) => {
                 self.tally.report.indexes_checked += 1;
                 self.push(name.clone(), None, fault);
             }
-            // A compaction has removed it since the store was listed.
-            None => {}
+            Reading::Unfit => {
+                let bytes = segment.directory.look(in_directory(name)).map_or(0, |found| found.bytes);
+                self.tally.report.leftovers.push(Leftover { file: name.clone(), kind: LeftoverKind::Index, bytes });
+            }
+            Reading::Gone => {}
         }
         Ok(())
     }
