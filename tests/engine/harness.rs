@@ -34,7 +34,7 @@ pub(crate) const BUDGET: usize = 24;
 pub(crate) const FOR_EVER: Duration = Duration::from_secs(1_000_000);
 
 /// How long a test waits for what must come, before it fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The `index`th page of memory.
 pub(crate) fn gfn(index: usize) -> Gfn {
@@ -78,7 +78,7 @@ impl Watchdog {
         let (done, waits) = channel();
         let test = std::thread::current().name().unwrap_or("a test").to_owned();
         std::thread::spawn(move || {
-            if waits.recv_timeout(Duration::from_secs(90)) == Err(RecvTimeoutError::Timeout) {
+            if waits.recv_timeout(Duration::from_secs(300)) == Err(RecvTimeoutError::Timeout) {
                 // Not captured, as a print would be.
                 let _ = writeln!(std::io::stderr(), "{test} hangs");
                 std::process::abort();
