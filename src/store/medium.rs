@@ -4,9 +4,9 @@ use std::any::Any;
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, IoSlice, Read, Seek, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Advice, FallocateFlags, OFlags};
 use rustix::io::Errno;
@@ -38,6 +38,8 @@ pub(crate) trait Medium: Send + Sync + fmt::Debug {
 /// A file of a [`Medium`].
 pub(crate) trait MediumFile: Send + Sync + fmt::Debug {
     fn len(&self) -> io::Result<u64>;
+    /// What tells the file from every other one for as long as it is open.
+    fn id(&self) -> io::Result<FileId>;
     /// Reads up to `buffer.len()` bytes; fewer only at the end of the file.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
     /// Writes all of `parts`, one behind the other, with one call where the system allows. After an error any part may be there.
@@ -60,10 +62,19 @@ pub(crate) enum Lock {
     Taken(String),
 }
 
+/// What tells a file or directory from every other one for as long as somebody has it open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileId {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+}
+
 /// A directory of the file system.
 #[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,
+    /// The directory, once it was synced: it needs no descriptor of its own each time.
+    opened: OnceLock<File>,
 }
 
 /// The most that is read of a lock's text.
@@ -71,7 +82,7 @@ const LOCK_TEXT_BYTES_MAX: u64 = 256;
 
 impl Directory {
     pub(crate) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self { path: path.to_owned(), opened: OnceLock::new() }
     }
 
     /// Makes a directory and its name durable. One that exists is taken as it is.
@@ -118,11 +129,18 @@ impl Medium for Directory {
     }
 
     fn sync(&self) -> io::Result<()> {
-        File::open(&self.path)?.sync_all()
+        let directory = match self.opened.get() {
+            Some(directory) => directory,
+            None => {
+                let opened = File::open(&self.path)?;
+                self.opened.get_or_init(|| opened)
+            }
+        };
+        directory.sync_all()
     }
 
     fn directory(&self, name: &str) -> Arc<dyn Medium> {
-        Arc::new(Self { path: self.path.join(name) })
+        Arc::new(Self::new(&self.path.join(name)))
     }
 
     fn make_directory(&self, name: &str) -> io::Result<()> {
@@ -168,6 +186,11 @@ impl IndexBytes for MappedFile {
 impl MediumFile for File {
     fn len(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn id(&self) -> io::Result<FileId> {
+        let found = self.metadata()?;
+        Ok(FileId { device: found.dev(), inode: found.ino() })
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::branch::{branches_on, pinned};
 use super::medium::{Directory, Medium};
-use super::read::check_dir;
+use super::read::{again, check_dir};
 use super::{Chain, Epoch, Retention, Segment, StoreError};
 use crate::format::{BLOCK_PAGES, FORMAT_WITH_COMPACTION, Index, IndexError, Mention};
 use crate::page::{EpochId, PAGE_SIZE_U64};
@@ -33,8 +33,10 @@ pub struct PrunePlan {
 pub fn plan_prune(dir: &Path, branch: &str, retention: &Retention, now_unix_ns: u64) -> Result<PrunePlan, StoreError> {
     check_dir(dir)?;
     let medium = Directory::new(dir);
-    let chain = Chain::open_branch(dir, branch)?;
-    plan_prune_on(dir, &medium, &chain, branch, retention, now_unix_ns)
+    again(|| {
+        let chain = Chain::open_branch(dir, branch)?;
+        plan_prune_on(dir, &medium, &chain, branch, retention, now_unix_ns)
+    })
 }
 
 pub(super) fn plan_prune_on(

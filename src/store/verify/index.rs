@@ -9,6 +9,7 @@ use std::path::Path;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::frame::{HEADER_BYTES, hex, le, u32_at, u64_at, u128_at};
+use super::listing::Segment;
 use super::report::{DamageKind, Fault, VerifyError};
 use crate::page::{Gfn, PageRun};
 
@@ -108,10 +109,10 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Reads the index in the file at `path`, of a segment of `segment_bytes` whose first frame has `header`. `None` where there is no file.
+    /// Reads the index in the file at `path`, of `segment`, whose first frame has `header`. `None` where there is no file.
     pub(super) fn read(
         path: &Path,
-        segment_bytes: u64,
+        segment: &Segment,
         header: &[u8; HEADER_BYTES],
     ) -> Result<Option<Result<Self, Fault>>, VerifyError> {
         let wrong = |expected: &str, found: String| Ok(Some(Err(Fault::new(DamageKind::Index, 0, expected, found))));
@@ -122,7 +123,7 @@ impl Index {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io(error)),
         }
-        let file = match File::open(path) {
+        let file = match segment.open_beside(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io(error)),
@@ -131,7 +132,7 @@ impl Index {
         let mut blocks = Blocks { file: BufReader::with_capacity(1 << 18, file), key: xxh3_64(header), number: 0, path };
         Ok(Some(match blocks.next()? {
             Err(fault) => Err(fault),
-            Ok(first) => match Self::header(&first, segment_bytes, bytes) {
+            Ok(first) => match Self::header(&first, segment.bytes, bytes) {
                 Err(fault) => Err(fault),
                 Ok(index) => index.tables(&mut blocks)?,
             },

@@ -276,7 +276,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
     /// Reads the index of `segment`, whose first frame has `header`.
     fn read_index(&mut self, segment: &Segment, header: &Header) -> Result<(), VerifyError> {
         let Some(name) = &segment.index else { return Ok(()) };
-        match Index::read(&self.store.dir.join(name), segment.bytes, &header.raw)? {
+        match Index::read(&self.store.dir.join(name), segment, &header.raw)? {
             Some(Ok(index)) => self.index = Some(index),
             Some(Err(fault)) => {
                 self.tally.report.indexes_checked += 1;
