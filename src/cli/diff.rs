@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
+use super::again::again;
 use super::error::CliError;
 use super::output;
 use super::units::{branch, bytes_text};
@@ -61,17 +62,19 @@ struct DiffReport<'a> {
 
 impl Diff {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let chain = Chain::open_branch(&self.store, &self.branch)?;
         let spill = tempfile::tempfile();
         let spill = spill.map_err(|source| CliError::System { step: "making a temporary file", source })?;
         let bar = output::bar("comparing");
-        let found = diff(&chain, EpochId(self.a), EpochId(self.b), &spill, &mut |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        });
-        let found = found.map_err(|error| match error {
-            DiffError::Restore(error) => CliError::Restore(error),
-            error => CliError::Diff(error),
+        let found = again(|| {
+            let chain = Chain::open_branch(&self.store, &self.branch)?;
+            let found = diff(&chain, EpochId(self.a), EpochId(self.b), &spill, &mut |done, total| {
+                bar.set_length(total);
+                bar.set_position(done);
+            });
+            found.map_err(|error| match error {
+                DiffError::Restore(error) => CliError::Restore(error),
+                error => CliError::Diff(error),
+            })
         })?;
         bar.finish_and_clear();
         if self.pages {

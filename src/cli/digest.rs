@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
+use super::again::again;
 use super::error::CliError;
 use super::output;
 use super::units::branch;
@@ -43,14 +44,17 @@ struct DigestReport {
 
 impl Digest {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let chain = Chain::open_branch(&self.store, &self.branch)?;
-        if let (None, Some(damage)) = (self.epoch, chain.damage().first()) {
-            return Err(CliError::DamagedBehind { dir: self.store, newest: chain.newest(), found: damage.to_string() });
-        }
-        let epoch = chain.epoch(self.epoch.map_or(chain.newest(), EpochId))?;
+        let (epoch, restore::Digest { memory, state }) = again(|| {
+            let chain = Chain::open_branch(&self.store, &self.branch)?;
+            if let (None, Some(damage)) = (self.epoch, chain.damage().first()) {
+                let (dir, newest) = (self.store.clone(), chain.newest());
+                return Err(CliError::DamagedBehind { dir, newest, found: damage.to_string() });
+            }
+            let epoch = chain.epoch(self.epoch.map_or(chain.newest(), EpochId))?;
+            Ok((epoch, restore::digest(&chain, epoch.commit.epoch)?))
+        })?;
         let audit = epoch.commit.audit;
         let epoch = epoch.commit.epoch;
-        let restore::Digest { memory, state } = restore::digest(&chain, epoch)?;
         let whole = hash_bytes(&[memory.0.to_le_bytes(), state.to_le_bytes()].concat());
         let report = DigestReport {
             epoch,

@@ -154,6 +154,16 @@ impl CliError {
         ExitCode::from(self.code())
     }
 
+    /// Whether a compaction took a file of the chain away that was being read.
+    pub(super) fn is_replaced(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_replaced(),
+            Self::Restore(error) => error.is_replaced(),
+            Self::Vmm(VmmError::Restore(error)) => error.is_replaced(),
+            _ => false,
+        }
+    }
+
     fn code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::NotNewest { .. } | Self::BranchExists { .. } => USAGE,

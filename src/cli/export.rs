@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
+use super::again::again;
 use super::error::CliError;
 use super::output;
 use super::restore::machine_of;
@@ -78,11 +79,15 @@ struct ExportReport {
 
 impl Export {
     pub(super) fn run(mut self) -> Result<(), CliError> {
-        let chain = Chain::open_branch(&self.store, &self.branch)?;
-        if let (None, Some(damage)) = (self.epoch, chain.damage().first()) {
-            return Err(CliError::DamagedBehind { dir: self.store, newest: chain.newest(), found: damage.to_string() });
-        }
-        let epoch = chain.epoch(self.epoch.map_or(chain.newest(), EpochId))?.commit.epoch;
+        let (chain, epoch) = again(|| {
+            let chain = Chain::open_branch(&self.store, &self.branch)?;
+            if let (None, Some(damage)) = (self.epoch, chain.damage().first()) {
+                let (dir, newest) = (self.store.clone(), chain.newest());
+                return Err(CliError::DamagedBehind { dir, newest, found: damage.to_string() });
+            }
+            let epoch = chain.epoch(self.epoch.map_or(chain.newest(), EpochId))?.commit.epoch;
+            Ok((chain, epoch))
+        })?;
         self.check_place()?;
         let exported = self.write(&chain, epoch)?;
         self.print(&exported)
@@ -120,15 +125,24 @@ impl Export {
             bar.set_length(total);
             bar.set_position(done);
         };
-        let exported = match self.format {
-            Format::Raw => export(chain, epoch, ExportFormat::Raw, file.as_file(), &mut progress),
-            Format::ElfCore => export(chain, epoch, ExportFormat::ElfCore, file.as_file(), &mut progress),
-            Format::Disk => self.write_disk(chain, epoch, file.as_file(), &mut progress)?,
-        };
-        let exported = exported.map_err(|error| match error {
-            ExportError::Restore(error) => CliError::Restore(error),
-            ExportError::State { epoch, source } => CliError::State { epoch, source },
-            source => CliError::Export { path: self.out.clone(), source: Box::new(source) },
+        let mut opened = None;
+        let exported = again(|| {
+            let chain = opened.as_ref().unwrap_or(chain);
+            let exported = match self.format {
+                Format::Raw => export(chain, epoch, ExportFormat::Raw, file.as_file(), &mut progress),
+                Format::ElfCore => export(chain, epoch, ExportFormat::ElfCore, file.as_file(), &mut progress),
+                Format::Disk => self.write_disk(chain, epoch, file.as_file(), &mut progress)?,
+            };
+            let exported = exported.map_err(|error| match error {
+                ExportError::Restore(error) => CliError::Restore(error),
+                ExportError::State { epoch, source } => CliError::State { epoch, source },
+                source => CliError::Export { path: self.out.clone(), source: Box::new(source) },
+            });
+            if exported.as_ref().is_err_and(CliError::is_replaced) {
+                file.as_file().set_len(0).map_err(|source| self.failed("emptying it", source))?;
+                opened = Some(Chain::open_branch(&self.store, &self.branch)?);
+            }
+            exported
         })?;
         file.as_file().sync_all().map_err(|source| self.failed("syncing it", source))?;
         let named = if self.force { file.persist(&self.out) } else { file.persist_noclobber(&self.out) };

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
+use super::again::again;
 use super::error::CliError;
 use super::output;
 use super::units::{branch, bytes_text};
@@ -92,11 +93,23 @@ impl Log {
         if self.branches {
             return self.list_branches();
         }
-        let chain = Chain::open_branch(&self.store, &self.branch)?;
-        for epoch in chain.epochs() {
-            let entry = Entry::new(&epoch?);
-            if self.json { output::json(&entry)? } else { output::line(entry.line())? }
-        }
+        let mut printed = EpochId::NONE;
+        let chain = again(|| {
+            let chain = Chain::open_branch(&self.store, &self.branch)?;
+            for epoch in chain.epochs() {
+                let entry = Entry::new(&epoch?);
+                // What was printed before a compaction took its file away is not printed twice.
+                if entry.epoch > printed {
+                    if self.json {
+                        output::json(&entry)?
+                    } else {
+                        output::line(entry.line())?
+                    }
+                    printed = entry.epoch;
+                }
+            }
+            Ok(chain)
+        })?;
         if !self.json {
             self.list_branches()?;
         }

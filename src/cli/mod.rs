@@ -1,6 +1,7 @@
 //! The command: one file per verb. Data goes to standard output, everything else to standard error.
 
 mod advise;
+mod again;
 mod bench;
 mod checkpoint;
 mod compact;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::again::again;
 use super::error::CliError;
 use super::linux::attach_console;
 use super::output;
@@ -179,10 +180,13 @@ impl Restore {
     fn open(&self, from: &str, into: Option<&str>, tracking: Tracking) -> Result<Opened, CliError> {
         // The lock comes first: nobody else appends, and what is read stays.
         let goes_on = into.map(|into| self.open_writer(into)).transpose()?;
-        let (chain, epoch) = self.choose(from, goes_on.as_ref())?;
-        let clocks = self.clocks(&chain, epoch)?;
         let options = self.build_options(HotCheck::First);
-        let Restored { vm, pages, forward } = restore_machine(&chain, epoch, &self.kvm, tracking, &options, clocks)?;
+        let (epoch, restored) = again(|| {
+            let (chain, epoch) = self.choose(from, goes_on.as_ref())?;
+            let clocks = self.clocks(&chain, epoch)?;
+            Ok((epoch, restore_machine(&chain, epoch, &self.kvm, tracking, &options, clocks)?))
+        })?;
+        let Restored { vm, pages, forward } = restored;
         Ok(Opened { vm, epoch, goes_on, pages, forward })
     }
 
@@ -196,9 +200,16 @@ impl Restore {
             let vm = std::thread::Builder::new().name("slackwater-build".to_owned()).spawn_scoped(scope, build);
             let open = || {
                 let goes_on = into.map(|into| self.open_writer(into)).transpose()?;
-                let (chain, epoch) = self.choose(from, goes_on.as_ref())?;
-                let clocks = self.clocks(&chain, epoch)?;
-                Ok::<_, CliError>((goes_on, epoch, clocks, PageMap::new(Arc::new(chain), epoch)?))
+                let (epoch, clocks, pages) = again(|| {
+                    let (chain, epoch) = self.choose(from, goes_on.as_ref())?;
+                    let clocks = self.clocks(&chain, epoch)?;
+                    Ok((epoch, clocks, PageMap::new(Arc::new(chain), epoch)?))
+                })?;
+                // A branch that is to be made begins at this epoch, and keeps it.
+                if let Some(GoesOn::As(_, writer)) = goes_on.as_ref().filter(|_| !pages.is_held()) {
+                    pages.until_filled(writer.keep_segments());
+                }
+                Ok::<_, CliError>((goes_on, epoch, clocks, pages))
             };
             let opened = open();
             let vm = vm.map(|vm| vm.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));

@@ -11,9 +11,12 @@ use super::names::{LOCK, Listed, MAINTENANCE};
 use super::place::Place;
 use super::read::{place_of, read_identity};
 use super::writer::{now_unix_ns, take_lock};
-use super::{Chain, Retention, SegmentNumbers, StoreError, causes, rewrite, scan, seal};
+use super::{Chain, ReadOptions, Retention, SegmentNumbers, StoreError, causes, rewrite, scan, seal};
 use crate::format::{FORMAT_WITH_COMPACTION, Identity};
 use crate::page::EpochId;
+
+/// Files that are open at a time, so that a writer beside it has those that it needs.
+const OPEN_FILES: usize = 8;
 
 /// A compacted segment until it is whole.
 const DRAFT: &str = "compact.tmp";
@@ -93,7 +96,8 @@ pub(super) fn run(
         Err(error) => return Err(error),
     };
     let medium = medium.as_ref();
-    let chain = Arc::new(Chain::open_on(root, root_medium, branch)?);
+    let files = ReadOptions::open_files(OPEN_FILES);
+    let chain = Arc::new(Chain::open_on_with(root, root_medium, branch, files)?);
     if let Some(damage) = chain.damage().first() {
         return Err(StoreError::Damaged(damage.clone()));
     }
@@ -125,7 +129,7 @@ pub(super) fn run(
     if let Some(chosen) = chosen {
         let total = candidates.get(chosen.clone()).unwrap_or_default().iter().fold(0, |sum, segment| sum + segment.bytes);
         compaction.replace(first + chosen.start..first + chosen.end, &mut |done| progress(done, total))?;
-        after = Seen::all(&Chain::open_on(root, root_medium, branch)?)?;
+        after = Seen::all(&Chain::open_on_with(root, root_medium, branch, files)?)?;
     } else {
         compaction.remove_replaced();
     }
@@ -252,7 +256,7 @@ impl Compaction<'_> {
             self.medium.remove(DRAFT).map_err(io("remove"))?;
         }
         let written = (|| {
-            let file = self.medium.create(DRAFT).map_err(io("make"))?;
+            let file = self.chain.with_room(|| self.medium.create(DRAFT)).map_err(io("make"))?;
             let file = file.as_ref();
             let all = range.start..=range.end - 1;
             let made = rewrite::rewrite(self.chain, all, numbers, self.kept, now_unix_ns(), (file, &draft), progress)?;

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Damage;
+use super::files::FileReplaced;
 use crate::format::FormatError;
 use crate::page::EpochId;
 
@@ -117,6 +118,12 @@ pub enum StoreError {
         /// The most there may be.
         most: u32,
     },
+    /// A file was taken away or replaced while the chain was read, as a compaction does. Opening the chain again finds what is there now.
+    #[error("{} was taken away while the chain was read; opening the chain again finds what has its place", path.display())]
+    Replaced {
+        /// The file.
+        path: PathBuf,
+    },
     /// The operating system refused.
     #[error("could not {action} {}", path.display())]
     Io {
@@ -171,13 +178,22 @@ pub enum StoreError {
 
 impl StoreError {
     pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { action, path: path.as_ref().to_owned(), source }
+        move |source| {
+            let path = path.as_ref().to_owned();
+            if FileReplaced::is_cause(&source) { Self::Replaced { path } } else { Self::Io { action, path, source } }
+        }
     }
 
     /// Whether something that should be sound is damaged.
     #[must_use]
     pub const fn is_damage(&self) -> bool {
         matches!(self, Self::Damaged(_) | Self::Identity { .. })
+    }
+
+    /// Whether a compaction took a file away that was being read: opening the chain again may do.
+    #[must_use]
+    pub const fn is_replaced(&self) -> bool {
+        matches!(self, Self::Replaced { .. })
     }
 
     /// Whether another writer has the chain.

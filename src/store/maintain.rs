@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
@@ -44,6 +44,20 @@ struct Work {
     retention: Retention,
     /// Nobody waits for a compaction to end.
     ending: Arc<AtomicBool>,
+    /// How many read segments that must stay.
+    readers: Arc<AtomicUsize>,
+}
+
+/// While this lives, the writer that gave it compacts nothing: what it puts in the place of segments would take them from a reader that cannot begin again.
+#[derive(Debug)]
+pub struct KeptSegments {
+    readers: Arc<AtomicUsize>,
+}
+
+impl Drop for KeptSegments {
+    fn drop(&mut self) {
+        self.readers.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +78,7 @@ impl Maintenance {
         background: bool,
     ) -> Self {
         let (dir, retention, ending) = (dir.to_owned(), retention.unwrap_or_default(), Arc::default());
-        let work = Work { dir, medium, identity, home, retention, ending };
+        let work = Work { dir, medium, identity, home, retention, ending, readers: Arc::default() };
         let background = background.then(|| {
             let (sender, tasks) = channel();
             let work = work.clone();
@@ -101,6 +115,12 @@ impl Maintenance {
     /// Has indexes made of the segments before this one that have none, or one that does not fit.
     pub(super) fn seal_the_rest(&self, before: SegmentNumbers) {
         self.hand_over(Task::SealBefore(before));
+    }
+
+    /// Nothing is compacted as long as this lives.
+    pub(super) fn keep_segments(&self) -> KeptSegments {
+        self.work.readers.fetch_add(1, Ordering::Relaxed);
+        KeptSegments { readers: self.work.readers.clone() }
     }
 
     /// Waits for what was handed over, but gives a compaction up; what comes later is done at once.
@@ -166,6 +186,9 @@ impl Work {
         let ending = || self.ending.load(Ordering::Relaxed);
         if self.identity.format < FORMAT_WITH_COMPACTION || ending() {
             return;
+        }
+        if self.readers.load(Ordering::Relaxed) > 0 {
+            return tracing::debug!("segments are kept for a reader: the chain is compacted later");
         }
         let kept = |epochs: &[(EpochId, u64)], pinned: &BTreeSet<EpochId>| self.retention.kept(epochs, now_unix_ns(), pinned);
         let mut go_on = |_, _| match ending() {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::branch::{branches_on, pinned};
 use super::directory::Directory;
 use super::medium::Medium;
-use super::{Chain, Epoch, Retention, Segment, StoreError};
+use super::read::again;
+use super::{Chain, Epoch, ReadOptions, Retention, Segment, StoreError};
 use crate::format::{BLOCK_PAGES, FORMAT_WITH_COMPACTION, Index, IndexError, Mention};
 use crate::page::{EpochId, PAGE_SIZE_U64};
 
@@ -33,8 +34,10 @@ pub struct PrunePlan {
 /// As [`Chain::open_branch`]; a chain of a format before 3; damage, with which nothing is pruned; a branch whose identity is damaged; what the operating system refuses.
 pub fn plan_prune(dir: &Path, branch: &str, retention: &Retention, now_unix_ns: u64) -> Result<PrunePlan, StoreError> {
     let medium: Arc<dyn Medium> = Arc::new(Directory::open(dir)?);
-    let chain = Chain::open_on(dir, &medium, branch)?;
-    plan_prune_on(dir, medium.as_ref(), &chain, branch, retention, now_unix_ns)
+    again(|| {
+        let chain = Chain::open_on_with(dir, &medium, branch, ReadOptions::default())?;
+        plan_prune_on(dir, medium.as_ref(), &chain, branch, retention, now_unix_ns)
+    })
 }
 
 pub(super) fn plan_prune_on(

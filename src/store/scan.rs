@@ -2,11 +2,13 @@
 //! crash can leave".
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use super::files::{ChainAt, Files, PooledFile};
 use super::frames::{Fault, Window, find_header, read_header, read_payload};
 use super::medium::{Medium, MediumFile};
 use super::names::Listed;
@@ -14,7 +16,7 @@ use super::segment::{Segment, Walked};
 use super::{SegmentNumbers, StoreError};
 use crate::format::{
     BLOCK_LIST_BYTES_MAX, BlockList, CLOSE_FRAME_BYTES, ChainId, Close, Commit, FORMAT_WITH_CHANGES, FORMAT_WITH_COMPACTION,
-    FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Identity, Index, IndexBuilder, IndexedEpoch, Mention,
+    FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Identity, Index, IndexBuilder, IndexBytes, IndexedEpoch, Mention,
     SEGMENT_HEADER_FRAME_BYTES, SegmentHeader, decode_zeros,
 };
 use crate::page::EpochId;
@@ -111,16 +113,23 @@ pub(super) struct Scan {
 }
 
 /// Reads what the chain in `dir` holds, which begins behind the epoch `from` of this identity. A segment with a sound index is taken at its
-/// word; the others are walked.
-pub(super) fn scan(dir: &Path, medium: &dyn Medium, identity: &Arc<Identity>, from: (EpochId, u128)) -> Result<Scan, StoreError> {
+/// word; the others are walked. What is read stays open in `files`, by its place.
+pub(super) fn scan(
+    dir: &Path,
+    medium: &dyn Medium,
+    identity: &Arc<Identity>,
+    from: (EpochId, u128),
+    (files, place): (&Arc<Files>, &ChainAt),
+) -> Result<Scan, StoreError> {
     let names = medium.list().map_err(StoreError::io("list", dir))?;
     let mut walk = Walk::new(identity, from);
+    walk.files = Some(files);
     let mut segments = Vec::new();
     for numbers in Listed::new(&names, identity.format).live {
         let path = dir.join(numbers.file_name());
-        let file = medium.open(&numbers.file_name(), false).map_err(StoreError::io("open", &path))?;
+        let file = files.read(place, &numbers.file_name()).map_err(StoreError::io("open", &path))?;
         let bytes = file.len().map_err(StoreError::io("read", &path))?;
-        let content = walk.segment(&At { numbers, path: &path, file: file.as_ref(), bytes }, Some(medium))?;
+        let content = walk.segment(&At { numbers, path: &path, file: &file, bytes }, Some(medium))?;
         segments.push(Read { numbers, path, file, bytes, content });
     }
     walk.decide(dir, segments)
@@ -202,7 +211,7 @@ struct At<'a> {
 struct Read {
     numbers: SegmentNumbers,
     path: PathBuf,
-    file: Box<dyn MediumFile>,
+    file: PooledFile,
     bytes: u64,
     content: Content,
 }
@@ -237,6 +246,8 @@ impl Pending {
 
 struct Walk<'a> {
     identity: &'a Arc<Identity>,
+    /// Where it is counted how many indexes are mapped.
+    files: Option<&'a Files>,
     chain: ChainId,
     buffer: Vec<u8>,
     /// The last number so far.
@@ -261,6 +272,7 @@ impl<'a> Walk<'a> {
     fn new(identity: &'a Arc<Identity>, from: (EpochId, u128)) -> Self {
         Self {
             identity,
+            files: None,
             chain: identity.chain,
             buffer: Vec::new(),
             number: 0,
@@ -335,9 +347,18 @@ impl<'a> Walk<'a> {
     fn sealed(&self, at: &At<'_>, medium: &dyn Medium) -> Option<Index> {
         let pending = self.pending.as_ref()?;
         let name = at.numbers.index_name();
-        let bytes = match medium.map(&name) {
+        let mapped = match self.files.is_none_or(Files::may_map) {
+            true => medium.map(&name),
+            false => Err(io::ErrorKind::OutOfMemory.into()),
+        };
+        let read = match mapped {
+            // There is no room for a mapping: it is as good in memory of our own.
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => read_index(medium, &name, at.bytes),
+            mapped => mapped,
+        };
+        let bytes = match read {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => {
                 tracing::warn!(%name, %error, "the index cannot be read: the segment is walked instead");
                 return None;
@@ -614,7 +635,7 @@ impl<'a> Walk<'a> {
         let from = self.epochs.partition_point(|epoch| epoch.commit.epoch <= self.durable);
         for (index, epoch) in self.epochs.iter().enumerate().skip(from) {
             let Some(segment) = read.iter().find(|read| read.numbers == epoch.segment) else { continue };
-            match check_payloads(segment.file.as_ref(), epoch, self.chain, &mut self.buffer) {
+            match check_payloads(&segment.file, epoch, self.chain, &mut self.buffer) {
                 Ok(()) => {}
                 Err((_, Fault::Io(error))) => return Err(StoreError::io("read", &segment.path)(error)),
                 Err((offset, Fault::Format(error))) => {
@@ -665,6 +686,19 @@ impl<'a> Walk<'a> {
         }
         Ok(scan)
     }
+}
+
+/// Reads all of the index of a segment of `segment_bytes`.
+fn read_index(medium: &dyn Medium, name: &str, segment_bytes: u64) -> io::Result<Box<dyn IndexBytes>> {
+    let file = medium.open(name, false)?;
+    let len = file.len()?;
+    // An entry takes no more than what it is about: no index of a segment is longer.
+    let most = segment_bytes.saturating_mul(16).saturating_add(1 << 20);
+    let room = usize::try_from(len).ok().filter(|_| len <= most).ok_or(io::ErrorKind::InvalidData)?;
+    let mut bytes = vec![0; room];
+    let read = file.read(0, &mut bytes)?;
+    bytes.truncate(read);
+    Ok(Box::new(bytes))
 }
 
 /// The payload of a frame of a kind that is small.

@@ -118,6 +118,12 @@ struct State {
     capacity: Option<u64>,
     /// Files that somebody has locked.
     held: BTreeSet<usize>,
+    /// Files that are open now, and the most that were at a time.
+    open: (u64, u64),
+    /// So many may be open.
+    open_most: Option<u64>,
+    /// Where it is drawn from whether there is a descriptor: one opening in so many fails.
+    opening_faults: Option<(Random, u64)>,
 }
 
 /// What survives a power cut of what was not synced.
@@ -173,6 +179,25 @@ impl Disk {
 
     pub(crate) fn set_capacity(&self, bytes: Option<u64>) {
         self.state().capacity = bytes;
+    }
+
+    /// How many files may be open from now on.
+    pub(crate) fn set_open_most(&self, most: Option<u64>) {
+        self.state().open_most = most;
+    }
+
+    /// One opening in so many finds that the process has no descriptor left.
+    pub(crate) fn with_opening_faults(self, seed: u64, one_in: u64) -> Self {
+        self.state().opening_faults = Some((Random(seed), one_in));
+        self
+    }
+
+    /// The most files that were open at a time since the last call; and how many are now.
+    pub(crate) fn take_open_most(&self) -> (u64, u64) {
+        let mut state = self.state();
+        let (now, most) = state.open;
+        state.open.1 = now;
+        (most, now)
     }
 
     pub(crate) fn operations(&self) -> u64 {
@@ -292,6 +317,16 @@ impl State {
         self.faults.as_mut().is_some_and(|(random, one_in)| random.one_in(*one_in))
     }
 
+    fn take_descriptor(&mut self) -> io::Result<()> {
+        let (now, most) = self.open;
+        let full = self.open_most.is_some_and(|limit| now >= limit);
+        if full || self.opening_faults.as_mut().is_some_and(|(random, one_in)| random.one_in(*one_in)) {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
+        self.open = (now + 1, most.max(now + 1));
+        Ok(())
+    }
+
     fn name(&mut self, op: NameOp) -> io::Result<()> {
         let cut = self.step()?;
         op.apply(&mut self.live);
@@ -310,7 +345,9 @@ impl Medium for Disk {
     }
 
     fn open(&self, name: &str, _write: bool) -> io::Result<Box<dyn MediumFile>> {
-        let inode = self.state().live.get(&self.path(name)).copied().ok_or(io::ErrorKind::NotFound)?;
+        let mut state = self.state();
+        let inode = state.live.get(&self.path(name)).copied().ok_or(io::ErrorKind::NotFound)?;
+        state.take_descriptor()?;
         Ok(Box::new(DiskFile { disk: self.clone(), inode }))
     }
 
@@ -319,11 +356,14 @@ impl Medium for Disk {
         if state.live.contains_key(&self.path(name)) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        state.take_descriptor()?;
         let inode = state.inodes.len();
         state.inodes.push(Inode::default());
-        state.name(NameOp::Create(self.path(name), inode))?;
+        let made = state.name(NameOp::Create(self.path(name), inode));
         drop(state);
-        Ok(Box::new(DiskFile { disk: self.clone(), inode }))
+        let file = Box::new(DiskFile { disk: self.clone(), inode });
+        made?;
+        Ok(file)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -407,6 +447,12 @@ impl Drop for HeldInode {
 struct DiskFile {
     disk: Disk,
     inode: usize,
+}
+
+impl Drop for DiskFile {
+    fn drop(&mut self) {
+        self.disk.state().open.0 -= 1;
+    }
 }
 
 impl DiskFile {

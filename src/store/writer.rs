@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::directory::Directory;
-use super::maintain::{Home, Maintenance};
+use super::files::{ChainAt, Files};
+use super::maintain::{Home, KeptSegments, Maintenance};
 use super::medium::{Medium, MediumFile};
 use super::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE};
 use super::place::Place;
 use super::read::{BRANCHES_DEPTH_MAX, place_of, read_identity};
-use super::{Chain, Retention, SegmentNumbers, StoreError, TornTail, causes, scan};
+use super::shortage::lacks_descriptors;
+use super::{Chain, ReadOptions, Retention, SegmentNumbers, StoreError, TornTail, causes, scan};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
     BranchPoint, COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, FORMAT_WITH_COMPACTION, Identity, MAIN_BRANCH,
@@ -99,6 +101,10 @@ pub struct Writer {
     image_bytes: u64,
     /// Nothing was appended yet.
     untouched: bool,
+    /// A file that is open so that its descriptor can be had for the next segment.
+    spare: Option<Box<dyn MediumFile>>,
+    /// No new segment is begun for its own sake before the last one is this long: there was no descriptor for one.
+    rotate_from: u64,
     place: Place,
 }
 
@@ -194,11 +200,12 @@ impl Writer {
         place_of(root, medium.as_ref(), of)?;
         // Nobody drops the epoch while the branch is made.
         let _maintenance = take_lock(root, medium, MAINTENANCE)?;
-        let mut trunk = Chain::open_on(root, medium, of)?;
+        let files = ReadOptions::open_files(OPEN_FILES);
+        let mut trunk = Chain::open_on_with(root, medium, of, files)?;
         let mut of = of.to_owned();
         // The chain that holds the epoch itself is the one that keeps it.
         while let Some(point) = trunk.identity().branch_of.clone().filter(|point| epoch <= point.epoch) {
-            trunk = Chain::open_on(root, medium, &point.branch)?;
+            trunk = Chain::open_on_with(root, medium, &point.branch, files)?;
             of = point.branch;
         }
         if trunk.depth() >= BRANCHES_DEPTH_MAX {
@@ -229,6 +236,8 @@ impl Writer {
             branch_of: Some(BranchPoint { branch: of, epoch, identity: begin.hash }),
             ..trunk.identity().clone()
         };
+        // Its files are not needed any more.
+        drop(trunk);
         let home = Home { root: root.to_owned(), medium: medium.clone(), branch: name.to_owned() };
         Self::begin_chain(&dir, own, identity, options, home)
     }
@@ -275,7 +284,7 @@ impl Writer {
         let Opened { segment, tip_hash, image_bytes, recovered } = opened;
         let WriterOptions { retention, background, .. } = options;
         let maintenance = Maintenance::new(dir, medium.clone(), identity.clone(), home, retention, background);
-        let writer = Self {
+        let mut writer = Self {
             dir: dir.to_owned(),
             medium,
             options,
@@ -291,8 +300,11 @@ impl Writer {
             maintenance,
             image_bytes,
             untouched: true,
+            spare: None,
+            rotate_from: 0,
             place,
         };
+        writer.take_spare();
         (writer, recovered)
     }
 
@@ -326,7 +338,7 @@ impl Writer {
         read_identity(&dir, medium.as_ref())?;
         let place = take_lock(&dir, &medium, LOCK)?;
         let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
-        let opened = recover(&dir, medium.as_ref(), &identity)?;
+        let opened = recover(&dir, &medium, &identity)?;
         Ok(Self::new((&dir, medium, home), identity, opened, options, place))
     }
 
@@ -340,6 +352,13 @@ impl Writer {
     #[must_use]
     pub const fn durable(&self) -> EpochId {
         self.durable
+    }
+
+    /// As long as what this returns lives, the writer compacts nothing, and drops no epoch. For a restore on demand that goes on with this writer and
+    /// whose segments do not all stay open.
+    #[must_use]
+    pub fn keep_segments(&self) -> KeptSegments {
+        self.maintenance.keep_segments()
     }
 
     fn path(&self) -> PathBuf {
@@ -377,7 +396,7 @@ impl Writer {
         };
         let is_full =
             end.saturating_sub(base_bytes) >= segment_bytes || mentions >= segment_mentions || epochs >= segment_mentions / 8;
-        if sealed || is_full && end > SEGMENT_HEADER_FRAME_BYTES as u64 {
+        if sealed || is_full && end > SEGMENT_HEADER_FRAME_BYTES as u64 && end >= self.rotate_from {
             self.rotate()?;
         }
         if std::mem::take(&mut self.untouched) {
@@ -396,8 +415,16 @@ impl Writer {
         }
         self.release_space();
         self.sync_segment()?;
-        match make_segment(&self.dir, self.medium.as_ref(), &self.identity, number, (self.tip, self.tip_hash)) {
+        let tip = (self.tip, self.tip_hash);
+        let make = || make_segment(&self.dir, self.medium.as_ref(), &self.identity, number, tip);
+        let made = match make() {
+            Err(error) if is_of_descriptors(&error) && self.spare.take().is_some() => make(),
+            made => made,
+        };
+        match made {
             Ok(segment) => {
+                self.take_spare();
+                self.rotate_from = 0;
                 let full = std::mem::replace(&mut self.segment, segment);
                 self.closed = false;
                 if !full.sealed {
@@ -407,16 +434,29 @@ impl Writer {
             }
             Err(error) => {
                 // A file that is only part of a segment must not stay: the segment before it may yet grow.
-                let name = SegmentNumbers::one(number).file_name();
-                let gone = self.medium.list().and_then(|names| match names.contains(&name) {
-                    true => self.medium.remove(&name).and_then(|()| self.medium.sync()),
-                    false => Ok(()),
-                });
+                let gone = match self.medium.remove(&SegmentNumbers::one(number).file_name()) {
+                    Ok(()) => self.medium.sync(),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    Err(error) => Err(error),
+                };
                 match gone {
+                    // One that is longer than it should be is as good.
+                    Ok(()) if is_of_descriptors(&error) && !self.segment.sealed => {
+                        tracing::warn!(error = causes(&error), "the segment goes on: there is no descriptor for the next");
+                        self.rotate_from = self.segment.end.saturating_add(ROTATE_AGAIN_BYTES);
+                        Ok(())
+                    }
                     Ok(()) => self.reject(error),
                     Err(_) => Err(self.latch(error)),
                 }
             }
+        }
+    }
+
+    /// Opens a file whose descriptor the next segment can have. Without one it is as before.
+    fn take_spare(&mut self) {
+        if self.spare.is_none() {
+            self.spare = self.medium.open(IDENTITY, false).ok();
         }
     }
 
@@ -555,8 +595,7 @@ impl Sink for Writer {
     fn reopen(&mut self) -> Result<EpochId, SinkError> {
         // Until this succeeds, nothing is known.
         self.latched.get_or_insert_with(|| "the chain could not be opened again".to_owned());
-        let opened =
-            recover(&self.dir, self.medium.as_ref(), &self.identity).map_err(|error| SinkError::Latched(error.into()))?;
+        let opened = recover(&self.dir, &self.medium, &self.identity).map_err(|error| SinkError::Latched(error.into()))?;
         let Opened { segment, tip_hash, recovered, .. } = opened;
         self.segment = segment;
         self.tip = recovered.tip;
@@ -611,6 +650,14 @@ impl fmt::Debug for Writer {
 /// A segment that is shorter when the chain is closed gets no index and may grow later: it is walked as quickly.
 const SEALED_AT_CLOSE_BYTES: u64 = 1 << 20;
 
+/// A segment for whose successor there was no descriptor grows by so much before another is tried.
+const ROTATE_AGAIN_BYTES: u64 = if cfg!(test) { 4096 } else { 1 << 20 };
+
+/// Whether there was no descriptor for a file.
+fn is_of_descriptors(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { source, .. } if lacks_descriptors(source))
+}
+
 /// Where epochs are dropped, segments are at least this long.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 
@@ -635,8 +682,12 @@ struct Opened {
     recovered: Recovered,
 }
 
+/// Files that are open at a time while a chain is read back.
+const OPEN_FILES: usize = 8;
+
 /// Reads the chain back, cuts off a torn tail, and makes what is left durable.
-fn recover(dir: &Path, medium: &dyn Medium, identity: &Arc<Identity>) -> Result<Opened, StoreError> {
+fn recover(dir: &Path, own: &Arc<dyn Medium>, identity: &Arc<Identity>) -> Result<Opened, StoreError> {
+    let medium = own.as_ref();
     let names = medium.list().map_err(StoreError::io("list", dir))?;
     let listed = Listed::new(&names, identity.format);
     if let Some(last) = listed.live.last() {
@@ -648,7 +699,7 @@ fn recover(dir: &Path, medium: &dyn Medium, identity: &Arc<Identity>) -> Result<
         file.forget_cached();
     }
     let from = begins_at(identity);
-    let scan = scan::scan(dir, medium, identity, from)?;
+    let scan = scan::scan(dir, medium, identity, from, (&Files::new(OPEN_FILES), &ChainAt::own(own.clone())))?;
     if let Some(damage) = scan.damage {
         return Err(StoreError::Damaged(damage));
     }

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::directory::Directory;
 use super::frame::{HEADER_BYTES, le, u32_at, u64_at, u128_at};
+use super::listing::Segment;
 use super::report::{DamageKind, Fault, VerifyError};
 use crate::page::{Gfn, PageRun};
 
@@ -120,13 +120,10 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Reads the index called `name`, of a segment of `segment_bytes` whose first frame has `header`.
-    pub(super) fn read(
-        directory: &Directory,
-        name: &str,
-        segment_bytes: u64,
-        header: &[u8; HEADER_BYTES],
-    ) -> Result<Reading, VerifyError> {
+    /// Reads the index called `name` of `segment`, whose first frame has `header`.
+    pub(super) fn read(name: &str, segment: &Segment, header: &[u8; HEADER_BYTES]) -> Result<Reading, VerifyError> {
+        let directory = &segment.directory;
+        let segment_bytes = segment.bytes;
         let path = &directory.path().join(name);
         let io = |source| VerifyError::Io { path: path.clone(), offset: 0, source };
         match directory.look(name) {
@@ -135,7 +132,7 @@ impl Index {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Reading::Gone),
             Err(error) => return Err(io(error)),
         }
-        let file = match directory.file(name) {
+        let file = match segment.open_beside(name) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Reading::Gone),
             Err(error) => return Err(io(error)),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::directory::Directory;
 use super::frame::COMPACTING;
 use super::identity::{self, Identity, MAIN};
+use super::open::{Known, OpenFiles};
 use super::report::{Damage, DamageKind, Fault, Leftover, LeftoverKind, VerifyError};
 
 /// The directory that branches are in.
@@ -16,10 +17,6 @@ const BRANCHES: &str = "branches";
 
 /// The highest number of a segment.
 const NUMBER_MAX: u32 = 99_999_999;
-
-/// Segments that are held open from the listing on, so that a compaction meanwhile takes nothing away. More are opened when it is their turn: a process may have 1,024
-/// files open where nobody says otherwise.
-const HELD_MAX: usize = 512;
 
 /// How often a directory is listed where files in it go as fast as they are opened.
 const LISTINGS_MAX: u32 = 10;
@@ -68,22 +65,26 @@ pub(super) struct Segment {
     pub(super) stray: Option<String>,
     /// The path of its index in the store's directory, where it has one.
     pub(super) index: Option<String>,
-    held: Option<Arc<File>>,
+    number: usize,
+    known: Known,
+    files: Arc<OpenFiles>,
 }
 
 impl Segment {
-    /// The file, as it was when the chain was listed, also where it has been replaced since.
+    /// The file that was there when the chain was listed.
     pub(super) fn open(&self) -> Result<Arc<File>, VerifyError> {
-        match &self.held {
-            Some(file) => Ok(Arc::clone(file)),
-            None => self.directory.file(in_directory(&self.name)).map(Arc::new).map_err(|source| {
-                let path = self.path.clone();
-                match source.kind() {
-                    ErrorKind::NotFound => VerifyError::Replaced { path },
-                    _ => VerifyError::Io { path, offset: 0, source },
-                }
-            }),
+        match self.files.get(self.number, &self.directory, in_directory(&self.name), &self.known) {
+            Ok(Some(file)) => Ok(file),
+            Ok(None) => Err(VerifyError::Replaced { path: self.path.clone() }),
+            Err(source) => Err(VerifyError::Io { path: self.path.clone(), offset: 0, source }),
         }
+    }
+}
+
+impl Segment {
+    /// Opens a file beside the segment.
+    pub(super) fn open_beside(&self, name: &str) -> std::io::Result<File> {
+        self.files.open(&self.directory, name)
     }
 }
 
@@ -126,18 +127,25 @@ pub(super) struct Store {
     pub(super) leftovers: Vec<Leftover>,
     /// Branches that can't be read at all.
     pub(super) damage: Vec<Damage>,
+    files: Arc<OpenFiles>,
 }
 
 impl Store {
-    /// Lists the store in a directory.
-    pub(super) fn list(directory: &Directory) -> Result<Self, VerifyError> {
+    /// Lists the store in a directory. No more than `open_files` of its segments are open at a time.
+    pub(super) fn list(directory: &Directory, open_files: usize) -> Result<Self, VerifyError> {
         let dir = directory.path();
         let identity = identity::read(directory)?;
         if let Some(of) = &identity.branch_of {
             return Err(VerifyError::Branch { path: dir.to_owned(), branch: of.branch.clone() });
         }
-        let mut store =
-            Self { dir: dir.to_owned(), chains: Vec::new(), segments: Vec::new(), leftovers: Vec::new(), damage: Vec::new() };
+        let mut store = Self {
+            dir: dir.to_owned(),
+            chains: Vec::new(),
+            segments: Vec::new(),
+            leftovers: Vec::new(),
+            damage: Vec::new(),
+            files: OpenFiles::new(open_files),
+        };
         store.add(MAIN, String::new(), directory, identity)?;
         let branches = match directory.within(BRANCHES) {
             Err(VerifyError::NoDirectory { .. } | VerifyError::NotADirectory { .. }) => return Ok(store),
@@ -207,8 +215,7 @@ impl Store {
         let mut listings = 0;
         let (segments, leftovers) = loop {
             listings += 1;
-            let held = HELD_MAX.saturating_sub(self.segments.iter().filter(|segment| segment.held.is_some()).count());
-            match segments(directory, &prefix, identity.format, held) {
+            match segments(directory, &prefix, identity.format, &self.files) {
                 // A listing shows a file and not another that is older, or one that is gone by the time it is opened.
                 Err(VerifyError::Replaced { .. }) if listings < LISTINGS_MAX => {}
                 Ok((segments, _)) if !is_gapless(&segments) && listings == 1 => {}
@@ -243,8 +250,13 @@ fn is_gapless(segments: &[Segment]) -> bool {
     })
 }
 
-/// The segments in a directory, in order, with their lengths, of which up to `hold` are held open; and what is left over.
-fn segments(directory: &Directory, prefix: &str, format: u32, hold: usize) -> Result<(Vec<Segment>, Vec<Leftover>), VerifyError> {
+/// The segments in a directory, in order, with their lengths; and what is left over.
+fn segments(
+    directory: &Directory,
+    prefix: &str,
+    format: u32,
+    files: &Arc<OpenFiles>,
+) -> Result<(Vec<Segment>, Vec<Leftover>), VerifyError> {
     let names = directory.names()?;
     let names = names.iter().filter_map(|name| name.to_str());
     let (mut found, mut indexes, mut drafts) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
@@ -286,13 +298,16 @@ fn segments(directory: &Directory, prefix: &str, format: u32, hold: usize) -> Re
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(VerifyError::Replaced { path }),
             Err(source) => return Err(VerifyError::Io { path, offset: 0, source }),
         }
+        let io = |source: std::io::Error| match source.kind() {
+            ErrorKind::NotFound => VerifyError::Replaced { path: path.clone() },
+            _ => VerifyError::Io { path: path.clone(), offset: 0, source },
+        };
+        let file = files.open(directory, &name).map_err(io)?;
+        let bytes = file.metadata().map_err(io)?.len();
+        let known = Known::of(&file).map_err(io)?;
+        let (number, files) = (files.listed(file), Arc::clone(files));
         let (name, directory) = (format!("{prefix}{name}"), directory.clone());
-        let mut segment = Segment { numbers, name, path, directory, bytes: 0, stray, index, held: None };
-        let file = segment.open()?;
-        let found = file.metadata().map_err(|source| VerifyError::Io { path: segment.path.clone(), offset: 0, source })?;
-        segment.bytes = found.len();
-        segment.held = (segments.len() < hold).then_some(file);
-        segments.push(segment);
+        segments.push(Segment { numbers, name, path, directory, bytes, stray, index, number, known, files });
     }
     let mut left = |name: String, kind| {
         let bytes = directory.look(&name).map_or(0, |found| found.bytes);

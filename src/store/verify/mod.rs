@@ -17,6 +17,7 @@ mod identity;
 mod index;
 mod listing;
 mod one;
+mod open;
 mod pieces;
 mod report;
 mod tally;
@@ -39,7 +40,7 @@ use tally::Tally;
 
 /// Checks the store in `dir` and says what it found. `progress` is called now and then, at least once a segment.
 ///
-/// A writer may be at work on it meanwhile, and a compaction. The segments' lengths are looked up once, at the start, so what the writer has not
+/// A writer may be at work on it meanwhile, and a compaction: where one takes away a segment that is still to be read, all is begun again, a few times. The segments' lengths are looked up once, at the start, so what the writer has not
 /// committed by then appears as a torn tail.
 ///
 /// # Errors
@@ -64,16 +65,28 @@ fn verify_in(
     options: &VerifyOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<VerifyReport, VerifyError> {
-    let store = Store::list(directory)?;
-    let mut report = listed(&store, options, progress)?;
-    report.leftovers.extend(store.leftovers);
-    report.leftovers.sort_by(|one, other| one.file.cmp(&other.file));
-    Ok(report)
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let verified = Store::list(directory, options.open_files).and_then(|store| {
+            let mut report = listed(&store, options, progress)?;
+            report.leftovers.extend(store.leftovers);
+            report.leftovers.sort_by(|one, other| one.file.cmp(&other.file));
+            Ok(report)
+        });
+        match verified {
+            Err(VerifyError::Replaced { .. }) if tries < TRIES_MAX => {}
+            verified => return verified,
+        }
+    }
 }
+
+/// How often a store is verified from the beginning because a compaction took a segment away that was not open.
+const TRIES_MAX: u32 = 8;
 
 /// Whether there is a store in `dir` at all.
 pub(in crate::store) fn check(dir: &Path) -> Result<(), VerifyError> {
-    Store::list(&Directory::open(dir)?).map(|_| ())
+    Store::list(&Directory::open(dir)?, report::OPEN_FILES).map(|_| ())
 }
 
 /// Checks what was listed of a store.

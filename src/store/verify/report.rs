@@ -18,11 +18,17 @@ pub struct VerifyOptions {
     pub branch: Option<String>,
     /// Only what is needed to restore this epoch, of that branch or of `main`. Nothing else is read, so nothing is said of it.
     pub epoch: Option<EpochId>,
+    /// Segments that are open at a time, at most, however many there are and whatever branches off; never more than a quarter of what the process may have
+    /// open. At least 1; 64 by default.
+    pub open_files: usize,
 }
+
+/// Segments that are open at a time where nobody says otherwise.
+pub(super) const OPEN_FILES: usize = 64;
 
 impl Default for VerifyOptions {
     fn default() -> Self {
-        Self { audits: true, damage_max: 1000, branch: None, epoch: None }
+        Self { audits: true, damage_max: 1000, branch: None, epoch: None, open_files: OPEN_FILES }
     }
 }
 

@@ -278,7 +278,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
     /// Reads the index of `segment`, whose first frame has `header`.
     fn read_index(&mut self, segment: &Segment, header: &Header) -> Result<(), VerifyError> {
         let Some(name) = &segment.index else { return Ok(()) };
-        match Index::read(&segment.directory, in_directory(name), segment.bytes, &header.raw)? {
+        match Index::read(in_directory(name), segment, &header.raw)? {
             Reading::Sound(index) => self.index = Some(*index),
             Reading::Wrong(fault) => {
                 self.tally.report.indexes_checked += 1;

@@ -187,7 +187,7 @@ fn resynchronising_takes_linear_time() {
     }
     writer.segments[segment].append(&mut tail);
     let dir = writer.save();
-    let store = Store::list(&Directory::open(dir.path()).unwrap()).unwrap();
+    let store = Store::list(&Directory::open(dir.path()).unwrap(), 64).unwrap();
     let segments = &store.segments;
     let mut pieces = pieces::Pieces::open(&segments[1], &store.chains[0].identity).unwrap();
     assert_eq!(pieces.durable(0).unwrap(), 5);
