@@ -13,6 +13,7 @@ mod error;
 mod found;
 mod frames;
 mod maintain;
+mod mark;
 mod medium;
 mod names;
 mod pages;

@@ -15,6 +15,7 @@ mod frame;
 mod identity;
 mod index;
 mod listing;
+mod mark;
 mod one;
 mod pieces;
 mod report;
@@ -45,8 +46,7 @@ use tally::Tally;
 pub fn verify(dir: &Path, options: &VerifyOptions, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport, VerifyError> {
     let store = Store::list(dir)?;
     let mut report = listed(&store, options, progress)?;
-    report.leftovers.extend(store.leftovers);
-    report.leftovers.sort_by(|one, other| one.file.cmp(&other.file));
+    report.leftovers.splice(..0, store.leftovers);
     Ok(report)
 }
 
