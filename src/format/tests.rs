@@ -87,8 +87,8 @@ fn a_segment_header_and_a_close_read_back() {
     let payload = header.check_body(&frame[FRAME_HEADER_BYTES..]).unwrap();
     assert_eq!(SegmentHeader::decode(payload), Ok(segment));
     let mut other = payload.to_vec();
-    other[0] = 4;
-    assert_eq!(SegmentHeader::decode(&other), Err(FormatError::Version { offset: 48, found: 4 }));
+    other[0] = 5;
+    assert_eq!(SegmentHeader::decode(&other), Err(FormatError::Version { offset: 48, found: 5 }));
     other[0] = 2;
     assert_eq!(SegmentHeader::decode(&other).unwrap_err().expected(), "further numbers up to 0");
 
@@ -257,10 +257,10 @@ fn identity_reads_back_and_its_version_comes_first() {
     }
     Identity::parse(&[&bytes[..], b"x"].concat()).unwrap_err();
     // Whatever else a later version holds.
-    for text in ["{\"format\":4}", "{\"format\":4, \"new\": [}", "{\"format\":4,\"chain\":5}\nabc"] {
+    for text in ["{\"format\":5}", "{\"format\":5, \"new\": [}", "{\"format\":5,\"chain\":5}\nabc"] {
         let expected_version = serde_json::from_str::<serde_json::Value>(text.lines().next().unwrap()).is_ok();
         let error = Identity::parse(text.as_bytes()).unwrap_err();
-        assert_eq!(matches!(error, FormatError::Version { found: 4, .. }), expected_version, "{error}");
+        assert_eq!(matches!(error, FormatError::Version { found: 5, .. }), expected_version, "{error}");
     }
     assert!(Identity::parse(&vec![b'['; IDENTITY_BYTES_MAX]).is_err());
     assert!(Identity::parse(&vec![b' '; IDENTITY_BYTES_MAX + 1]).is_err());

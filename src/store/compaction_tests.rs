@@ -10,7 +10,7 @@ use super::testing::{Cut, Disk, Memory, Model, Random, memory_digest, new_chain,
 use super::verify::LeftoverKind;
 use super::*;
 use crate::epoch::Sink;
-use crate::format::{Compression, FrameHeader, FrameKind, MAIN_BRANCH};
+use crate::format::{Compression, FrameHeader, FrameKind, MAIN_BRANCH, Mark};
 use crate::page::{EpochId, Gfn, PAGE_SIZE};
 use crate::restore;
 
@@ -231,6 +231,37 @@ fn a_cut_at_every_step_of_a_second_compaction_leaves_nothing_damaged() {
     assert!(cuts > 100, "{cuts}");
 }
 
+/// It got its name when it was whole and synced.
+#[test]
+fn a_compacted_segment_has_no_torn_tail() {
+    for seed in 0..4 {
+        let (disk, _) = written(seed, 14);
+        let before = disk.files();
+        let all = epochs(&disk.chain().unwrap());
+        let keep = BTreeSet::from([all[3], all[7], *all.last().unwrap()]);
+        compact(&disk, &keep, Scope::All).unwrap();
+        let mut files = disk.files();
+        files.retain(|name, _| !name.starts_with("index"));
+        let name = files.keys().find(|name| name.starts_with("segment")).unwrap().clone();
+        assert!(!before.contains_key(&name));
+        // As if nothing else said what was durable.
+        let begins = Mark { epoch: EpochId::NONE, identity: 0 };
+        files.insert("durable".to_owned(), begins.encode_whole(disk.chain().unwrap().identity().chain));
+        assert!(Disk::holding(&files).verified().is_sound());
+        let bytes = files[&name].clone();
+        for length in (0..bytes.len()).step_by(bytes.len() / 50) {
+            let mut left = files.clone();
+            left.insert(name.clone(), bytes[..length].to_vec());
+            let disk = Disk::holding(&left);
+            let chain = disk.chain().unwrap();
+            assert!(chain.damage().len() == 1 && chain.tail().is_none(), "seed {seed}, {length}: {chain:?}");
+            assert!(disk.writer(SMALL).unwrap_err().is_damage());
+            assert!(compact(&disk, &keep, Scope::All).unwrap_err().is_damage());
+            assert!(disk.files() == left && !disk.verified().is_sound());
+        }
+    }
+}
+
 /// Whatever is wrong in what it keeps stops it.
 #[test]
 fn a_compaction_copies_no_damage() {
@@ -253,6 +284,8 @@ fn a_compaction_copies_no_damage() {
                     let before = damaged.files();
                     tried += 1;
                     match compact(&damaged, &keep, Scope::All) {
+                        // One segment of which all is kept is left as it is.
+                        Ok(_) if damaged.files() == before => {}
                         Ok(_) => {
                             // Nothing proved that the epoch had been durable: it was torn, and stays what it was.
                             let chain = damaged.chain().unwrap();
@@ -436,6 +469,11 @@ fn a_cut_at_any_step_of_a_busy_life_loses_nothing() {
                     Err(error) => panic!("seed {seed}, step {step}, {cut:?}: {error}"),
                 };
                 holds(&chain, &main);
+                // Which takes as long as all the rest.
+                if matches!(cut, Cut::Torn(_)) {
+                    let report = disk.verified();
+                    assert!(report.is_sound(), "seed {seed}, step {step}, {cut:?}: {report:#?}");
+                }
                 match disk.branch("b") {
                     Ok(chain) => {
                         branch.offered.extend(

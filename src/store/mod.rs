@@ -17,6 +17,7 @@ mod files;
 mod found;
 mod frames;
 mod maintain;
+mod mark;
 mod medium;
 mod names;
 mod pages;

@@ -138,7 +138,14 @@ impl Chain {
                 let left = left
                     .ok_or_else(|| lost(format!("up to {BRANCHES_DEPTH_MAX} branches behind each other"), "more".to_owned()))?;
                 let trunk = Self::read(root, root_medium, &point.branch, left, files)?;
-                let begin = trunk.epoch(point.epoch)?;
+                let begin = trunk.epoch(point.epoch).map_err(|error| match error {
+                    // It was durable when the branch was made, and nothing that is kept drops it.
+                    StoreError::NoEpoch { .. } => lost(
+                        format!("epoch {} in {:?}, at which the branch begins", point.epoch, point.branch),
+                        "none".to_owned(),
+                    ),
+                    error => error,
+                })?;
                 if begin.hash != point.identity {
                     return Err(lost(
                         format!("epoch {} with identity {:032x}", point.epoch, point.identity),

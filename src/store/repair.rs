@@ -6,7 +6,8 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,11 +17,12 @@ use serde::Serialize;
 use super::StoreError;
 use super::directory::Directory;
 use super::medium::Medium;
-use super::names::{BRANCHES, IDENTITY, LOCK, MAINTENANCE};
+use super::names::{BRANCHES, IDENTITY, LOCK, MAINTENANCE, MARK_DRAFT};
 use super::place::Place;
 use super::verify::{
     BranchReport, DamageKind, Leftover, LeftoverKind, Progress, VerifyError, VerifyOptions, VerifyReport, check, verify_open,
 };
+use crate::format::{ChainId, Close, Mark};
 use crate::page::EpochId;
 
 /// What to repair beyond what needs no decision.
@@ -67,6 +69,37 @@ pub enum RepairStep {
         /// The copy.
         to: String,
     },
+    /// End a segment behind its last epoch, as a compaction does.
+    Close {
+        /// The file.
+        file: String,
+        /// Where the epoch ends, in bytes.
+        offset: u64,
+        /// The epoch.
+        epoch: EpochId,
+        /// The chain's identifier.
+        #[serde(skip)]
+        chain: [u8; 16],
+        /// The epoch's identity.
+        #[serde(skip)]
+        identity: u128,
+    },
+    /// Say anew which epoch is durable.
+    Mark {
+        /// The file that says it.
+        file: String,
+        /// The epoch.
+        epoch: EpochId,
+        /// The segment that it is in, which is synced first.
+        #[serde(skip)]
+        segment: String,
+        /// The chain's identifier.
+        #[serde(skip)]
+        chain: [u8; 16],
+        /// The epoch's identity.
+        #[serde(skip)]
+        identity: u128,
+    },
     /// Move a file or a directory.
     Move {
         /// What to move.
@@ -83,6 +116,10 @@ impl fmt::Display for RepairStep {
             Self::Truncate { file, offset, why } => write!(f, "cut {file} off at offset {offset}: {why}"),
             Self::MakeDirectory { dir } => write!(f, "make the directory {dir}"),
             Self::Copy { file, offset, to } => write!(f, "copy what {file} has from offset {offset} on to {to}"),
+            Self::Close { file, offset, epoch, .. } => {
+                write!(f, "end {file} at offset {offset}, behind epoch {epoch}, which is its last")
+            }
+            Self::Mark { file, epoch, .. } => write!(f, "say in {file} that epoch {epoch} is the newest that is durable"),
             Self::Move { file, to } => write!(f, "move {file} to {to}"),
         }
     }
@@ -312,6 +349,12 @@ impl Planner<'_> {
                 self.set_aside(&left.file, &lost);
             }
         }
+        let (chain, identity) = (found.chain, end.identity);
+        let mark =
+            found.mark.clone().map(|file| RepairStep::Mark { file, epoch: asked, segment: end.file.clone(), chain, identity });
+        if let Some(file) = found.mark.as_ref().filter(|file| self.dir.join(file).is_file()) {
+            self.steps.push(RepairStep::Copy { file: file.clone(), offset: 0, to: format!("{lost}/{file}") });
+        }
         let at = found.files.iter().position(|file| file.segment == end.file).unwrap_or(0);
         let (kept, behind) = found.files.split_at((at + 1).min(found.files.len()));
         let file = kept.last().filter(|file| file.bytes > end.offset);
@@ -329,6 +372,12 @@ impl Planner<'_> {
             let why = "what follows is damaged, and was copied";
             self.steps.push(RepairStep::Truncate { file: file.segment.clone(), offset: end.offset, why });
         }
+        // A compacted segment ends in a close frame, and is damaged without one.
+        let (file, offset) = (end.file.clone(), end.offset);
+        let close = RepairStep::Close { file, offset, epoch: asked, chain, identity };
+        self.steps.extend(kept.last().filter(|file| file.compacted).map(|_| close));
+        // The last: until then it says that something is lost, and the same cut goes on.
+        self.steps.extend(mark);
         self.cut.extend(gone.iter().chain([&branch]).map(|name| (*name).to_owned()));
         Ok(())
     }
@@ -459,6 +508,24 @@ fn take_step(root: &Directory, step: &RepairStep) -> io::Result<()> {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             copy.sync_all()?;
+            directory.sync()
+        }
+        RepairStep::Close { file, offset, epoch, chain, identity } => {
+            let frame = Close { epoch: *epoch, commit_hash: *identity }.encode_frame(ChainId(*chain));
+            let (directory, name) = parent_of(root, file)?;
+            let file = directory.open_file(name, OFlags::WRONLY)?;
+            file.write_all_at(&frame, *offset)?;
+            file.sync_all()
+        }
+        RepairStep::Mark { file, epoch, segment, chain, identity } => {
+            let (held_by, segment) = parent_of(root, segment)?;
+            held_by.open_file(segment, OFlags::RDONLY)?.sync_all()?;
+            let (directory, name) = parent_of(root, file)?;
+            let bytes = Mark { epoch: *epoch, identity: *identity }.encode_whole(ChainId(*chain));
+            let mut made = directory.open_file(MARK_DRAFT, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?;
+            made.write_all(&bytes)?;
+            made.sync_all()?;
+            directory.move_to(MARK_DRAFT, &directory, name)?;
             directory.sync()
         }
         RepairStep::Move { file, to } => {

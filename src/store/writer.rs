@@ -9,15 +9,16 @@ use std::time::SystemTime;
 use super::directory::Directory;
 use super::files::{ChainAt, Files};
 use super::maintain::{Home, KeptSegments, Maintenance};
+use super::mark::MarkFile;
 use super::medium::{Medium, MediumFile};
-use super::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE};
+use super::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE, MARK};
 use super::place::Place;
 use super::read::{BRANCHES_DEPTH_MAX, place_of, read_identity};
 use super::shortage::lacks_descriptors;
 use super::{Chain, ReadOptions, Retention, SegmentNumbers, StoreError, TornTail, causes, scan};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
-    BranchPoint, COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, FORMAT_WITH_COMPACTION, Identity, MAIN_BRANCH,
+    BranchPoint, COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, FORMAT_WITH_COMPACTION, Identity, MAIN_BRANCH, Mark,
     SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SegmentHeader,
 };
 use crate::page::{EpochId, PAGE_SIZE_U64, PageRun};
@@ -97,6 +98,8 @@ pub struct Writer {
     /// Space is not taken ahead where the file system cannot.
     preallocates: bool,
     maintenance: Maintenance,
+    /// Where it is said which epoch is durable, if the chain's format has that.
+    mark: Option<MarkFile>,
     /// About how many bytes a base of the chain has: where epochs are dropped, segments are no longer than a part of that.
     image_bytes: u64,
     /// Nothing was appended yet.
@@ -258,6 +261,9 @@ impl Writer {
         if names.iter().any(|name| name == IDENTITY_DRAFT) {
             medium.remove(IDENTITY_DRAFT).map_err(StoreError::io("remove", dir.join(IDENTITY_DRAFT)))?;
         }
+        let from = begins_at(&identity);
+        // A chain has a mark from its first moment on.
+        let mark = MarkFile::create(dir, medium.as_ref(), identity.chain, Mark { epoch: from.0, identity: from.1 })?;
         let write = || {
             let draft = medium.create(IDENTITY_DRAFT)?;
             draft.write(0, &[&bytes])?;
@@ -267,10 +273,9 @@ impl Writer {
         };
         write().map_err(StoreError::io("write", dir.join(IDENTITY)))?;
         let identity = Arc::new(identity);
-        let from = begins_at(&identity);
         let segment = make_segment(dir, medium.as_ref(), &identity, 1, from)?;
         let recovered = Recovered { tip: from.0, epochs: 0, torn: None, closed: false };
-        let opened = Opened { segment, tip_hash: from.1, image_bytes: 0, recovered };
+        let opened = Opened { segment, mark: Some(mark), tip_hash: from.1, image_bytes: 0, recovered };
         Ok(Self::new((dir, medium, home), identity, opened, options, place).0)
     }
 
@@ -281,7 +286,7 @@ impl Writer {
         options: WriterOptions,
         place: Place,
     ) -> (Self, Recovered) {
-        let Opened { segment, tip_hash, image_bytes, recovered } = opened;
+        let Opened { segment, mark, tip_hash, image_bytes, recovered } = opened;
         let WriterOptions { retention, background, .. } = options;
         let maintenance = Maintenance::new(dir, medium.clone(), identity.clone(), home, retention, background);
         let mut writer = Self {
@@ -298,6 +303,7 @@ impl Writer {
             latched: None,
             preallocates: options.preallocate_bytes > 0,
             maintenance,
+            mark,
             image_bytes,
             untouched: true,
             spare: None,
@@ -415,6 +421,7 @@ impl Writer {
         }
         self.release_space();
         self.sync_segment()?;
+        self.mark_firmly();
         let tip = (self.tip, self.tip_hash);
         let make = || make_segment(&self.dir, self.medium.as_ref(), &self.identity, number, tip);
         let made = match make() {
@@ -518,11 +525,21 @@ impl Writer {
         Ok(())
     }
 
+    /// Says what is durable so that it survives a power cut.
+    fn mark_firmly(&mut self) {
+        if self.durable == self.tip {
+            let said = Mark { epoch: self.tip, identity: self.tip_hash };
+            self.mark.iter_mut().for_each(|mark| mark.firmly_durable(said));
+        }
+    }
+
     fn sync_segment(&mut self) -> Result<EpochId, SinkError> {
         let tip = self.tip;
         match self.segment.file.sync() {
             Ok(()) => {
                 self.durable = tip;
+                let said = Mark { epoch: tip, identity: self.tip_hash };
+                self.mark.iter_mut().for_each(|mark| mark.durable(said));
                 Ok(tip)
             }
             Err(error) => {
@@ -596,8 +613,9 @@ impl Sink for Writer {
         // Until this succeeds, nothing is known.
         self.latched.get_or_insert_with(|| "the chain could not be opened again".to_owned());
         let opened = recover(&self.dir, &self.medium, &self.identity).map_err(|error| SinkError::Latched(error.into()))?;
-        let Opened { segment, tip_hash, recovered, .. } = opened;
+        let Opened { segment, mark, tip_hash, recovered, .. } = opened;
         self.segment = segment;
+        self.mark = mark;
         self.tip = recovered.tip;
         self.tip_hash = tip_hash;
         self.durable = recovered.tip;
@@ -625,6 +643,7 @@ impl Sink for Writer {
                 }
             }
         }
+        self.mark_firmly();
         self.release_space();
         if self.closed && !self.segment.sealed && self.segment.end >= SEALED_AT_CLOSE_BYTES {
             self.segment.sealed = true;
@@ -677,6 +696,7 @@ fn random_chain(dir: &Path) -> Result<ChainId, StoreError> {
 
 struct Opened {
     segment: Active,
+    mark: Option<MarkFile>,
     tip_hash: u128,
     image_bytes: u64,
     recovered: Recovered,
@@ -725,14 +745,16 @@ fn recover(dir: &Path, own: &Arc<dyn Medium>, identity: &Arc<Identity>) -> Resul
             medium.sync().map_err(StoreError::io("sync", dir))?;
             // Whether it is sound or not: one that does not fit would be neither an index of what is appended nor of what was there.
             let has_index = names.contains(&numbers.index_name());
-            Active::new(numbers, file, end, has_index || numbers.first < numbers.last)
+            Active::new(numbers, file, end, has_index || numbers.is_compacted())
         }
     };
+    let mut mark = MarkFile::open(dir, medium, identity)?;
+    mark.iter_mut().for_each(|mark| mark.firmly_durable(Mark { epoch: tip, identity: tip_hash }));
     let epochs = scan.segments.iter().try_fold(0, |sum, segment| Ok::<_, StoreError>(sum + segment.epochs()?))?;
     let epochs = usize::try_from(epochs).unwrap_or(usize::MAX);
     let recovered = Recovered { tip, epochs, torn: scan.tail, closed: scan.closed };
     let image_bytes = scan.files.first().map_or(0, |(_, bytes)| *bytes);
-    Ok(Opened { segment, tip_hash, image_bytes, recovered })
+    Ok(Opened { segment, mark, tip_hash, image_bytes, recovered })
 }
 
 fn make_segment(
@@ -769,7 +791,7 @@ fn check_free(dir: &Path, names: &[String]) -> Result<(), StoreError> {
     if names.iter().any(|name| name == IDENTITY) {
         return Err(StoreError::Exists { dir: dir.to_owned() });
     }
-    match names.iter().find(|name| ![LOCK, IDENTITY_DRAFT].contains(&name.as_str())) {
+    match names.iter().find(|name| ![LOCK, MARK, IDENTITY_DRAFT].contains(&name.as_str())) {
         None => Ok(()),
         Some(name) => Err(StoreError::NotEmpty { dir: dir.to_owned(), name: name.clone() }),
     }

@@ -18,6 +18,8 @@ pub(super) const COMMIT_BYTES: u32 = 192;
 pub(super) const REWRITTEN_BYTES: u32 = 208;
 /// The first format that has compacted segments, rewritten epochs and branches.
 pub(super) const COMPACTING: u32 = 3;
+/// The first format that has a mark.
+pub(super) const MARKED: u32 = 4;
 /// Bytes of the payload of a close frame.
 pub(super) const CLOSE_BYTES: u32 = 24;
 

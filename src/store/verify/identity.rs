@@ -24,7 +24,7 @@ const FRAMES_MAX: u64 = 1 << 40;
 pub(super) struct Identity {
     /// The chain's identifier.
     pub(super) chain: [u8; 16],
-    /// The version of the format: 1 to 3.
+    /// The version of the format: 1 to 4.
     pub(super) format: u32,
     /// Guest memory: rising, and neighbours joined.
     memory: Vec<PageRun>,
@@ -129,7 +129,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
     // The version comes before the hash: another version may hash in another way.
     let format = match value.get("format") {
         Some(format) => match format.as_u64().and_then(|format| u32::try_from(format).ok()) {
-            Some(known @ 1..=3) => known,
+            Some(known @ 1..=4) => known,
             _ => return Err(Problem::Version(format.to_string())),
         },
         None => return Err(content("the field `format`", "none")),

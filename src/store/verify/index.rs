@@ -14,11 +14,13 @@ use super::report::{DamageKind, Fault, VerifyError};
 use crate::page::{Gfn, PageRun};
 
 const MAGIC: [u8; 4] = [0xD7, 0x53, 0x57, 0x49];
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const BLOCK_BYTES: usize = 4096;
 const CONTENT_BYTES: usize = 4088;
+/// Where the first block has the first frame of the segment.
+const FIRST_FRAME: std::ops::Range<usize> = 88..88 + 112;
 /// Bytes of the first block's content that say something.
-const HEADER_END: usize = 88;
+const HEADER_END: usize = FIRST_FRAME.end;
 const MENTIONS_MAX: u64 = 1 << 26;
 /// What an epoch takes at the least: a state frame without records, and a commit frame.
 const EPOCH_BYTES_MIN: u64 = 56 + 240;
@@ -120,8 +122,8 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Reads the index called `name` of `segment`, whose first frame has `header`.
-    pub(super) fn read(name: &str, segment: &Segment, header: &[u8; HEADER_BYTES]) -> Result<Reading, VerifyError> {
+    /// Reads the index called `name` of `segment`, which begins with `first_frame`.
+    pub(super) fn read(name: &str, segment: &Segment, first_frame: &[u8]) -> Result<Reading, VerifyError> {
         let directory = &segment.directory;
         let segment_bytes = segment.bytes;
         let path = &directory.path().join(name);
@@ -138,11 +140,16 @@ impl Index {
             Err(error) => return Err(io(error)),
         };
         let bytes = file.metadata().map_err(io)?.len();
-        let mut blocks = Blocks { file: BufReader::with_capacity(1 << 18, file), key: xxh3_64(header), number: 0, path };
+        let key = xxh3_64(first_frame.get(..HEADER_BYTES).unwrap_or_default());
+        let mut blocks = Blocks { file: BufReader::with_capacity(1 << 18, file), key, number: 0, path };
         let Some(first) = blocks.next()? else { return Ok(Reading::Unfit) };
         let Some(read) = Self::header(&first, segment_bytes, bytes) else { return Ok(Reading::Unfit) };
         // Whatever it says, it says nothing as long as a block of it may be another's.
         let read = match read {
+            Ok(_) if first.get(FIRST_FRAME) != Some(first_frame) => {
+                let expected = "the first frame of the segment";
+                Err(Fault::new(DamageKind::Index, FIRST_FRAME.start as u64, expected, "another"))
+            }
             Ok(index) => index.tables(&mut blocks)?,
             Err(fault) => Err(fault),
         };

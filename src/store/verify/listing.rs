@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::directory::Directory;
 use super::frame::COMPACTING;
 use super::identity::{self, Identity, MAIN};
+use super::mark::{self, Proof};
 use super::open::{Known, OpenFiles};
 use super::report::{Damage, DamageKind, Fault, Leftover, LeftoverKind, VerifyError};
 
@@ -42,6 +43,11 @@ impl Numbers {
                 .map(|(first, last)| Self { first, last })
                 .filter(|numbers| numbers.first < numbers.last),
         }
+    }
+
+    /// Whether a segment with these numbers can only have been made by a compaction.
+    pub(super) fn is_compacted(self) -> bool {
+        self.first < self.last
     }
 
     fn name(self, prefix: &str) -> String {
@@ -96,6 +102,10 @@ pub(super) struct Chain {
     /// What its files' names in the store's directory begin with.
     pub(super) prefix: String,
     pub(super) identity: Identity,
+    /// What its mark and its indexes say to have been durable.
+    pub(super) proofs: Vec<Proof>,
+    /// What is wrong with its mark: then anything may have been durable.
+    pub(super) mark_fault: Option<Fault>,
     /// Which of the store's segments are the chain's.
     pub(super) segments: std::ops::Range<usize>,
 }
@@ -104,6 +114,21 @@ impl Chain {
     /// The epoch that it begins at, if it is a branch.
     pub(super) fn begins_at(&self) -> Option<u64> {
         self.identity.branch_of.as_ref().map(|of| of.epoch)
+    }
+
+    /// The newest epoch that is known to have been durable, segments aside; 0 for none.
+    pub(super) fn proven(&self) -> u64 {
+        self.proofs.iter().map(|proof| proof.epoch).max().unwrap_or(0)
+    }
+
+    /// As [`proven`](Self::proven), or the highest that there is where that is not known.
+    pub(super) fn may_be_durable(&self) -> u64 {
+        if self.mark_fault.is_some() { u64::MAX } else { self.proven() }
+    }
+
+    /// The path of its mark in the store's directory.
+    pub(super) fn mark_name(&self) -> String {
+        format!("{}{}", self.prefix, mark::NAME)
     }
 
     /// The name of a segment with only this number.
@@ -171,7 +196,7 @@ impl Store {
                 Err(VerifyError::NoDirectory { .. } | VerifyError::NotADirectory { .. }) => continue,
                 Err(VerifyError::Identity { expected, found, .. }) => Fault::new(DamageKind::Identity, 0, expected, found),
                 Err(VerifyError::Version { found, .. }) => {
-                    Fault::new(DamageKind::Identity, 0, "format 3", format!("format {found}"))
+                    Fault::new(DamageKind::Identity, 0, "format 3 or 4", format!("format {found}"))
                 }
                 Err(VerifyError::NotAFile { .. }) => Fault::new(DamageKind::Identity, 0, "a regular file", "something else"),
                 Err(error) => return Err(error),
@@ -212,6 +237,12 @@ impl Store {
 
     /// Lists the chain in the directory that `prefix` names.
     fn add(&mut self, name: &str, prefix: String, directory: &Directory, identity: Identity) -> Result<(), VerifyError> {
+        // Before the listing: what a writer does meanwhile only adds to what it says.
+        let (mark, mark_fault) = match mark::read(directory, &identity)? {
+            None => (None, None),
+            Some(Ok(proof)) => (Some(proof), None),
+            Some(Err(fault)) => (None, Some(fault)),
+        };
         let mut listings = 0;
         let (segments, leftovers) = loop {
             listings += 1;
@@ -222,10 +253,19 @@ impl Store {
                 found => break found?,
             }
         };
+        let mut proofs = Vec::from_iter(mark);
+        let left = leftovers.iter().filter(|left| left.kind == LeftoverKind::Index).map(|left| &left.file);
+        for name in segments.iter().filter_map(|segment| segment.index.as_ref()).chain(left) {
+            let numbers = name.rsplit('/').next().and_then(|name| Numbers::parse(name, "index-"));
+            if let Some(numbers) = numbers {
+                proofs.extend(mark::of_index(directory, name, numbers, &identity)?);
+            }
+        }
         let first = self.segments.len();
         self.segments.extend(segments);
         self.leftovers.extend(leftovers);
-        self.chains.push(Chain { name: name.to_owned(), prefix, identity, segments: first..self.segments.len() });
+        let segments = first..self.segments.len();
+        self.chains.push(Chain { name: name.to_owned(), prefix, identity, proofs, mark_fault, segments });
         Ok(())
     }
 }
@@ -321,5 +361,5 @@ fn segments(
 /// Whether `name` is that of a file that is made under it and renamed when it is whole.
 fn is_draft(name: &str) -> bool {
     let index = |name: &str| name.strip_suffix(".tmp").and_then(|name| Numbers::parse(name, "index-")).is_some();
-    matches!(name, "identity.tmp" | "compact.tmp") || index(name)
+    matches!(name, "identity.tmp" | "compact.tmp" | "durable.tmp") || index(name)
 }

@@ -16,6 +16,7 @@ mod frame;
 mod identity;
 mod index;
 mod listing;
+mod mark;
 mod one;
 mod open;
 mod pieces;
@@ -70,8 +71,7 @@ fn verify_in(
         tries += 1;
         let verified = Store::list(directory, options.open_files).and_then(|store| {
             let mut report = listed(&store, options, progress)?;
-            report.leftovers.extend(store.leftovers);
-            report.leftovers.sort_by(|one, other| one.file.cmp(&other.file));
+            report.leftovers.splice(..0, store.leftovers);
             Ok(report)
         });
         match verified {

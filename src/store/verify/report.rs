@@ -131,6 +131,12 @@ pub struct BranchReport {
     /// Where `newest` ends.
     #[serde(skip)]
     pub(in crate::store) newest_end: Option<End>,
+    /// Its identifier.
+    #[serde(skip)]
+    pub(in crate::store) chain: [u8; 16],
+    /// The path of its mark in the store's directory, if its format has one.
+    #[serde(skip)]
+    pub(in crate::store) mark: Option<String>,
     /// Its segments in order.
     #[serde(skip)]
     pub(in crate::store) files: Vec<SegmentFile>,
@@ -141,6 +147,8 @@ pub struct BranchReport {
 pub(in crate::store) struct SegmentFile {
     /// Its path in the store's directory.
     pub(in crate::store) segment: String,
+    /// Whether only a compaction can have made it.
+    pub(in crate::store) compacted: bool,
     /// Bytes of the segment.
     pub(in crate::store) bytes: u64,
     /// The path of its index, if it has one.
@@ -154,6 +162,8 @@ pub(in crate::store) struct End {
     pub(in crate::store) file: String,
     /// Bytes from the beginning of the file.
     pub(in crate::store) offset: u64,
+    /// The epoch's identity.
+    pub(in crate::store) identity: u128,
 }
 
 /// What one epoch needs, and what comes of it.
@@ -257,6 +267,12 @@ pub enum DamageKind {
     Durable,
     /// A segment's header.
     SegmentHeader,
+    /// The mark is not there or not whole: what was durable is not known.
+    Mark,
+    /// Epochs that were durable are not there, and nothing says where they were.
+    LostEpochs,
+    /// Another epoch stands in the place of one that was durable.
+    ReplacedEpoch,
     /// A segment is not there.
     MissingSegment,
     /// A segment's name has numbers that it may not have.
@@ -334,7 +350,7 @@ pub enum VerifyError {
         found: String,
     },
     /// The chain is of another format version.
-    #[error("{}: expected format 1 to 3, found format {found}", path.display())]
+    #[error("{}: expected format 1 to 4, found format {found}", path.display())]
     Version {
         /// The identity file.
         path: PathBuf,
