@@ -1,6 +1,7 @@
 //! Walking the frames of segments: which epochs exist, and where the chain ends. Follows `docs/format.md`, "Reading, and what a
 //! crash can leave".
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -134,12 +135,11 @@ pub(super) fn scan(
         let content = walk.segment(&At { numbers, path: &path, file: &file, bytes }, Some(medium))?;
         segments.push(Read { numbers, path, file, bytes, content });
     }
+    let sealed = segments.iter().filter(|read| matches!(read.content, Content::Sealed(_))).map(|read| read.numbers);
+    let sealed: BTreeSet<_> = sealed.collect();
     let mut proofs = Vec::new();
-    for numbers in Listed::indexes(&names) {
-        let is_sealed = |read: &Read| read.numbers == numbers && matches!(read.content, Content::Sealed(_));
-        if !segments.iter().any(is_sealed) {
-            proofs.extend(proof(dir, medium, identity, numbers)?);
-        }
+    for numbers in Listed::indexes(&names).filter(|numbers| !sealed.contains(numbers)) {
+        proofs.extend(proof(dir, medium, identity, numbers)?);
     }
     let unknown = match mark {
         mark::Found::None => None,
