@@ -15,9 +15,12 @@ mod found;
 mod frames;
 mod maintain;
 mod medium;
+mod mounts;
 mod names;
 mod pages;
 mod place;
+#[cfg(test)]
+mod place_tests;
 mod prune;
 mod read;
 mod retention;
