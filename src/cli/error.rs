@@ -214,10 +214,21 @@ impl CliError {
         }
     }
 
+    /// Whether the store is not what was opened.
+    fn is_displaced(&self) -> bool {
+        let mut causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| (*error).source());
+        causes.any(|error| matches!(error.downcast_ref(), Some(StoreError::Displaced { .. })))
+            || matches!(self, Self::Store(StoreError::Displaced { .. }))
+    }
+
     fn hint(&self) -> Option<String> {
         if let Self::Vmm(VmmError::Restore(error)) = self {
             let damage = "`slackwater verify` lists what is damaged; an epoch before it may be whole";
             return error.hint().or(error.is_damage().then_some(damage)).map(str::to_owned);
+        }
+        if self.is_displaced() {
+            let hint = "somebody moved, replaced or unlocked the store while it was written. What was durable is in the directory that was opened, wherever that is now: `slackwater log` shows it, and once nobody else writes there, `slackwater restore --continue` goes on";
+            return Some(hint.to_owned());
         }
         let hint = match self {
             Self::Host(error) | Self::Vmm(VmmError::Host(error)) => error.hint(),

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use super::medium::Medium;
 use super::names::Listed;
+use super::place::Place;
 use super::writer::now_unix_ns;
 use super::{Retention, SegmentNumbers, StoreError, causes, compact, seal};
 use crate::format::{FORMAT_WITH_COMPACTION, Identity};
@@ -39,6 +40,7 @@ pub(super) struct Maintenance {
 struct Work {
     dir: PathBuf,
     medium: Arc<dyn Medium>,
+    place: Arc<Place>,
     identity: Arc<Identity>,
     home: Home,
     retention: Retention,
@@ -70,15 +72,14 @@ enum Task {
 
 impl Maintenance {
     pub(super) fn new(
-        dir: &Path,
-        medium: Arc<dyn Medium>,
+        (dir, medium, place): (&Path, Arc<dyn Medium>, Arc<Place>),
         identity: Arc<Identity>,
         home: Home,
         retention: Option<Retention>,
         background: bool,
     ) -> Self {
         let (dir, retention, ending) = (dir.to_owned(), retention.unwrap_or_default(), Arc::default());
-        let work = Work { dir, medium, identity, home, retention, ending, readers: Arc::default() };
+        let work = Work { dir, medium, place, identity, home, retention, ending, readers: Arc::default() };
         let background = background.then(|| {
             let (sender, tasks) = channel();
             let work = work.clone();
@@ -172,7 +173,8 @@ impl Work {
     }
 
     fn seal(&self, numbers: SegmentNumbers) {
-        match seal::seal(&self.dir, self.medium.as_ref(), &self.identity, numbers) {
+        let sealed = self.place.check().and_then(|()| seal::seal(&self.dir, self.medium.as_ref(), &self.identity, numbers));
+        match sealed {
             Ok(()) => {}
             Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 tracing::debug!(segment = %numbers, "the segment was compacted before it had an index");
@@ -193,7 +195,7 @@ impl Work {
         let kept = |epochs: &[(EpochId, u64)], pinned: &BTreeSet<EpochId>| self.retention.kept(epochs, now_unix_ns(), pinned);
         let mut go_on = |_, _| match ending() {
             true => Err(StoreError::io("compact", &self.dir)(io::ErrorKind::Interrupted.into())),
-            false => Ok(()),
+            false => self.place.check(),
         };
         let Home { root, medium, branch } = &self.home;
         let scope = compact::Scope::WhatPays { drops: !self.retention.is_empty() };

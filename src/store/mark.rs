@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use super::files::Files;
 use super::medium::{Medium, MediumFile};
 use super::names::MARK;
 use super::{Damage, StoreError, causes};
@@ -25,7 +26,7 @@ pub(super) enum Found {
 ///
 /// # Errors
 /// What the operating system refuses.
-pub(super) fn read(dir: &Path, medium: &dyn Medium, identity: &Identity) -> Result<Found, StoreError> {
+pub(super) fn read(dir: &Path, medium: &dyn Medium, identity: &Identity, files: &Files) -> Result<Found, StoreError> {
     if identity.format < FORMAT_WITH_MARK {
         return Ok(Found::None);
     }
@@ -35,7 +36,7 @@ pub(super) fn read(dir: &Path, medium: &dyn Medium, identity: &Identity) -> Resu
         Ok(Found::Damaged(Damage { file: path.clone(), offset, epoch: EpochId::NONE, expected, found }))
     };
     let expected = || "a file that says which epoch was durable".to_owned();
-    let file = match medium.open(MARK, false) {
+    let file = match files.with_room(|| medium.open(MARK, false)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return damaged(0, expected(), "no such file".to_owned()),
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => return damaged(0, expected(), error.to_string()),

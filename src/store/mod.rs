@@ -19,9 +19,12 @@ mod frames;
 mod maintain;
 mod mark;
 mod medium;
+mod mounts;
 mod names;
 mod pages;
 mod place;
+#[cfg(test)]
+mod place_tests;
 mod prune;
 mod read;
 mod retention;

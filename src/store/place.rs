@@ -1,10 +1,12 @@
 //! What was locked, and whether it is still what everybody else finds: who writes stays with what was opened, and says so where that is somewhere else now.
 
+use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::StoreError;
-use super::medium::{Displaced, HeldLock, Lock, Medium};
+use super::medium::{Displaced, FileId, HeldLock, Lock, Medium, MediumFile};
 
 /// A lock of a chain or of a store, in the directory that was opened.
 #[derive(Debug)]
@@ -39,14 +41,32 @@ impl Place {
             expected,
             found,
         })?;
-        let displaced = |expected: String, found| Err(StoreError::Displaced { path: self.dir.join(self.name), expected, found });
-        match (self.lock.id(), self.medium.look(self.name)) {
+        self.check_name(self.name, "the lock that is held", self.lock.id())
+    }
+
+    /// Whether `name` still is `file`, and that has as many bytes as it should.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub(super) fn check_file(&self, name: &str, file: &dyn MediumFile, bytes: RangeInclusive<u64>) -> Result<(), StoreError> {
+        self.check_name(name, "the segment that is written", file.id())?;
+        let (least, most) = bytes.clone().into_inner();
+        let found = match file.len() {
+            Ok(found) if bytes.contains(&found) => return Ok(()),
+            Ok(found) => format!("{found} bytes"),
+            Err(error) => error.to_string(),
+        };
+        let expected = if least == most { format!("{least} bytes") } else { format!("{least} to {most} bytes") };
+        Err(StoreError::Displaced { path: self.dir.join(name), expected, found })
+    }
+
+    fn check_name(&self, name: &str, what: &str, held: io::Result<FileId>) -> Result<(), StoreError> {
+        let displaced = |expected: String, found| Err(StoreError::Displaced { path: self.dir.join(name), expected, found });
+        match (held, self.medium.look(name)) {
             (Ok(held), Ok(Some(found))) if held == found => Ok(()),
-            (Ok(held), Ok(Some(found))) => {
-                displaced(format!("the lock that is held ({held})"), format!("another file ({found})"))
-            }
-            (Ok(held), Ok(None)) => displaced(format!("the lock that is held ({held})"), "no such file".to_owned()),
-            (Err(error), _) | (_, Err(error)) => displaced("the lock that is held".to_owned(), error.to_string()),
+            (Ok(held), Ok(Some(found))) => displaced(format!("{what} ({held})"), format!("another file ({found})")),
+            (Ok(held), Ok(None)) => displaced(format!("{what} ({held})"), "no such file".to_owned()),
+            (Err(error), _) | (_, Err(error)) => displaced(what.to_owned(), error.to_string()),
         }
     }
 }

@@ -123,7 +123,7 @@ pub(super) fn scan(
     (files, place): (&Arc<Files>, &ChainAt),
 ) -> Result<Scan, StoreError> {
     // Before anything else: what a writer does meanwhile only adds to what it says.
-    let mark = mark::read(dir, medium, identity)?;
+    let mark = mark::read(dir, medium, identity, files)?;
     let names = medium.list().map_err(StoreError::io("list", dir))?;
     let mut walk = Walk::new(identity, from);
     walk.files = Some(files);
@@ -139,7 +139,7 @@ pub(super) fn scan(
     let sealed: BTreeSet<_> = sealed.collect();
     let mut proofs = Vec::new();
     for numbers in Listed::indexes(&names).filter(|numbers| !sealed.contains(numbers)) {
-        proofs.extend(proof(dir, medium, identity, numbers)?);
+        proofs.extend(proof(dir, medium, identity, numbers, files)?);
     }
     let unknown = match mark {
         mark::Found::None => None,
@@ -153,10 +153,16 @@ pub(super) fn scan(
 }
 
 /// What the index with these numbers proves of its segment, which it need not fit any more.
-fn proof(dir: &Path, medium: &dyn Medium, identity: &Identity, numbers: SegmentNumbers) -> Result<Option<Mark>, StoreError> {
+fn proof(
+    dir: &Path,
+    medium: &dyn Medium,
+    identity: &Identity,
+    numbers: SegmentNumbers,
+    files: &Files,
+) -> Result<Option<Mark>, StoreError> {
     let name = numbers.index_name();
     let mut bytes = vec![0; IndexProof::BYTES];
-    match medium.open(&name, false).and_then(|file| file.read(0, &mut bytes)) {
+    match files.with_room(|| medium.open(&name, false)).and_then(|file| file.read(0, &mut bytes)) {
         Ok(read) => bytes.truncate(read),
         // A compaction has removed it, or it is no file.
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => return Ok(None),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,7 +16,7 @@ use super::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE
 use super::place::Place;
 use super::read::{BRANCHES_DEPTH_MAX, place_of, read_identity};
 use super::shortage::lacks_descriptors;
-use super::{Chain, ReadOptions, Retention, SegmentNumbers, StoreError, TornTail, causes, scan};
+use super::{Chain, ReadOptions, Retention, SegmentNumbers, StoreError, TornTail, causes, mounts, scan};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
     BranchPoint, COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, FORMAT_WITH_COMPACTION, Identity, MAIN_BRANCH, Mark,
@@ -95,6 +96,8 @@ pub struct Writer {
     closed: bool,
     /// Why nothing is taken any more.
     latched: Option<String>,
+    /// How many bytes the segment may have since, where nobody but this writer changed it.
+    latched_bytes: RangeInclusive<u64>,
     /// Space is not taken ahead where the file system cannot.
     preallocates: bool,
     maintenance: Maintenance,
@@ -108,7 +111,7 @@ pub struct Writer {
     spare: Option<Box<dyn MediumFile>>,
     /// No new segment is begun for its own sake before the last one is this long: there was no descriptor for one.
     rotate_from: u64,
-    place: Place,
+    place: Arc<Place>,
 }
 
 /// The segment that is appended to.
@@ -125,15 +128,17 @@ struct Active {
     sealed: bool,
     /// The end of the last whole epoch or close frame.
     end: u64,
-    /// Where the next byte goes.
+    /// Where the next byte goes, which is where the file ends.
     at: u64,
+    /// Where the file ended at the last sync that nothing was wrong with.
+    synced: u64,
     /// Space was taken up to here.
     reserved: u64,
 }
 
 impl Active {
     fn new(numbers: SegmentNumbers, file: Box<dyn MediumFile>, end: u64, sealed: bool) -> Self {
-        Self { numbers, file, mentions: 0, epochs: 0, base_bytes: 0, sealed, end, at: end, reserved: end }
+        Self { numbers, file, mentions: 0, epochs: 0, base_bytes: 0, sealed, end, at: end, synced: end, reserved: end }
     }
 }
 
@@ -145,7 +150,7 @@ impl Writer {
     pub fn create(dir: impl AsRef<Path>, new: &NewChain, options: WriterOptions) -> Result<Self, StoreError> {
         let dir = dir.as_ref();
         Directory::make(dir).map_err(StoreError::io("make", dir))?;
-        Self::create_on(dir, Arc::new(Directory::open(dir)?), new, options)
+        Self::create_on(dir, open(dir)?, new, options)
     }
 
     pub(super) fn create_on(
@@ -184,8 +189,7 @@ impl Writer {
         options: WriterOptions,
     ) -> Result<Self, StoreError> {
         let dir = dir.as_ref();
-        let medium: Arc<dyn Medium> = Arc::new(Directory::open(dir)?);
-        Self::create_branch_on(dir, &medium, name, of, epoch, options)
+        Self::create_branch_on(dir, &open(dir)?, name, of, epoch, options)
     }
 
     pub(super) fn create_branch_on(
@@ -202,7 +206,7 @@ impl Writer {
         // Before the lock, so that a directory without a chain is left as it is.
         place_of(root, medium.as_ref(), of)?;
         // Nobody drops the epoch while the branch is made.
-        let _maintenance = take_lock(root, medium, MAINTENANCE)?;
+        let maintenance = take_lock(root, medium, MAINTENANCE)?;
         let files = ReadOptions::open_files(OPEN_FILES);
         let mut trunk = Chain::open_on_with(root, medium, of, files)?;
         let mut of = of.to_owned();
@@ -219,6 +223,7 @@ impl Writer {
             return Err(StoreError::OldFormat { dir: trunk.dir().to_owned(), format: trunk.identity().format });
         }
         trunk.make_durable(epoch)?;
+        maintenance.check()?;
         let dir = root.join(BRANCHES).join(name);
         let make = || {
             medium.make_directory(BRANCHES)?;
@@ -288,7 +293,8 @@ impl Writer {
     ) -> (Self, Recovered) {
         let Opened { segment, mark, tip_hash, image_bytes, recovered } = opened;
         let WriterOptions { retention, background, .. } = options;
-        let maintenance = Maintenance::new(dir, medium.clone(), identity.clone(), home, retention, background);
+        let place = Arc::new(place);
+        let maintenance = Maintenance::new((dir, medium.clone(), place.clone()), identity.clone(), home, retention, background);
         let mut writer = Self {
             dir: dir.to_owned(),
             medium,
@@ -301,6 +307,7 @@ impl Writer {
             pending: None,
             closed: recovered.closed,
             latched: None,
+            latched_bytes: 0..=0,
             preallocates: options.preallocate_bytes > 0,
             maintenance,
             mark,
@@ -328,7 +335,7 @@ impl Writer {
     /// As [`open`](Self::open) and [`Chain::open_branch`](super::Chain::open_branch).
     pub fn open_branch(dir: impl AsRef<Path>, branch: &str, options: WriterOptions) -> Result<(Self, Recovered), StoreError> {
         let dir = dir.as_ref();
-        Self::open_on(dir, Arc::new(Directory::open(dir)?), branch, options)
+        Self::open_on(dir, open(dir)?, branch, options)
     }
 
     pub(super) fn open_on(
@@ -344,7 +351,8 @@ impl Writer {
         read_identity(&dir, medium.as_ref())?;
         let place = take_lock(&dir, &medium, LOCK)?;
         let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
-        let opened = recover(&dir, &medium, &identity)?;
+        let opened = recover(&dir, &medium, &identity, EpochId::NONE)?;
+        place.check()?;
         Ok(Self::new((&dir, medium, home), identity, opened, options, place))
     }
 
@@ -371,7 +379,26 @@ impl Writer {
         self.dir.join(self.segment.numbers.file_name())
     }
 
+    /// Whether what is written is what everybody finds who looks for the chain, and has as many bytes as it should.
+    fn check_place(&self, bytes: RangeInclusive<u64>) -> Result<(), StoreError> {
+        self.place.check()?;
+        self.place.check_file(&self.segment.numbers.file_name(), self.segment.file.as_ref(), bytes)
+    }
+
+    /// Takes nothing more where it is not.
+    fn stay(&mut self) -> Result<(), SinkError> {
+        let at = self.segment.at;
+        self.check_place(at..=at).map_err(|error| self.latch_with(error, at..=at))
+    }
+
+    /// Takes nothing more. What the segment has behind what was synced is unknown.
     fn latch(&mut self, error: StoreError) -> SinkError {
+        let Active { synced, at, .. } = self.segment;
+        self.latch_with(error, synced..=at)
+    }
+
+    fn latch_with(&mut self, error: StoreError, bytes: RangeInclusive<u64>) -> SinkError {
+        self.latched_bytes = bytes;
         self.latched = Some(causes(&error));
         self.pending = None;
         SinkError::Latched(error.into())
@@ -387,6 +414,7 @@ impl Writer {
     /// Begins `epoch`, or goes on with it.
     fn begin(&mut self, epoch: EpochId) -> Result<(), SinkError> {
         self.check_latch()?;
+        self.stay()?;
         match self.pending {
             Some(pending) if pending == epoch => return Ok(()),
             Some(before) => return self.reject(StoreError::Order { epoch, before }),
@@ -477,7 +505,7 @@ impl Writer {
             }
             Err(error) => {
                 // Whatever was written behind `at` has to go, also where nothing else was.
-                self.segment.at += 1;
+                self.segment.at += bytes;
                 let error = StoreError::io("append to", self.path())(error);
                 self.reject(error)
             }
@@ -501,13 +529,18 @@ impl Writer {
 
     /// Gives space back that was taken ahead and not used. Nothing depends on it.
     fn release_space(&mut self) {
-        if self.segment.reserved > self.segment.at && self.segment.file.set_len(self.segment.at).is_ok() {
-            self.segment.reserved = self.segment.at;
+        let Active { at, reserved, .. } = self.segment;
+        if reserved > at && self.check_place(at..=at).is_ok() && self.segment.file.set_len(at).is_ok() {
+            self.segment.reserved = at;
         }
     }
 
     /// Undoes the epoch in hand and says why.
     fn reject(&mut self, error: StoreError) -> Result<(), SinkError> {
+        let Active { end, at, .. } = self.segment;
+        if let Err(displaced) = self.check_place(end..=at) {
+            return Err(self.latch_with(displaced, end..=at));
+        }
         match self.undo() {
             Ok(()) => Err(SinkError::Rejected(error.into())),
             Err(_) => Err(self.latch(error)),
@@ -537,9 +570,14 @@ impl Writer {
         let tip = self.tip;
         match self.segment.file.sync() {
             Ok(()) => {
-                self.durable = tip;
+                // What was synced is durable for those who will look for it, and not somewhere else.
+                self.stay()?;
+                self.segment.synced = self.segment.at;
                 let said = Mark { epoch: tip, identity: self.tip_hash };
                 self.mark.iter_mut().for_each(|mark| mark.durable(said));
+                // Somebody may have come in between.
+                self.stay()?;
+                self.durable = tip;
                 Ok(tip)
             }
             Err(error) => {
@@ -595,6 +633,7 @@ impl Sink for Writer {
 
     fn abort(&mut self) -> Result<(), SinkError> {
         self.check_latch()?;
+        self.stay()?;
         self.undo().map_err(|error| {
             let error = StoreError::io("cut back", self.path())(error);
             self.latch(error)
@@ -604,7 +643,7 @@ impl Sink for Writer {
     fn sync(&mut self) -> Result<EpochId, SinkError> {
         self.check_latch()?;
         if self.durable == self.tip {
-            return Ok(self.tip);
+            return self.stay().map(|()| self.tip);
         }
         self.sync_segment()
     }
@@ -612,10 +651,17 @@ impl Sink for Writer {
     fn reopen(&mut self) -> Result<EpochId, SinkError> {
         // Until this succeeds, nothing is known.
         self.latched.get_or_insert_with(|| "the chain could not be opened again".to_owned());
-        let opened = recover(&self.dir, &self.medium, &self.identity).map_err(|error| SinkError::Latched(error.into()))?;
+        let failed = |error: StoreError| SinkError::Latched(error.into());
+        // What somebody else did to the chain may be undone. Then, and only then, it goes on.
+        self.check_place(self.latched_bytes.clone()).map_err(failed)?;
+        let Active { synced, at, .. } = self.segment;
+        self.latched_bytes = synced..=at;
+        let opened = recover(&self.dir, &self.medium, &self.identity, self.durable).map_err(failed)?;
         let Opened { segment, mark, tip_hash, recovered, .. } = opened;
         self.segment = segment;
         self.mark = mark;
+        let at = self.segment.at;
+        self.check_place(at..=at).map_err(failed)?;
         self.tip = recovered.tip;
         self.tip_hash = tip_hash;
         self.durable = recovered.tip;
@@ -682,6 +728,13 @@ const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 
 const CREATED_BY: &str = concat!("slackwater ", env!("CARGO_PKG_VERSION"));
 
+/// Opens the directory of a store that is to be written.
+fn open(dir: &Path) -> Result<Arc<dyn Medium>, StoreError> {
+    let directory = Directory::open(dir)?;
+    mounts::warn(directory.file(), dir);
+    Ok(Arc::new(directory))
+}
+
 /// The epoch that a chain begins behind, and its identity.
 fn begins_at(identity: &Identity) -> (EpochId, u128) {
     identity.branch_of.as_ref().map_or((EpochId::NONE, 0), |point| (point.epoch, point.identity))
@@ -705,8 +758,8 @@ struct Opened {
 /// Files that are open at a time while a chain is read back.
 const OPEN_FILES: usize = 8;
 
-/// Reads the chain back, cuts off a torn tail, and makes what is left durable.
-fn recover(dir: &Path, own: &Arc<dyn Medium>, identity: &Arc<Identity>) -> Result<Opened, StoreError> {
+/// Reads the chain back, cuts off a torn tail, and makes what is left durable. Where it does not hold epoch `least`, nothing is changed.
+fn recover(dir: &Path, own: &Arc<dyn Medium>, identity: &Arc<Identity>, least: EpochId) -> Result<Opened, StoreError> {
     let medium = own.as_ref();
     let names = medium.list().map_err(StoreError::io("list", dir))?;
     let listed = Listed::new(&names, identity.format);
@@ -724,6 +777,10 @@ fn recover(dir: &Path, own: &Arc<dyn Medium>, identity: &Arc<Identity>) -> Resul
         return Err(StoreError::Damaged(damage));
     }
     let (tip, tip_hash) = (scan.newest, scan.newest_hash);
+    if tip < least {
+        let (expected, found) = (format!("epoch {least}, which was durable"), format!("{tip} as the newest"));
+        return Err(StoreError::Displaced { path: dir.to_owned(), expected, found });
+    }
     let last = scan.end.map_or(0, |(numbers, _)| numbers.last);
     for (numbers, _) in scan.files.iter().rev().filter(|(numbers, _)| numbers.last > last) {
         let name = numbers.file_name();

@@ -1,6 +1,6 @@
 //! Stores that a [`Writer`] makes, with epochs whose times and content are known.
 
-use slackwater::epoch::Sink;
+use slackwater::epoch::{Sink, SinkError};
 use slackwater::format::{BlockEncoder, Commit, Compression, EpochWriter, Phases, Trigger};
 use slackwater::machine::StateRecord;
 use slackwater::page::{EpochId, Gfn, PageRun};
@@ -17,8 +17,15 @@ pub(crate) fn new_chain() -> NewChain {
     NewChain { memory: vec![PageRun { first: Gfn(0), count: 64 }], device_runs: 0, vcpus: 1, machine: serde_json::Value::Null }
 }
 
-/// Appends an epoch that was cut at `minute`: new content in three of its pages, which differs with `salt`.
+/// Appends an epoch that was cut at `minute`, and makes it durable.
 pub(crate) fn append(writer: &mut Writer, minute: u64, salt: u64) -> EpochId {
+    let epoch = offer(writer, minute, salt).unwrap();
+    writer.sync().unwrap();
+    epoch
+}
+
+/// Offers an epoch that was cut at `minute`: new content in three of its pages, which differs with `salt`.
+pub(crate) fn offer(writer: &mut Writer, minute: u64, salt: u64) -> Result<EpochId, SinkError> {
     let (chain, before) = (writer.chain(), writer.tip());
     let epoch = before.next();
     let mut frames = EpochWriter::new(chain, epoch);
@@ -49,9 +56,8 @@ pub(crate) fn append(writer: &mut Writer, minute: u64, salt: u64) -> EpochId {
         audit: None,
         rewritten: None,
     };
-    writer.commit(&out, commit).unwrap();
-    writer.sync().unwrap();
-    epoch
+    writer.commit(&out, commit)?;
+    Ok(epoch)
 }
 
 /// Appends an epoch for each of `minutes` and ends in order.
