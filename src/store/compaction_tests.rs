@@ -460,7 +460,7 @@ fn a_cut_at_any_step_of_a_busy_life_loses_nothing() {
         busy_life(&disk, &mut main, &mut branch, &mut None).unwrap();
         compactions += disk.files().keys().filter(|name| name.starts_with("segment") && name.len() > 20).count();
         let steps = disk.operations();
-        for step in (seed % 3..steps).step_by(if full { 1 } else { 3 }) {
+        for step in (seed % 5..steps).step_by(if full { 1 } else { 5 }) {
             let disk = Disk::new().cutting_at(step);
             let ((mut main, mut branch), mut made) = (models(seed), None);
             let result = busy_life(&disk, &mut main, &mut branch, &mut made);
@@ -474,8 +474,8 @@ fn a_cut_at_any_step_of_a_busy_life_loses_nothing() {
                     Err(error) => panic!("seed {seed}, step {step}, {cut:?}: {error}"),
                 };
                 holds(&chain, &main);
-                // Which takes as long as all the rest.
-                if matches!(cut, Cut::Torn(_)) {
+                // Now and then, for it takes as long as all the rest.
+                if matches!(cut, Cut::Torn(_)) && (full || step % 4 == 0) {
                     let report = disk.verified();
                     assert!(report.is_sound(), "seed {seed}, step {step}, {cut:?}: {report:#?}");
                 }

@@ -149,7 +149,7 @@ pub(super) fn scan(
         }
         mark::Found::Damaged(damage) => Some(damage),
     };
-    walk.decide(dir, segments, proofs, unknown)
+    walk.decide(dir, segments, &proofs, unknown)
 }
 
 /// What the index with these numbers proves of its segment, which it need not fit any more.
@@ -688,7 +688,7 @@ impl<'a> Walk<'a> {
 
     /// Checks the payloads of what was not proven durable, and says what the first fault means. `proofs` are of epochs that were durable;
     /// `unknown` is why that is not known, where it must be.
-    fn decide(mut self, dir: &Path, read: Vec<Read>, proofs: Vec<Mark>, unknown: Option<Damage>) -> Result<Scan, StoreError> {
+    fn decide(mut self, dir: &Path, read: Vec<Read>, proofs: &[Mark], unknown: Option<Damage>) -> Result<Scan, StoreError> {
         proofs.iter().for_each(|proof| self.proven(proof.epoch));
         let from = self.epochs.partition_point(|epoch| epoch.commit.epoch <= self.durable);
         for (index, epoch) in self.epochs.iter().enumerate().skip(from) {
@@ -726,7 +726,7 @@ impl<'a> Walk<'a> {
         }
         let Self { newest, newest_hash, durable, end, closed, broken, broken_compacted, .. } = self;
         let mut scan = Scan { segments, newest, newest_hash, durable, tail: None, damage: None, files, end, closed };
-        scan.compare(&proofs)?;
+        scan.compare(proofs)?;
         if scan.damage.is_some() {
             return Ok(scan);
         }

@@ -332,10 +332,11 @@ fn gives_nothing_wrong(files: &Files, digests: &[(EpochId, MemoryDigest)]) -> bo
     noticed || found.len() == digests.len()
 }
 
-/// The places in a file that are worth a try: what is behind a slot of the mark is alike.
-fn places(name: &str, bytes: &[u8]) -> impl Iterator<Item = usize> + use<> {
-    let is_mark = name == "durable";
-    (0..bytes.len()).filter(move |at| !is_mark || at % 4096 < 60 || at % 97 == 0)
+/// The places in a file that are worth a try: zeros behind a slot of the mark, or behind the entries of an index, are alike.
+fn places<'a>(name: &str, bytes: &'a [u8]) -> impl Iterator<Item = usize> + use<'a> {
+    let in_blocks = !name.starts_with("segment");
+    let is_worth = move |at: &usize| !in_blocks || at % 4096 < 60 || bytes[*at] != 0 || at.is_multiple_of(61);
+    (0..bytes.len()).filter(is_worth)
 }
 
 #[test]
@@ -497,7 +498,7 @@ fn nothing_is_appended_to_a_segment_with_an_index() {
     drop(writer);
     // The last segment is short: give it an index, as a compaction does.
     let identity = std::sync::Arc::new(disk.chain().unwrap().identity().clone());
-    let last = disk.files().into_keys().filter(|name| name.starts_with("segment")).next_back().unwrap();
+    let last = disk.files().into_keys().rfind(|name| name.starts_with("segment")).unwrap();
     let numbers = SegmentNumbers::one(last["segment-".len()..].parse().unwrap());
     seal::seal(std::path::Path::new("disk"), disk.medium().as_ref(), &identity, numbers).unwrap();
     let (files, index) = (disk.files(), format!("index-{numbers}"));
