@@ -76,6 +76,13 @@ impl Effort {
         SETUP_US + lanes * number(cuts) * cut_us + f64::from(self.rounds + 1) * UNTRACKED_US
     }
 
+    /// Whether so many rounds in so much time will do. A short run leaves it at two where they took longer than was expected.
+    #[must_use]
+    pub fn is_enough(&self, extent: Extent, rounds: u32, elapsed: Duration) -> bool {
+        let least = if extent == Extent::Quick { self.rounds.min(2) } else { self.rounds };
+        rounds >= least && elapsed >= extent.time_at_a_point()
+    }
+
     /// Cuts until every list was gone through.
     pub(super) fn warm_cuts(&self, point: &Point) -> u64 {
         let passes =
@@ -84,13 +91,14 @@ impl Effort {
     }
 }
 
-/// How long each run of the whole engine goes on: in a short run, where the points take `points_us`, what is left of its time, within reason.
-pub(super) fn rate_time(extent: Extent, points_us: f64, runs: usize) -> Duration {
+/// How long each run of the whole engine goes on, with so many rows to come: in a short run that began `elapsed` ago its part of the time that is left,
+/// within reason.
+pub(super) fn rate_time(extent: Extent, elapsed: Duration, rows: usize) -> Duration {
     match extent {
         Extent::Full => Duration::from_millis(3000),
         Extent::Quick => {
             // Three runs for a row, and making their machines.
-            let each_us = (QUICK_US - points_us) / number(runs.max(1) as u64 * 3) - 60_000.0;
+            let each_us = (QUICK_US - elapsed.as_secs_f64() * 1e6) / number(rows.max(1) as u64 * 3) - 60_000.0;
             Duration::from_secs_f64(each_us.clamp(300_000.0, 1_000_000.0) / 1e6)
         }
         // A guest that is given no time for what is wanted of it gets it all the same.
@@ -140,7 +148,8 @@ mod tests {
             // Rounds go on while there is time.
             let points_us: f64 = plans.iter().map(|(point, effort)| effort.expected_us(point, &costs).max(time_at_a_point)).sum();
             let rates = rate_points(Extent::Quick, &Axis::ALL).len();
-            let runs_us = rate_time(Extent::Quick, points_us, rates).as_secs_f64() * 1e6 + 60_000.0;
+            let runs_us =
+                rate_time(Extent::Quick, Duration::from_secs_f64(points_us / 1e6), rates).as_secs_f64() * 1e6 + 60_000.0;
             let all_us = points_us + runs_us * number(rates as u64 * 3);
             println!("{costs:?}: {points_us} us for points, {runs_us} for each of {rates} x 3 runs");
             assert!(all_us < 58e6, "{all_us} us: {plans:?}");
@@ -154,6 +163,22 @@ mod tests {
                 assert!(point.full_ring.is_none_or(|ring| u64::from(ring) < effort.lists * point.pages), "{point:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_takes_longer_than_expected_is_made_up_for() {
+        let effort = Effort { lists: 16, cuts: 24, rounds: 3 };
+        let time = Extent::Quick.time_at_a_point();
+        assert!(!effort.is_enough(Extent::Quick, 1, time * 9) && effort.is_enough(Extent::Quick, 2, time));
+        // Rounds go on while there is time.
+        assert!(!effort.is_enough(Extent::Quick, 3, time / 2));
+        // The whole grid has its three.
+        let time = Extent::Full.time_at_a_point();
+        assert!(!effort.is_enough(Extent::Full, 2, time * 9) && effort.is_enough(Extent::Full, 3, time));
+        // Runs are shorter the less time is left, down to a floor.
+        let times = [20, 42, 54, 90].map(|elapsed_s| rate_time(Extent::Quick, Duration::from_secs(elapsed_s), 10).as_millis());
+        assert_eq!(times, [1000, 373, 300, 300]);
+        assert_eq!(rate_time(Extent::Quick, Duration::from_secs(52), 1).as_millis(), 940);
     }
 
     #[test]

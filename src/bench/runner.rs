@@ -93,7 +93,7 @@ pub struct Measured {
 /// [`BenchError`].
 pub fn measure(kvm: &Path, point: &Point, extent: Extent, costs: &Costs) -> Result<Measured, BenchError> {
     let start = Instant::now();
-    let effort = effort(point, extent, costs)?;
+    let effort = Effort::plan(extent, point, options(point, 1)?.lists(), costs);
     let point = &Point { lists: Some(effort.lists), ..point.clone() };
     let mut lanes = Vec::new();
     for kind in point.trackers() {
@@ -118,7 +118,7 @@ pub fn measure(kvm: &Path, point: &Point, extent: Extent, costs: &Costs) -> Resu
     untracked.turn(UNTRACKED, effort.lists.div_ceil(passes) + 1)?;
     copying.turn(COPYING, warm)?;
     let cuts = effort.cuts;
-    while measured.rounds < effort.rounds || start.elapsed() < extent.time_at_a_point() {
+    while !effort.is_enough(extent, measured.rounds, start.elapsed()) {
         for ((kind, lane), (_, samples)) in lanes.iter_mut().zip(&mut measured.trackers) {
             let commits = lane.turn(kind.as_str(), cuts + COLD_CUTS)?;
             samples.extend(warm_part(&commits).iter().map(Sample::from));
@@ -134,14 +134,6 @@ pub fn measure(kvm: &Path, point: &Point, extent: Extent, costs: &Costs) -> Resu
     }
     lanes.into_iter().map(|(_, lane)| lane).chain([untracked, copying]).try_for_each(Lane::end)?;
     Ok(measured)
-}
-
-/// What is done at `point`.
-///
-/// # Errors
-/// [`BenchError::Guest`].
-pub fn effort(point: &Point, extent: Extent, costs: &Costs) -> Result<Effort, BenchError> {
-    Ok(Effort::plan(extent, point, options(point, 1)?.lists(), costs))
 }
 
 /// What the first write to a page in an epoch costs a guest, in microseconds, writes and exits included.

@@ -1,7 +1,7 @@
 //! A run of the harness: all points, one after the other.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ use super::effort::{Costs, rate_time};
 use super::endtoend::{self, RatePoint, RateRow, rate_points};
 use super::machine::Machine;
 use super::results::{Row, rows};
-use super::runner::{effort, measure, measure_exits, measure_fault};
+use super::runner::{measure, measure_exits, measure_fault};
 use super::stats::Spread;
 use super::workload::{Axis, Extent, Point, points};
 
@@ -84,17 +84,12 @@ impl Plan {
     /// # Errors
     /// The first step that fails ends the run: [`BenchError`], or what `progress` returns.
     pub fn run<E: From<BenchError>>(&self, mut progress: impl FnMut(&[Line], usize) -> Result<(), E>) -> Result<Results, E> {
+        let start = Instant::now();
         let Steps { points, rates } = self.steps();
         let kvm: &Path = &self.kvm;
         let machine = Machine::probe(kvm)?;
         let exit_us = Spread::of(measure_exits(kvm, EXITS, EXITS_TIME)?);
         let costs = Costs { exit_us: exit_us.p50, fault_us: measure_fault(kvm)? };
-        let mut points_us = 0.0;
-        for point in &points {
-            let least = self.extent.time_at_a_point().as_secs_f64() * 1e6;
-            points_us += effort(point, self.extent, &costs)?.expected_us(point, &costs).max(least);
-        }
-        let rate_time = rate_time(self.extent, points_us, rates.len());
         let mut results = Results { machine, exit_us, lines: Vec::new() };
         let mut done = 0;
         let mut step = |results: &mut Results, lines: Vec<Line>| {
@@ -107,8 +102,9 @@ impl Plan {
             let measured = measure(kvm, point, self.extent, &costs)?;
             step(&mut results, rows(point, &measured).into_iter().map(Line::Cuts).collect())?;
         }
-        for rate in &rates {
-            let row = endtoend::measure(kvm, &self.dir, rate, rate_time)?;
+        for (index, rate) in rates.iter().enumerate() {
+            let time = rate_time(self.extent, start.elapsed(), rates.len() - index);
+            let row = endtoend::measure(kvm, &self.dir, rate, time)?;
             step(&mut results, vec![Line::Rate(row)])?;
         }
         Ok(results)
