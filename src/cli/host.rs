@@ -21,6 +21,9 @@ use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Trac
 const RINGS: [u32; 4] = [256, 1024, 4096, 65_536];
 const CHECK_MEMORY: u64 = 16 << 20;
 const CHECK_PAGES: &str = "churn:pages=1024,content=words";
+/// Entries that the kernel keeps free in every ring (`KVM_DIRTY_RING_RSVD_ENTRIES`).
+const RING_RESERVE: u32 = 64;
+/// What a bitmap is checked with.
 const CHECK_BUDGET: u64 = 256;
 const CHECK_EPOCHS: u64 = 30;
 
@@ -42,6 +45,10 @@ pub(super) struct HostVerb {
 struct HostReport {
     #[serde(flatten)]
     host: Host,
+    /// Entries of each ring that the kernel keeps free, where there are rings.
+    ring_reserved_entries: Option<u32>,
+    /// Whether the processor logs dirty pages itself (page modification logging), for which the kernel keeps more entries free.
+    pml: bool,
     /// For some sizes of ring: entries, and entries in use at which the guest leaves.
     ring_soft_limits: Vec<(u32, u32)>,
     self_checks: Vec<SelfCheck>,
@@ -74,17 +81,24 @@ impl HostVerb {
     pub(super) fn run(self) -> Result<(), CliError> {
         let host = Host::probe(&self.kvm)?;
         let ring = host.ring;
-        let soft = |entries| ring.and_then(|ring| Some((entries, ring.soft_limit(entries)?)));
+        let reserve = ring.map(|_| probe::ring_reserve(&self.kvm)).transpose();
+        let reserve =
+            reserve.map_err(|reason| CliError::Check { what: format!("the reserve of a ring: {}", causes(&reason)) })?;
+        let soft = |entries| Some((entries, ring?.soft_limit(entries, reserve?)?));
+        let smallest = RINGS.into_iter().find_map(|entries| soft(entries).and_then(|_| RingSize::new(entries).ok()));
         let mut checks = Vec::new();
         if !self.no_checks {
-            let ring_tracking = Tracking::Ring { budget: CHECK_BUDGET, ring: Some(RingSize::MIN), hot: HotPages::Off };
-            if ring.is_some() {
+            if let Some(ring) = smallest {
+                let budget = ring.entries().into();
+                let ring_tracking = Tracking::Ring { budget, ring: Some(ring), hot: HotPages::Off };
                 checks.push(self_check(&self.kvm, "ring", ring_tracking));
             }
             checks.push(self_check(&self.kvm, "bitmap", Tracking::Bitmap { manual_protect: host.bitmap.manual_protect }));
         }
         let report = HostReport {
             host,
+            ring_reserved_entries: reserve,
+            pml: reserve.is_some_and(|reserve| reserve > RING_RESERVE),
             ring_soft_limits: RINGS.into_iter().filter_map(soft).collect(),
             self_checks: checks,
             pages_stay_writable: (!self.no_checks).then(|| pages_stay_writable(&self.kvm)),
@@ -143,7 +157,8 @@ fn checked_run(kvm: &Path, store: &Path, tracking: Tracking) -> Result<(u64, u64
     let writer = Writer::create(store, &new, WriterOptions::default())?;
     vm.load()?;
     let options = EngineOptions {
-        budget_pages: usize::try_from(CHECK_BUDGET).unwrap_or(usize::MAX),
+        budget_pages: usize::try_from(if let Tracking::Ring { budget, .. } = tracking { budget } else { CHECK_BUDGET })
+            .unwrap_or(usize::MAX),
         audit_every: NonZeroU64::new(1),
         ..EngineOptions::default()
     };
@@ -165,7 +180,7 @@ fn checked_run(kvm: &Path, store: &Path, tracking: Tracking) -> Result<(u64, u64
 
 impl HostReport {
     fn print(&self) -> Result<(), CliError> {
-        let Host { device, kernel, flavour, ring, pml, bitmap, xsave_bytes, msrs, vcpus_max, memslots_max, .. } = &self.host;
+        let Host { device, kernel, flavour, ring, bitmap, xsave_bytes, msrs, vcpus_max, memslots_max, .. } = &self.host;
         let flavour = format!("{flavour:?}").to_lowercase();
         output::line(format_args!("{} of kernel {kernel}, {flavour}", device.display()))?;
         match ring {
@@ -182,7 +197,7 @@ impl HostReport {
             }
         }
         let yes = |is| if is { "yes" } else { "no" };
-        output::line(format_args!("  page modification logging (PML)  {}", yes(*pml)))?;
+        output::line(format_args!("  page modification logging (PML)  {}", yes(self.pml)))?;
         output::line(format_args!("  bitmap        manual protect {}", yes(bitmap.manual_protect)))?;
         output::line(format_args!("  state         {xsave_bytes} bytes of XSAVE, {msrs} MSRs listed"))?;
         output::line(format_args!("  limits        {vcpus_max} vCPUs, {memslots_max} memslots"))?;
