@@ -243,6 +243,7 @@ impl Chain {
     fn no_epoch(&self, epoch: EpochId) -> StoreError {
         match &self.scan.damage {
             Some(damage) if epoch > self.newest() => StoreError::Damaged(damage.clone()),
+            _ if (epoch, self.newest()) == (EpochId::NONE, EpochId::NONE) => StoreError::NoEpochs { dir: self.dir.clone() },
             _ => StoreError::NoEpoch { epoch, newest: self.newest() },
         }
     }
@@ -330,7 +331,10 @@ pub(super) fn check_dir(dir: &Path) -> Result<(), StoreError> {
     match std::fs::metadata(dir) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
         Ok(_) => Err(StoreError::NotADirectory { path: dir.to_owned() }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(StoreError::Missing { dir: dir.to_owned() }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(match std::fs::read_link(dir) {
+            Ok(to) => StoreError::DanglingLink { link: dir.to_owned(), to },
+            Err(_) => StoreError::Missing { dir: dir.to_owned() },
+        }),
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
             Err(StoreError::NotADirectory { path: dir.to_owned() })
         }

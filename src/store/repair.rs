@@ -104,6 +104,9 @@ pub enum RepairError {
         /// Its newest epoch before the damage.
         newest: Option<EpochId>,
     },
+    /// The plan was made without locks: it may be true no more.
+    #[error("the plan was made to be looked at only, without locks")]
+    NotLocked,
     /// A step failed. Those before it are done.
     #[error("could not {step}")]
     Step {
@@ -128,7 +131,8 @@ pub struct RepairPlan {
     report: VerifyReport,
     in_use: Vec<String>,
     remains: bool,
-    _locks: Vec<Box<dyn Any + Send + Sync>>,
+    /// None where it was only looked.
+    locks: Option<Vec<Box<dyn Any + Send + Sync>>>,
 }
 
 impl fmt::Debug for RepairPlan {
@@ -157,6 +161,29 @@ impl RepairPlan {
                 Err(error) => return Err(error.into()),
             }
         }
+        Self::of(dir, options, in_use, Some(locks), progress)
+    }
+
+    /// Says what [`new`](Self::new) would, without a lock and without a change: also while somebody writes to the store, and on one that can only be read. Of chains that
+    /// somebody writes to nothing is planned; they are [in use](Self::in_use). Such a plan can't be applied.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn look(dir: &Path, options: &RepairOptions, progress: &mut dyn FnMut(Progress)) -> Result<Self, RepairError> {
+        check(dir)?;
+        let chains = branches(dir).into_iter().map(|name| (dir.join(BRANCHES).join(&name), name));
+        let chains = std::iter::once((dir.to_owned(), "main".to_owned())).chain(chains);
+        let in_use = chains.filter(|(dir, _)| is_locked(dir)).map(|(_, name)| name).collect();
+        Self::of(dir, options, in_use, None, progress)
+    }
+
+    fn of(
+        dir: &Path,
+        options: &RepairOptions,
+        in_use: BTreeSet<String>,
+        locks: Option<Vec<Box<dyn Any + Send + Sync>>>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, RepairError> {
         // Audits judge what the guest had, which nothing here can bring back.
         let report = verify(dir, &VerifyOptions { audits: false, ..VerifyOptions::default() }, progress)?;
         let mut plan =
@@ -170,7 +197,7 @@ impl RepairPlan {
         let of_no_chain = report.damage.iter().any(|damage| damage.kind == DamageKind::Identity);
         let remains = report.branches.iter().any(damaged) || report.damage_omitted > 0 || of_no_chain;
         let in_use = in_use.into_iter().collect();
-        Ok(Self { dir: dir.to_owned(), steps, report, in_use, remains, _locks: locks })
+        Ok(Self { dir: dir.to_owned(), steps, report, in_use, remains, locks })
     }
 
     /// What is to be done, in this order.
@@ -200,8 +227,11 @@ impl RepairPlan {
     /// Does it.
     ///
     /// # Errors
-    /// The first step that fails. Those before it are done and durable.
+    /// The first step that fails. Those before it are done and durable. A plan without locks.
     pub fn apply(&self) -> Result<(), RepairError> {
+        if self.locks.is_none() {
+            return Err(RepairError::NotLocked);
+        }
         self.steps.iter().try_for_each(|step| self.apply_step(step))
     }
 
@@ -394,6 +424,18 @@ fn lock(dir: &Path, name: &str) -> Result<Box<dyn Any + Send + Sync>, StoreError
         Lock::Held(lock) => Ok(lock),
         Lock::Taken(holder) => Err(StoreError::InUse { dir: dir.to_owned(), holder }),
     }
+}
+
+/// Whether somebody writes to the chain in `dir`. Takes the lock for a moment, shared with others who look; makes no file.
+fn is_locked(dir: &Path) -> bool {
+    let Ok(found) = fs::symlink_metadata(dir.join(LOCK)) else { return false };
+    let lock = if found.is_file() { File::open(dir.join(LOCK)) } else { return false };
+    lock.is_ok_and(|lock| {
+        let is_locked = matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock));
+        // Closing it is not enough: see the lock that a writer takes.
+        let _ = lock.unlock();
+        is_locked
+    })
 }
 
 fn take_step(dir: &Path, step: &RepairStep) -> io::Result<()> {

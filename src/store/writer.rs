@@ -128,6 +128,19 @@ impl Active {
 }
 
 impl Writer {
+    /// Whether [`create`](Self::create) may make a chain in `dir`: nothing is there, or a directory that is empty. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn check_place(dir: impl AsRef<Path>) -> Result<(), StoreError> {
+        let dir = dir.as_ref();
+        match check_dir(dir) {
+            Err(StoreError::Missing { .. }) => return Ok(()),
+            checked => checked?,
+        }
+        check_free(dir, &Directory::new(dir).list().map_err(StoreError::io("list", dir))?)
+    }
+
     /// Makes a chain in `dir`, which is made if need be and must be empty.
     ///
     /// # Errors

@@ -43,6 +43,21 @@ fn no_verb_or_another() {
     finish(&mut slackwater(["log"])).refused(2, &["--store <DIR>"]);
 }
 
+/// Where nobody reads what is said, the exit code is what it is.
+#[test]
+fn nobody_reads_standard_error() {
+    for line in
+        ["log --store /nonexistent", "restore --store /nonexistent", "frobnicate", "bench --kvm /nonexistent --store /dev/null"]
+    {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = slackwater(line.split(' '));
+        let status =
+            command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(writer).status().unwrap();
+        assert!(matches!(status.code(), Some(1 | 2)), "{line}: {status}");
+    }
+}
+
 #[test]
 fn help_and_version_are_data() {
     for args in [&["--help"][..], &["--version"], &["checkpoint", "--help"], &["help", "restore"]] {

@@ -96,7 +96,12 @@ pub(super) fn read(dir: &Path) -> Result<Identity, VerifyError> {
     match fs::metadata(dir) {
         Ok(found) if found.is_dir() => {}
         Ok(_) => return Err(VerifyError::NotADirectory { path: dir.to_owned() }),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Err(VerifyError::NoDirectory { path: dir.to_owned() }),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(match fs::read_link(dir) {
+                Ok(to) => VerifyError::DanglingLink { link: dir.to_owned(), to },
+                Err(_) => VerifyError::NoDirectory { path: dir.to_owned() },
+            });
+        }
         Err(error) if error.kind() == ErrorKind::NotADirectory => {
             return Err(VerifyError::NotADirectory { path: dir.to_owned() });
         }
