@@ -104,9 +104,11 @@ impl Bench {
         for dir in self.store.iter().chain(&self.out) {
             std::fs::create_dir_all(dir).map_err(|source| match std::fs::read_link(dir) {
                 Ok(to) if !dir.exists() => CliError::DanglingLink { link: dir.clone(), to },
+                _ if dir.exists() => CliError::Usage(format!("{} is not a directory", dir.display())),
                 _ => BenchError::Write { path: dir.clone(), source }.into(),
             })?;
         }
+        self.html.iter().try_for_each(|path| draft::try_place(path))?;
         let bar = output::bar("measuring");
         bar.set_length(plan.steps().len() as u64);
         let mut shown: Option<&'static str> = None;

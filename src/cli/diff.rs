@@ -52,7 +52,8 @@ fn branch_and_epoch(text: &str) -> Result<BranchAndEpoch, String> {
     // No name of a branch has a colon.
     let (name, number) = text.rsplit_once(':').map_or((None, text), |(name, number)| (Some(name), number));
     let named = name.map(|name| branch(name).map_err(|error| format!("the name of a branch is {error}")));
-    Ok(BranchAndEpoch { branch: named.transpose()?, epoch: epoch(number)? })
+    let number = epoch(number).map_err(|error| format!("{error}; one of another branch is `BRANCH:NUMBER`"));
+    Ok(BranchAndEpoch { branch: named.transpose()?, epoch: number? })
 }
 
 /// Pages that differ and follow each other.

@@ -131,17 +131,34 @@ impl Drop for Draft {
 /// Writes all of a file, or nothing under its name. What is no regular file, as a terminal or a pipe, is written to.
 pub(super) fn write(path: &Path, text: &str) -> Result<(), CliError> {
     let failed = |source| CliError::File { path: path.to_owned(), step: "writing it", source };
-    let target = match fs::metadata(path) {
-        Ok(found) if found.is_file() => fs::canonicalize(path).map_err(failed)?,
-        Ok(_) => return fs::write(path, text).map_err(failed),
-        Err(_) => match fs::read_link(path) {
-            Ok(to) => return Err(CliError::DanglingLink { link: path.to_owned(), to }),
-            Err(_) => path.to_owned(),
-        },
-    };
+    let Some(target) = target(path)? else { return fs::write(path, text).map_err(failed) };
     let draft = Draft::new(&target, Readers::Umask)?;
     io::Write::write_all(&mut draft.file(), text.as_bytes()).map_err(failed)?;
     draft.finish(true)
+}
+
+/// Whether [`write`] will find a place for the file, as far as that can be known before.
+pub(super) fn try_place(path: &Path) -> Result<(), CliError> {
+    match target(path)? {
+        Some(target) => Draft::new(&target, Readers::Umask).map(drop),
+        None if path.is_dir() => Err(CliError::Usage(format!("{} is a directory", path.display()))),
+        None => Ok(()),
+    }
+}
+
+/// The regular file that is to be made or replaced; none for what is another kind of file.
+fn target(path: &Path) -> Result<Option<PathBuf>, CliError> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_file() => {
+            let file = fs::canonicalize(path);
+            file.map(Some).map_err(|source| CliError::File { path: path.to_owned(), step: "following it", source })
+        }
+        Ok(_) => Ok(None),
+        Err(_) => match fs::read_link(path) {
+            Ok(to) => Err(CliError::DanglingLink { link: path.to_owned(), to }),
+            Err(_) => Ok(Some(path.to_owned())),
+        },
+    }
 }
 
 /// A locked file without a name; none where there can't be one that gets a name later.
