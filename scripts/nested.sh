@@ -76,7 +76,10 @@ cp "$work/kernel/vmlinux" "$root/slackwater/linux"
 
 kernel=$work/kernel
 release=$(cat "$kernel/release")
-scripts/modules.sh "$root/modules" kvm-amd
+scripts/modules.sh "$root/modules" kvm-amd virtio_pci virtio_blk
+# A disk on which an exported core of a Linux guest leaves the machine, for tools that are here.
+core=$run/core
+truncate -s 256M "$core"
 
 # The verdict leaves the guest through a second serial port, which only its init writes to: the console may hold anything a test or
 # the kernel prints. After a panic or a hang there is none. The kernel of the lane has no /dev/port for QEMU's debug exit device.
@@ -106,6 +109,7 @@ ifconfig lo 127.0.0.1 up
 for module in /modules/*; do
   insmod "\$module" || { say "cannot load \$module"; verdict failed; }
 done
+[ ! -b /dev/vda ] || export SLACKWATER_CORE=/dev/vda
 [ -c /dev/kvm ] && [ -d /sys/module/kvm_amd ] || { say "no KVM in the guest"; verdict failed; }
 # On a third serial port, for as long as this machine's processors go on: whatever a test waits for.
 while :; do
@@ -174,6 +178,7 @@ boot() {
   { cat "$run/root.cpio"; (cd "$run/left" && find slackwater -type f | cpio --quiet -o -H newc); } > "$run/initrd"
   qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -serial "file:$work/serial.log" -serial "file:$verdict" -serial "file:$pulse" \
     -accel tcg,thread=multi -cpu max -smp 2 -m 2048 \
+    -drive "file=$core,format=raw,if=none,id=core" -device virtio-blk-pci,drive=core \
     -kernel "$kernel/vmlinuz" -initrd "$run/initrd" -append 'console=ttyS0 panic=-1 mitigations=off quiet' \
     < /dev/null > "$run/qemu.log" 2>&1 &
   qemu=$!
@@ -239,6 +244,25 @@ note_passed() {
     mv "$run/still" "$run/$tests.left"
   done
 }
+# What other people's tools make of the core: makedumpfile the kernel's log, drgn its tasks.
+read_core() {
+  local tasks
+  if [ "$(head -c 4 "$core" | tr -d '\0')" != $'\x7fELF' ]; then
+    [ "$filter" != native ] || fail "no core of a Linux guest came out of the emulated machine"
+    return 0
+  fi
+  makedumpfile --dump-dmesg "$core" "$run/dmesg" > "$run/makedumpfile" 2>&1 && grep -q "Linux version $release " "$run/dmesg" ||
+    fail "makedumpfile found no log of $release in the exported core: $(cat "$run/makedumpfile")"
+  say "makedumpfile reads $(wc -l < "$run/dmesg") lines of the kernel's log in an exported core"
+  if [ ! -d "$work/drgn" ]; then
+    say "SKIP: drgn can not be had here, and reads no exported core"
+    return 0
+  fi
+  tasks=$(PYTHONPATH=$work/drgn timeout 120 python3 scripts/tasks.py "$core" "$kernel/vmlinux" 2> "$run/drgn") &&
+    grep -qx '0 swapper/0' <<< "$tasks" && grep -q '^1 ' <<< "$tasks" && grep -qx '2 kthreadd' <<< "$tasks" ||
+    fail "drgn found no tasks in the exported core: $tasks $(cat "$run/drgn")"
+  say "drgn lists $(wc -l <<< "$tasks") tasks of an exported core"
+}
 booted_s=$SECONDS
 for ((boots = 1; ; boots++)); do
   left_s=$((limit_s - (SECONDS - booted_s)))
@@ -267,6 +291,7 @@ case $(tr -d '\r\n' < "$verdict") in
   "passed $nonce")
     count=$(wc -l < "$run/passed")
     [ "$count" -gt 0 ] || fail "no test ran"
+    read_core
     say "passed: $count of $listed native tests on mainline KVM, $took_s s from power-on"
     ;;
   "failed $nonce") fail "native tests failed on mainline KVM (console: $work/serial.log)" ;;

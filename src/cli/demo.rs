@@ -13,7 +13,7 @@ use super::restore::{Restored, restore_machine};
 use super::units::bytes_text;
 use crate::page::EpochId;
 use crate::store::verify::{VerifyOptions, verify};
-use crate::store::{Chain, StoreError};
+use crate::store::{Chain, StoreError, Writer};
 use crate::vmm::{BuildOptions, Clocks, Limits, Running, Stop, Tracking};
 
 const GUEST: &str = "churn:pages=4096,pattern=hotcold,content=words";
@@ -71,6 +71,7 @@ impl Demo {
 
     fn play(&self, store: &Path) -> Result<(), CliError> {
         let started = Instant::now();
+        Writer::check_place(store)?;
         self.say(format_args!(
             "A guest with {VCPUS} vCPUs and {MEMORY} of memory rewrites its pages without rest. Every page carries"
         ))?;

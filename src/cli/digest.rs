@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::again::again;
 use super::error::CliError;
 use super::output;
-use super::units::branch;
+use super::units::{branch, epoch};
 use crate::format::{MAIN_BRANCH, hash_bytes};
 use crate::page::EpochId;
 use crate::restore;
@@ -24,8 +24,8 @@ pub(super) struct Digest {
     #[arg(long, value_name = "NAME", value_parser = branch, default_value = MAIN_BRANCH, hide_default_value = true)]
     branch: String,
     /// The epoch [default: the newest].
-    #[arg(long, value_name = "N")]
-    epoch: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = epoch)]
+    epoch: Option<EpochId>,
     /// Print it as JSON, with its parts.
     #[arg(long)]
     json: bool,
@@ -50,7 +50,7 @@ impl Digest {
                 let (dir, newest) = (self.store.clone(), chain.newest());
                 return Err(CliError::DamagedBehind { dir, newest, found: damage.to_string() });
             }
-            let epoch = chain.epoch(self.epoch.map_or(chain.newest(), EpochId))?;
+            let epoch = chain.epoch(self.epoch.unwrap_or(chain.newest()))?;
             Ok((epoch, restore::digest(&chain, epoch.commit.epoch)?))
         })?;
         let audit = epoch.commit.audit;

@@ -81,6 +81,11 @@ pub(super) enum CliError {
     BranchExists { name: String, from: String },
     #[error("{what}")]
     Check { what: String },
+    /// The run went on after storage had failed, as was asked for.
+    #[error(transparent)]
+    RanOn(VmmError),
+    #[error("{} is a symbolic link to {}, which does not exist", link.display(), to.display())]
+    DanglingLink { link: PathBuf, to: PathBuf },
     #[error("{} exists", path.display())]
     FileExists { path: PathBuf },
     #[error("{}: {step} failed", path.display())]
@@ -150,7 +155,7 @@ impl CliError {
         if let Some(hint) = self.hint() {
             text.push_str(&format!("\n\nhint: {hint}"));
         }
-        eprintln!("{text}");
+        super::output::note(text);
         ExitCode::from(self.code())
     }
 
@@ -206,6 +211,8 @@ impl CliError {
             | Self::Host(_)
             | Self::Output(_)
             | Self::System { .. }
+            | Self::RanOn(_)
+            | Self::DanglingLink { .. }
             | Self::FileExists { .. }
             | Self::File { .. }
             | Self::Export { .. }
@@ -221,7 +228,7 @@ impl CliError {
             || matches!(self, Self::Store(StoreError::Displaced { .. }))
     }
 
-    fn hint(&self) -> Option<String> {
+    pub(super) fn hint(&self) -> Option<String> {
         if let Self::Vmm(VmmError::Restore(error)) = self {
             let damage = "`slackwater verify` lists what is damaged; an epoch before it may be whole";
             return error.hint().or(error.is_damage().then_some(damage)).map(str::to_owned);
@@ -262,6 +269,10 @@ impl CliError {
             Self::Vmm(VmmError::Ring(RingError::Unsupported)) => "`--tracker bitmap` works on every KVM",
             Self::Vmm(VmmError::Engine(EngineError::Storage { .. })) => {
                 "what was committed can be restored; `--on-storage-error continue` keeps the guest running and tries again"
+            }
+            Self::Verify(VerifyError::NoBranch { .. }) => "`slackwater log --branches` lists them",
+            Self::RanOn(_) => {
+                "what was committed can be restored; the guest ran on without checkpoints, and what came after the last one is lost"
             }
             Self::DamagedBehind { newest, .. } if newest.0 > 0 => {
                 return Some(format!(

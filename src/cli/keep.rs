@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 
-use super::units::time_above_zero;
+use super::units::{at_least_one, time_above_zero};
 use crate::store::Retention;
 
 /// Which epochs to keep. What any of the rules keeps is kept, and so are the newest epoch and those that branches begin at.
@@ -13,7 +13,7 @@ use crate::store::Retention;
 pub(super) struct KeepArgs {
     /// Keep the newest N epochs, and drop others. The `--keep` options add up: an epoch goes if none keeps it. The newest stays, and so do those that
     /// branches begin at.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     keep_last: Option<NonZeroU64>,
     /// Keep the newest epoch of each span of this time.
     #[arg(long, value_name = "TIME", value_parser = time_above_zero)]

@@ -113,8 +113,11 @@ impl Log {
         if !self.json {
             self.list_branches()?;
         }
+        if chain.newest() == EpochId::NONE && chain.damage().is_empty() {
+            output::note("note: the store holds no epoch yet");
+        }
         if let Some(tail) = chain.tail() {
-            eprintln!("note: {tail}; it was never committed");
+            output::note(format_args!("note: {tail}; it was never committed"));
         }
         match chain.damage().first() {
             None => Ok(()),

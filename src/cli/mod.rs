@@ -8,6 +8,7 @@ mod compact;
 mod demo;
 mod diff;
 mod digest;
+mod draft;
 mod error;
 mod export;
 mod host;
@@ -71,7 +72,12 @@ pub fn main(process_start: Instant) -> ExitCode {
         }
     };
     let filter = EnvFilter::try_from_env("SLACKWATER_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false)
+        .without_time()
+        .init();
     let outcome = match command.verb {
         Verb::Demo(verb) => verb.run(),
         Verb::Checkpoint(verb) => verb.run(),

@@ -20,6 +20,11 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
     line(text)
 }
 
+/// Prints a line for people on standard error. Where nobody reads that any more, nothing is wrong.
+pub(super) fn note(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// A bar on standard error, where that is a terminal.
 pub(super) fn bar(message: &'static str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {

@@ -12,7 +12,7 @@ use super::error::CliError;
 use super::linux::attach_console;
 use super::output;
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
-use super::units::branch;
+use super::units::{branch, epoch};
 use crate::epoch::Start;
 use crate::format::{Identity, MAIN_BRANCH};
 use crate::machine::MachineState;
@@ -39,8 +39,8 @@ pub(super) struct Restore {
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
     /// The epoch [default: the newest].
-    #[arg(long, value_name = "N")]
-    epoch: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = epoch)]
+    epoch: Option<EpochId>,
     /// Go on taking checkpoints into the same chain. Only from its newest epoch.
     #[arg(long)]
     r#continue: bool,
@@ -103,6 +103,8 @@ struct RestoredGuest {
     passes_at_restore: u64,
     passes: u64,
     checks: u64,
+    /// Whether it is a guest that can check itself.
+    checks_itself: bool,
     ok: bool,
 }
 
@@ -113,6 +115,11 @@ impl Restore {
             return Err(CliError::Usage(
                 "`--epochs` goes with `--continue` or `--branch`: without them no epoch is taken".to_owned(),
             ));
+        }
+        if let Some(option) = self.protect.needs_epochs().filter(|_| !goes_on) {
+            return Err(CliError::Usage(format!(
+                "`{option}` goes with `--continue` or `--branch`: without them no checkpoints are taken"
+            )));
         }
         if !goes_on && self.protect.writer_options().retention.is_some() {
             return Err(CliError::Usage(
@@ -160,17 +167,18 @@ impl Restore {
                 passes_at_restore,
                 passes: outcome.guest.passes,
                 checks: outcome.guest.checks,
+                checks_itself: outcome.guest.checks_itself,
                 ok: outcome.guest.ok,
             },
             guest_end: outcome.end,
-            checkpoint: RunReport::new(&outcome),
+            checkpoint: RunReport::new(&outcome, &self.protect),
         };
         if self.json {
             output::json(&report)?
         } else {
             report.print()?
         }
-        outcome.error.map_or(Ok(()), |error| Err(error.into()))
+        outcome.error.map_or(Ok(()), |error| Err(self.protect.explain(error)))
     }
 
     fn build_options(&self, hot_check: HotCheck) -> BuildOptions {
@@ -241,7 +249,7 @@ impl Restore {
             }
             Ok((writer, recovered)) => {
                 if let Some(torn) = recovered.torn {
-                    eprintln!("note: {torn}; it was never committed and was cut off");
+                    output::note(format_args!("note: {torn}; it was never committed and was cut off"));
                 }
                 Ok(GoesOn::As(into.to_owned(), Box::new(writer)))
             }
@@ -259,10 +267,10 @@ impl Restore {
         };
         let chain = Chain::open_branch(&self.store, branch)?;
         if let Some(tail) = chain.tail() {
-            eprintln!("note: {tail}; it was never committed");
+            output::note(format_args!("note: {tail}; it was never committed"));
         }
         let newest = chain.newest();
-        let Some(epoch) = self.epoch.map(EpochId) else {
+        let Some(epoch) = self.epoch else {
             if let Some(damage) = chain.damage().first() {
                 return Err(CliError::DamagedBehind { dir: self.store.clone(), newest, found: damage.to_string() });
             }
@@ -369,7 +377,7 @@ pub(super) fn machine_of(dir: &Path, identity: &Identity) -> Result<MachineSpec,
 impl RestoreReport {
     #[expect(clippy::cast_precision_loss, reason = "for people")]
     fn print(&self) -> Result<(), CliError> {
-        let RestoredGuest { passes_at_restore, passes, checks, ok } = self.guest;
+        let RestoredGuest { passes_at_restore, passes, checks, checks_itself, ok } = self.guest;
         let Self { epoch, restored_pages, first_run_us, kvm_setup_us, .. } = self;
         let how = if self.fill.is_some() { "restored on demand" } else { "restored" };
         output::line(format_args!(
@@ -395,9 +403,15 @@ impl RestoreReport {
         if let Some(branch) = &self.branch {
             output::line(format_args!("  goes on       as {branch}"))?;
         }
-        let verdict = if ok { "found nothing wrong" } else { "FOUND AN INCONSISTENCY" };
-        output::line(format_args!("  guest         checked itself {checks} times and {verdict}"))?;
-        output::line(format_args!("  passes        {passes_at_restore} at the checkpoint, {passes} now"))?;
+        output::line(match (ok, checks_itself, checks) {
+            (false, ..) => format!("  guest         FOUND AN INCONSISTENCY, after {checks} checks that found none"),
+            (true, false, _) => "  guest         does not check itself: nothing is known of it".to_owned(),
+            (true, true, 0) => "  guest         did not check itself".to_owned(),
+            (true, true, _) => format!("  guest         checked itself {checks} times and found nothing wrong"),
+        })?;
+        if passes > 0 {
+            output::line(format_args!("  passes        {passes_at_restore} at the checkpoint, {passes} now"))?;
+        }
         self.checkpoint.as_ref().map_or(Ok(()), RunReport::print)
     }
 }

@@ -66,7 +66,7 @@ pub enum EngineError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// An epoch could not be stored, and the options say to stop then.
-    #[error("epochs behind {committed} could not be stored")]
+    #[error("{} could not be stored", behind(*committed))]
     Storage {
         /// The newest epoch in the chain that is known to be durable, or with durability `none` the newest appended.
         committed: EpochId,
@@ -733,6 +733,10 @@ fn park<G: Guest>(guest: &mut G, hand: &mut InHand) -> Result<(), EngineError> {
     guest.park().map_err(|source| EngineError::Guest { action: "park the vCPUs", source })?;
     hand.phases.kick_ns += ns(start.elapsed());
     Ok(())
+}
+
+fn behind(committed: EpochId) -> String {
+    if committed == EpochId::NONE { "the first epoch".to_owned() } else { format!("epochs behind {committed}") }
 }
 
 fn storage(progress: &Progress, options: &EngineOptions, failure: PipelineError) -> EngineError {

@@ -310,7 +310,7 @@ fn every_verb(dir: &Path) {
     let digest = restore::digest(&chain, newest).unwrap();
     let out = tempfile::tempfile().unwrap();
     restore::export(&chain, newest, ExportFormat::Raw, &out, &mut |_, _| look()).unwrap();
-    restore::diff(&chain, EpochId(10), newest, &tempfile::tempfile().unwrap(), &mut |_, _| look()).unwrap();
+    restore::diff((&chain, EpochId(10)), (&chain, newest), &tempfile::tempfile().unwrap(), &mut |_, _| look()).unwrap();
     drop((chain, out));
     let report = verify(dir, &VerifyOptions::default(), &mut |_| look()).unwrap();
     assert!(report.is_sound() && report.epochs == 1000);

@@ -45,7 +45,10 @@ impl Directory {
             Ok(Self(Arc::new(Opened { file: file.into(), path, within: None })))
         });
         opened.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => StoreError::Missing { dir: path.to_owned() },
+            io::ErrorKind::NotFound => match std::fs::read_link(path) {
+                Ok(to) => StoreError::DanglingLink { link: path.to_owned(), to },
+                Err(_) => StoreError::Missing { dir: path.to_owned() },
+            },
             io::ErrorKind::NotADirectory => StoreError::NotADirectory { path: path.to_owned() },
             _ => StoreError::io("open", path)(error),
         })

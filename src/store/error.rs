@@ -18,6 +18,14 @@ pub enum StoreError {
         /// The path.
         dir: PathBuf,
     },
+    /// The path is a symbolic link to nothing.
+    #[error("{} is a symbolic link to {}, which does not exist", link.display(), to.display())]
+    DanglingLink {
+        /// The path.
+        link: PathBuf,
+        /// Where it leads.
+        to: PathBuf,
+    },
     /// The path is not a directory.
     #[error("a store is a directory, and {} is not one", path.display())]
     NotADirectory {
@@ -80,6 +88,12 @@ pub enum StoreError {
     /// Something that was durable is not what it was.
     #[error("damaged: {0}")]
     Damaged(Damage),
+    /// The chain holds no epoch at all, and its newest was asked for.
+    #[error("the store {} holds no epoch yet", dir.display())]
+    NoEpochs {
+        /// The directory of the chain.
+        dir: PathBuf,
+    },
     /// The chain does not hold the epoch.
     #[error("the store holds no epoch {epoch}{}", newest_text(*newest))]
     NoEpoch {

@@ -308,6 +308,7 @@ impl Chain {
     fn no_epoch(&self, epoch: EpochId) -> StoreError {
         match &self.scan.damage {
             Some(damage) if epoch > self.newest() => StoreError::Damaged(damage.clone()),
+            _ if (epoch, self.newest()) == (EpochId::NONE, EpochId::NONE) => StoreError::NoEpochs { dir: self.dir.clone() },
             _ => StoreError::NoEpoch { epoch, newest: self.newest() },
         }
     }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::fs::TryLockError;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -145,6 +146,9 @@ pub enum RepairError {
         /// Its newest epoch before the damage.
         newest: Option<EpochId>,
     },
+    /// The plan was made without locks: it may be true no more.
+    #[error("the plan was made to be looked at only, without locks")]
+    NotLocked,
     /// A step failed. Those before it are done.
     #[error("could not {step}")]
     Step {
@@ -171,7 +175,8 @@ pub struct RepairPlan {
     remains: bool,
     /// The store's directory. What is locked is what is repaired, whatever happens to its path.
     root: Directory,
-    locks: Vec<Place>,
+    /// None where it was only looked.
+    locks: Option<Vec<Place>>,
 }
 
 impl fmt::Debug for RepairPlan {
@@ -201,6 +206,31 @@ impl RepairPlan {
                 Err(error) => return Err(error.into()),
             }
         }
+        Self::of(dir, root, options, in_use, Some(locks), progress)
+    }
+
+    /// Says what [`new`](Self::new) would, without a lock and without a change: also while somebody writes to the store, and on one that can only be read. Of chains that
+    /// somebody writes to nothing is planned; they are [in use](Self::in_use). Such a plan can't be applied.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn look(dir: &Path, options: &RepairOptions, progress: &mut dyn FnMut(Progress)) -> Result<Self, RepairError> {
+        check(dir)?;
+        let root = Directory::open(dir)?;
+        let chains = branches(&root).map_err(StoreError::io("list", dir.join(BRANCHES)))?;
+        let chains = std::iter::once(("main".to_owned(), root.clone())).chain(chains);
+        let in_use = chains.filter(|(_, directory)| is_locked(directory)).map(|(name, _)| name).collect();
+        Self::of(dir, root, options, in_use, None, progress)
+    }
+
+    fn of(
+        dir: &Path,
+        root: Directory,
+        options: &RepairOptions,
+        in_use: BTreeSet<String>,
+        locks: Option<Vec<Place>>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, RepairError> {
         // Audits judge what the guest had, which nothing here can bring back.
         let file = root.file().try_clone().map_err(StoreError::io("open", dir))?;
         let report = verify_open(file, dir, &VerifyOptions { audits: false, ..VerifyOptions::default() }, progress)?;
@@ -245,8 +275,11 @@ impl RepairPlan {
     /// Does it.
     ///
     /// # Errors
-    /// The first step that fails. Those before it are done and durable.
+    /// The first step that fails. Those before it are done and durable. A plan without locks.
     pub fn apply(&self) -> Result<(), RepairError> {
+        if self.locks.is_none() {
+            return Err(RepairError::NotLocked);
+        }
         self.steps.iter().try_for_each(|step| self.apply_step(step))
     }
 
@@ -254,7 +287,7 @@ impl RepairPlan {
         // A chain that was moved away by a step before is not looked for in its place.
         let moved =
             |place: &Place| self.steps.iter().take_while(|done| *done != step).any(|done| moves(done, &self.dir, place.dir()));
-        self.locks.iter().filter(|place| !moved(place)).try_for_each(Place::check)?;
+        self.locks.iter().flatten().filter(|place| !moved(place)).try_for_each(Place::check)?;
         take_step(&self.root, step).map_err(|source| RepairError::Step { step: step.clone(), source })
     }
 }
@@ -477,6 +510,15 @@ fn parent_of<'a>(root: &Directory, path: &'a str) -> io::Result<(Directory, &'a 
     let mut names = path.split('/');
     let name = names.next_back().unwrap_or_default();
     Ok((names.try_fold(root.clone(), |directory, name| directory.within(name))?, name))
+}
+
+/// Whether somebody writes to the chain in a directory. Takes the lock for a moment, shared with others who look; makes no file.
+fn is_locked(directory: &Directory) -> bool {
+    let Ok(lock) = directory.open_file(LOCK, OFlags::RDONLY) else { return false };
+    let is_locked = matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock));
+    // Closing it is not enough: see the lock that a writer takes.
+    let _ = lock.unlock();
+    is_locked
 }
 
 fn take_step(root: &Directory, step: &RepairStep) -> io::Result<()> {

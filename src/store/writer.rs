@@ -143,6 +143,20 @@ impl Active {
 }
 
 impl Writer {
+    /// Whether [`create`](Self::create) may make a chain in `dir`: nothing is there, or a directory that is empty. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn check_place(dir: impl AsRef<Path>) -> Result<(), StoreError> {
+        let dir = dir.as_ref();
+        let directory = match Directory::open(dir) {
+            Ok(directory) => directory,
+            Err(StoreError::Missing { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        check_free(dir, &directory.list().map_err(StoreError::io("list", dir))?)
+    }
+
     /// Makes a chain in `dir`, which is made if need be and must be empty.
     ///
     /// # Errors
@@ -380,7 +394,7 @@ impl Writer {
     }
 
     /// Whether what is written is what everybody finds who looks for the chain, and has as many bytes as it should.
-    fn check_place(&self, bytes: RangeInclusive<u64>) -> Result<(), StoreError> {
+    fn check_writes(&self, bytes: RangeInclusive<u64>) -> Result<(), StoreError> {
         self.place.check()?;
         self.place.check_file(&self.segment.numbers.file_name(), self.segment.file.as_ref(), bytes)
     }
@@ -388,7 +402,7 @@ impl Writer {
     /// Takes nothing more where it is not.
     fn stay(&mut self) -> Result<(), SinkError> {
         let at = self.segment.at;
-        self.check_place(at..=at).map_err(|error| self.latch_with(error, at..=at))
+        self.check_writes(at..=at).map_err(|error| self.latch_with(error, at..=at))
     }
 
     /// Takes nothing more. What the segment has behind what was synced is unknown.
@@ -530,7 +544,7 @@ impl Writer {
     /// Gives space back that was taken ahead and not used. Nothing depends on it.
     fn release_space(&mut self) {
         let Active { at, reserved, .. } = self.segment;
-        if reserved > at && self.check_place(at..=at).is_ok() && self.segment.file.set_len(at).is_ok() {
+        if reserved > at && self.check_writes(at..=at).is_ok() && self.segment.file.set_len(at).is_ok() {
             self.segment.reserved = at;
         }
     }
@@ -538,7 +552,7 @@ impl Writer {
     /// Undoes the epoch in hand and says why.
     fn reject(&mut self, error: StoreError) -> Result<(), SinkError> {
         let Active { end, at, .. } = self.segment;
-        if let Err(displaced) = self.check_place(end..=at) {
+        if let Err(displaced) = self.check_writes(end..=at) {
             return Err(self.latch_with(displaced, end..=at));
         }
         match self.undo() {
@@ -653,7 +667,7 @@ impl Sink for Writer {
         self.latched.get_or_insert_with(|| "the chain could not be opened again".to_owned());
         let failed = |error: StoreError| SinkError::Latched(error.into());
         // What somebody else did to the chain may be undone. Then, and only then, it goes on.
-        self.check_place(self.latched_bytes.clone()).map_err(failed)?;
+        self.check_writes(self.latched_bytes.clone()).map_err(failed)?;
         let Active { synced, at, .. } = self.segment;
         self.latched_bytes = synced..=at;
         let opened = recover(&self.dir, &self.medium, &self.identity, self.durable).map_err(failed)?;
@@ -661,7 +675,7 @@ impl Sink for Writer {
         self.segment = segment;
         self.mark = mark;
         let at = self.segment.at;
-        self.check_place(at..=at).map_err(failed)?;
+        self.check_writes(at..=at).map_err(failed)?;
         self.tip = recovered.tip;
         self.tip_hash = tip_hash;
         self.durable = recovered.tip;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::native::linux::{Guest, OFTEN, all_is_sound, at_prompt, boot, files_or_skip, restore};
+use crate::native::linux_core;
 use crate::support::command::finish;
 use crate::support::{Random, full};
 
@@ -56,6 +57,10 @@ fn disk_and_memory_are_of_one_instant_after_every_kill() {
     guest.wait_for("the shell", at_prompt);
     let booted = guest.wait_for_epoch();
     assert!(guest.console().contains("guest: 2 processors"), "{}", guest.console());
+    let release = guest.wait_for("the kernel's release", |console| {
+        let said = console.split_once("processors, Linux ")?.1;
+        said.split_once(['\r', '\n']).map(|(release, _)| release.to_owned())
+    });
     // Behind the shell's back, so that it takes lines all the while.
     guest.enter("(work 1 & work 2 &)\n");
     wait_for_work(&mut guest, &[0; 2], 2);
@@ -88,6 +93,7 @@ fn disk_and_memory_are_of_one_instant_after_every_kill() {
     let report = guest.end();
     assert_eq!(report["checkpoint"]["guest_end"], "poweroff", "{report}");
     all_is_sound(&store);
+    linux_core::says_what_it_is(&store, dir.path(), booted, &release);
     // Any moment goes on: the middle of the boot, the idle shell.
     for (epoch, mode) in [((booted * 3 / 5).max(1), "--lazy"), (booted, "")] {
         let mut guest = Guest::start(restore(&store, &format!("--epoch {epoch} {mode}")), dir.path(), &format!("epoch{epoch}"));

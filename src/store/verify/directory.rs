@@ -91,7 +91,10 @@ impl Directory {
 fn refused(path: &Path, source: io::Error) -> VerifyError {
     let path = path.to_owned();
     match source.kind() {
-        ErrorKind::NotFound => VerifyError::NoDirectory { path },
+        ErrorKind::NotFound => match std::fs::read_link(&path) {
+            Ok(to) => VerifyError::DanglingLink { link: path, to },
+            Err(_) => VerifyError::NoDirectory { path },
+        },
         ErrorKind::NotADirectory => VerifyError::NotADirectory { path },
         _ => VerifyError::Io { path, offset: 0, source },
     }

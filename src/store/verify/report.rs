@@ -327,6 +327,14 @@ pub enum VerifyError {
         /// What was asked for.
         path: PathBuf,
     },
+    /// There is a symbolic link to nothing.
+    #[error("{} is a symbolic link to {}, which does not exist", link.display(), to.display())]
+    DanglingLink {
+        /// What was asked for.
+        link: PathBuf,
+        /// Where it leads.
+        to: PathBuf,
+    },
     /// There is something else than a directory.
     #[error("{} is not a directory", path.display())]
     NotADirectory {
