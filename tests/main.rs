@@ -8,5 +8,6 @@ mod export;
 mod fixtures;
 mod fuzz;
 mod house;
+mod limits;
 mod native;
 mod support;

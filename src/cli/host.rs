@@ -86,11 +86,7 @@ impl HostVerb {
             self_checks: checks,
             pages_stay_writable: (!self.no_checks).then(|| pages_stay_writable(&self.kvm)),
         };
-        if self.json {
-            output::json(&report)?
-        } else {
-            report.print()?
-        }
+        output::unless_gone(if self.json { output::json(&report) } else { report.print() })?;
         match report.self_checks.iter().find(|check| !check.ok) {
             None => Ok(()),
             Some(check) => Err(CliError::Check { what: format!("the {} self-check failed: {}", check.tracker, check.detail) }),

@@ -164,11 +164,7 @@ impl Restore {
             guest_end: outcome.end,
             checkpoint: RunReport::new(&outcome),
         };
-        if self.json {
-            output::json(&report)?
-        } else {
-            report.print()?
-        }
+        output::unless_gone(if self.json { output::json(&report) } else { report.print() })?;
         outcome.error.map_or(Ok(()), |error| Err(error.into()))
     }
 

@@ -10,8 +10,7 @@ use std::thread::JoinHandle;
 
 use super::medium::Medium;
 use super::names::Listed;
-use super::writer::now_unix_ns;
-use super::{Retention, SegmentNumbers, StoreError, causes, compact, seal};
+use super::{CutTime, Retention, SegmentNumbers, StoreError, causes, compact, seal};
 use crate::format::{FORMAT_WITH_COMPACTION, Identity};
 use crate::page::EpochId;
 
@@ -161,7 +160,7 @@ impl Work {
         if self.identity.format < FORMAT_WITH_COMPACTION || ending() {
             return;
         }
-        let kept = |epochs: &[(EpochId, u64)], pinned: &BTreeSet<EpochId>| self.retention.kept(epochs, now_unix_ns(), pinned);
+        let kept = |epochs: &[CutTime], pinned: &BTreeSet<EpochId>| self.retention.kept(epochs, pinned);
         let mut go_on = |_, _| match ending() {
             true => Err(StoreError::io("compact", &self.dir)(io::ErrorKind::Interrupted.into())),
             false => Ok(()),

@@ -11,7 +11,8 @@ use super::maintain::{Home, Maintenance};
 use super::medium::{Directory, Lock, Medium, MediumFile};
 use super::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE};
 use super::read::{BRANCHES_DEPTH_MAX, check_dir, place_of, read_identity};
-use super::{Chain, Retention, SegmentNumbers, StoreError, TornTail, causes, scan};
+use super::retention::OwnTime;
+use super::{Chain, ClockJump, CutTime, Retention, SegmentNumbers, StoreError, TornTail, causes, scan};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
     BranchPoint, COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, FORMAT_WITH_COMPACTION, Identity, MAIN_BRANCH,
@@ -96,6 +97,9 @@ pub struct Writer {
     maintenance: Maintenance,
     /// About how many bytes a base of the chain has: where epochs are dropped, segments are no longer than a part of that.
     image_bytes: u64,
+    own_time: OwnTime,
+    /// That the clock was set was said.
+    told_jump: bool,
     /// Nothing was appended yet.
     untouched: bool,
     _lock: Box<dyn Any + Send + Sync>,
@@ -113,6 +117,8 @@ struct Active {
     base_bytes: u64,
     /// It gets no more epochs, because it has an index or is compacted.
     sealed: bool,
+    /// The system lets no file, or not this process's, be longer.
+    full: bool,
     /// The end of the last whole epoch or close frame.
     end: u64,
     /// Where the next byte goes.
@@ -123,7 +129,7 @@ struct Active {
 
 impl Active {
     fn new(numbers: SegmentNumbers, file: Box<dyn MediumFile>, end: u64, sealed: bool) -> Self {
-        Self { numbers, file, mentions: 0, epochs: 0, base_bytes: 0, sealed, end, at: end, reserved: end }
+        Self { numbers, file, mentions: 0, epochs: 0, base_bytes: 0, sealed, full: false, end, at: end, reserved: end }
     }
 }
 
@@ -260,7 +266,7 @@ impl Writer {
         let from = begins_at(&identity);
         let segment = make_segment(dir, medium.as_ref(), &identity, 1, from)?;
         let recovered = Recovered { tip: from.0, epochs: 0, torn: None, closed: false };
-        let opened = Opened { segment, tip_hash: from.1, image_bytes: 0, recovered };
+        let opened = Opened { segment, tip_hash: from.1, image_bytes: 0, newest: None, recovered };
         Ok(Self::new((dir, medium, home), identity, opened, options, lock).0)
     }
 
@@ -271,7 +277,7 @@ impl Writer {
         options: WriterOptions,
         lock: Box<dyn Any + Send + Sync>,
     ) -> (Self, Recovered) {
-        let Opened { segment, tip_hash, image_bytes, recovered } = opened;
+        let Opened { segment, tip_hash, image_bytes, newest, recovered } = opened;
         let WriterOptions { retention, background, .. } = options;
         let maintenance = Maintenance::new(dir, medium.clone(), identity.clone(), home, retention, background);
         let writer = Self {
@@ -289,6 +295,8 @@ impl Writer {
             preallocates: options.preallocate_bytes > 0,
             maintenance,
             image_bytes,
+            own_time: OwnTime::behind(newest),
+            told_jump: false,
             untouched: true,
             _lock: lock,
         };
@@ -352,6 +360,16 @@ impl Writer {
         SinkError::Latched(error.into())
     }
 
+    /// Says once that the clock was set.
+    fn tell_jump(&mut self, cut: &CutTime) {
+        let jump = self.own_time.newest().and_then(|newest| ClockJump::between(&newest, cut));
+        if let Some(ClockJump { epoch, by_ns }) = jump.filter(|_| !self.told_jump) {
+            self.told_jump = true;
+            let by_s = by_ns / 1_000_000_000;
+            tracing::warn!(%epoch, by_s, "the clock was set: how old epochs are is counted without it");
+        }
+    }
+
     fn check_latch(&self) -> Result<(), SinkError> {
         match &self.latched {
             None => Ok(()),
@@ -368,15 +386,17 @@ impl Writer {
             None if epoch <= self.tip => return self.reject(StoreError::Order { epoch, before: self.tip }),
             None => {}
         }
-        let Active { end, mentions, epochs, sealed, base_bytes, .. } = self.segment;
+        let Active { end, mentions, epochs, sealed, full, base_bytes, .. } = self.segment;
         let WriterOptions { segment_bytes, segment_mentions, .. } = self.options;
         let segment_bytes = match self.options.retention {
             // What is to be dropped must not wait in segments that are large beside what is kept.
             Some(_) => segment_bytes.min((self.image_bytes / 4).max(SEGMENT_BYTES_MIN)),
             None => segment_bytes,
         };
-        let is_full =
-            end.saturating_sub(base_bytes) >= segment_bytes || mentions >= segment_mentions || epochs >= segment_mentions / 8;
+        let is_full = full
+            || end.saturating_sub(base_bytes) >= segment_bytes
+            || mentions >= segment_mentions
+            || epochs >= segment_mentions / 8;
         if sealed || is_full && end > SEGMENT_HEADER_FRAME_BYTES as u64 {
             self.rotate()?;
         }
@@ -431,6 +451,7 @@ impl Writer {
             Err(error) => {
                 // Whatever was written behind `at` has to go, also where nothing else was.
                 self.segment.at += 1;
+                self.segment.full |= error.kind() == io::ErrorKind::FileTooLarge;
                 let error = StoreError::io("append to", self.path())(error);
                 self.reject(error)
             }
@@ -519,7 +540,9 @@ impl Sink for Writer {
             return self.reject(StoreError::Frames { epoch: commit.epoch, expected, found }).map(|()| 0);
         }
         let bytes_written = found + COMMIT_FRAME_BYTES as u64;
-        let commit = Commit { parent: self.tip, parent_hash: self.tip_hash, durable: self.durable, bytes_written, ..commit };
+        let own = self.own_time.of(commit.epoch, commit.own_ns, commit.time_unix_ns);
+        let (parent, parent_hash, durable) = (self.tip, self.tip_hash, self.durable);
+        let commit = Commit { parent, parent_hash, durable, bytes_written, own_ns: own.0.own_ns, ..commit };
         let frame = commit.encode_frame(self.identity.chain);
         self.write(&[frames, &frame])?;
         self.segment.end = self.segment.at;
@@ -527,6 +550,8 @@ impl Sink for Writer {
         self.closed = false;
         self.tip = commit.epoch;
         self.tip_hash = commit.identity(&frame);
+        self.tell_jump(&own.0);
+        self.own_time.committed(own);
         self.segment.mentions += commit.totals.stored_pages + commit.zero_pages;
         self.segment.epochs += 1;
         if commit.base && self.options.retention.is_some() {
@@ -557,7 +582,8 @@ impl Sink for Writer {
         self.latched.get_or_insert_with(|| "the chain could not be opened again".to_owned());
         let opened =
             recover(&self.dir, self.medium.as_ref(), &self.identity).map_err(|error| SinkError::Latched(error.into()))?;
-        let Opened { segment, tip_hash, recovered, .. } = opened;
+        let Opened { segment, tip_hash, recovered, newest, .. } = opened;
+        self.own_time.reopened(newest);
         self.segment = segment;
         self.tip = recovered.tip;
         self.tip_hash = tip_hash;
@@ -632,6 +658,8 @@ struct Opened {
     segment: Active,
     tip_hash: u128,
     image_bytes: u64,
+    /// The newest epoch of the chain's own.
+    newest: Option<CutTime>,
     recovered: Recovered,
 }
 
@@ -680,7 +708,14 @@ fn recover(dir: &Path, medium: &dyn Medium, identity: &Arc<Identity>) -> Result<
     let epochs = usize::try_from(epochs).unwrap_or(usize::MAX);
     let recovered = Recovered { tip, epochs, torn: scan.tail, closed: scan.closed };
     let image_bytes = scan.files.first().map_or(0, |(_, bytes)| *bytes);
-    Ok(Opened { segment, tip_hash, image_bytes, recovered })
+    let mut newest = None;
+    for segment in scan.segments.iter().rev() {
+        if let Some(last) = segment.epochs()?.checked_sub(1) {
+            newest = Some(CutTime::from(&segment.epoch(last)?.commit));
+            break;
+        }
+    }
+    Ok(Opened { segment, tip_hash, image_bytes, newest, recovered })
 }
 
 fn make_segment(

@@ -36,6 +36,7 @@ pub(crate) fn append(writer: &mut Writer, minute: u64, salt: u64) -> EpochId {
         parent_hash: 0,
         totals,
         time_unix_ns: minute * 60_000_000_000,
+        own_ns: 0,
         run_ns: 0,
         phases: Phases::default(),
         captured_pages: totals.stored_pages,
