@@ -78,7 +78,7 @@ impl Checkpoint {
             spinner.finish_and_clear();
         }
         if let Some(report) = RunReport::new(&outcome, &self.protect) {
-            if self.json { output::json(&report)? } else { report.print()? }
+            output::unless_gone(if self.json { output::json(&report) } else { report.print() })?;
         }
         outcome.error.map_or(Ok(()), |error| Err(self.protect.explain(error)))
     }

@@ -64,11 +64,7 @@ impl Digest {
             audit: audit.map(|audit| audit.to_string()),
             audit_matches: audit.map(|audit| audit == memory),
         };
-        if self.json {
-            output::json(&report)?
-        } else {
-            output::line(&report.digest)?
-        }
+        output::unless_gone(if self.json { output::json(&report) } else { output::line(&report.digest) })?;
         if report.audit_matches == Some(false) { Err(CliError::Damaged { dir: self.store }) } else { Ok(()) }
     }
 }

@@ -104,11 +104,7 @@ impl HostVerb {
             pages_stay_writable: (!self.no_checks).then(|| pages_stay_writable(&self.kvm)),
             runs_kernels: (!self.no_checks).then(|| runs_kernels(&self.kvm)),
         };
-        if self.json {
-            output::json(&report)?
-        } else {
-            report.print()?
-        }
+        output::unless_gone(if self.json { output::json(&report) } else { report.print() })?;
         match report.self_checks.iter().find(|check| !check.ok) {
             None => Ok(()),
             Some(check) => Err(CliError::Check { what: format!("the {} self-check failed: {}", check.tracker, check.detail) }),

@@ -1,5 +1,13 @@
 //! The command: one file per verb. Data goes to standard output, everything else to standard error.
 
+/// As the standard library's, but for a standard error that is gone or full: that is no reason to panic.
+macro_rules! eprintln {
+    ($($text:tt)*) => {
+        // There is nowhere left to say that it failed.
+        drop(::std::io::Write::write_fmt(&mut ::std::io::stderr(), ::std::format_args!("{}\n", ::std::format_args!($($text)*))))
+    };
+}
+
 mod advise;
 mod again;
 mod bench;
@@ -16,6 +24,7 @@ mod keep;
 mod linux;
 mod log;
 mod output;
+mod process;
 mod protect;
 mod prune;
 mod repair;
@@ -34,7 +43,7 @@ use error::CliError;
 
 /// Checkpoints KVM virtual machines, driven by the dirty ring.
 ///
-/// Exit codes: 0 done, 1 failed, 2 usage, 3 damage found, 4 another writer.
+/// Exit codes: 0 done, 1 failed, 2 usage, 3 damage found, 4 another writer. A reader of the output that has gone away is no failure.
 #[derive(Debug, Parser)]
 #[command(name = "slackwater", version, max_term_width = 100)]
 struct Command {
@@ -63,6 +72,7 @@ enum Verb {
 /// Runs the command of this process's arguments. `process_start` is what times are counted from.
 #[must_use]
 pub fn main(process_start: Instant) -> ExitCode {
+    process::prepare();
     let command = match Command::try_parse() {
         Ok(command) => command,
         Err(error) => {
@@ -72,12 +82,9 @@ pub fn main(process_start: Instant) -> ExitCode {
         }
     };
     let filter = EnvFilter::try_from_env("SLACKWATER_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .log_internal_errors(false)
-        .without_time()
-        .init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
+    // It would say by a panic that standard error is gone.
+    log.log_internal_errors(false).init();
     let outcome = match command.verb {
         Verb::Demo(verb) => verb.run(),
         Verb::Checkpoint(verb) => verb.run(),

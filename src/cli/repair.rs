@@ -54,19 +54,17 @@ impl Repair {
         bar.finish_and_clear();
         let steps = plan.steps();
         if !self.json {
-            for step in steps {
-                output::line(format_args!("{step}"))?;
-            }
+            output::unless_gone(steps.iter().try_for_each(|step| output::line(format_args!("{step}"))))?;
         }
         if !self.dry_run {
             plan.apply()?;
         }
         if self.json {
             let (in_use, damaged, newest) = (plan.in_use(), plan.remains(), plan.report().newest);
-            output::json(&Report { done: !self.dry_run, steps, in_use, damaged, newest })?;
+            output::unless_gone(output::json(&Report { done: !self.dry_run, steps, in_use, damaged, newest }))?;
         } else {
             let done = if self.dry_run { "to take; nothing was changed" } else { "taken" };
-            output::line(format_args!("{} steps {done}", steps.len()))?;
+            output::unless_gone(output::line(format_args!("{} steps {done}", steps.len())))?;
         }
         for branch in plan.in_use() {
             let left = if self.dry_run { "nothing is said of it" } else { "it was left as it is" };

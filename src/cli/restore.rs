@@ -173,11 +173,7 @@ impl Restore {
             guest_end: outcome.end,
             checkpoint: RunReport::new(&outcome, &self.protect),
         };
-        if self.json {
-            output::json(&report)?
-        } else {
-            report.print()?
-        }
+        output::unless_gone(if self.json { output::json(&report) } else { report.print() })?;
         outcome.error.map_or(Ok(()), |error| Err(self.protect.explain(error)))
     }
 

@@ -40,11 +40,7 @@ impl Verify {
         let bar = if self.epoch.is_some() { output::spinner("verifying") } else { output::bytes_bar() };
         let report = verify(&self.store, &options, &mut |progress| show(&bar, progress))?;
         bar.finish_and_clear();
-        if self.json {
-            output::json(&report)?
-        } else {
-            print(&report)?
-        }
+        output::unless_gone(if self.json { output::json(&report) } else { print(&report) })?;
         if report.is_sound() { Ok(()) } else { Err(CliError::Unsound { hint: hint(&report), dir: self.store }) }
     }
 }

@@ -26,7 +26,7 @@ pub use block::{
 };
 pub use chain::ChainId;
 pub use changes::{CHANGED_WORDS_MAX, CHANGES_DEPTH_MAX, ChangedWords, PageChange, decode_changes};
-pub use commit::{COMMIT_FRAME_BYTES, Commit, EpochTotals, Phases, REWRITTEN_COMMIT_FRAME_BYTES, Trigger};
+pub use commit::{COMMIT_FRAME_BYTES, Commit, EpochTotals, OWN_TIME_UNIT_NS, Phases, REWRITTEN_COMMIT_FRAME_BYTES, Trigger};
 pub use digest::{MemoryDigest, is_zero};
 pub use error::FormatError;
 pub(crate) use error::KNOWN_VERSIONS;

@@ -107,6 +107,7 @@ fn a_commit_reads_back_and_lies_are_refused() {
         parent_hash: 11,
         totals: EpochTotals { frames: 4, blocks: 2, frames_bytes: 500, frames_hash: 6, stored_pages: 20 },
         time_unix_ns: 1,
+        own_ns: 3 * OWN_TIME_UNIT_NS,
         run_ns: 2,
         phases: Phases { kick_ns: 1, state_ns: 2, harvest_ns: 3, copy_ns: 4, reset_ns: 5, stall_ns: 6 },
         captured_pages: 30,

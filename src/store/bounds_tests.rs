@@ -40,7 +40,7 @@ fn long(segments: u64) -> (Disk, Model) {
 }
 
 fn all(disk: &Disk, scope: Scope, newest: EpochId) -> Result<compact::Compacted, StoreError> {
-    let keep = |_: &[(EpochId, u64)], _: &BTreeSet<EpochId>| BTreeSet::from([newest]);
+    let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| BTreeSet::from([newest]);
     compact::run(Path::new("disk"), &disk.medium(), MAIN_BRANCH, &keep, scope, &mut |_, _| Ok(()))
 }
 
@@ -320,7 +320,7 @@ fn every_verb(dir: &Path) {
     assert_eq!(repair.steps(), []);
     drop(repair);
     let rules = Retention { last: Some(10), ..Retention::default() };
-    assert_eq!(plan_prune(dir, MAIN_BRANCH, &rules, 0).unwrap().kept.len(), 10);
+    assert_eq!(plan_prune(dir, MAIN_BRANCH, &rules).unwrap().kept.len(), 10);
     let (mut writer, recovered) = Writer::open(dir, WriterOptions { background: true, ..TINY }).unwrap();
     assert_eq!(recovered.tip, newest);
     look();
@@ -333,7 +333,7 @@ fn every_verb(dir: &Path) {
     }
     writer.close(true).unwrap();
     drop(writer);
-    compact(dir, MAIN_BRANCH, Some(&rules), 0, &mut |_, _| look()).unwrap();
+    compact(dir, MAIN_BRANCH, Some(&rules), &mut |_, _| look()).unwrap();
     let chain = Chain::open(dir).unwrap();
     assert!(chain.epochs_len().unwrap() >= 10 && chain.segments() < 1000);
     drop(chain);

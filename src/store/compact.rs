@@ -11,7 +11,7 @@ use super::names::{LOCK, Listed, MAINTENANCE};
 use super::place::Place;
 use super::read::{place_of, read_identity};
 use super::writer::{now_unix_ns, take_lock};
-use super::{Chain, ReadOptions, Retention, SegmentNumbers, StoreError, causes, rewrite, scan, seal};
+use super::{Chain, CutTime, ReadOptions, Retention, SegmentNumbers, StoreError, causes, rewrite, scan, seal};
 use crate::format::{FORMAT_WITH_COMPACTION, Identity};
 use crate::page::EpochId;
 
@@ -33,8 +33,8 @@ pub struct Compacted {
     pub bytes: (u64, u64),
 }
 
-/// Which epochs are to be kept, of those that exist with their times in nanoseconds since 1970; the second are those that branches begin at.
-pub(super) type Keep<'a> = &'a dyn Fn(&[(EpochId, u64)], &BTreeSet<EpochId>) -> BTreeSet<EpochId>;
+/// Which epochs are to be kept, of those that exist; the second are those that branches begin at.
+pub(super) type Keep<'a> = &'a dyn Fn(&[CutTime], &BTreeSet<EpochId>) -> BTreeSet<EpochId>;
 
 /// Which segments are put together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,12 +58,11 @@ pub fn compact(
     dir: &Path,
     branch: &str,
     keep: Option<&Retention>,
-    now_unix_ns: u64,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Compacted, StoreError> {
     let medium: Arc<dyn Medium> = Arc::new(Directory::open(dir)?);
     let (rules, scope) = keep.map_or((Retention::default(), Scope::All), |rules| (*rules, Scope::WhatIsDropped));
-    let kept = |epochs: &[(EpochId, u64)], pinned: &BTreeSet<EpochId>| rules.kept(epochs, now_unix_ns, pinned);
+    let kept = |epochs: &[CutTime], pinned: &BTreeSet<EpochId>| rules.kept(epochs, pinned);
     run(dir, &medium, branch, &kept, scope, &mut |done, total| {
         progress(done, total);
         Ok(())
@@ -111,7 +110,7 @@ pub(super) fn run(
     let times: Vec<_> = before.iter().flat_map(|segment| segment.epochs.iter().copied()).collect();
     let mut kept = keep(&times, &pinned);
     kept.extend(&pinned);
-    kept.extend(times.last().map(|(epoch, _)| *epoch));
+    kept.extend(times.last().map(|cut| cut.epoch));
     let first = whole.start;
     let candidates = before.get(..whole.len()).unwrap_or_default();
     // Before anything takes another's place or goes: who moves or replaces the store, or unlocks it by removing a lock, may have another at work in it.
@@ -145,7 +144,7 @@ pub(super) fn run(
 #[derive(Clone, Debug)]
 struct Seen {
     bytes: u64,
-    epochs: Vec<(EpochId, u64)>,
+    epochs: Vec<CutTime>,
     /// Bytes of the first epoch, where that is a base.
     base_bytes: u64,
 }
@@ -158,7 +157,7 @@ impl Seen {
             Ok(Self {
                 bytes: segment.bytes(),
                 base_bytes: base.map_or(0, |epoch| epoch.commit.bytes_written),
-                epochs: epochs.iter().map(|epoch| (epoch.commit.epoch, epoch.commit.time_unix_ns)).collect(),
+                epochs: epochs.iter().map(|epoch| (&epoch.commit).into()).collect(),
             })
         });
         seen.collect()
@@ -166,7 +165,7 @@ impl Seen {
 
     /// How many of its epochs are not kept.
     fn drops(&self, kept: &BTreeSet<EpochId>) -> u64 {
-        self.epochs.iter().filter(|(epoch, _)| !kept.contains(epoch)).count() as u64
+        self.epochs.iter().filter(|cut| !kept.contains(&cut.epoch)).count() as u64
     }
 
     /// Bytes of its epochs that are not kept, other than a base.
@@ -181,9 +180,8 @@ fn what_is_dropped(segments: &[Seen], kept: &BTreeSet<EpochId>) -> Option<std::o
     let drops = |segment: &Seen| segment.drops(kept) > 0;
     let first = segments.iter().position(drops)?;
     let mut end = segments.iter().rposition(drops)? + 1;
-    let ends_kept = |end: usize| {
-        segments.get(end - 1).and_then(|segment| segment.epochs.last()).is_none_or(|(epoch, _)| kept.contains(epoch))
-    };
+    let ends_kept =
+        |end: usize| segments.get(end - 1).and_then(|segment| segment.epochs.last()).is_none_or(|cut| kept.contains(&cut.epoch));
     while end < segments.len() && !ends_kept(end) {
         end += 1;
     }

@@ -22,7 +22,7 @@ fn epochs(chain: &Chain) -> Vec<EpochId> {
 }
 
 fn compact(disk: &Disk, keep: &BTreeSet<EpochId>, scope: Scope) -> Result<Compacted, StoreError> {
-    let keep = |_: &[(EpochId, u64)], _: &BTreeSet<EpochId>| keep.clone();
+    let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| keep.clone();
     compact::run(Path::new("disk"), &disk.medium(), MAIN_BRANCH, &keep, scope, &mut |_, _| Ok(()))
 }
 
@@ -134,7 +134,7 @@ fn a_writer_and_a_compaction_do_not_disturb_each_other() {
             model.run(&mut writer, 12);
             let chain = disk.chain().unwrap();
             let keep = some(&epochs(&chain), &mut random);
-            let keep = |_: &[(EpochId, u64)], _: &BTreeSet<EpochId>| keep.clone();
+            let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| keep.clone();
             compact::run(Path::new("disk"), &disk.medium(), MAIN_BRANCH, &keep, Scope::WhatIsDropped, &mut |_, _| Ok(()))
                 .unwrap();
             held.push(chain);
@@ -403,7 +403,7 @@ fn branches_share_what_they_begin_at() {
         drop((writer, main, deeper_writer));
         // Everything but what branches begin at goes.
         for name in [MAIN_BRANCH, "try", "deeper", MAIN_BRANCH] {
-            let keep = |_: &[(EpochId, u64)], _: &BTreeSet<EpochId>| BTreeSet::new();
+            let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| BTreeSet::new();
             let scope = Scope::WhatIsDropped;
             compact::run(Path::new("disk"), &disk.medium(), name, &keep, scope, &mut |_, _| Ok(())).unwrap();
             is_sound(&disk.branch("try").unwrap(), &branch);

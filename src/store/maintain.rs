@@ -11,8 +11,7 @@ use std::thread::JoinHandle;
 use super::medium::Medium;
 use super::names::Listed;
 use super::place::Place;
-use super::writer::now_unix_ns;
-use super::{Retention, SegmentNumbers, StoreError, causes, compact, seal};
+use super::{CutTime, Retention, SegmentNumbers, StoreError, causes, compact, seal};
 use crate::format::{FORMAT_WITH_COMPACTION, Identity};
 use crate::page::EpochId;
 
@@ -192,7 +191,7 @@ impl Work {
         if self.readers.load(Ordering::Relaxed) > 0 {
             return tracing::debug!("segments are kept for a reader: the chain is compacted later");
         }
-        let kept = |epochs: &[(EpochId, u64)], pinned: &BTreeSet<EpochId>| self.retention.kept(epochs, now_unix_ns(), pinned);
+        let kept = |epochs: &[CutTime], pinned: &BTreeSet<EpochId>| self.retention.kept(epochs, pinned);
         let mut go_on = |_, _| match ending() {
             true => Err(StoreError::io("compact", &self.dir)(io::ErrorKind::Interrupted.into())),
             false => self.place.check(),

@@ -15,8 +15,9 @@ use super::medium::{Medium, MediumFile};
 use super::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE, MARK};
 use super::place::Place;
 use super::read::{BRANCHES_DEPTH_MAX, place_of, read_identity};
+use super::retention::OwnTime;
 use super::shortage::lacks_descriptors;
-use super::{Chain, ReadOptions, Retention, SegmentNumbers, StoreError, TornTail, causes, mounts, scan};
+use super::{Chain, ClockJump, CutTime, ReadOptions, Retention, SegmentNumbers, StoreError, TornTail, causes, mounts, scan};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
     BranchPoint, COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, FORMAT_WITH_COMPACTION, Identity, MAIN_BRANCH, Mark,
@@ -105,6 +106,9 @@ pub struct Writer {
     mark: Option<MarkFile>,
     /// About how many bytes a base of the chain has: where epochs are dropped, segments are no longer than a part of that.
     image_bytes: u64,
+    own_time: OwnTime,
+    /// That the clock was set was said.
+    told_jump: bool,
     /// Nothing was appended yet.
     untouched: bool,
     /// A file that is open so that its descriptor can be had for the next segment.
@@ -126,6 +130,8 @@ struct Active {
     base_bytes: u64,
     /// It gets no more epochs, because it has an index or is compacted.
     sealed: bool,
+    /// The system lets no file, or not this process's, be longer.
+    full: bool,
     /// The end of the last whole epoch or close frame.
     end: u64,
     /// Where the next byte goes, which is where the file ends.
@@ -138,7 +144,19 @@ struct Active {
 
 impl Active {
     fn new(numbers: SegmentNumbers, file: Box<dyn MediumFile>, end: u64, sealed: bool) -> Self {
-        Self { numbers, file, mentions: 0, epochs: 0, base_bytes: 0, sealed, end, at: end, synced: end, reserved: end }
+        Self {
+            numbers,
+            file,
+            mentions: 0,
+            epochs: 0,
+            base_bytes: 0,
+            sealed,
+            full: false,
+            end,
+            at: end,
+            synced: end,
+            reserved: end,
+        }
     }
 }
 
@@ -294,7 +312,7 @@ impl Writer {
         let identity = Arc::new(identity);
         let segment = make_segment(dir, medium.as_ref(), &identity, 1, from)?;
         let recovered = Recovered { tip: from.0, epochs: 0, torn: None, closed: false };
-        let opened = Opened { segment, mark: Some(mark), tip_hash: from.1, image_bytes: 0, recovered };
+        let opened = Opened { segment, mark: Some(mark), tip_hash: from.1, image_bytes: 0, newest: None, recovered };
         Ok(Self::new((dir, medium, home), identity, opened, options, place).0)
     }
 
@@ -305,7 +323,7 @@ impl Writer {
         options: WriterOptions,
         place: Place,
     ) -> (Self, Recovered) {
-        let Opened { segment, mark, tip_hash, image_bytes, recovered } = opened;
+        let Opened { segment, mark, tip_hash, image_bytes, newest, recovered } = opened;
         let WriterOptions { retention, background, .. } = options;
         let place = Arc::new(place);
         let maintenance = Maintenance::new((dir, medium.clone(), place.clone()), identity.clone(), home, retention, background);
@@ -326,6 +344,8 @@ impl Writer {
             maintenance,
             mark,
             image_bytes,
+            own_time: OwnTime::behind(newest),
+            told_jump: false,
             untouched: true,
             spare: None,
             rotate_from: 0,
@@ -418,6 +438,16 @@ impl Writer {
         SinkError::Latched(error.into())
     }
 
+    /// Says once that the clock was set.
+    fn tell_jump(&mut self, cut: &CutTime) {
+        let jump = self.own_time.newest().and_then(|newest| ClockJump::between(&newest, cut));
+        if let Some(ClockJump { epoch, by_ns }) = jump.filter(|_| !self.told_jump) {
+            self.told_jump = true;
+            let by_s = by_ns / 1_000_000_000;
+            tracing::warn!(%epoch, by_s, "the clock was set: how old epochs are is counted without it");
+        }
+    }
+
     fn check_latch(&self) -> Result<(), SinkError> {
         match &self.latched {
             None => Ok(()),
@@ -435,15 +465,17 @@ impl Writer {
             None if epoch <= self.tip => return self.reject(StoreError::Order { epoch, before: self.tip }),
             None => {}
         }
-        let Active { end, mentions, epochs, sealed, base_bytes, .. } = self.segment;
+        let Active { end, mentions, epochs, sealed, full, base_bytes, .. } = self.segment;
         let WriterOptions { segment_bytes, segment_mentions, .. } = self.options;
         let segment_bytes = match self.options.retention {
             // What is to be dropped must not wait in segments that are large beside what is kept.
             Some(_) => segment_bytes.min((self.image_bytes / 4).max(SEGMENT_BYTES_MIN)),
             None => segment_bytes,
         };
-        let is_full =
-            end.saturating_sub(base_bytes) >= segment_bytes || mentions >= segment_mentions || epochs >= segment_mentions / 8;
+        let is_full = full
+            || end.saturating_sub(base_bytes) >= segment_bytes
+            || mentions >= segment_mentions
+            || epochs >= segment_mentions / 8;
         if sealed || is_full && end > SEGMENT_HEADER_FRAME_BYTES as u64 && end >= self.rotate_from {
             self.rotate()?;
         }
@@ -520,6 +552,7 @@ impl Writer {
             Err(error) => {
                 // Whatever was written behind `at` has to go, also where nothing else was.
                 self.segment.at += bytes;
+                self.segment.full |= error.kind() == io::ErrorKind::FileTooLarge;
                 let error = StoreError::io("append to", self.path())(error);
                 self.reject(error)
             }
@@ -628,7 +661,9 @@ impl Sink for Writer {
             return self.reject(StoreError::Frames { epoch: commit.epoch, expected, found }).map(|()| 0);
         }
         let bytes_written = found + COMMIT_FRAME_BYTES as u64;
-        let commit = Commit { parent: self.tip, parent_hash: self.tip_hash, durable: self.durable, bytes_written, ..commit };
+        let own = self.own_time.of(commit.epoch, commit.own_ns, commit.time_unix_ns);
+        let (parent, parent_hash, durable) = (self.tip, self.tip_hash, self.durable);
+        let commit = Commit { parent, parent_hash, durable, bytes_written, own_ns: own.0.own_ns, ..commit };
         let frame = commit.encode_frame(self.identity.chain);
         self.write(&[frames, &frame])?;
         self.segment.end = self.segment.at;
@@ -636,6 +671,8 @@ impl Sink for Writer {
         self.closed = false;
         self.tip = commit.epoch;
         self.tip_hash = commit.identity(&frame);
+        self.tell_jump(&own.0);
+        self.own_time.committed(own);
         self.segment.mentions += commit.totals.stored_pages + commit.zero_pages;
         self.segment.epochs += 1;
         if commit.base && self.options.retention.is_some() {
@@ -671,7 +708,8 @@ impl Sink for Writer {
         let Active { synced, at, .. } = self.segment;
         self.latched_bytes = synced..=at;
         let opened = recover(&self.dir, &self.medium, &self.identity, self.durable).map_err(failed)?;
-        let Opened { segment, mark, tip_hash, recovered, .. } = opened;
+        let Opened { segment, mark, tip_hash, recovered, newest, .. } = opened;
+        self.own_time.reopened(newest);
         self.segment = segment;
         self.mark = mark;
         let at = self.segment.at;
@@ -766,6 +804,8 @@ struct Opened {
     mark: Option<MarkFile>,
     tip_hash: u128,
     image_bytes: u64,
+    /// The newest epoch of the chain's own.
+    newest: Option<CutTime>,
     recovered: Recovered,
 }
 
@@ -825,7 +865,14 @@ fn recover(dir: &Path, own: &Arc<dyn Medium>, identity: &Arc<Identity>, least: E
     let epochs = usize::try_from(epochs).unwrap_or(usize::MAX);
     let recovered = Recovered { tip, epochs, torn: scan.tail, closed: scan.closed };
     let image_bytes = scan.files.first().map_or(0, |(_, bytes)| *bytes);
-    Ok(Opened { segment, mark, tip_hash, image_bytes, recovered })
+    let mut newest = None;
+    for segment in scan.segments.iter().rev() {
+        if let Some(last) = segment.epochs()?.checked_sub(1) {
+            newest = Some(CutTime::from(&segment.epoch(last)?.commit));
+            break;
+        }
+    }
+    Ok(Opened { segment, mark, tip_hash, image_bytes, newest, recovered })
 }
 
 fn make_segment(

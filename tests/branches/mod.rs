@@ -1,5 +1,6 @@
 //! Branches, `slackwater prune` and `slackwater compact`, as far as no KVM is needed.
 
+mod clock;
 mod dry_runs;
 mod prune;
 mod refusals;

@@ -85,6 +85,7 @@ fn check(pattern: &str, options: &str, epochs: u64) -> Value {
     }
     assert!(guest_is_ok(&report), "{report}");
     assert_eq!((number(&report, "/tracking_lost"), number(&report, "/audits")), (0, number(&report, "/epochs")), "{report}");
+    assert_eq!(number(&report, "/late_writes"), 0, "{report}");
     verified(&store, epochs);
     report
 }

@@ -72,7 +72,7 @@ fn what_is_killed_while_it_tidies_up_loses_nothing() {
     let all = numbers(&chain);
     let compared = digests(&chain, &all);
     let rules = Retention { last: Some(last / 3), ..Retention::default() };
-    let kept: BTreeSet<_> = plan_prune(&original, "main", &rules, 0).unwrap().kept.into_iter().collect();
+    let kept: BTreeSet<_> = plan_prune(&original, "main", &rules).unwrap().kept.into_iter().collect();
     assert!(kept.len() < all.len());
     let store = dir.path().join("store");
     let path = store.display().to_string();

@@ -213,6 +213,7 @@ impl Builder {
             parent_hash: self.tip_hash,
             totals,
             time_unix_ns: self.clock_ns,
+            own_ns: 0,
             run_ns: 49_000_000,
             phases: Phases { kick_ns: 1_000, state_ns: 2_000, harvest_ns: 300, copy_ns: 4_000, reset_ns: 500, stall_ns: 0 },
             captured_pages: totals.stored_pages + zero_pages + new.unchanged,

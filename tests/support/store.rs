@@ -62,6 +62,7 @@ fn offer_pages(
         parent_hash: 0,
         totals,
         time_unix_ns: minute * 60_000_000_000,
+        own_ns: 0,
         run_ns: 0,
         phases: Phases::default(),
         captured_pages: totals.stored_pages,

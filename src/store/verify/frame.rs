@@ -170,7 +170,6 @@ pub(super) struct Commit {
     pub(super) durable: u64,
     pub(super) trigger: u8,
     pub(super) flags: u8,
-    pub(super) reserved: [u8; 6],
     pub(super) audit: u128,
     /// The epoch's identity, where the frame has the field.
     pub(super) identity: Option<u128>,
@@ -200,7 +199,6 @@ impl Commit {
             durable: u64_at(payload, 160),
             trigger,
             flags,
-            reserved: le(payload, 170),
             audit: u128_at(payload, 176),
             identity: (payload.len() > 192).then(|| u128_at(payload, 192)),
         }
