@@ -700,6 +700,10 @@ impl Sink for Writer {
     }
 
     fn reopen(&mut self) -> Result<EpochId, SinkError> {
+        if self.latched.is_none() {
+            let Active { synced, at, .. } = self.segment;
+            self.latched_bytes = synced..=at;
+        }
         // Until this succeeds, nothing is known.
         self.latched.get_or_insert_with(|| "the chain could not be opened again".to_owned());
         let failed = |error: StoreError| SinkError::Latched(error.into());

@@ -9,7 +9,7 @@ use crate::native::follow;
 use crate::support::command::{Running, finish, guest_is_ok, number, run, slackwater};
 use crate::support::kvm_or_skip;
 
-const GUEST: &str = "--memory 16M --vcpus 2 --guest churn:pages=300,content=random --budget 512 --audit 1";
+const GUEST: &str = "--memory 16M --vcpus 2 --guest churn:pages=300,content=random --budget 512 --interval 5ms --audit 1";
 
 fn words(line: &str) -> impl Iterator<Item = &str> {
     line.split_whitespace()

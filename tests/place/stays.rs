@@ -404,11 +404,11 @@ fn mounts_over_and_under_a_store_are_noticed() {
     }
 }
 
-const RUN: &str = "--memory 32M --budget 512 --interval 5ms";
+const RUN: &str = "--budget 512 --interval 5ms";
 
 /// A run that goes on until it is told to end.
 fn start(store: &Path, more: &str) -> Running {
-    let line = format!("checkpoint --store {} {RUN} {more} --json", store.display());
+    let line = format!("checkpoint --store {} --memory 32M {RUN} {more} --json", store.display());
     Running::start(&mut slackwater(line.split_whitespace()))
 }
 
@@ -433,7 +433,8 @@ fn native_the_command_stops_when_its_store_is_moved() {
         assert_eq!(chain.damage(), []);
         let report = ended.json();
         let found = epochs(&chain).len() as u64;
-        assert!((5..=found).contains(&number(&report, "/durable_epochs")), "{found} epochs, and {report}");
+        // What was seen before need not have been durable.
+        assert!((1..=found).contains(&number(&report, "/durable_epochs")), "{found} epochs, and {report}");
         run(&format!("verify --store {}", away.display())).expect(0);
         run(&format!("restore --store {} --continue {RUN} --epochs 3", away.display())).expect(0);
     }
