@@ -371,10 +371,16 @@ impl Disk {
 impl State {
     /// Counts an operation. `Err` where the power is off already; `Ok(true)` where it goes off during this one.
     fn step(&mut self) -> io::Result<bool> {
+        self.step_of(false)
+    }
+
+    /// As [`step`](Self::step). What is cut off just before a write has zeros in its place behind it, and the length that it should have: nobody can tell.
+    fn step_of(&mut self, is_write: bool) -> io::Result<bool> {
         if self.dead {
             return Err(io::Error::other("the power is off"));
         }
-        if let Some((_, what)) = self.meddling.take_if(|(at, _)| *at <= self.operations) {
+        let waits = |what: &Meddling| is_write && matches!(what, Meddling::Resize(_, bytes) if *bytes < 0);
+        if let Some((_, what)) = self.meddling.take_if(|(at, what)| *at <= self.operations && !waits(what)) {
             self.meddle(&what);
             self.meddled = true;
         }
@@ -582,7 +588,7 @@ impl Drop for DiskFile {
 impl DiskFile {
     fn apply(&self, op: FileOp) -> io::Result<()> {
         let mut state = self.disk.state();
-        let cut = state.step()?;
+        let cut = state.step_of(matches!(op, FileOp::Write(..)))?;
         let inode = &mut state.inodes[self.inode];
         op.apply(&mut inode.live);
         inode.pending.push(op);

@@ -80,7 +80,10 @@ fn nobody_needs_to_listen() {
     let verified = run(&format!("verify --store {path} --json")).expect(0).json();
     assert!(number(&verified, "/epochs") >= 8 && segments(&store) > 1, "{verified}");
     assert_eq!(code("true", &format!("restore --store {path} --for 20ms")), Some(0));
-    assert_eq!(code("true", &format!("restore --continue --store {path} --budget 512 --epochs 3 --json")), Some(0));
+    assert_eq!(
+        code("true", &format!("restore --continue --store {path} --budget 512 --interval 5ms --epochs 3 --json")),
+        Some(0)
+    );
     assert_eq!(code("true", &format!("advise --store {path} --slowdown 10%")), Some(0));
     assert_eq!(code("true", "host"), Some(0));
     assert_eq!(code("true", "bench --extent tiny --axis pages"), Some(0));
