@@ -374,12 +374,12 @@ impl State {
         self.step_of(false)
     }
 
-    /// As [`step`](Self::step). What is cut off just before a write has zeros in its place behind it, and the length that it should have: nobody can tell.
+    /// As [`step`](Self::step). Who changes a file's length just before it is written or cut leaves it with the length that it should have: nobody can tell.
     fn step_of(&mut self, is_write: bool) -> io::Result<bool> {
         if self.dead {
             return Err(io::Error::other("the power is off"));
         }
-        let waits = |what: &Meddling| is_write && matches!(what, Meddling::Resize(_, bytes) if *bytes < 0);
+        let waits = |what: &Meddling| is_write && matches!(what, Meddling::Resize(..));
         if let Some((_, what)) = self.meddling.take_if(|(at, what)| *at <= self.operations && !waits(what)) {
             self.meddle(&what);
             self.meddled = true;
@@ -588,7 +588,7 @@ impl Drop for DiskFile {
 impl DiskFile {
     fn apply(&self, op: FileOp) -> io::Result<()> {
         let mut state = self.disk.state();
-        let cut = state.step_of(matches!(op, FileOp::Write(..)))?;
+        let cut = state.step_of(true)?;
         let inode = &mut state.inodes[self.inode];
         op.apply(&mut inode.live);
         inode.pending.push(op);

@@ -506,12 +506,14 @@ impl Writer {
             Ok(segment) => {
                 self.take_spare();
                 self.rotate_from = 0;
+                // The one that is left is not looked at again, and what is written next goes into the other.
+                self.stay()?;
                 let full = std::mem::replace(&mut self.segment, segment);
                 self.closed = false;
                 if !full.sealed {
                     self.maintenance.seal(full.numbers);
                 }
-                Ok(())
+                self.stay()
             }
             Err(error) => {
                 // A file that is only part of a segment must not stay: the segment before it may yet grow.
