@@ -45,10 +45,10 @@ fn args(verb: &str, store: &Path) -> Vec<String> {
     args
 }
 
-/// The command with these arguments, under limits that a shell sets.
+/// The command with these arguments, under limits that a shell sets: of the size of files, in units of 512 bytes.
 pub(crate) fn limited(limits: &str, args: impl IntoIterator<Item = impl AsRef<str>>) -> Command {
     let command = slackwater(args);
-    let mut shell = Command::new("bash");
+    let mut shell = Command::new("sh");
     shell.arg("-c").arg(format!("{limits} && exec \"$0\" \"$@\"")).arg(command.get_program()).args(command.get_args());
     shell.env_remove("SLACKWATER_LOG");
     shell
@@ -74,7 +74,7 @@ fn a_limit_on_the_size_of_files_is_an_error_as_another() {
     let mut refused = Vec::new();
     // In KiB.
     for (verb, limit) in VERBS.into_iter().flat_map(|verb| [0, 1, 4].map(|limit| (verb, limit))) {
-        let (run, dir) = on_a_copy(&store, &format!("ulimit -f {limit}"), verb);
+        let (run, dir) = on_a_copy(&store, &format!("ulimit -f {}", limit * 2), verb);
         match run.code() {
             0 => {}
             1 => {

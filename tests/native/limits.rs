@@ -29,11 +29,11 @@ fn a_limit_on_the_size_of_files_is_no_end_of_a_guest() {
     let dir = tempfile::tempdir().unwrap();
     let (stops, goes_on) = (dir.path().join("stops"), dir.path().join("goes_on"));
     let line = format!("checkpoint --store {} {GUEST} --epochs 40 --json", stops.display());
-    let stopped = finish(&mut limited("ulimit -f 4096", words(&line))).expect(1);
+    let stopped = finish(&mut limited("ulimit -f 8192", words(&line))).expect(1);
     let stopped = stopped.says(&["could not be stored", "File too large", "segment-00000001"]);
     assert!(guest_is_ok(&stopped.json()), "{stopped}");
     let line = format!("checkpoint --store {} {GUEST} --on-storage-error continue --json", goes_on.display());
-    let running = Running::start(&mut limited("ulimit -f 4096", words(&line)));
+    let running = Running::start(&mut limited("ulimit -f 8192", words(&line)));
     follow::wait_until(&goes_on, |seen| seen.len() > 8 && segments(&goes_on) > 2);
     running.signal(libc::SIGTERM);
     let ended = running.wait().expect(0).says(&["could not be stored"]);
@@ -76,7 +76,7 @@ fn nobody_needs_to_listen() {
     let store = dir.path().join("store");
     let path = store.display();
     let line = format!("checkpoint --store {path} {GUEST} --on-storage-error continue --epochs 30 --tracker bitmap");
-    assert_eq!(code("ulimit -f 4096", &line), Some(0));
+    assert_eq!(code("ulimit -f 8192", &line), Some(0));
     let verified = run(&format!("verify --store {path} --json")).expect(0).json();
     assert!(number(&verified, "/epochs") >= 8 && segments(&store) > 1, "{verified}");
     assert_eq!(code("true", &format!("restore --store {path} --for 20ms")), Some(0));
@@ -89,7 +89,7 @@ fn nobody_needs_to_listen() {
     assert_eq!(code("true", "bench --extent tiny --axis pages"), Some(0));
     // What failed is said by the exit code.
     let stops = dir.path().join("stops");
-    assert_eq!(code("ulimit -f 4096", &format!("checkpoint --store {} {GUEST} --epochs 60", stops.display())), Some(1));
+    assert_eq!(code("ulimit -f 8192", &format!("checkpoint --store {} {GUEST} --epochs 60", stops.display())), Some(1));
 }
 
 /// A run that is asked to end takes a last epoch, whichever signal asks.
