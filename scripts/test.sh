@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the test lanes, and installs on Debian or Ubuntu what they need. See docs/testing.md.
 # usage: test.sh [lint|nested|doc|fuzz|pure|native]    one lane; without a name: all of them
+#        test.sh soak [MINUTES]    the long versions, with ever new seeds, for so long (30)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -41,7 +42,7 @@ lint() {
 
 nested() {
   say "nested: the native tests on mainline KVM"
-  bounded 3000 scripts/nested.sh
+  bounded 4200 scripts/nested.sh
 }
 
 doc() {
@@ -71,12 +72,36 @@ require_kvm() {
   return 1
 }
 
+# A Linux guest for the native tests, where this KVM runs kernels: the command says.
+give_linux() {
+  local found linux
+  bounded 1200 cargo build --locked
+  found=$(timeout 300 cargo run --locked --quiet -- host --json < /dev/null | grep -o '"runs_kernels":{[^}]*}' || true)
+  case $found in
+    *'"ok":true'*) ;;
+    *'"ok":false'*)
+      printf 'test: this KVM runs no kernels (%s): only the nested lane runs the tests with a Linux guest\n' "$found"
+      return 0
+      ;;
+    *)
+      printf 'test: FAILED: slackwater host --json does not say whether this KVM runs kernels\n' >&2
+      return 1
+      ;;
+  esac
+  install nested
+  linux=$(realpath -m "${CARGO_TARGET_DIR:-target}/nested")
+  bounded 300 scripts/guest.sh "$linux/guest"
+  ln -sf ../kernel/vmlinux "$linux/guest/vmlinux"
+  export SLACKWATER_LINUX=$linux/guest
+}
+
 # tests all|pure|native
 tests() {
   say "tests: $1"
   local profile=default
   if [ "$1" != pure ]; then
     if require_kvm; then
+      give_linux
       profile=kvm
     elif [ "$1" = native ]; then
       printf 'test: FAILED: the native lane was asked for; scripts/test.sh nested needs no /dev/kvm\n' >&2
@@ -131,8 +156,14 @@ case ${1-all} in
     install build
     tests "$1"
     ;;
+  soak)
+    install build
+    ! require_kvm || give_linux
+    say "soak"
+    scripts/soak.sh "${2:-30}"
+    ;;
   *)
-    printf 'usage: test.sh [lint|nested|doc|fuzz|pure|native]\n' >&2
+    printf 'usage: test.sh [lint|nested|doc|fuzz|pure|native]\n       test.sh soak [MINUTES]\n' >&2
     exit 2
     ;;
 esac

@@ -8,5 +8,7 @@ mod export;
 mod fixtures;
 mod fuzz;
 mod house;
+mod limits;
 mod native;
+mod place;
 mod support;

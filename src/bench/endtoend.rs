@@ -20,6 +20,8 @@ pub const STANDARD_GUEST: &str = "churn:pages=4096,pattern=hotcold,hot=512,conte
 const UNPACED_GUESTS: [&str; 2] = ["churn:pages=60,content=words", "touch:pages=60,pattern=same,words=8"];
 const MEMORY_BYTES: u64 = 512 << 20;
 const BUDGET: u64 = 8192;
+/// How long a paced guest has for a pass, at the most.
+const PASS_LIMIT: Duration = Duration::from_secs(20);
 
 /// A run of the whole engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,14 +75,6 @@ pub fn rate_points(extent: Extent, axes: &[Axis]) -> Vec<RatePoint> {
         .iter()
         .flat_map(|guest| [TrackerKind::Ring, TrackerKind::RingHot].map(|tracker| RatePoint { guest, rate: None, tracker }));
     standard.chain(unpaced.filter(|_| extent != Extent::Tiny)).collect()
-}
-
-const fn run_time(extent: Extent) -> Duration {
-    match extent {
-        Extent::Full => Duration::from_millis(3000),
-        Extent::Quick => Duration::from_millis(1000),
-        Extent::Tiny => Duration::from_millis(300),
-    }
 }
 
 /// What a run of the whole engine came to. Times are in microseconds.
@@ -155,16 +149,15 @@ impl Drop for Scratch {
     }
 }
 
-/// Runs the guest of `point` without protection, under it, and without it again; the chain is made in a new directory within `dir` and removed.
+/// Runs the guest of `point` for `time` without protection, under it, and without it again; longer where a paced guest has not ended a pass by then. The chain is made in a new directory within `dir` and removed.
 ///
 /// # Errors
 /// [`BenchError`].
-pub fn measure(kvm: &Path, dir: &Path, point: &RatePoint, extent: Extent) -> Result<RateRow, BenchError> {
+pub fn measure(kvm: &Path, dir: &Path, point: &RatePoint, time: Duration) -> Result<RateRow, BenchError> {
     let guest: GuestSpec = point
         .guest
         .parse()
         .map_err(|error: crate::vmm::GuestSpecError| BenchError::Guest { guest: point.guest.to_owned(), source: error.into() })?;
-    let time = run_time(extent);
     let before = unprotected(kvm, &guest, time)?;
     let scratch = Scratch(dir.join(format!("slackwater-bench-{}", std::process::id())));
     let run = protected(kvm, &guest, point, &scratch.0, time)?;
@@ -183,12 +176,20 @@ fn work(running: &Running, since: Instant) -> Work {
     Work { passes, seconds: since.elapsed().as_secs_f64(), paced: running.paced() }
 }
 
+/// Lets the guest run until its time is over, and a paced one has ended a pass: without, there is no figure.
+fn supervise(running: &mut Running, guest: &GuestSpec, start: Instant) {
+    running.supervise();
+    while !guest.every().is_zero() && running.paced().bursts == 0 && !running.is_over() && start.elapsed() < PASS_LIMIT {
+        running.supervise_until(Instant::now() + Duration::from_millis(20));
+    }
+}
+
 fn unprotected(kvm: &Path, guest: &GuestSpec, time: Duration) -> Result<Work, BenchError> {
     let mut vm = Vm::build(kvm, spec(guest), Tracking::None)?;
     vm.load()?;
     let mut running = Running::start(vm, None, Limits { time: Some(time), epochs: None }, Stop::default())?;
     let start = Instant::now();
-    running.supervise();
+    supervise(&mut running, guest, start);
     let done = work(&running, start);
     running.finish().error.map_or(Ok(done), |error| Err(error.into()))
 }
@@ -220,7 +221,7 @@ fn protected(kvm: &Path, guest: &GuestSpec, point: &RatePoint, store: &Path, tim
     let usage_before = Usage::now();
     let mut running = Running::start(vm, Some(protection), limits, Stop::default())?;
     let start = Instant::now();
-    running.supervise();
+    supervise(&mut running, guest, start);
     let work = work(&running, start);
     let usage = Usage::now().since(&usage_before);
     let outcome = running.finish();

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::BenchError;
 use crate::kvm::host::{Flavour, Host};
+use crate::kvm::probe::ring_reserve;
 
 /// The machine that a run is of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -44,7 +45,8 @@ impl Machine {
             memory_bytes: field("/proc/meminfo", "MemTotal").and_then(|text| kib(&text)).unwrap_or_default(),
             kernel: host.kernel,
             kvm: host.flavour,
-            pml: host.pml,
+            // The kernel keeps 64 entries of a ring free, and more where the processor has a log of its own.
+            pml: host.ring.is_some() && ring_reserve(kvm).is_ok_and(|reserve| reserve > 64),
             ring_entries_max: host.ring.map_or(0, |ring| ring.entries_max),
             version: env!("CARGO_PKG_VERSION"),
             optimised: !cfg!(debug_assertions),

@@ -7,6 +7,7 @@
 
 pub mod advise;
 mod cpu;
+pub mod effort;
 pub mod endtoend;
 mod floor;
 pub mod machine;

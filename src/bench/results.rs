@@ -28,7 +28,9 @@ pub struct Row {
     pub ring_entries: Option<u32>,
     /// What ended the epochs: `request` (the guest, after each pass) or `ring_full`.
     pub trigger: &'static str,
-    /// Cuts that were measured.
+    /// Rounds of turns.
+    pub rounds: u32,
+    /// Cuts that were measured in them.
     pub cuts: usize,
     /// Pages of an epoch.
     pub epoch_pages: f64,
@@ -96,6 +98,7 @@ fn row(point: &Point, measured: &Measured, kind: TrackerKind, samples: &[Sample]
         vcpus: point.vcpus,
         ring_entries: ring.map(|ring| ring.entries()),
         trigger: if point.full_ring.is_some() { "ring_full" } else { "request" },
+        rounds: measured.rounds,
         cuts: samples.len(),
         epoch_pages,
         run_us: round(of(|sample| sample.run)),

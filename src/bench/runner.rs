@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::effort::{COLD_CUTS, Costs, Effort};
 use super::floor::{Copies, PlainCopy, Untracked};
 use super::record::{Recorded, RecordingSink};
+use super::stats::median;
 use super::turns::{TakingTurns, Turns};
-use super::workload::{Extent, Point, TrackerKind};
+use super::workload::{Extent, Point, TrackerKind, fault_point};
 use super::{BenchError, TURN_LIMIT};
 use crate::epoch::{Durability, Engine, EngineOptions, Start, WhenBehind};
 use crate::format::{Commit, Compression};
@@ -14,8 +16,6 @@ use crate::kvm::ring::RingError;
 use crate::track::Tracker;
 use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Tracking, Vm, VmmError, exit_times, touch};
 
-/// Cuts at the start of each turn that are left out: the machine finds its caches cold, and its first cut has waited.
-const COLD_CUTS: u64 = 2;
 /// Page writes of the guest between two cuts where nothing tracks, at least: so that the cut itself does not count.
 const UNTRACKED_WRITES: u64 = 40_000;
 /// The names of what runs without tracking.
@@ -83,14 +83,18 @@ pub struct Measured {
     pub untracked_pass_us: Vec<f64>,
     /// How long copying the pages of an epoch takes alone, in microseconds.
     pub copy_us: Vec<f64>,
+    /// Rounds of turns.
+    pub rounds: u32,
 }
 
-/// Measures `point` on the KVM whose device is `kvm`.
+/// Measures `point` on the KVM whose device is `kvm`, where `costs` decide how long that takes.
 ///
 /// # Errors
 /// [`BenchError`].
-pub fn measure(kvm: &Path, point: &Point, extent: Extent) -> Result<Measured, BenchError> {
+pub fn measure(kvm: &Path, point: &Point, extent: Extent, costs: &Costs) -> Result<Measured, BenchError> {
     let start = Instant::now();
+    let effort = Effort::plan(extent, point, options(point, 1)?.lists(), costs);
+    let point = &Point { lists: Some(effort.lists), ..point.clone() };
     let mut lanes = Vec::new();
     for kind in point.trackers() {
         lanes.push((*kind, Lane::tracked(kvm, point, *kind)?));
@@ -104,18 +108,17 @@ pub fn measure(kvm: &Path, point: &Point, extent: Extent) -> Result<Measured, Be
         trackers: point.trackers().iter().map(|kind| (*kind, Vec::new())).collect(),
         untracked_pass_us: Vec::new(),
         copy_us: Vec::new(),
+        rounds: 0,
     };
     // Each list once: afterwards every page has been touched, and what a write costs is what it costs from then on.
-    let lists = options(point, 1)?.lists();
-    let warm = if point.full_ring.is_some() { (lists * point.pages).div_ceil(point.budget_pages()) } else { lists } + 1;
+    let warm = effort.warm_cuts(point);
     for (kind, lane) in &mut lanes {
         lane.turn(kind.as_str(), warm)?;
     }
-    untracked.turn(UNTRACKED, lists.div_ceil(passes) + 1)?;
+    untracked.turn(UNTRACKED, effort.lists.div_ceil(passes) + 1)?;
     copying.turn(COPYING, warm)?;
-    let cuts = cuts_of_a_turn(point);
-    let mut round = 0;
-    while round < extent.rounds_least() || start.elapsed() < extent.time_at_a_point() {
+    let cuts = effort.cuts;
+    while !effort.is_enough(extent, measured.rounds, start.elapsed()) {
         for ((kind, lane), (_, samples)) in lanes.iter_mut().zip(&mut measured.trackers) {
             let commits = lane.turn(kind.as_str(), cuts + COLD_CUTS)?;
             samples.extend(warm_part(&commits).iter().map(Sample::from));
@@ -127,32 +130,45 @@ pub fn measure(kvm: &Path, point: &Point, extent: Extent) -> Result<Measured, Be
         copies.take();
         copying.turn(COPYING, cuts + COLD_CUTS)?;
         measured.copy_us.extend(warm_part(&copies.take()));
-        round += 1;
+        measured.rounds += 1;
     }
     lanes.into_iter().map(|(_, lane)| lane).chain([untracked, copying]).try_for_each(Lane::end)?;
     Ok(measured)
 }
 
-/// What an exit costs, in microseconds: `KVM_RUN` with a guest that does next to nothing before it writes to a port.
+/// What the first write to a page in an epoch costs a guest, in microseconds, writes and exits included.
 ///
 /// # Errors
 /// [`BenchError`].
-pub fn measure_exits(kvm: &Path, rounds: usize) -> Result<Vec<f64>, BenchError> {
+pub fn measure_fault(kvm: &Path) -> Result<f64, BenchError> {
+    const CUTS: u64 = 8;
+    let point = fault_point();
+    let mut lane = Lane::tracked(kvm, &point, TrackerKind::Ring)?;
+    lane.turn(TrackerKind::Ring.as_str(), options(&point, 1)?.lists() + 1)?;
+    let commits = lane.turn(TrackerKind::Ring.as_str(), CUTS + COLD_CUTS)?;
+    lane.end()?;
+    #[expect(clippy::cast_precision_loss, reason = "pages are few")]
+    let pages = point.pages as f64;
+    Ok(median(warm_part(&commits).iter().map(|commit| Sample::from(commit).run / pages)))
+}
+
+/// What an exit costs, in microseconds: `KVM_RUN` with a guest that does next to nothing before it writes to a port. Fewer `rounds` where exits are so slow
+/// that they took `time`.
+///
+/// # Errors
+/// [`BenchError`].
+pub fn measure_exits(kvm: &Path, rounds: usize, time: Duration) -> Result<Vec<f64>, BenchError> {
+    const AT_ONCE: usize = 500;
     let guest = "touch:pages=1,pattern=same";
     let guest = GuestSpec::Touch(parse(guest)?);
     let mut vm = Vm::build(kvm, MachineSpec { memory_bytes: 16 << 20, vcpus: 1, guest }, Tracking::None)?;
     vm.load()?;
-    let times = exit_times(&mut vm, rounds)?;
-    Ok(warm_part(&times).iter().map(|time| time.as_secs_f64() * 1e6).collect())
-}
-
-fn cuts_of_a_turn(point: &Point) -> u64 {
-    match point.full_ring.map_or(point.pages, u64::from) {
-        ..=1000 => 24,
-        1001..=8000 => 8,
-        8001..=20_000 => 4,
-        _ => 2,
+    let start = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < rounds && (times.is_empty() || start.elapsed() < time) {
+        times.extend(exit_times(&mut vm, AT_ONCE.min(rounds - times.len()))?);
     }
+    Ok(warm_part(&times).iter().map(|time| time.as_secs_f64() * 1e6).collect())
 }
 
 fn warm_part<T>(turn: &[T]) -> &[T] {
@@ -259,10 +275,4 @@ impl Drop for Lane {
     fn drop(&mut self) {
         let _ = self.finish();
     }
-}
-
-/// A time for people and for progress bars: how long all points take at the most, roughly.
-#[must_use]
-pub fn expected_time(points: &[Point], extent: Extent) -> Duration {
-    extent.time_at_a_point() * u32::try_from(points.len()).unwrap_or(u32::MAX)
 }

@@ -1,19 +1,23 @@
 //! A run of the harness: all points, one after the other.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::BenchError;
+use super::effort::{Costs, rate_time};
 use super::endtoend::{self, RatePoint, RateRow, rate_points};
 use super::machine::Machine;
 use super::results::{Row, rows};
-use super::runner::{measure, measure_exits};
+use super::runner::{measure, measure_exits, measure_fault};
 use super::stats::Spread;
 use super::workload::{Axis, Extent, Point, points};
 
-/// Exits that are timed.
+/// Exits that are timed, at the most.
 const EXITS: usize = 20_000;
+/// For how long, at the most.
+const EXITS_TIME: Duration = Duration::from_millis(500);
 
 /// What to measure, and with what.
 #[derive(Clone, Debug)]
@@ -80,10 +84,12 @@ impl Plan {
     /// # Errors
     /// The first step that fails ends the run: [`BenchError`], or what `progress` returns.
     pub fn run<E: From<BenchError>>(&self, mut progress: impl FnMut(&[Line], usize) -> Result<(), E>) -> Result<Results, E> {
+        let start = Instant::now();
         let Steps { points, rates } = self.steps();
         let kvm: &Path = &self.kvm;
         let machine = Machine::probe(kvm)?;
-        let exit_us = Spread::of(measure_exits(kvm, EXITS)?);
+        let exit_us = Spread::of(measure_exits(kvm, EXITS, EXITS_TIME)?);
+        let costs = Costs { exit_us: exit_us.p50, fault_us: measure_fault(kvm)? };
         let mut results = Results { machine, exit_us, lines: Vec::new() };
         let mut done = 0;
         let mut step = |results: &mut Results, lines: Vec<Line>| {
@@ -93,11 +99,12 @@ impl Plan {
             Ok::<(), E>(())
         };
         for point in &points {
-            let measured = measure(kvm, point, self.extent)?;
+            let measured = measure(kvm, point, self.extent, &costs)?;
             step(&mut results, rows(point, &measured).into_iter().map(Line::Cuts).collect())?;
         }
-        for rate in &rates {
-            let row = endtoend::measure(kvm, &self.dir, rate, self.extent)?;
+        for (index, rate) in rates.iter().enumerate() {
+            let time = rate_time(self.extent, start.elapsed(), rates.len() - index);
+            let row = endtoend::measure(kvm, &self.dir, rate, time)?;
             step(&mut results, vec![Line::Rate(row)])?;
         }
         Ok(results)

@@ -38,6 +38,7 @@ fn measured(point: &Point) -> Measured {
         trackers: point.trackers().iter().map(|kind| (*kind, samples(*kind))).collect(),
         untracked_pass_us: vec![0.02 * number(point.pages); 5],
         copy_us: vec![0.3 * number(pages); 5],
+        rounds: 3,
     }
 }
 

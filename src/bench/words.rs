@@ -15,6 +15,7 @@ pub(super) fn words(summary: &Summary, results: &Results) -> Vec<Words> {
         paragraph("What a checkpoint costs", &[fault(summary), floor(summary)]),
         paragraph("Which budget", &[budget(summary)]),
         paragraph("The whole engine", &[rate(results)]),
+        paragraph("How much was measured", &[rounds(results)]),
     ]
     .into_iter()
     .flatten()
@@ -52,6 +53,14 @@ pub(super) fn time(us: f64) -> String {
 /// A factor, to what is worth saying of it.
 fn times(factor: f64) -> String {
     if factor >= 10.0 { format!("{factor:.0} times") } else { format!("{factor:.1} times") }
+}
+
+fn rounds(results: &Results) -> Option<String> {
+    let rounds = || results.cuts().map(|row| row.rounds);
+    let (least, most) = (rounds().min()?, rounds().max()?);
+    let cuts = results.cuts().map(|row| row.cuts as u64).min()?;
+    let range = if least == most { least.to_string() } else { format!("{least} to {most}") };
+    Some(format!("Each point had {range} rounds of turns, and each tracker {} cuts or more in them.", count(cuts)))
 }
 
 fn memory(summary: &Summary) -> Option<String> {

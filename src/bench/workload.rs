@@ -117,12 +117,22 @@ pub struct Point {
     pub vcpus: u32,
     /// Entries of each ring, where full rings end the epochs and not the guest after each pass.
     pub full_ring: Option<u32>,
+    /// Lists that the guest goes through; as many as it has by itself where nobody says.
+    pub lists: Option<u64>,
 }
 
 impl Point {
     /// Where all axes meet.
     fn middle(axis: Axis) -> Self {
-        Self { axes: vec![axis], memory_bytes: 4 * GIB, pages: 512, pattern: Pattern::Uniform, vcpus: 1, full_ring: None }
+        Self {
+            axes: vec![axis],
+            memory_bytes: 4 * GIB,
+            pages: 512,
+            pattern: Pattern::Uniform,
+            vcpus: 1,
+            full_ring: None,
+            lists: None,
+        }
     }
 
     /// The size of each vCPU's ring: what full rings are asked for, or enough for all pages.
@@ -144,7 +154,8 @@ impl Point {
     /// The guest's options: with a cut every so many passes, or 0 for none.
     #[must_use]
     pub fn guest(&self, cut: u64) -> String {
-        format!("touch:pages={},pattern={},cut={cut}", self.pages, self.pattern)
+        let lists = self.lists.map_or(String::new(), |lists| format!(",lists={lists}"));
+        format!("touch:pages={},pattern={},cut={cut}{lists}", self.pages, self.pattern)
     }
 
     /// The trackers that make sense there: nothing but a ring is ever full.
@@ -188,6 +199,11 @@ impl Extent {
             Self::Tiny => 1,
         }
     }
+}
+
+/// Where it is measured what a fault costs.
+pub(super) fn fault_point() -> Point {
+    Point { memory_bytes: 64 * MIB, pages: 250, ..Point::middle(Axis::Pages) }
 }
 
 /// The points on `axes`, each once.

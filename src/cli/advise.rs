@@ -42,6 +42,10 @@ impl Advise {
         };
         let chain = Chain::open(&self.store)?;
         let commits: Vec<_> = chain.epochs().map(|epoch| epoch.map(|epoch| epoch.commit)).collect::<Result<_, _>>()?;
+        if commits.is_empty() {
+            // Says why there is none.
+            chain.epoch(chain.newest())?;
+        }
         let seen = Seen::of(&commits);
         let advice = advise(&seen, wanted, self.fault.map_or(0.0, us))?;
         if self.json { output::json(&advice) } else { self.print(&advice) }

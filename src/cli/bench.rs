@@ -1,11 +1,11 @@
 //! `slackwater bench`: ways to track writes, compared on this machine.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
 use super::error::CliError;
-use super::output;
+use super::{draft, output};
 use crate::bench::session::{Line, Plan};
 use crate::bench::summary::Summary;
 use crate::bench::workload::{Axis, Extent};
@@ -98,12 +98,17 @@ impl Bench {
         let extent = if self.quick { Extent::Quick } else { self.extent.into() };
         let plan = Plan { kvm: self.kvm.clone(), dir: self.store.clone().unwrap_or_else(|| PathBuf::from(".")), extent, axes };
         if cfg!(debug_assertions) {
-            eprintln!("note: built without optimisation (`cargo build --release`): the times are not to be believed");
+            output::note("note: built without optimisation (`cargo build --release`): the times are not to be believed");
         }
         // What can't be written is known before minutes have passed.
         for dir in self.store.iter().chain(&self.out) {
-            std::fs::create_dir_all(dir).map_err(|source| BenchError::Write { path: dir.clone(), source })?;
+            std::fs::create_dir_all(dir).map_err(|source| match std::fs::read_link(dir) {
+                Ok(to) if !dir.exists() => CliError::DanglingLink { link: dir.clone(), to },
+                _ if dir.exists() => CliError::Usage(format!("{} is not a directory", dir.display())),
+                _ => BenchError::Write { path: dir.clone(), source }.into(),
+            })?;
         }
+        self.html.iter().try_for_each(|path| draft::try_place(path))?;
         let bar = output::bar("measuring");
         bar.set_length(plan.steps().len() as u64);
         let mut shown: Option<&'static str> = None;
@@ -128,12 +133,12 @@ impl Bench {
             summary.words.iter().try_for_each(|words| output::line(format_args!("{}. {}\n", words.about, words.text)))?;
         }
         if let Some(path) = &self.html {
-            write(path, &html()?)?;
+            draft::write(path, &html()?)?;
         }
         if let Some(dir) = &self.out {
-            write(&dir.join("bench.json"), &json()?)?;
-            write(&dir.join("bench.csv"), &csv()?)?;
-            write(&dir.join("bench.html"), &html()?)?;
+            draft::write(&dir.join("bench.json"), &json()?)?;
+            draft::write(&dir.join("bench.csv"), &csv()?)?;
+            draft::write(&dir.join("bench.html"), &html()?)?;
         }
         Ok(())
     }
@@ -155,9 +160,4 @@ impl Bench {
         }
         output::line(report::table_line(line))
     }
-}
-
-fn write(path: &Path, text: &str) -> Result<(), CliError> {
-    std::fs::write(path, text).map_err(|source| BenchError::Write { path: path.to_owned(), source })?;
-    Ok(())
 }

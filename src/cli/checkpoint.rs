@@ -48,6 +48,7 @@ impl Checkpoint {
             let memory = self.memory;
             return Err(CliError::Usage(format!("`--memory {memory}`: memory is made of whole pages of {PAGE_SIZE_U64} bytes")));
         }
+        Writer::check_place(&self.store)?;
         let boot = self.linux.read(self.memory, self.vcpus)?;
         let guest = boot.as_ref().map_or(self.guest, |boot| GuestSpec::Linux(boot.options()));
         let spec = MachineSpec { memory_bytes: self.memory, vcpus: self.vcpus, guest };
@@ -76,9 +77,9 @@ impl Checkpoint {
         if let Some(spinner) = spinner {
             spinner.finish_and_clear();
         }
-        if let Some(report) = RunReport::new(&outcome) {
-            if self.json { output::json(&report)? } else { report.print()? }
+        if let Some(report) = RunReport::new(&outcome, &self.protect) {
+            output::unless_gone(if self.json { output::json(&report) } else { report.print() })?;
         }
-        outcome.error.map_or(Ok(()), |error| Err(error.into()))
+        outcome.error.map_or(Ok(()), |error| Err(self.protect.explain(error)))
     }
 }

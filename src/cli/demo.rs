@@ -14,7 +14,7 @@ use super::units::bytes_text;
 use crate::machine::fit::Wishes;
 use crate::page::EpochId;
 use crate::store::verify::{VerifyOptions, verify};
-use crate::store::{Chain, StoreError};
+use crate::store::{Chain, StoreError, Writer};
 use crate::vmm::{BuildOptions, Clocks, Limits, Running, Stop, Tracking};
 
 const GUEST: &str = "churn:pages=4096,pattern=hotcold,content=words";
@@ -61,19 +61,18 @@ struct DemoReport {
 
 impl Demo {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let temporary = self.store.is_none();
-        let store =
-            self.store.clone().unwrap_or_else(|| std::env::temp_dir().join(format!("slackwater-demo-{}", std::process::id())));
-        let outcome = self.play(&store);
-        if temporary {
-            // Nothing depends on it: a directory that stays is untidy, not wrong.
-            let _ = std::fs::remove_dir_all(&store);
+        match &self.store {
+            Some(store) => self.play(store),
+            None => {
+                let scratch = super::scratch("slackwater-demo-")?;
+                self.play(&scratch.path().join("store"))
+            }
         }
-        outcome
     }
 
     fn play(&self, store: &Path) -> Result<(), CliError> {
         let started = Instant::now();
+        Writer::check_place(store)?;
         self.say(format_args!(
             "A guest with {VCPUS} vCPUs and {MEMORY} of memory rewrites its pages without rest. Every page carries"
         ))?;

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
+use super::again::again;
 use super::error::CliError;
 use super::output;
-use super::units::branch;
+use super::units::{branch, epoch};
 use crate::format::{MAIN_BRANCH, hash_bytes};
 use crate::page::EpochId;
 use crate::restore;
@@ -23,8 +24,8 @@ pub(super) struct Digest {
     #[arg(long, value_name = "NAME", value_parser = branch, default_value = MAIN_BRANCH, hide_default_value = true)]
     branch: String,
     /// The epoch [default: the newest].
-    #[arg(long, value_name = "N")]
-    epoch: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = epoch)]
+    epoch: Option<EpochId>,
     /// Print it as JSON, with its parts.
     #[arg(long)]
     json: bool,
@@ -43,14 +44,17 @@ struct DigestReport {
 
 impl Digest {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let chain = Chain::open_branch(&self.store, &self.branch)?;
-        if let (None, Some(damage)) = (self.epoch, chain.damage().first()) {
-            return Err(CliError::DamagedBehind { dir: self.store, newest: chain.newest(), found: damage.to_string() });
-        }
-        let epoch = chain.epoch(self.epoch.map_or(chain.newest(), EpochId))?;
+        let (epoch, restore::Digest { memory, state }) = again(|| {
+            let chain = Chain::open_branch(&self.store, &self.branch)?;
+            if let (None, Some(damage)) = (self.epoch, chain.damage().first()) {
+                let (dir, newest) = (self.store.clone(), chain.newest());
+                return Err(CliError::DamagedBehind { dir, newest, found: damage.to_string() });
+            }
+            let epoch = chain.epoch(self.epoch.unwrap_or(chain.newest()))?;
+            Ok((epoch, restore::digest(&chain, epoch.commit.epoch)?))
+        })?;
         let audit = epoch.commit.audit;
         let epoch = epoch.commit.epoch;
-        let restore::Digest { memory, state } = restore::digest(&chain, epoch)?;
         let whole = hash_bytes(&[memory.0.to_le_bytes(), state.to_le_bytes()].concat());
         let report = DigestReport {
             epoch,
@@ -60,11 +64,7 @@ impl Digest {
             audit: audit.map(|audit| audit.to_string()),
             audit_matches: audit.map(|audit| audit == memory),
         };
-        if self.json {
-            output::json(&report)?
-        } else {
-            output::line(&report.digest)?
-        }
+        output::unless_gone(if self.json { output::json(&report) } else { output::line(&report.digest) })?;
         if report.audit_matches == Some(false) { Err(CliError::Damaged { dir: self.store }) } else { Ok(()) }
     }
 }

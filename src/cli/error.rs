@@ -89,6 +89,11 @@ pub(super) enum CliError {
     BranchExists { name: String, from: String },
     #[error("{what}")]
     Check { what: String },
+    /// The run went on after storage had failed, as was asked for.
+    #[error(transparent)]
+    RanOn(VmmError),
+    #[error("{} is a symbolic link to {}, which does not exist", link.display(), to.display())]
+    DanglingLink { link: PathBuf, to: PathBuf },
     #[error("{} exists", path.display())]
     FileExists { path: PathBuf },
     #[error("{}: {step} failed", path.display())]
@@ -158,8 +163,18 @@ impl CliError {
         if let Some(hint) = self.hint() {
             text.push_str(&format!("\n\nhint: {hint}"));
         }
-        eprintln!("{text}");
+        super::output::note(text);
         ExitCode::from(self.code())
+    }
+
+    /// Whether a compaction took a file of the chain away that was being read.
+    pub(super) fn is_replaced(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_replaced(),
+            Self::Restore(error) => error.is_replaced(),
+            Self::Vmm(VmmError::Restore(error)) => error.is_replaced(),
+            _ => false,
+        }
     }
 
     fn code(&self) -> u8 {
@@ -204,6 +219,8 @@ impl CliError {
             | Self::Host(_)
             | Self::Output(_)
             | Self::System { .. }
+            | Self::RanOn(_)
+            | Self::DanglingLink { .. }
             | Self::FileExists { .. }
             | Self::File { .. }
             | Self::Export { .. }
@@ -213,10 +230,21 @@ impl CliError {
         }
     }
 
-    fn hint(&self) -> Option<String> {
+    /// Whether the store is not what was opened.
+    fn is_displaced(&self) -> bool {
+        let mut causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| (*error).source());
+        causes.any(|error| matches!(error.downcast_ref(), Some(StoreError::Displaced { .. })))
+            || matches!(self, Self::Store(StoreError::Displaced { .. }))
+    }
+
+    pub(super) fn hint(&self) -> Option<String> {
         if let Self::Vmm(VmmError::Restore(error)) = self {
             let damage = "`slackwater verify` lists what is damaged; an epoch before it may be whole";
             return error.hint().or(error.is_damage().then_some(damage)).map(str::to_owned);
+        }
+        if self.is_displaced() {
+            let hint = "somebody moved, replaced or unlocked the store while it was written. What was durable is in the directory that was opened, wherever that is now: `slackwater log` shows it, and once nobody else writes there, `slackwater restore --continue` goes on";
+            return Some(hint.to_owned());
         }
         let hint = match self {
             Self::Host(error) | Self::Vmm(VmmError::Host(error)) => error.hint(),
@@ -259,6 +287,10 @@ impl CliError {
             Self::Vmm(VmmError::Ring(RingError::Unsupported)) => "`--tracker bitmap` works on every KVM",
             Self::Vmm(VmmError::Engine(EngineError::Storage { .. })) => {
                 "what was committed can be restored; `--on-storage-error continue` keeps the guest running and tries again"
+            }
+            Self::Verify(VerifyError::NoBranch { .. }) => "`slackwater log --branches` lists them",
+            Self::RanOn(_) => {
+                "what was committed can be restored; the guest ran on without checkpoints, and what came after the last one is lost"
             }
             Self::DamagedBehind { newest, .. } if newest.0 > 0 => {
                 return Some(format!(

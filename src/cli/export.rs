@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use tempfile::NamedTempFile;
 
+use super::again::again;
+use super::draft::{Draft, Readers};
 use super::error::CliError;
 use super::output;
 use super::restore::machine_of;
-use super::units::{branch, bytes_text};
+use super::units::{branch, bytes_text, epoch};
 use crate::format::MAIN_BRANCH;
 use crate::page::{EpochId, PAGE_SIZE_U64};
 use crate::restore::{ExportError, ExportFormat, Exported, export};
@@ -21,7 +22,7 @@ use crate::vmm::linux::{DiskImageError, write_disk_image};
 
 /// Write the memory of an epoch to a file, as it is or as an ELF core with the registers; or a disk of its machine.
 ///
-/// The file is sparse: pages of zeros take no space. Only its owner may read it. It appears under its name when all of it is on the disk.
+/// The file is sparse: pages of zeros take no space. Only its owner may read it. It has its name when all of it is on the disk; an export that is killed leaves nothing.
 #[derive(Debug, Args)]
 pub(super) struct Export {
     /// The directory of the store.
@@ -31,14 +32,14 @@ pub(super) struct Export {
     #[arg(long, value_name = "NAME", value_parser = branch, default_value = MAIN_BRANCH, hide_default_value = true)]
     branch: String,
     /// The epoch [default: the newest].
-    #[arg(long, value_name = "N")]
-    epoch: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = epoch)]
+    epoch: Option<EpochId>,
     /// What to write.
     #[arg(long, value_enum)]
     format: Format,
-    /// With `--format disk`: which disk, 0 for the first.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    disk: usize,
+    /// With `--format disk`: which disk [default: 0, the first].
+    #[arg(long, value_name = "N")]
+    disk: Option<usize>,
     /// With `--format disk`: where its base image is, if it is not where it was.
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
@@ -58,8 +59,8 @@ pub(super) struct Export {
 enum Format {
     /// Guest memory: the offset in the file is the guest physical address.
     Raw,
-    /// A core for gdb, crash and readelf, as QEMU's `dump-guest-memory` writes it: memory and the registers of every vCPU. Addresses
-    /// are physical; crash walks the guest's page tables itself.
+    /// A core for crash, drgn, makedumpfile, gdb and readelf, as QEMU's `dump-guest-memory` writes it: memory and the registers of every vCPU, and what a Linux
+    /// guest says about itself (VMCOREINFO). Addresses are physical; crash and drgn walk the guest's page tables themselves.
     ElfCore,
     /// A disk of a Linux guest: its base image with what the guest wrote, as a raw image.
     Disk,
@@ -78,66 +79,87 @@ struct ExportReport {
 
 impl Export {
     pub(super) fn run(mut self) -> Result<(), CliError> {
-        let chain = Chain::open_branch(&self.store, &self.branch)?;
-        if let (None, Some(damage)) = (self.epoch, chain.damage().first()) {
-            return Err(CliError::DamagedBehind { dir: self.store, newest: chain.newest(), found: damage.to_string() });
-        }
-        let epoch = chain.epoch(self.epoch.map_or(chain.newest(), EpochId))?.commit.epoch;
+        self.check_options()?;
+        let (chain, epoch) = again(|| {
+            let chain = Chain::open_branch(&self.store, &self.branch)?;
+            if let (None, Some(damage)) = (self.epoch, chain.damage().first()) {
+                let (dir, newest) = (self.store.clone(), chain.newest());
+                return Err(CliError::DamagedBehind { dir, newest, found: damage.to_string() });
+            }
+            let epoch = chain.epoch(self.epoch.unwrap_or(chain.newest()))?.commit.epoch;
+            Ok((chain, epoch))
+        })?;
         self.check_place()?;
         let exported = self.write(&chain, epoch)?;
         self.print(&exported)
     }
 
+    fn check_options(&self) -> Result<(), CliError> {
+        let given = [("--disk", self.disk.is_some()), ("--image", self.image.is_some())];
+        match given.into_iter().find(|(_, given)| *given && self.format != Format::Disk) {
+            Some((option, _)) => Err(CliError::Usage(format!("`{option}` goes with `--format disk`"))),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses early what would be refused in the end.
     fn check_place(&mut self) -> Result<(), CliError> {
         match fs::symlink_metadata(&self.out) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.check_outside(),
             Err(source) => return Err(self.failed("looking for it", source)),
-            Ok(_) if !self.force => return Err(CliError::FileExists { path: self.out.clone() }),
             Ok(_) => {}
         }
-        // What a link leads to is replaced, and not the link.
-        let file = self.out.canonicalize().map_err(|source| self.failed("following it", source))?;
-        let metadata = file.metadata().map_err(|source| self.failed("looking at it", source))?;
-        if !metadata.is_file() {
+        // What can't be replaced at all is not said to be there only.
+        if self.out.metadata().is_ok_and(|found| !found.is_file()) {
             return Err(CliError::Usage(format!("{} is no regular file, and is not replaced", self.out.display())));
         }
+        if !self.force {
+            return Err(CliError::FileExists { path: self.out.clone() });
+        }
+        // What a link leads to is replaced, and not the link.
+        let file = self.out.canonicalize().map_err(|source| match fs::read_link(&self.out) {
+            Ok(to) if source.kind() == io::ErrorKind::NotFound => CliError::DanglingLink { link: self.out.clone(), to },
+            _ => self.failed("following it", source),
+        })?;
         self.out = file;
-        Ok(())
+        self.check_outside()
+    }
+
+    /// Whatever is in a store is the chain's, with `--force`, too.
+    fn check_outside(&self) -> Result<(), CliError> {
+        let dir = self.out.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
+        let is_within = dir.canonicalize().is_ok_and(|dir| self.store.canonicalize().is_ok_and(|store| dir.starts_with(store)));
+        if is_within { Err(CliError::Usage(format!("{} is in the store itself", self.out.display()))) } else { Ok(()) }
     }
 
     fn write(&self, chain: &Chain, epoch: EpochId) -> Result<Exported, CliError> {
-        let dir = match self.out.parent() {
-            Some(dir) if dir != Path::new("") => dir,
-            _ => Path::new("."),
-        };
-        // Removed when this function ends before it has its name, and by the handler on a signal.
-        let file = tempfile::Builder::new().prefix(".slackwater-").suffix(".partial").tempfile_in(dir);
-        let file = file.map_err(|source| self.failed("making a file beside it", source))?;
-        remove_on_signals(&file)?;
+        let draft = Draft::new(&self.out, Readers::Owner)?;
+        remove_on_signals(draft.name())?;
         let bar = output::bar("exporting");
         let mut progress = |done, total| {
             bar.set_length(total);
             bar.set_position(done);
         };
-        let exported = match self.format {
-            Format::Raw => export(chain, epoch, ExportFormat::Raw, file.as_file(), &mut progress),
-            Format::ElfCore => export(chain, epoch, ExportFormat::ElfCore, file.as_file(), &mut progress),
-            Format::Disk => self.write_disk(chain, epoch, file.as_file(), &mut progress)?,
-        };
-        let exported = exported.map_err(|error| match error {
-            ExportError::Restore(error) => CliError::Restore(error),
-            ExportError::State { epoch, source } => CliError::State { epoch, source },
-            source => CliError::Export { path: self.out.clone(), source: Box::new(source) },
+        let mut opened = None;
+        let exported = again(|| {
+            let chain = opened.as_ref().unwrap_or(chain);
+            let exported = match self.format {
+                Format::Raw => export(chain, epoch, ExportFormat::Raw, draft.file(), &mut progress),
+                Format::ElfCore => export(chain, epoch, ExportFormat::ElfCore, draft.file(), &mut progress),
+                Format::Disk => self.write_disk(chain, epoch, draft.file(), &mut progress)?,
+            };
+            let exported = exported.map_err(|error| match error {
+                ExportError::Restore(error) => CliError::Restore(error),
+                ExportError::State { epoch, source } => CliError::State { epoch, source },
+                source => CliError::Export { path: self.out.clone(), source: Box::new(source) },
+            });
+            if exported.as_ref().is_err_and(CliError::is_replaced) {
+                draft.file().set_len(0).map_err(|source| self.failed("emptying it", source))?;
+                opened = Some(Chain::open_branch(&self.store, &self.branch)?);
+            }
+            exported
         })?;
-        file.as_file().sync_all().map_err(|source| self.failed("syncing it", source))?;
-        let named = if self.force { file.persist(&self.out) } else { file.persist_noclobber(&self.out) };
-        named.map_err(|error| match error.error.kind() {
-            io::ErrorKind::AlreadyExists => CliError::FileExists { path: self.out.clone() },
-            _ => self.failed("giving it its name", error.error),
-        })?;
-        let synced = fs::File::open(dir).and_then(|dir| dir.sync_all());
-        synced.map_err(|source| self.failed("syncing its directory", source))?;
+        draft.finish(self.force)?;
         bar.finish_and_clear();
         Ok(exported)
     }
@@ -151,12 +173,12 @@ impl Export {
     ) -> Result<Result<Exported, ExportError>, CliError> {
         let machine = machine_of(chain.dir(), chain.identity())?;
         let (disks, regions) = (machine.disks(), machine.device_regions());
-        let Some((base, run)) = disks.get(self.disk).zip(regions.get(self.disk)) else {
-            return Err(CliError::Usage(format!(
-                "`--disk {}`: the machine has {} disks, numbered from 0",
-                self.disk,
-                disks.len()
-            )));
+        let number = self.disk.unwrap_or_default();
+        let Some((base, run)) = disks.get(number).zip(regions.get(number)) else {
+            return Err(CliError::Usage(match disks.len() {
+                0 => "the machine has no disks".to_owned(),
+                count => format!("`--disk {number}`: the machine has {count} disks, numbered from 0"),
+            }));
         };
         match write_disk_image(chain, epoch, (base, *run), self.image.as_deref(), file, progress) {
             Ok(exported) => Ok(Ok(exported)),
@@ -185,12 +207,14 @@ impl Export {
 }
 
 /// A file that is not finished does not outlive a process that is asked to end.
-fn remove_on_signals(file: &NamedTempFile) -> Result<(), CliError> {
-    let path = file.path().to_owned();
+fn remove_on_signals(name: Option<&Path>) -> Result<(), CliError> {
+    let name = name.map(Path::to_owned);
     let handler = move || {
-        // It may have its name already.
-        let _ = fs::remove_file(&path);
-        eprintln!("error: interrupted");
+        if let Some(name) = &name {
+            // The file may have its own name already.
+            let _ = fs::remove_file(name);
+        }
+        output::note("error: interrupted");
         std::process::exit(1);
     };
     ctrlc::set_handler(handler).map_err(|error| CliError::Usage(format!("signal handler: {error}")))

@@ -82,7 +82,7 @@ pub(super) struct Check<'a> {
     pub(super) store: &'a Path,
     /// Taken from here.
     pub(super) branch: &'a str,
-    pub(super) epoch: Option<u64>,
+    pub(super) epoch: Option<EpochId>,
     pub(super) kvm: &'a Path,
     pub(super) tsc: TscName,
     /// Whether it is to go on with dirty rings.
@@ -105,7 +105,7 @@ impl Check<'_> {
                 found: damage.to_string(),
             });
         }
-        let epoch = self.epoch.map_or(chain.newest(), EpochId);
+        let epoch = self.epoch.unwrap_or(chain.newest());
         let machine = machine_of(self.store, chain.identity())?;
         let state = state_of(&chain, epoch, machine.vcpus)?;
         let runs_kernels = match machine.guest {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::error::CliError;
 use super::fit::{Check, TscName};
 use super::output;
-use super::units::branch;
+use super::units::{branch, epoch};
 use crate::epoch::{Engine, EngineOptions, HotPages, Start};
 use crate::format::MAIN_BRANCH;
 use crate::kvm::host::Host;
@@ -17,6 +17,7 @@ use crate::kvm::offer::Offer;
 use crate::kvm::probe;
 use crate::kvm::ring::RingSize;
 use crate::kvm::uffd::Userfaultfd;
+use crate::page::EpochId;
 use crate::store::causes;
 use crate::store::verify::{VerifyOptions, verify};
 use crate::store::{NewChain, Writer, WriterOptions};
@@ -25,6 +26,9 @@ use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Trac
 const RINGS: [u32; 4] = [256, 1024, 4096, 65_536];
 const CHECK_MEMORY: u64 = 16 << 20;
 const CHECK_PAGES: &str = "churn:pages=1024,content=words";
+/// Entries that the kernel keeps free in every ring (`KVM_DIRTY_RING_RSVD_ENTRIES`).
+const RING_RESERVE: u32 = 64;
+/// What a bitmap is checked with.
 const CHECK_BUDGET: u64 = 256;
 const CHECK_EPOCHS: u64 = 30;
 
@@ -47,8 +51,8 @@ pub(super) struct HostVerb {
     #[arg(long, value_name = "NAME", value_parser = branch, default_value = MAIN_BRANCH, hide_default_value = true, requires = "store")]
     branch: String,
     /// The checkpoint's epoch [default: the newest].
-    #[arg(long, value_name = "N", requires = "store")]
-    epoch: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = epoch, requires = "store")]
+    epoch: Option<EpochId>,
     /// As for `restore`.
     #[arg(long, value_enum, default_value_t = TscName::Same, requires = "store")]
     tsc: TscName,
@@ -58,6 +62,10 @@ pub(super) struct HostVerb {
 struct HostReport {
     #[serde(flatten)]
     host: Host,
+    /// Entries of each ring that the kernel keeps free, where there are rings.
+    ring_reserved_entries: Option<u32>,
+    /// Whether the processor logs dirty pages itself (page modification logging), for which the kernel keeps more entries free.
+    pml: bool,
     /// For some sizes of ring: entries, and entries in use at which the guest leaves.
     ring_soft_limits: Vec<(u32, u32)>,
     self_checks: Vec<SelfCheck>,
@@ -66,6 +74,9 @@ struct HostReport {
     pages_stay_writable: Option<KernelCheck>,
     /// What a captured machine is compared with.
     offer: Offer,
+    /// Whether guests with a kernel of their own run. Absent without checks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runs_kernels: Option<KernelCheck>,
 }
 
 /// Whether the kernel does what it does not promise. Where it does not, what is built on it is off, and nothing else is wrong.
@@ -94,27 +105,31 @@ impl HostVerb {
         }
         let host = Host::probe(&self.kvm)?;
         let ring = host.ring;
-        let soft = |entries| ring.and_then(|ring| Some((entries, ring.soft_limit(entries)?)));
+        let reserve = ring.map(|_| probe::ring_reserve(&self.kvm)).transpose();
+        let reserve =
+            reserve.map_err(|reason| CliError::Check { what: format!("the reserve of a ring: {}", causes(&reason)) })?;
+        let soft = |entries| Some((entries, ring?.soft_limit(entries, reserve?)?));
+        let smallest = RINGS.into_iter().find_map(|entries| soft(entries).and_then(|_| RingSize::new(entries).ok()));
         let mut checks = Vec::new();
         if !self.no_checks {
-            let ring_tracking = Tracking::Ring { budget: CHECK_BUDGET, ring: Some(RingSize::MIN), hot: HotPages::Off };
-            if ring.is_some() {
+            if let Some(ring) = smallest {
+                let budget = ring.entries().into();
+                let ring_tracking = Tracking::Ring { budget, ring: Some(ring), hot: HotPages::Off };
                 checks.push(self_check(&self.kvm, "ring", ring_tracking));
             }
             checks.push(self_check(&self.kvm, "bitmap", Tracking::Bitmap { manual_protect: host.bitmap.manual_protect }));
         }
         let report = HostReport {
             host,
+            ring_reserved_entries: reserve,
+            pml: reserve.is_some_and(|reserve| reserve > RING_RESERVE),
             ring_soft_limits: RINGS.into_iter().filter_map(soft).collect(),
             self_checks: checks,
             pages_stay_writable: (!self.no_checks).then(|| pages_stay_writable(&self.kvm)),
             offer: Offer::read(&self.kvm)?,
+            runs_kernels: (!self.no_checks).then(|| runs_kernels(&self.kvm)),
         };
-        if self.json {
-            output::json(&report)?
-        } else {
-            report.print()?
-        }
+        output::unless_gone(if self.json { output::json(&report) } else { report.print() })?;
         match report.self_checks.iter().find(|check| !check.ok) {
             None => Ok(()),
             Some(check) => Err(CliError::Check { what: format!("the {} self-check failed: {}", check.tracker, check.detail) }),
@@ -132,12 +147,16 @@ fn pages_stay_writable(kvm: &Path) -> KernelCheck {
     }
 }
 
+fn runs_kernels(kvm: &Path) -> KernelCheck {
+    match probe::runs_kernels(kvm) {
+        Ok(()) => KernelCheck { ok: true, detail: "code at CPL 0 is as fast as at CPL 3, and goes there by iretq".to_owned() },
+        Err(reason) => KernelCheck { ok: false, detail: causes(&reason) },
+    }
+}
+
 fn self_check(kvm: &Path, tracker: &'static str, tracking: Tracking) -> SelfCheck {
-    let store = std::env::temp_dir().join(format!("slackwater-host-{tracker}-{}", std::process::id()));
-    let outcome = checked_run(kvm, &store, tracking);
-    // Nothing depends on it: a directory that stays is untidy, not wrong.
-    let _ = std::fs::remove_dir_all(&store);
-    match outcome {
+    let scratch = super::scratch("slackwater-host-");
+    match scratch.and_then(|scratch| checked_run(kvm, &scratch.path().join("store"), tracking)) {
         Ok((audits, tracking_lost, failed)) => SelfCheck {
             tracker,
             ok: failed == 0 && audits > 0,
@@ -159,7 +178,8 @@ fn checked_run(kvm: &Path, store: &Path, tracking: Tracking) -> Result<(u64, u64
     let writer = Writer::create(store, &new, WriterOptions::default())?;
     vm.load()?;
     let options = EngineOptions {
-        budget_pages: usize::try_from(CHECK_BUDGET).unwrap_or(usize::MAX),
+        budget_pages: usize::try_from(if let Tracking::Ring { budget, .. } = tracking { budget } else { CHECK_BUDGET })
+            .unwrap_or(usize::MAX),
         audit_every: NonZeroU64::new(1),
         ..EngineOptions::default()
     };
@@ -181,7 +201,7 @@ fn checked_run(kvm: &Path, store: &Path, tracking: Tracking) -> Result<(u64, u64
 
 impl HostReport {
     fn print(&self) -> Result<(), CliError> {
-        let Host { device, kernel, flavour, ring, pml, bitmap, xsave_bytes, msrs, vcpus_max, memslots_max, .. } = &self.host;
+        let Host { device, kernel, flavour, ring, bitmap, xsave_bytes, msrs, vcpus_max, memslots_max, .. } = &self.host;
         let flavour = format!("{flavour:?}").to_lowercase();
         output::line(format_args!("{} of kernel {kernel}, {flavour}", device.display()))?;
         match ring {
@@ -198,7 +218,7 @@ impl HostReport {
             }
         }
         let yes = |is| if is { "yes" } else { "no" };
-        output::line(format_args!("  page modification logging (PML)  {}", yes(*pml)))?;
+        output::line(format_args!("  page modification logging (PML)  {}", yes(self.pml)))?;
         output::line(format_args!("  bitmap        manual protect {}", yes(bitmap.manual_protect)))?;
         output::line(format_args!("  state         {xsave_bytes} bytes of XSAVE, {msrs} MSRs listed"))?;
         output::line(format_args!("  limits        {vcpus_max} vCPUs, {memslots_max} memslots"))?;
@@ -214,6 +234,10 @@ impl HostReport {
         if let Some(KernelCheck { ok, detail }) = &self.pages_stay_writable {
             let verdict = if *ok { "ok" } else { "not on this kernel" };
             output::line(format_args!("  self-check    pages_stay_writable: {verdict}, {detail}"))?;
+        }
+        if let Some(KernelCheck { ok, detail }) = &self.runs_kernels {
+            let verdict = if *ok { "ok" } else { "not by this KVM" };
+            output::line(format_args!("  self-check    runs_kernels: {verdict}, {detail}"))?;
         }
         Ok(())
     }

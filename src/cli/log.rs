@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
+use super::again::again;
 use super::error::CliError;
 use super::output;
 use super::units::{branch, bytes_text};
@@ -92,16 +93,31 @@ impl Log {
         if self.branches {
             return self.list_branches();
         }
-        let chain = Chain::open_branch(&self.store, &self.branch)?;
-        for epoch in chain.epochs() {
-            let entry = Entry::new(&epoch?);
-            if self.json { output::json(&entry)? } else { output::line(entry.line())? }
-        }
+        let mut printed = EpochId::NONE;
+        let chain = again(|| {
+            let chain = Chain::open_branch(&self.store, &self.branch)?;
+            for epoch in chain.epochs() {
+                let entry = Entry::new(&epoch?);
+                // What was printed before a compaction took its file away is not printed twice.
+                if entry.epoch > printed {
+                    if self.json {
+                        output::json(&entry)?
+                    } else {
+                        output::line(entry.line())?
+                    }
+                    printed = entry.epoch;
+                }
+            }
+            Ok(chain)
+        })?;
         if !self.json {
             self.list_branches()?;
         }
+        if chain.newest() == EpochId::NONE && chain.damage().is_empty() {
+            output::note("note: the store holds no epoch yet");
+        }
         if let Some(tail) = chain.tail() {
-            eprintln!("note: {tail}; it was never committed");
+            output::note(format_args!("note: {tail}; it was never committed"));
         }
         match chain.damage().first() {
             None => Ok(()),

@@ -1,12 +1,22 @@
 //! The command: one file per verb. Data goes to standard output, everything else to standard error.
 
+/// As the standard library's, but for a standard error that is gone or full: that is no reason to panic.
+macro_rules! eprintln {
+    ($($text:tt)*) => {
+        // There is nowhere left to say that it failed.
+        drop(::std::io::Write::write_fmt(&mut ::std::io::stderr(), ::std::format_args!("{}\n", ::std::format_args!($($text)*))))
+    };
+}
+
 mod advise;
+mod again;
 mod bench;
 mod checkpoint;
 mod compact;
 mod demo;
 mod diff;
 mod digest;
+mod draft;
 mod error;
 mod export;
 mod fit;
@@ -15,6 +25,7 @@ mod keep;
 mod linux;
 mod log;
 mod output;
+mod process;
 mod protect;
 mod prune;
 mod repair;
@@ -22,15 +33,18 @@ mod restore;
 mod units;
 mod verify;
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use error::CliError;
+
 /// Checkpoints KVM virtual machines, driven by the dirty ring.
 ///
-/// Exit codes: 0 done, 1 failed, 2 usage, 3 damage found, 4 another writer.
+/// Exit codes: 0 done, 1 failed, 2 usage, 3 damage found, 4 another writer. A reader of the output that has gone away is no failure.
 #[derive(Debug, Parser)]
 #[command(name = "slackwater", version, max_term_width = 100)]
 struct Command {
@@ -59,6 +73,7 @@ enum Verb {
 /// Runs the command of this process's arguments. `process_start` is what times are counted from.
 #[must_use]
 pub fn main(process_start: Instant) -> ExitCode {
+    process::prepare();
     let command = match Command::try_parse() {
         Ok(command) => command,
         Err(error) => {
@@ -68,7 +83,9 @@ pub fn main(process_start: Instant) -> ExitCode {
         }
     };
     let filter = EnvFilter::try_from_env("SLACKWATER_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
+    // It would say by a panic that standard error is gone.
+    log.log_internal_errors(false).init();
     let outcome = match command.verb {
         Verb::Demo(verb) => verb.run(),
         Verb::Checkpoint(verb) => verb.run(),
@@ -89,4 +106,11 @@ pub fn main(process_start: Instant) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => error.report(),
     }
+}
+
+/// A directory for a store that nobody keeps, and that nobody else can read or have made before. Removed when it is dropped.
+fn scratch(prefix: &str) -> Result<tempfile::TempDir, CliError> {
+    let private = std::fs::Permissions::from_mode(0o700);
+    let made = tempfile::Builder::new().prefix(prefix).permissions(private).tempdir();
+    made.map_err(|source| CliError::System { step: "making a directory for temporary files", source })
 }

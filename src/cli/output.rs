@@ -14,10 +14,23 @@ pub(super) fn line(text: impl Display) -> Result<(), CliError> {
     writeln!(std::io::stdout(), "{text}").map_err(CliError::Output)
 }
 
+/// For verbs that have more to do or to tell than what they print: whoever read it may have gone away, and everything else goes on.
+pub(super) fn unless_gone(printed: Result<(), CliError>) -> Result<(), CliError> {
+    match printed {
+        Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
 /// Prints a line of JSON.
 pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string(value).map_err(|error| CliError::Output(error.into()))?;
     line(text)
+}
+
+/// Prints a line for people on standard error. Where nobody reads that any more, nothing is wrong.
+pub(super) fn note(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// A bar on standard error, where that is a terminal.

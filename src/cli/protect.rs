@@ -8,17 +8,17 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::keep::KeepArgs;
-use super::units::{bytes_text, time_above_zero};
+use super::units::{at_least_one, bytes_text, time_above_zero};
 use super::{output, units};
 use crate::epoch::{
-    Durability, Engine, EngineOptions, HotPages, OnStorageError, PhasesReport, Report, Start, Triggers, WhenBehind,
+    Durability, Engine, EngineError, EngineOptions, HotPages, OnStorageError, PhasesReport, Report, Start, Triggers, WhenBehind,
 };
 use crate::format::Compression;
 use crate::kvm::ring::RingSize;
 use crate::page::PAGE_SIZE_U64;
 use crate::store::{Writer, WriterOptions};
 use crate::vmm::linux::GuestEnd;
-use crate::vmm::{GuestReport, Limits, Outcome, Protection, Stop, Tracking, Vm};
+use crate::vmm::{GuestReport, Limits, Outcome, Protection, Stop, Tracking, Vm, VmmError};
 
 /// What a bitmap run has unless told otherwise: nothing but an interval ends its epochs.
 const BITMAP_INTERVAL: Duration = Duration::from_millis(50);
@@ -73,7 +73,7 @@ pub(super) struct ProtectArgs {
     #[arg(long, value_name = "CODEC", default_value = "zstd:1")]
     compression: Compression,
     /// A digest of all memory with every Nth epoch.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     audit: Option<NonZeroU64>,
     /// Epochs in flight between guest and storage. Memory: two budgets each.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..=256))]
@@ -93,8 +93,8 @@ pub(super) struct ProtectArgs {
     #[arg(long = "for", value_name = "TIME", value_parser = units::time)]
     time: Option<Duration>,
     /// End after so many epochs.
-    #[arg(long, value_name = "N", conflicts_with = "time")]
-    epochs: Option<u64>,
+    #[arg(long, value_name = "N", conflicts_with = "time", value_parser = at_least_one)]
+    epochs: Option<NonZeroU64>,
 }
 
 fn hot(text: &str) -> Result<HotPages, String> {
@@ -189,10 +189,10 @@ impl ProtectArgs {
         let tracker = vm.take_tracker().ok_or_else(|| CliError::Usage("the machine has no tracker".to_owned()))?;
         let interval = match (self.interval, self.tracker) {
             (None, TrackerName::Bitmap) => {
-                eprintln!(
+                output::note(format_args!(
                     "note: `--tracker bitmap` without `--interval`: an epoch ends every {} ms",
                     BITMAP_INTERVAL.as_millis()
-                );
+                ));
                 Some(BITMAP_INTERVAL)
             }
             (interval, _) => interval,
@@ -201,9 +201,23 @@ impl ProtectArgs {
         Ok(Protection { engine, interval, base_first: start == Start::Fresh, share_pages })
     }
 
+    /// An option that was given and says nothing where no checkpoints are taken.
+    pub(super) fn needs_epochs(&self) -> Option<&'static str> {
+        let given = [("--interval", self.interval.is_some()), ("--audit", self.audit.is_some()), ("--ring", self.ring.is_some())];
+        given.into_iter().find_map(|(option, given)| given.then_some(option))
+    }
+
+    /// The error that ended a run, for people who gave these options.
+    pub(super) fn explain(&self, error: VmmError) -> CliError {
+        match (self.on_storage_error, error) {
+            (OnStorageErrorName::Continue, error @ VmmError::Engine(EngineError::Storage { .. })) => CliError::RanOn(error),
+            (_, error) => error.into(),
+        }
+    }
+
     /// When the run ends by itself.
-    pub(super) const fn limits(&self) -> Limits {
-        Limits { time: self.time, epochs: self.epochs }
+    pub(super) fn limits(&self) -> Limits {
+        Limits { time: self.time, epochs: self.epochs.map(NonZeroU64::get) }
     }
 }
 
@@ -225,47 +239,168 @@ pub(super) struct RunReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) guest_end: Option<GuestEnd>,
     pub(super) elapsed_s: f64,
+    /// Whether epochs were to be durable at all.
+    #[serde(skip)]
+    pub(super) syncs: bool,
 }
 
 impl RunReport {
-    pub(super) fn new(outcome: &Outcome) -> Option<Self> {
+    pub(super) fn new(outcome: &Outcome, options: &ProtectArgs) -> Option<Self> {
         let elapsed_s = (outcome.elapsed.as_secs_f64() * 1e6).round() / 1e6;
-        Some(Self { engine: outcome.report.clone()?, guest: outcome.guest, guest_end: outcome.end, elapsed_s })
+        Some(Self {
+            engine: outcome.report.clone()?,
+            guest: outcome.guest,
+            guest_end: outcome.end,
+            elapsed_s,
+            syncs: options.durability != Durability::None,
+        })
     }
 
     /// The same for people.
-    #[expect(clippy::cast_precision_loss, reason = "for people, to three digits")]
     pub(super) fn print(&self) -> Result<(), CliError> {
-        let Report { epochs, durable_epochs, pages, bytes_raw, bytes_written, pause_us, phases_us, triggers, .. } = &self.engine;
+        let Report { epochs, failed_epochs, pages, pause_us, phases_us, triggers, .. } = &self.engine;
         let Triggers { ring_full, interval, request, r#final } = triggers;
         let PhasesReport { kick, state, harvest, copy, reset } = phases_us;
-        let rate = *epochs as f64 / self.elapsed_s.max(1e-9);
-        let ratio = *bytes_raw as f64 / (*bytes_written).max(1) as f64;
-        let ok = if self.guest.ok { "no inconsistency" } else { "AN INCONSISTENCY" };
-        output::line(format_args!("{epochs} epochs in {:.2} s ({rate:.0} a second), {durable_epochs} durable", self.elapsed_s))?;
+        output::line(format_args!("{epochs} epochs in {:.2} s{}, {}", self.elapsed_s, self.rate(), self.durable()))?;
+        if *failed_epochs > 0 {
+            output::line(format_args!("  NOT STORED    {failed_epochs} epochs"))?;
+        }
         output::line(format_args!(
             "  ended by      ring full {ring_full}, interval {interval}, request {request}, final {final}"
         ))?;
-        output::line(format_args!(
-            "  pages         {pages}, at most {} in an epoch (budget {})",
-            self.engine.max_epoch_pages, self.engine.budget_pages
-        ))?;
-        output::line(format_args!(
-            "  stored        {} of {} ({ratio:.1} to 1)",
-            bytes_text(*bytes_written),
-            bytes_text(*bytes_raw)
-        ))?;
-        output::line(format_args!("  pause         p50 {} us, p99 {} us, max {} us", pause_us.p50, pause_us.p99, pause_us.max))?;
-        output::line(format_args!(
-            "  of which      kick {kick}, state {state}, harvest {harvest}, copy {copy}, reset {reset} us"
-        ))?;
+        let budget = self.engine.budget_pages;
+        output::line(match self.engine.max_epoch_pages {
+            0 => format!("  pages         {pages} (budget {budget})"),
+            most => format!("  pages         {pages}, at most {most} in an epoch (budget {budget})"),
+        })?;
+        output::line(format_args!("  stored        {}", self.stored()))?;
+        // Of a base alone no pause is counted.
+        if pause_us.max > 0.0 {
+            output::line(format_args!(
+                "  pause         p50 {} us, p99 {} us, max {} us",
+                pause_us.p50, pause_us.p99, pause_us.max
+            ))?;
+            output::line(format_args!(
+                "  of which      kick {kick}, state {state}, harvest {harvest}, copy {copy}, reset {reset} us"
+            ))?;
+        }
         if self.engine.tracking_lost > 0 {
             output::line(format_args!("  tracking      LOST {} times; all memory was compared", self.engine.tracking_lost))?;
         }
         match self.guest_end {
             Some(GuestEnd::Poweroff) => output::line("  guest         switched itself off"),
             Some(GuestEnd::Reset) => output::line("  guest         reset itself"),
-            None => output::line(format_args!("  guest         {} passes, {ok}", self.guest.passes)),
+            None => output::line(format_args!("  guest         {}", self.guest())),
         }
+    }
+
+    /// Of a run so short that a rate says nothing, none.
+    #[expect(clippy::cast_precision_loss, reason = "for people, to three digits")]
+    fn rate(&self) -> String {
+        if self.elapsed_s < 0.1 {
+            return String::new();
+        }
+        format!(" ({:.0} a second)", self.engine.epochs as f64 / self.elapsed_s)
+    }
+
+    fn durable(&self) -> String {
+        match self.engine.durable_epochs {
+            0 if !self.syncs => "none synced, as `--durability none` says".to_owned(),
+            durable => format!("{durable} durable"),
+        }
+    }
+
+    /// A ratio says something where all that was captured was stored.
+    #[expect(clippy::cast_precision_loss, reason = "for people, to three digits")]
+    fn stored(&self) -> String {
+        let Report { bytes_raw, bytes_written, failed_epochs, .. } = self.engine;
+        let (written, raw) = (bytes_text(bytes_written), bytes_text(bytes_raw));
+        match (bytes_written, failed_epochs) {
+            (0, _) => format!("nothing; {raw} were captured"),
+            (_, 0) if bytes_raw > 0 => format!("{written} of {raw} ({:.1} to 1)", bytes_raw as f64 / bytes_written as f64),
+            _ => format!("{written}; {raw} were captured"),
+        }
+    }
+
+    fn guest(&self) -> String {
+        let GuestReport { passes, checks_itself, ok, .. } = self.guest;
+        match (ok, checks_itself, passes) {
+            (false, ..) => format!("{passes} passes, AN INCONSISTENCY"),
+            (true, true, 0) => "no pass yet, so that nothing was checked".to_owned(),
+            (true, true, _) => format!("{passes} passes, no inconsistency"),
+            (true, false, 0) => "does not check itself".to_owned(),
+            (true, false, _) => format!("{passes} passes; it does not check itself"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::EpochId;
+
+    fn report(engine: Report, guest: GuestReport, syncs: bool) -> RunReport {
+        RunReport { engine, guest, guest_end: None, elapsed_s: 1.0, syncs }
+    }
+
+    const CHURN: GuestReport = GuestReport { passes: 7, checks: 0, checks_itself: true, ok: true };
+
+    #[test]
+    fn a_ratio_is_told_where_it_says_something() {
+        let stored = |bytes_raw, bytes_written, failed_epochs| {
+            report(Report { bytes_raw, bytes_written, failed_epochs, ..Report::default() }, CHURN, true).stored()
+        };
+        assert_eq!(stored(16_515_072, 4_128_768, 0), "3.9 MiB of 15.8 MiB (4.0 to 1)");
+        assert_eq!(stored(16_515_072, 0, 1), "nothing; 15.8 MiB were captured");
+        assert_eq!(stored(16_515_072, 0, 0), "nothing; 15.8 MiB were captured");
+        assert_eq!(stored(16_515_072, 1024, 3), "1.0 KiB; 15.8 MiB were captured");
+        assert_eq!(stored(0, 1024, 0), "1.0 KiB; 0 B were captured");
+    }
+
+    #[derive(Debug, clap::Parser)]
+    struct Options {
+        #[command(flatten)]
+        protect: ProtectArgs,
+    }
+
+    /// Nobody is told to give an option that was given.
+    #[test]
+    fn what_to_do_about_storage_depends_on_what_was_asked_for() {
+        let hint = |options: &[&str], committed| {
+            let Options { protect } = clap::Parser::parse_from([&["test"], options].concat());
+            let error = protect.explain(EngineError::Storage { committed: EpochId(committed), source: "full".into() }.into());
+            (error.to_string(), error.hint().unwrap_or_default())
+        };
+        let (error, stopped) = hint(&[], 3);
+        assert_eq!(error, "epochs behind 3 could not be stored");
+        assert!(stopped.contains("--on-storage-error continue"), "{stopped}");
+        let (error, ran_on) = hint(&["--on-storage-error", "continue"], 0);
+        assert_eq!(error, "the first epoch could not be stored");
+        assert!(ran_on.contains("ran on") && !ran_on.contains("--on-storage-error"), "{ran_on}");
+    }
+
+    #[test]
+    fn a_rate_is_told_of_a_run_that_has_one() {
+        let rate =
+            |epochs, elapsed_s| RunReport { elapsed_s, ..report(Report { epochs, ..Report::default() }, CHURN, true) }.rate();
+        assert_eq!((rate(1, 0.000_002), rate(100, 2.0)), (String::new(), " (50 a second)".to_owned()));
+    }
+
+    #[test]
+    fn what_was_not_to_be_synced_is_not_called_lost() {
+        let durable = |durable_epochs, syncs| report(Report { durable_epochs, ..Report::default() }, CHURN, syncs).durable();
+        assert_eq!(durable(0, false), "none synced, as `--durability none` says");
+        assert_eq!((durable(0, true), durable(5, true)), ("0 durable".to_owned(), "5 durable".to_owned()));
+    }
+
+    #[test]
+    fn a_guest_that_checked_nothing_is_not_called_well() {
+        let guest = |guest| report(Report::default(), guest, true).guest();
+        assert_eq!(guest(CHURN), "7 passes, no inconsistency");
+        assert_eq!(guest(GuestReport { ok: false, ..CHURN }), "7 passes, AN INCONSISTENCY");
+        assert_eq!(guest(GuestReport { passes: 0, ..CHURN }), "no pass yet, so that nothing was checked");
+        let other = GuestReport { checks_itself: false, ..CHURN };
+        assert_eq!(guest(other), "7 passes; it does not check itself");
+        assert_eq!(guest(GuestReport { passes: 0, ..other }), "does not check itself");
     }
 }

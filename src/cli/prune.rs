@@ -6,12 +6,15 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::CliError;
-use super::keep::{KeepArgs, now_unix_ns};
+use super::keep::KeepArgs;
 use super::units::{branch, bytes_text};
 use super::{compact, output};
 use crate::format::MAIN_BRANCH;
 use crate::page::EpochId;
-use crate::store::{PrunePlan, plan_prune};
+use crate::store::{ClockJump, PrunePlan, plan_prune};
+
+/// How many jumps of the clock people are shown.
+const JUMPS_SHOWN: usize = 4;
 
 /// How many runs of epochs people are shown; `--json` has all.
 const RUNS_SHOWN: usize = 16;
@@ -44,6 +47,14 @@ struct Plan<'a> {
     dropped: &'a [EpochId],
     bytes: u64,
     bytes_expected: u64,
+    /// Where the clock was set, and by how many seconds.
+    clock_jumps: Vec<Jump>,
+}
+
+#[derive(Debug, Serialize)]
+struct Jump {
+    epoch: EpochId,
+    by_s: f64,
 }
 
 impl Prune {
@@ -53,21 +64,50 @@ impl Prune {
                 "which epochs stay? `--keep-last`, `--keep-every` and `--keep-within` say it, one at least".to_owned(),
             )
         })?;
-        let plan = plan_prune(&self.store, &self.branch, &rules, now_unix_ns())?;
-        let PrunePlan { kept, dropped, bytes, bytes_expected, .. } = &plan;
-        if self.json {
-            output::json(&Plan { branch: &self.branch, kept, dropped, bytes: *bytes, bytes_expected: *bytes_expected })?;
-        } else {
-            output::line(format_args!("keep          {} epochs{}", kept.len(), runs(kept, dropped)))?;
-            output::line(format_args!("drop          {} epochs{}", dropped.len(), runs(dropped, kept)))?;
-            output::line(format_args!(
-                "bytes         {} now, about {} expected",
-                bytes_text(*bytes),
-                bytes_text(*bytes_expected)
-            ))?;
+        let plan = plan_prune(&self.store, &self.branch, &rules)?;
+        let PrunePlan { dropped, clock_jumps, .. } = &plan;
+        output::unless_gone(self.print(&plan))?;
+        for jump in clock_jumps.iter().take(JUMPS_SHOWN) {
+            eprintln!("note: {}: how old epochs are is counted without it", set(jump));
+        }
+        if let Some(more) = clock_jumps.len().checked_sub(JUMPS_SHOWN).filter(|more| *more > 0) {
+            eprintln!("note: and the clock was set {more} times more; `--json` has all");
         }
         if self.dry_run || dropped.is_empty() { Ok(()) } else { compact::run(&self.store, &self.branch, Some(&rules), self.json) }
     }
+}
+
+impl Prune {
+    fn print(&self, plan: &PrunePlan) -> Result<(), CliError> {
+        let PrunePlan { kept, dropped, bytes, bytes_expected, clock_jumps, .. } = plan;
+        if self.json {
+            let (bytes, bytes_expected) = (*bytes, *bytes_expected);
+            let clock_jumps = clock_jumps.iter().map(|jump| Jump { epoch: jump.epoch, by_s: seconds(jump.by_ns) }).collect();
+            return output::json(&Plan { branch: &self.branch, kept, dropped, bytes, bytes_expected, clock_jumps });
+        }
+        output::line(format_args!("keep          {} epochs{}", kept.len(), runs(kept, dropped)))?;
+        output::line(format_args!("drop          {} epochs{}", dropped.len(), runs(dropped, kept)))?;
+        output::line(format_args!("bytes         {} now, about {} expected", bytes_text(*bytes), bytes_text(*bytes_expected)))
+    }
+}
+
+/// Nanoseconds as seconds, to a thousandth.
+#[expect(clippy::cast_precision_loss, reason = "for people, and no jump is told to a thousandth after a thousand years")]
+fn seconds(ns: i128) -> f64 {
+    (ns / 1_000_000) as f64 / 1e3
+}
+
+/// That the clock was set.
+fn set(jump: &ClockJump) -> String {
+    let seconds = jump.by_ns.unsigned_abs() / 1_000_000_000;
+    let by = match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} minutes", seconds / 60),
+        7_200..172_800 => format!("{} hours", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
+    };
+    let way = if jump.by_ns < 0 { "back" } else { "forward" };
+    format!("the clock was set {way} by {by} before epoch {}", jump.epoch)
 }
 
 /// Epochs as text: those with none of `others` between them together.
@@ -96,6 +136,16 @@ fn runs(epochs: &[EpochId], others: &[EpochId]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_jump_is_told_in_a_unit_that_fits() {
+        let told = |by_ns| set(&ClockJump { epoch: EpochId(7), by_ns });
+        let second = 1_000_000_000;
+        assert_eq!(told(90 * second), "the clock was set forward by 90 s before epoch 7");
+        assert_eq!(told(-3_700 * second), "the clock was set back by 61 minutes before epoch 7");
+        assert_eq!(told(56 * 365 * 86_400 * second), "the clock was set forward by 20440 days before epoch 7");
+        assert!((seconds(-1_234_567_890) + 1.234).abs() < 1e-9);
+    }
 
     #[test]
     fn epochs_are_told_in_runs() {

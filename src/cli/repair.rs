@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::output;
-use super::units::branch;
+use super::units::{branch, epoch};
 use super::verify::show;
 use crate::page::EpochId;
 use crate::store::repair::{RepairOptions, RepairPlan, RepairStep};
@@ -18,12 +18,12 @@ pub(super) struct Repair {
     /// The directory of the store.
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
-    /// Only say what would be done.
+    /// Only say what would be done, also while somebody writes to the store.
     #[arg(long)]
     dry_run: bool,
     /// Cut the chain behind this epoch, the newest before the damage, and move what is cut off to `lost-NNN` in the store.
-    #[arg(long, value_name = "EPOCH")]
-    truncate_after: Option<u64>,
+    #[arg(long, value_name = "EPOCH", value_parser = epoch)]
+    truncate_after: Option<EpochId>,
     /// The branch to cut [default: main].
     #[arg(long, value_name = "NAME", value_parser = branch, requires = "truncate_after")]
     branch: Option<String>,
@@ -48,27 +48,27 @@ struct Report<'a> {
 impl Repair {
     pub(super) fn run(self) -> Result<(), CliError> {
         let bar = output::bytes_bar();
-        let options = RepairOptions { branch: self.branch.clone(), truncate_after: self.truncate_after.map(EpochId) };
-        let plan = RepairPlan::new(&self.store, &options, &mut |progress| show(&bar, progress))?;
+        let options = RepairOptions { branch: self.branch.clone(), truncate_after: self.truncate_after };
+        let plan = if self.dry_run { RepairPlan::look } else { RepairPlan::new };
+        let plan = plan(&self.store, &options, &mut |progress| show(&bar, progress))?;
         bar.finish_and_clear();
         let steps = plan.steps();
         if !self.json {
-            for step in steps {
-                output::line(format_args!("{step}"))?;
-            }
+            output::unless_gone(steps.iter().try_for_each(|step| output::line(format_args!("{step}"))))?;
         }
         if !self.dry_run {
             plan.apply()?;
         }
         if self.json {
             let (in_use, damaged, newest) = (plan.in_use(), plan.remains(), plan.report().newest);
-            output::json(&Report { done: !self.dry_run, steps, in_use, damaged, newest })?;
+            output::unless_gone(output::json(&Report { done: !self.dry_run, steps, in_use, damaged, newest }))?;
         } else {
             let done = if self.dry_run { "to take; nothing was changed" } else { "taken" };
-            output::line(format_args!("{} steps {done}", steps.len()))?;
+            output::unless_gone(output::line(format_args!("{} steps {done}", steps.len())))?;
         }
         for branch in plan.in_use() {
-            eprintln!("note: the branch {branch} is in use and was left as it is");
+            let left = if self.dry_run { "nothing is said of it" } else { "it was left as it is" };
+            output::note(format_args!("note: somebody writes to {branch}: {left}"));
         }
         if plan.remains() { Err(CliError::Unsound { hint: hint(&plan), dir: self.store }) } else { Ok(()) }
     }

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::again::again;
 use super::error::CliError;
 use super::fit::{Check, TscName, branch_of, fitting, state_of};
 use super::linux::attach_console;
 use super::output;
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
-use super::units::branch;
+use super::units::{branch, epoch};
 use crate::epoch::Start;
 use crate::format::{Identity, MAIN_BRANCH};
 use crate::kvm::offer::Offer;
@@ -41,8 +42,8 @@ pub(super) struct Restore {
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
     /// The epoch [default: the newest].
-    #[arg(long, value_name = "N")]
-    epoch: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = epoch)]
+    epoch: Option<EpochId>,
     /// Go on taking checkpoints into the same chain. Only from its newest epoch.
     #[arg(long)]
     r#continue: bool,
@@ -113,6 +114,8 @@ struct RestoredGuest {
     passes_at_restore: u64,
     passes: u64,
     checks: u64,
+    /// Whether it is a guest that can check itself.
+    checks_itself: bool,
     ok: bool,
 }
 
@@ -123,6 +126,11 @@ impl Restore {
             return Err(CliError::Usage(
                 "`--epochs` goes with `--continue` or `--branch`: without them no epoch is taken".to_owned(),
             ));
+        }
+        if let Some(option) = self.protect.needs_epochs().filter(|_| !goes_on) {
+            return Err(CliError::Usage(format!(
+                "`{option}` goes with `--continue` or `--branch`: without them no checkpoints are taken"
+            )));
         }
         if !goes_on && self.protect.writer_options().retention.is_some() {
             return Err(CliError::Usage(
@@ -177,17 +185,14 @@ impl Restore {
                 passes_at_restore,
                 passes: outcome.guest.passes,
                 checks: outcome.guest.checks,
+                checks_itself: outcome.guest.checks_itself,
                 ok: outcome.guest.ok,
             },
             guest_end: outcome.end,
-            checkpoint: RunReport::new(&outcome),
+            checkpoint: RunReport::new(&outcome, &self.protect),
         };
-        if self.json {
-            output::json(&report)?
-        } else {
-            report.print()?
-        }
-        outcome.error.map_or(Ok(()), |error| Err(error.into()))
+        output::unless_gone(if self.json { output::json(&report) } else { report.print() })?;
+        outcome.error.map_or(Ok(()), |error| Err(self.protect.explain(error)))
     }
 
     fn build_options(&self, hot_check: HotCheck) -> BuildOptions {
@@ -197,11 +202,14 @@ impl Restore {
     fn open(&self, from: &str, into: Option<&str>, tracking: Tracking) -> Result<Opened, CliError> {
         // The lock comes first: nobody else appends, and what is read stays.
         let goes_on = into.map(|into| self.open_writer(into)).transpose()?;
-        let (chain, epoch) = self.choose(from, goes_on.as_ref())?;
-        let clocks = self.clocks(&chain, epoch)?;
         let options = self.build_options(HotCheck::First);
         let (wishes, kvm) = (self.wishes(tracking), &self.kvm);
-        let Restored { vm, pages, forward, counter } = restore_machine(&chain, epoch, kvm, tracking, &options, clocks, wishes)?;
+        let (epoch, restored) = again(|| {
+            let (chain, epoch) = self.choose(from, goes_on.as_ref())?;
+            let clocks = self.clocks(&chain, epoch)?;
+            Ok((epoch, restore_machine(&chain, epoch, kvm, tracking, &options, clocks, wishes)?))
+        })?;
+        let Restored { vm, pages, forward, counter } = restored;
         Ok(Opened { vm, epoch, goes_on, pages, forward, counter })
     }
 
@@ -220,9 +228,12 @@ impl Restore {
             || Offer::read(&self.kvm),
             || {
                 let goes_on = into.map(|into| self.open_writer(into)).transpose()?;
-                let (chain, epoch) = self.choose(from, goes_on.as_ref())?;
-                let clocks = self.clocks(&chain, epoch)?;
-                let state = state_of(&chain, epoch, machine.vcpus)?;
+                let (chain, epoch, clocks, state) = again(|| {
+                    let (chain, epoch) = self.choose(from, goes_on.as_ref())?;
+                    let clocks = self.clocks(&chain, epoch)?;
+                    let state = state_of(&chain, epoch, machine.vcpus)?;
+                    Ok((chain, epoch, clocks, state))
+                })?;
                 Ok::<_, CliError>((goes_on, chain, epoch, clocks, state))
             },
         )?;
@@ -231,8 +242,20 @@ impl Restore {
         let fit = fitting(&self.store, epoch, &state, &host, self.wishes(tracking))?;
         fit.adapt(&mut state);
         let build = || Vm::build_with(&self.kvm, machine, tracking, &options).map_err(|error| unbuildable(&self.store, error));
-        let (pages, vm) = beside(build, || PageMap::new(Arc::new(chain), epoch))?;
+        let branch = goes_on.as_ref().map_or(from, |goes_on| goes_on.reads_from(from)).to_owned();
+        let mut chain = Some(chain);
+        let (pages, vm) = beside(build, || {
+            // The epoch stays the one that was chosen.
+            again(|| {
+                let chain = chain.take().map_or_else(|| Chain::open_branch(&self.store, &branch), Ok)?;
+                Ok(PageMap::new(Arc::new(chain), epoch)?)
+            })
+        })?;
         let (pages, mut vm) = (pages?, vm?);
+        // A branch that is to be made begins at this epoch, and keeps it.
+        if let Some(GoesOn::As(_, writer)) = goes_on.as_ref().filter(|_| !pages.is_held()) {
+            pages.until_filled(writer.keep_segments());
+        }
         vm.fill_on_demand(Arc::new(pages), true)?;
         let forward = vm.apply_with(&state, clocks)?;
         Ok(Opened { vm, epoch, goes_on, pages: 0, forward, counter: fit.counter() })
@@ -255,7 +278,7 @@ impl Restore {
             }
             Ok((writer, recovered)) => {
                 if let Some(torn) = recovered.torn {
-                    eprintln!("note: {torn}; it was never committed and was cut off");
+                    output::note(format_args!("note: {torn}; it was never committed and was cut off"));
                 }
                 Ok(GoesOn::As(into.to_owned(), Box::new(writer)))
             }
@@ -267,16 +290,13 @@ impl Restore {
 
     /// The chain to restore from, and the epoch.
     fn choose(&self, from: &str, goes_on: Option<&GoesOn>) -> Result<(Chain, EpochId), CliError> {
-        let branch = match goes_on {
-            Some(GoesOn::As(name, _)) => name,
-            Some(GoesOn::New(_)) | None => from,
-        };
+        let branch = goes_on.map_or(from, |goes_on| goes_on.reads_from(from));
         let chain = Chain::open_branch(&self.store, branch)?;
         if let Some(tail) = chain.tail() {
-            eprintln!("note: {tail}; it was never committed");
+            output::note(format_args!("note: {tail}; it was never committed"));
         }
         let newest = chain.newest();
-        let Some(epoch) = self.epoch.map(EpochId) else {
+        let Some(epoch) = self.epoch else {
             if let Some(damage) = chain.damage().first() {
                 return Err(CliError::DamagedBehind { dir: self.store.clone(), newest, found: damage.to_string() });
             }
@@ -311,6 +331,16 @@ enum GoesOn {
     As(String, Box<Writer>),
     /// A branch that is to be made.
     New(String),
+}
+
+impl GoesOn {
+    /// The branch that is read, where a restore starts from `from`.
+    fn reads_from<'a>(&'a self, from: &'a str) -> &'a str {
+        match self {
+            Self::As(name, _) => name,
+            Self::New(_) => from,
+        }
+    }
 }
 
 /// What is to run.
@@ -400,7 +430,7 @@ pub(super) fn machine_of(dir: &Path, identity: &Identity) -> Result<MachineSpec,
 impl RestoreReport {
     #[expect(clippy::cast_precision_loss, reason = "for people")]
     fn print(&self) -> Result<(), CliError> {
-        let RestoredGuest { passes_at_restore, passes, checks, ok } = self.guest;
+        let RestoredGuest { passes_at_restore, passes, checks, checks_itself, ok } = self.guest;
         let Self { epoch, restored_pages, first_run_us, kvm_setup_us, .. } = self;
         let how = if self.fill.is_some() { "restored on demand" } else { "restored" };
         output::line(format_args!(
@@ -426,9 +456,15 @@ impl RestoreReport {
         if let Some(branch) = &self.branch {
             output::line(format_args!("  goes on       as {branch}"))?;
         }
-        let verdict = if ok { "found nothing wrong" } else { "FOUND AN INCONSISTENCY" };
-        output::line(format_args!("  guest         checked itself {checks} times and {verdict}"))?;
-        output::line(format_args!("  passes        {passes_at_restore} at the checkpoint, {passes} now"))?;
+        output::line(match (ok, checks_itself, checks) {
+            (false, ..) => format!("  guest         FOUND AN INCONSISTENCY, after {checks} checks that found none"),
+            (true, false, _) => "  guest         does not check itself: nothing is known of it".to_owned(),
+            (true, true, 0) => "  guest         did not check itself".to_owned(),
+            (true, true, _) => format!("  guest         checked itself {checks} times and found nothing wrong"),
+        })?;
+        if passes > 0 {
+            output::line(format_args!("  passes        {passes_at_restore} at the checkpoint, {passes} now"))?;
+        }
         self.checkpoint.as_ref().map_or(Ok(()), RunReport::print)
     }
 }

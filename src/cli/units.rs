@@ -1,8 +1,10 @@
 //! Sizes and times as people write them.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use crate::format::{MAIN_BRANCH, is_branch_name};
+use crate::page::EpochId;
 
 /// Reads bytes: a number, or one with `K`, `M`, `G` or `T` (powers of 1024).
 pub(super) fn size(text: &str) -> Result<u64, String> {
@@ -53,6 +55,21 @@ pub(super) fn percent(text: &str) -> Result<f64, String> {
     if value > 0.0 && value < 100.0 { Ok(value / 100.0) } else { Err(what()) }
 }
 
+/// Reads a number that is not 0.
+pub(super) fn at_least_one(text: &str) -> Result<NonZeroU64, String> {
+    let number: u64 = text.parse().map_err(|_| "a whole number of at least 1 is needed".to_owned())?;
+    NonZeroU64::new(number).ok_or_else(|| "must be at least 1".to_owned())
+}
+
+/// Reads the number of an epoch.
+pub(super) fn epoch(text: &str) -> Result<EpochId, String> {
+    match text.parse() {
+        Ok(0) => Err("epochs are numbered from 1".to_owned()),
+        Ok(number) => Ok(EpochId(number)),
+        Err(_) => Err("the number of an epoch is a whole number, from 1".to_owned()),
+    }
+}
+
 /// Reads the name of a branch, or that of the chain itself.
 pub(super) fn branch(text: &str) -> Result<String, String> {
     if text == MAIN_BRANCH || is_branch_name(text) {
@@ -101,6 +118,14 @@ mod tests {
         assert!(branch(MAIN_BRANCH).is_ok());
         for bad in ["", ".", "..", "-x", "a/b", "a b", "\u{e4}"] {
             assert!(branch(bad).is_err(), "{bad}");
+        }
+        assert_eq!(at_least_one("3").map(NonZeroU64::get), Ok(3));
+        for bad in ["", "0", "-1", "x", "1.5"] {
+            assert!(at_least_one(bad).is_err_and(|error| error.contains("at least 1")), "{bad}");
+        }
+        assert_eq!((epoch("1"), epoch("18446744073709551615")), (Ok(EpochId(1)), Ok(EpochId(u64::MAX))));
+        for bad in ["", "0", "-1", "x", "18446744073709551616"] {
+            assert!(epoch(bad).is_err(), "{bad}");
         }
         assert_eq!(bytes_text(1023), "1023 B");
         assert_eq!(bytes_text(3 << 29), "1.5 GiB");

@@ -7,7 +7,7 @@ use indicatif::ProgressBar;
 
 use super::error::CliError;
 use super::output;
-use super::units::{branch, bytes_text};
+use super::units::{branch, bytes_text, epoch};
 use crate::page::EpochId;
 use crate::store::verify::{BranchReport, DamageKind, EpochReport, LeftoverKind, Progress, VerifyOptions, VerifyReport, verify};
 
@@ -24,8 +24,8 @@ pub(super) struct Verify {
     #[arg(long, value_name = "NAME", value_parser = branch)]
     branch: Option<String>,
     /// Only what is needed to restore this epoch.
-    #[arg(long, value_name = "N")]
-    epoch: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = epoch)]
+    epoch: Option<EpochId>,
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
@@ -33,19 +33,14 @@ pub(super) struct Verify {
 
 impl Verify {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let mut options =
-            VerifyOptions { branch: self.branch.clone(), epoch: self.epoch.map(EpochId), ..VerifyOptions::default() };
+        let mut options = VerifyOptions { branch: self.branch.clone(), epoch: self.epoch, ..VerifyOptions::default() };
         if !self.json {
             options.damage_max = DAMAGE_SHOWN;
         }
         let bar = if self.epoch.is_some() { output::spinner("verifying") } else { output::bytes_bar() };
         let report = verify(&self.store, &options, &mut |progress| show(&bar, progress))?;
         bar.finish_and_clear();
-        if self.json {
-            output::json(&report)?
-        } else {
-            print(&report)?
-        }
+        output::unless_gone(if self.json { output::json(&report) } else { print(&report) })?;
         if report.is_sound() { Ok(()) } else { Err(CliError::Unsound { hint: hint(&report), dir: self.store }) }
     }
 }
@@ -82,13 +77,22 @@ fn print(report: &VerifyReport) -> Result<(), CliError> {
     match &report.epoch {
         Some(found) => print_epoch(found, report)?,
         None => {
-            output::line(format_args!("{epochs} epochs in {segments} segments ({}) are whole", bytes_text(*bytes)))?;
+            let bytes = bytes_text(*bytes);
+            if *epochs == 0 && report.damage.is_empty() {
+                output::line(format_args!("no epoch yet, in {segments} segments ({bytes})"))?;
+            } else {
+                output::line(format_args!("{epochs} epochs in {segments} segments ({bytes}) are whole"))?;
+            }
             if report.branches.len() > 1 {
                 report.branches.iter().try_for_each(print_branch)?;
             }
         }
     }
-    output::line(format_args!("  audits        {audits_checked} recomputed, {audits_failed} differ"))?;
+    if *audits_checked > 0 {
+        output::line(format_args!("  audits        {audits_checked} recomputed, {audits_failed} differ"))?;
+    } else {
+        output::line("  audits        none was recomputed")?;
+    }
     if report.epoch.is_none() {
         let VerifyReport { indexes_checked, indexes_missing, .. } = report;
         let wrong = report.damage.iter().filter(|damage| damage.kind == DamageKind::Index).count();
@@ -103,7 +107,7 @@ fn print(report: &VerifyReport) -> Result<(), CliError> {
     for left in &report.leftovers {
         let what = match left.kind {
             LeftoverKind::Replaced => "replaced by a compacted segment",
-            LeftoverKind::Index => "the index of a segment that is not there",
+            LeftoverKind::Index => "an index that fits no segment as it is",
             LeftoverKind::Branch => "a branch that is not finished",
             _ => "not finished",
         };

@@ -4,10 +4,11 @@ mod rollback;
 
 use std::collections::VecDeque;
 use std::io;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use self::rollback::Point;
 pub use self::rollback::RolledBack;
+use super::clock::{Clock, unix_ns};
 use super::guest::{CapturedState, Guest, GuestError};
 use super::options::{Durability, EngineOptions, OnStorageError};
 use super::pipeline::Pipeline;
@@ -66,7 +67,7 @@ pub enum EngineError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// An epoch could not be stored, and the options say to stop then.
-    #[error("epochs behind {committed} could not be stored")]
+    #[error("{} could not be stored", behind(*committed))]
     Storage {
         /// The newest epoch in the chain that is known to be durable, or with durability `none` the newest appended.
         committed: EpochId,
@@ -182,6 +183,9 @@ pub struct Engine<C: CapturedState> {
     not_durable: VecDeque<(EpochId, Instant)>,
     storage_rests_until: Option<Instant>,
     resumed_at: Instant,
+    /// How long the guest ran since the last cut and before that.
+    ran_ns: u64,
+    clock: Clock,
     cuts: u64,
     /// The pages of the part in hand. Kept for its memory.
     last_pages: Vec<Gfn>,
@@ -264,6 +268,8 @@ impl<C: CapturedState> Engine<C> {
             not_durable: VecDeque::new(),
             storage_rests_until: None,
             resumed_at: Instant::now(),
+            ran_ns: 0,
+            clock: Clock::new(),
             cuts: 0,
             last_pages: Vec::with_capacity(part_pages),
             floor_pages: Vec::with_capacity(part_pages),
@@ -314,6 +320,7 @@ impl<C: CapturedState> Engine<C> {
         if matches!(action, Action::Drain | Action::DrainOrWait) {
             self.collect(&mut hand)?;
             if action == Action::Drain || self.holds_another_ring() {
+                self.ran_until(&hand);
                 self.resume(guest);
                 self.counts.drain();
                 return Ok(Cut::Lengthened { pages: self.pending.len() });
@@ -399,7 +406,7 @@ impl<C: CapturedState> Engine<C> {
     /// Takes an epoch of the parked guest, and lets it run again.
     fn take<G: Guest<State = C>>(&mut self, guest: &mut G, trigger: Trigger, hand: &mut InHand) -> Result<Cut, EngineError> {
         let cut_at = Instant::now();
-        let time_unix_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, ns);
+        let (time_unix_ns, own_ns) = (unix_ns(), self.clock.now_ns());
         // The reset then goes on beside the capture as well.
         let collects_first = self.wrote_more().is_some();
         if collects_first {
@@ -413,15 +420,19 @@ impl<C: CapturedState> Engine<C> {
                 self.settle_collection(hand)?;
             }
             // What was collected up to now stays pending.
+            self.ran_until(hand);
             self.resume(guest);
             return Err(error);
         }
         if !collects_first {
             self.begin_collection(hand)?;
         } else if self.wrote_more() != Some(false) {
-            // Reading state may write guest memory.
+            // Reading state may have the kernel write guest memory.
             self.settle_collection(hand)?;
             self.begin_collection(hand)?;
+        } else {
+            // And the VMM, of whose writes the tracker knows nothing.
+            self.take_written(hand);
         }
         // Beside the reset, as the copy: both only read memory, and nobody writes it before the guest runs.
         if let Some(point) = &mut self.point {
@@ -438,12 +449,14 @@ impl<C: CapturedState> Engine<C> {
         }
         let recovery = self.lost || self.recovery_owed;
         let whole = self.first || recovery || self.store_unchanged;
-        let audit = self.audit()?;
+        let digest = self.audit()?;
+        let audit = self.look_for_late_writes(digest);
         let epoch = self.next;
         let commit = Commit {
             epoch,
             time_unix_ns,
-            run_ns: ns(hand.entered_at.duration_since(self.resumed_at)),
+            own_ns,
+            run_ns: self.ran_ns.saturating_add(ns(hand.entered_at.duration_since(self.resumed_at))),
             phases: hand.phases,
             captured_pages: pages,
             trigger,
@@ -461,6 +474,7 @@ impl<C: CapturedState> Engine<C> {
         }
         self.submit_part(cut_at, Some(commit));
         self.next = epoch.next();
+        self.ran_ns = 0;
         self.cuts += 1;
         if recovery {
             self.last_recovery = epoch;
@@ -517,11 +531,7 @@ impl<C: CapturedState> Engine<C> {
     fn begin_collection(&mut self, hand: &mut InHand) -> Result<(), EngineError> {
         let mut scope = ();
         let parked = Parked::vouch(&mut scope);
-        let start = Instant::now();
-        let mut foreign = false;
-        self.memory.written().take(&parked, |gfn| foreign |= self.pending.insert(gfn).is_none());
-        debug_assert!(!foreign, "the write log covers the memory and nothing else");
-        hand.phases.harvest_ns += ns(start.elapsed());
+        self.take_written(hand);
         match self.tracker.begin(&parked, &mut self.pending) {
             Ok(collected) => {
                 hand.phases.harvest_ns += ns(collected.harvest);
@@ -531,6 +541,34 @@ impl<C: CapturedState> Engine<C> {
             }
             Err(error) => self.tracking_lost(&error.to_string()),
         }
+    }
+
+    /// Adds what the VMM wrote since its log was last taken to the pending pages.
+    fn take_written(&mut self, hand: &mut InHand) {
+        if self.memory.written().is_empty() {
+            return;
+        }
+        let start = Instant::now();
+        let mut foreign = false;
+        self.memory.written().take(&Parked::vouch(&mut ()), |gfn| foreign |= self.pending.insert(gfn).is_none());
+        debug_assert!(!foreign, "the write log covers the memory and nothing else");
+        hand.phases.harvest_ns += ns(start.elapsed());
+    }
+
+    /// All pages were copied: what the VMM writes now is in the next epoch. There should be nothing yet. Who wrote since the capture was not quiesced, and memory and state of
+    /// this epoch are not of one instant. Its digest may be of another memory than what was copied, and would be taken for damage of the chain: it is left out.
+    fn look_for_late_writes(&mut self, audit: Option<MemoryDigest>) -> Option<MemoryDigest> {
+        let pages = self.memory.written().len();
+        if pages == 0 {
+            return audit;
+        }
+        tracing::warn!(
+            epoch = self.next.0,
+            pages,
+            "the VMM wrote guest memory between capture and resume: the epoch is not of one instant"
+        );
+        self.counts.late_writes();
+        None
     }
 
     /// Waits until what was collected is protected again. If tracking turns out to be lost, all memory is pending then.
@@ -609,6 +647,11 @@ impl<C: CapturedState> Engine<C> {
             }
         }
         Ok(Some(digest))
+    }
+
+    /// The guest was stopped, and its epoch goes on.
+    fn ran_until(&mut self, hand: &InHand) {
+        self.ran_ns = self.ran_ns.saturating_add(ns(hand.entered_at.duration_since(self.resumed_at)));
     }
 
     fn resume<G: Guest<State = C>>(&mut self, guest: &mut G) {
@@ -733,6 +776,10 @@ fn park<G: Guest>(guest: &mut G, hand: &mut InHand) -> Result<(), EngineError> {
     guest.park().map_err(|source| EngineError::Guest { action: "park the vCPUs", source })?;
     hand.phases.kick_ns += ns(start.elapsed());
     Ok(())
+}
+
+fn behind(committed: EpochId) -> String {
+    if committed == EpochId::NONE { "the first epoch".to_owned() } else { format!("epochs behind {committed}") }
 }
 
 fn storage(progress: &Progress, options: &EngineOptions, failure: PipelineError) -> EngineError {

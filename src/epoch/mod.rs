@@ -11,6 +11,7 @@
 //! slow: the policy then decides between longer epochs and a guest that waits.
 
 mod budget;
+mod clock;
 mod contents;
 mod encode;
 mod engine;

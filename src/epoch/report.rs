@@ -95,6 +95,9 @@ pub struct Report {
     pub drains: u64,
     /// Epochs with a digest of all memory.
     pub audits: u64,
+    /// Epochs during whose cut the VMM wrote guest memory after its state was captured. It must not: such an epoch's memory and state are not of one instant. What was written is
+    /// in the next epoch.
+    pub late_writes: u64,
     /// How often each trigger ended an epoch.
     pub triggers: Triggers,
     /// The pauses: kick, state, harvest, copy and reset together.
@@ -261,6 +264,10 @@ impl Counts {
 
     pub(super) const fn tracking_lost(&mut self) {
         self.report.tracking_lost += 1;
+    }
+
+    pub(super) const fn late_writes(&mut self) {
+        self.report.late_writes += 1;
     }
 
     pub(super) fn copy_floor(&mut self, floor: Duration) {

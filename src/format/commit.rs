@@ -11,6 +11,12 @@ pub const COMMIT_FRAME_BYTES: usize = FRAME_HEADER_BYTES + 192;
 /// Bytes of the commit frame of an epoch that a compaction wrote anew.
 pub const REWRITTEN_COMMIT_FRAME_BYTES: usize = COMMIT_FRAME_BYTES + 16;
 
+/// The chain's own time is told in units of so many nanoseconds.
+pub const OWN_TIME_UNIT_NS: u64 = 16_000;
+
+/// The field has 48 bits: enough until 2112.
+const OWN_TIME_MAX: u64 = (1 << 48) - 1;
+
 const FLAG_BASE: u8 = 1;
 const FLAG_RECOVERY: u8 = 2;
 const FLAG_AUDITED: u8 = 4;
@@ -107,6 +113,9 @@ pub struct Commit {
     pub totals: EpochTotals,
     /// When the epoch was cut, in nanoseconds since 1970.
     pub time_unix_ns: u64,
+    /// The same by the chain's own time, which does not jump where the clock does and never goes back; a multiple of [`OWN_TIME_UNIT_NS`] when it is read. 0 where the
+    /// writer told none: see [`own_time_ns`](Self::own_time_ns).
+    pub own_ns: u64,
     /// How long the guest ran since the cut before, in nanoseconds.
     pub run_ns: u64,
     /// The phases of the cut.
@@ -134,6 +143,12 @@ pub struct Commit {
 }
 
 impl Commit {
+    /// The chain's own time of the cut. Only differences count: where the clock was wrong when the chain was begun, so is this.
+    #[must_use]
+    pub const fn own_time_ns(&self) -> u64 {
+        if self.own_ns == 0 { self.time_unix_ns } else { self.own_ns }
+    }
+
     /// The whole frame: [`COMMIT_FRAME_BYTES`], or [`REWRITTEN_COMMIT_FRAME_BYTES`] of an epoch that was written anew.
     #[must_use]
     pub fn encode_frame(&self, chain: ChainId) -> Vec<u8> {
@@ -167,7 +182,9 @@ impl Commit {
             | flag(self.recovery, FLAG_RECOVERY)
             | flag(self.audit.is_some(), FLAG_AUDITED)
             | flag(self.rewritten.is_some(), FLAG_REWRITTEN);
-        payload.extend([self.trigger.number(), flags, 0, 0, 0, 0, 0, 0]);
+        payload.extend([self.trigger.number(), flags]);
+        let own_time = (self.own_ns / OWN_TIME_UNIT_NS).min(OWN_TIME_MAX).to_le_bytes();
+        payload.extend(own_time.iter().take(6));
         payload.extend(self.audit.unwrap_or_default().0.to_le_bytes());
         payload.extend(self.rewritten.iter().flat_map(|identity| identity.to_le_bytes()));
         frame_in_epoch(FrameKind::Commit, self.epoch, self.totals.frames, chain, &payload)
@@ -183,7 +200,7 @@ impl Commit {
     ///
     /// # Errors
     /// A parent or durable epoch that is not older, a parent of none with a hash, a count that is not the header's sequence, a
-    /// trigger or flag that there is not, a digest without its flag, reserved bytes in use.
+    /// trigger or flag that there is not, a digest without its flag.
     pub fn decode(header: &FrameHeader, payload: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new(payload, FRAME_HEADER_BYTES);
         let older = |field, at, epoch: EpochId| {
@@ -233,7 +250,9 @@ impl Commit {
         if flags & !(FLAG_BASE | FLAG_RECOVERY | FLAG_AUDITED | FLAG_REWRITTEN) != 0 {
             return Err(FormatError::field("flags", at, "no more than 15", flags));
         }
-        fields.zeros("reserved", 6)?;
+        let mut own_time = [0; 8];
+        own_time.iter_mut().zip(fields.bytes("own time", 6)?).for_each(|(to, from)| *to = *from);
+        let own_ns = u64::from_le_bytes(own_time) * OWN_TIME_UNIT_NS;
         let at = fields.offset();
         let audit = fields.u128("audit digest")?;
         if flags & FLAG_AUDITED == 0 && audit != 0 {
@@ -247,6 +266,7 @@ impl Commit {
             parent_hash,
             totals: EpochTotals { frames, blocks, frames_bytes, frames_hash, stored_pages },
             time_unix_ns,
+            own_ns,
             run_ns,
             phases,
             captured_pages,

@@ -1,8 +1,8 @@
 //! What can be wrong with bytes, or with what is to become bytes.
 
 /// The versions of the format that this code knows, in words.
-pub(crate) const KNOWN_VERSIONS: &str = "1 to 3";
-const _: () = assert!(super::FORMAT_VERSION_OLDEST == 1 && super::FORMAT_VERSION == 3);
+pub(crate) const KNOWN_VERSIONS: &str = "1 to 4";
+const _: () = assert!(super::FORMAT_VERSION_OLDEST == 1 && super::FORMAT_VERSION == 4);
 
 /// Why bytes are not what `docs/format.md` says, or why something cannot be written as it says.
 ///

@@ -7,7 +7,7 @@ use super::{ChainId, FormatError};
 use crate::page::{EpochId, Gfn, PAGE_SIZE_U64, PageRun};
 
 /// The version of the format that new chains have.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 /// The oldest version of the format that this code reads, and goes on with.
 pub const FORMAT_VERSION_OLDEST: u32 = 1;
@@ -17,6 +17,9 @@ pub const FORMAT_WITH_CHANGES: u32 = 2;
 
 /// The first version of the format that has compacted segments and branches.
 pub const FORMAT_WITH_COMPACTION: u32 = 3;
+
+/// The first version of the format that has a mark.
+pub const FORMAT_WITH_MARK: u32 = 4;
 
 /// Whether this code knows a version of the format.
 pub(super) fn is_known(version: impl Into<u64>) -> bool {

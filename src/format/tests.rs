@@ -87,8 +87,8 @@ fn a_segment_header_and_a_close_read_back() {
     let payload = header.check_body(&frame[FRAME_HEADER_BYTES..]).unwrap();
     assert_eq!(SegmentHeader::decode(payload), Ok(segment));
     let mut other = payload.to_vec();
-    other[0] = 4;
-    assert_eq!(SegmentHeader::decode(&other), Err(FormatError::Version { offset: 48, found: 4 }));
+    other[0] = 5;
+    assert_eq!(SegmentHeader::decode(&other), Err(FormatError::Version { offset: 48, found: 5 }));
     other[0] = 2;
     assert_eq!(SegmentHeader::decode(&other).unwrap_err().expected(), "further numbers up to 0");
 
@@ -107,6 +107,7 @@ fn a_commit_reads_back_and_lies_are_refused() {
         parent_hash: 11,
         totals: EpochTotals { frames: 4, blocks: 2, frames_bytes: 500, frames_hash: 6, stored_pages: 20 },
         time_unix_ns: 1,
+        own_ns: 3 * OWN_TIME_UNIT_NS,
         run_ns: 2,
         phases: Phases { kick_ns: 1, state_ns: 2, harvest_ns: 3, copy_ns: 4, reset_ns: 5, stall_ns: 6 },
         captured_pages: 30,
@@ -257,10 +258,10 @@ fn identity_reads_back_and_its_version_comes_first() {
     }
     Identity::parse(&[&bytes[..], b"x"].concat()).unwrap_err();
     // Whatever else a later version holds.
-    for text in ["{\"format\":4}", "{\"format\":4, \"new\": [}", "{\"format\":4,\"chain\":5}\nabc"] {
+    for text in ["{\"format\":5}", "{\"format\":5, \"new\": [}", "{\"format\":5,\"chain\":5}\nabc"] {
         let expected_version = serde_json::from_str::<serde_json::Value>(text.lines().next().unwrap()).is_ok();
         let error = Identity::parse(text.as_bytes()).unwrap_err();
-        assert_eq!(matches!(error, FormatError::Version { found: 4, .. }), expected_version, "{error}");
+        assert_eq!(matches!(error, FormatError::Version { found: 5, .. }), expected_version, "{error}");
     }
     assert!(Identity::parse(&vec![b'['; IDENTITY_BYTES_MAX]).is_err());
     assert!(Identity::parse(&vec![b' '; IDENTITY_BYTES_MAX + 1]).is_err());

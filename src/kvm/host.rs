@@ -18,10 +18,6 @@ pub const KVM_PATH: &str = "/dev/kvm";
 const API_VERSION: i32 = 12;
 /// Bytes of a `struct kvm_dirty_gfn`.
 const RING_ENTRY_BYTES: u32 = 16;
-/// Entries that the kernel keeps free in every ring (`KVM_DIRTY_RING_RSVD_ENTRIES`).
-const RING_RESERVED: u32 = 64;
-/// Entries that it keeps free besides where the processor logs pages itself (`kvm_cpu_dirty_log_size`).
-const RING_RESERVED_PML: u32 = 512;
 const KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: u64 = 168;
 const KVM_CAP_DIRTY_LOG_RING: u64 = 192;
 const KVM_CAP_DIRTY_LOG_RING_ACQ_REL: u64 = 223;
@@ -134,19 +130,18 @@ pub struct RingSupport {
     pub acquire_release: bool,
     /// The largest ring, in entries.
     pub entries_max: u32,
-    /// How many entries below its size a ring counts as full: 64, and 512 more with PML.
-    pub reserved_entries: u32,
     /// Whether a bitmap can be had beside the ring. x86 needs none.
     pub with_bitmap: bool,
 }
 
 impl RingSupport {
-    /// How many entries a ring of `entries` takes before the vCPU leaves the guest, or `None` where such a ring can't be had.
+    /// How many entries a ring of `entries` takes before the vCPU leaves the guest, or `None` where such a ring can't be had. `reserve` is how many the
+    /// kernel keeps free: [`ring_reserve`](super::probe::ring_reserve) finds out.
     #[must_use]
-    pub const fn soft_limit(&self, entries: u32) -> Option<u32> {
+    pub const fn soft_limit(&self, entries: u32, reserve: u32) -> Option<u32> {
         let bytes = entries.saturating_mul(RING_ENTRY_BYTES);
-        if entries.is_power_of_two() && bytes >= 4096 && entries <= self.entries_max && entries > self.reserved_entries {
-            Some(entries - self.reserved_entries)
+        if entries.is_power_of_two() && bytes >= 4096 && entries <= self.entries_max && entries > reserve {
+            Some(entries - reserve)
         } else {
             None
         }
@@ -201,8 +196,6 @@ pub struct Host {
     pub flavour: Flavour,
     /// The dirty ring, where there is one (5.11 and later).
     pub ring: Option<RingSupport>,
-    /// Whether the processor logs dirty pages itself (page modification logging).
-    pub pml: bool,
     /// Whether this kernel's release says that `KVM_RESET_DIRTY_RINGS` returns early when a signal is pending (6.17 and later);
     /// `None` where the release can't be read. Older kernels may have got the change too.
     pub reset_stops_on_signal: Option<bool>,
@@ -248,7 +241,6 @@ impl Host {
         let vm = kvm.create_vm().map_err(|error| HostError::CreateVm { path: kvm_path.to_owned(), source: error.into() })?;
         let ioctl = |ioctl| move |error: kvm_ioctls::Error| HostError::Ioctl { ioctl, source: error.into() };
         let flavour = flavour(Path::new("/sys/module"));
-        let pml = pml(Path::new("/sys/module"));
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
         let has = |capability| vm.check_extension_raw(capability) > 0;
         let manual = vm.check_extension_raw(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
@@ -259,7 +251,6 @@ impl Host {
         let ring = (plain.max(acquire_release) > 0).then(|| RingSupport {
             acquire_release: acquire_release > 0,
             entries_max: (if acquire_release > 0 { acquire_release } else { plain }) / RING_ENTRY_BYTES,
-            reserved_entries: RING_RESERVED + if pml { RING_RESERVED_PML } else { 0 },
             with_bitmap: has(KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP),
         });
         Ok(Self {
@@ -268,7 +259,6 @@ impl Host {
             kernel,
             flavour,
             ring,
-            pml,
             bitmap: BitmapSupport { manual_protect: manual & 1 != 0, initially_set: manual & 2 != 0 },
             xsave_bytes: xsave2.max(4096),
             xsave2: xsave2 > 0,
@@ -344,14 +334,6 @@ fn flavour(modules: &Path) -> Flavour {
     }
 }
 
-/// Whether a module of `modules` says that it has page modification logging.
-fn pml(modules: &Path) -> bool {
-    let on = |module: &str| {
-        fs::read_to_string(modules.join(module).join("parameters/pml")).is_ok_and(|value| matches!(value.trim(), "Y" | "1"))
-    };
-    on("kvm_intel") || on("kvm_amd")
-}
-
 /// The first two numbers of a kernel's release.
 fn release(kernel: &str) -> Option<(u32, u32)> {
     let mut numbers = kernel.split(|c: char| !c.is_ascii_digit()).map(str::parse);
@@ -393,28 +375,25 @@ mod tests {
     }
 
     #[test]
-    fn modules_say_the_flavour_and_pml() {
+    fn modules_say_the_flavour() {
         let modules = tempfile::tempdir().unwrap();
         let root = modules.path();
-        assert_eq!((flavour(root), pml(root)), (Flavour::Unknown, false));
+        assert_eq!(flavour(root), Flavour::Unknown);
         fs::create_dir_all(root.join("kvm_amd")).unwrap();
-        assert_eq!((flavour(root), pml(root)), (Flavour::Svm, false));
-        fs::create_dir_all(root.join("kvm_intel/parameters")).unwrap();
-        fs::write(root.join("kvm_intel/parameters/pml"), "N\n").unwrap();
-        assert_eq!((flavour(root), pml(root)), (Flavour::Vmx, false));
-        fs::write(root.join("kvm_intel/parameters/pml"), "Y\n").unwrap();
-        assert!(pml(root));
+        assert_eq!(flavour(root), Flavour::Svm);
+        fs::create_dir_all(root.join("kvm_intel")).unwrap();
+        assert_eq!(flavour(root), Flavour::Vmx);
         fs::create_dir_all(root.join("kvm_pvm")).unwrap();
         assert_eq!(flavour(root), Flavour::Pvm);
     }
 
     #[test]
     fn soft_limits_are_those_of_the_kernel() {
-        let mut ring = RingSupport { acquire_release: true, entries_max: 65_536, reserved_entries: 64, with_bitmap: false };
-        assert_eq!([256, 512, 1024, 4096].map(|entries| ring.soft_limit(entries)), [Some(192), Some(448), Some(960), Some(4032)]);
-        assert_eq!([0, 128, 300, 131_072, 1 << 31].map(|entries| ring.soft_limit(entries)), [None; 5]);
-        ring.reserved_entries = 576;
-        assert_eq!([256, 512, 1024].map(|entries| ring.soft_limit(entries)), [None, None, Some(448)]);
+        let ring = RingSupport { acquire_release: true, entries_max: 65_536, with_bitmap: false };
+        let soft = |entries| ring.soft_limit(entries, 64);
+        assert_eq!([256, 512, 1024, 4096].map(soft), [Some(192), Some(448), Some(960), Some(4032)]);
+        assert_eq!([0, 128, 300, 131_072, 1 << 31].map(soft), [None; 5]);
+        assert_eq!([256, 512, 1024].map(|entries| ring.soft_limit(entries, 576)), [None, None, Some(448)]);
     }
 
     #[test]
@@ -440,7 +419,7 @@ mod tests {
         assert!(host.vcpus_max >= host.vcpus_recommended && host.vcpus_recommended > 0);
         assert!(host.memslots_max > 1 && host.msrs > 0 && host.xsave_bytes >= 4096 && host.immediate_exit);
         if let Some(ring) = host.ring {
-            assert!(ring.entries_max.is_power_of_two() && ring.soft_limit(ring.entries_max).is_some());
+            assert!(ring.entries_max.is_power_of_two() && ring.soft_limit(ring.entries_max, 576).is_some());
         }
     }
 }

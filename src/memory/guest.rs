@@ -148,7 +148,7 @@ impl GuestMemory {
             }
             frames = end.0;
         }
-        let written = WrittenPages::new(frames, share);
+        let written = WrittenPages::new(all().copied().collect(), frames, share);
         let mut mapped = Vec::with_capacity(found);
         let mut slots = Vec::with_capacity(found);
         for (run, id) in all().zip(0u16..) {

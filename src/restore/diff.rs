@@ -33,7 +33,7 @@ pub struct StateChange {
     pub index: u32,
 }
 
-/// What differs between the epochs `a` and `b`, in content: a page that was written and is as it was before does not differ.
+/// What differs between two epochs, in content: a page that was written and is as it was before does not differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Difference {
@@ -58,6 +58,9 @@ pub enum DiffError {
     /// The chain does not give what is needed.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// The chains are of machines whose memory is not the same.
+    #[error("the two are of machines with different memory")]
+    Memory,
     /// The file for pages that differ can't be used.
     #[error("the file for pages that differ could not be {action}")]
     Spill {
@@ -68,25 +71,29 @@ pub enum DiffError {
     },
 }
 
-/// Compares memory and state of two epochs.
+/// Compares memory and state of two epochs, of one chain or of two: of branches, or of two machines with the same memory.
 ///
 /// Both are read through, one after the other, and the first once more where pages differ. What is kept in memory is 16 bytes a page that is
 /// not zeros, and 16 more for one that differs, 64 MiB for 16 GiB of guest memory; the content of pages that differ goes to `spill`, an
 /// empty file that is worth nothing afterwards. `progress` is called with the number of pages done and in all.
 ///
 /// # Errors
-/// An epoch that the chain does not hold; damage; a spill that can't be written or read.
+/// An epoch that a chain does not hold; damage; machines with different memory; a spill that can't be written or read.
 pub fn diff(
-    chain: &Chain,
-    a: EpochId,
-    b: EpochId,
+    (chain_a, a): (&Chain, EpochId),
+    (chain_b, b): (&Chain, EpochId),
     spill: &File,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Difference, DiffError> {
-    let (plan_a, plan_b) = (Plan::new(chain, a)?, Plan::new(chain, b)?);
+    if chain_a.identity().memory != chain_b.identity().memory {
+        return Err(DiffError::Memory);
+    }
+    let (plan_a, plan_b) = (Plan::new(chain_a, a)?, Plan::new(chain_b, b)?);
     let mut found =
         Difference { a, b, pages: Vec::new(), zero_at_a: 0, zero_at_b: 0, state: state(plan_a.state(), plan_b.state()) };
-    if a == b {
+    let identity = |chain: &Chain, epoch| chain.epoch(epoch).map(|epoch| epoch.hash).map_err(RestoreError::from);
+    if identity(chain_a, a)? == identity(chain_b, b)? {
+        // The same epoch, also where branches share it.
         return Ok(found);
     }
     let total = plan_a.pages().saturating_mul(2).saturating_add(plan_b.pages());

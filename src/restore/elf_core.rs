@@ -4,11 +4,15 @@
 //! For each vCPU, which debuggers see as a thread with the number of the vCPU plus 1, there are the notes `NT_PRSTATUS` and `NT_FPREGSET`, with the
 //! layouts of Linux's `struct elf_prstatus` and of FXSAVE, and a note `QEMU` with segments and control registers, by which crash tells the
 //! dump of a virtual machine from others. Extended state (AVX and above) is left out: where in it things are depends on the processor.
+//!
+//! Where a Linux guest's memory has a VMCOREINFO note, it stands behind them, as QEMU writes one that the guest has shown to its `vmcoreinfo` device: with
+//! the guest's own text. `phys_base` and the offset of KASLR are in it, and makedumpfile and drgn take them from there.
 
 use kvm_bindings::{kvm_dtable, kvm_fpu, kvm_segment};
 
+use super::vmcoreinfo;
 use crate::machine::{MachineState, VcpuState};
-use crate::page::{PAGE_SIZE, PAGE_SIZE_U64, PageRun};
+use crate::page::{Gfn, PAGE_SIZE_U64, PageRun};
 
 const FILE_HEADER_BYTES: u16 = 64;
 const PROGRAM_HEADER_BYTES: u16 = 56;
@@ -20,6 +24,8 @@ const PT_NOTE: u32 = 4;
 const PF_RWX: u32 = 7;
 const NT_PRSTATUS: u32 = 1;
 const NT_FPREGSET: u32 = 2;
+/// What a VMCOREINFO note is longer than its text, at most: header, name, and what aligns the end.
+const VMCOREINFO_NOTE_BYTES_MAX: u64 = 28;
 /// The only type of a `QEMU` note.
 const QEMU_CPU_STATE: u32 = 0;
 /// The version of the layout in a `QEMU` note.
@@ -30,33 +36,74 @@ const PRSTATUS_BYTES: usize = 336;
 const FXSAVE_BYTES: usize = 512;
 const MSR_KERNEL_GS_BASE: u32 = 0xC000_0102;
 
-/// What comes before memory, whole pages. The runs of memory follow, one behind the other.
-///
-/// Virtual addresses are set to the physical ones: no page tables are walked.
-pub(super) fn head(memory: &[PageRun], machine: &MachineState) -> Vec<u8> {
-    let notes = notes(machine);
-    let headers = u16::try_from(1 + memory.len()).unwrap_or(u16::MAX);
-    let notes_at = u64::from(FILE_HEADER_BYTES) + u64::from(headers) * u64::from(PROGRAM_HEADER_BYTES);
-    let mut offset = (notes_at + notes.0.len() as u64).next_multiple_of(PAGE_SIZE_U64);
+/// Where low memory of a PC ends. Tools take a core without any physical address above 0 for one without physical addresses (drgn does), so memory that is one
+/// run from 0 on is two segments.
+const LOW_MEMORY_PAGES: u64 = 0xa_0000 / PAGE_SIZE_U64;
 
-    let mut head = Bytes::default();
-    // 64-bit, little-endian, version 1, System V.
-    head.bytes(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    head.u16s([ET_CORE, EM_X86_64]);
-    head.u32(1);
-    // No entry point; program headers; no section headers; no flags.
-    head.u64s([0, FILE_HEADER_BYTES.into(), 0]);
-    head.u32(0);
-    head.u16s([FILE_HEADER_BYTES, PROGRAM_HEADER_BYTES, headers, 0, 0, 0]);
-    head.program_header(PT_NOTE, 0, notes_at, 0, notes.0.len() as u64);
-    for run in memory.iter().take(usize::from(headers) - 1) {
-        let bytes = run.count.saturating_mul(PAGE_SIZE_U64);
-        head.program_header(PT_LOAD, PF_RWX, offset, run.first.address().unwrap_or(u64::MAX), bytes);
-        offset = offset.saturating_add(bytes);
+/// What comes before memory, whole pages. The runs of memory follow, one behind the other.
+#[derive(Debug)]
+pub(super) struct Head {
+    notes: Bytes,
+    loads: Vec<PageRun>,
+}
+
+impl Head {
+    pub(super) fn new(memory: &[PageRun], machine: &MachineState) -> Self {
+        let mut loads = memory.to_vec();
+        loads.truncate(usize::from(u16::MAX) - 2);
+        if let [run] = loads[..]
+            && run.first.0 == 0
+            && run.count > 1
+        {
+            let low = if run.count > LOW_MEMORY_PAGES { LOW_MEMORY_PAGES } else { run.count / 2 };
+            loads = vec![PageRun { first: run.first, count: low }, PageRun { first: Gfn(low), count: run.count - low }];
+        }
+        Self { notes: notes(machine), loads }
     }
-    head.bytes(&notes.0);
-    head.0.resize(head.0.len().next_multiple_of(PAGE_SIZE), 0);
-    head.0
+
+    fn headers(&self) -> u16 {
+        u16::try_from(1 + self.loads.len()).unwrap_or(u16::MAX)
+    }
+
+    fn notes_at(&self) -> u64 {
+        u64::from(FILE_HEADER_BYTES) + u64::from(self.headers()) * u64::from(PROGRAM_HEADER_BYTES)
+    }
+
+    /// Its length. There is always room for a VMCOREINFO note, which is found only as memory goes by.
+    pub(super) fn bytes(&self) -> u64 {
+        let room = VMCOREINFO_NOTE_BYTES_MAX + vmcoreinfo::TEXT_BYTES_MAX as u64;
+        (self.notes_at() + self.notes.0.len() as u64 + room).next_multiple_of(PAGE_SIZE_U64)
+    }
+
+    /// The head itself.
+    ///
+    /// Virtual addresses are set to the physical ones: no page tables are walked.
+    pub(super) fn write(mut self, vmcoreinfo: Option<&[u8]>) -> Vec<u8> {
+        let (notes_at, mut offset, headers) = (self.notes_at(), self.bytes(), self.headers());
+        if let Some(text) = vmcoreinfo {
+            self.notes.note(vmcoreinfo::NAME, vmcoreinfo::TYPE, text);
+        }
+        let notes = self.notes.0;
+        let mut head = Bytes::default();
+        // 64-bit, little-endian, version 1, System V.
+        head.bytes(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        head.u16s([ET_CORE, EM_X86_64]);
+        head.u32(1);
+        // No entry point; program headers; no section headers; no flags.
+        head.u64s([0, FILE_HEADER_BYTES.into(), 0]);
+        head.u32(0);
+        head.u16s([FILE_HEADER_BYTES, PROGRAM_HEADER_BYTES, headers, 0, 0, 0]);
+        head.program_header(PT_NOTE, 0, notes_at, 0, notes.len() as u64);
+        let begin = offset;
+        for run in self.loads {
+            let bytes = run.count.saturating_mul(PAGE_SIZE_U64);
+            head.program_header(PT_LOAD, PF_RWX, offset, run.first.address().unwrap_or(u64::MAX), bytes);
+            offset = offset.saturating_add(bytes);
+        }
+        head.bytes(&notes);
+        head.0.resize(usize::try_from(begin).unwrap_or(head.0.len()).max(head.0.len()), 0);
+        head.0
+    }
 }
 
 fn notes(machine: &MachineState) -> Bytes {
@@ -157,7 +204,7 @@ fn descriptor_flags(segment: &kvm_segment) -> u32 {
 }
 
 /// Little-endian fields, one behind the other.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Bytes(Vec<u8>);
 
 impl Bytes {
@@ -212,7 +259,11 @@ mod tests {
     use object::read::elf::{FileHeader, ProgramHeader};
 
     use super::*;
-    use crate::page::Gfn;
+    use crate::page::PAGE_SIZE;
+
+    fn head(memory: &[PageRun], machine: &MachineState) -> Vec<u8> {
+        Head::new(memory, machine).write(None)
+    }
 
     fn segment(number: u16) -> kvm_segment {
         kvm_segment {
@@ -321,6 +372,46 @@ mod tests {
         // The most that an identity has.
         let memory: Vec<_> = (0..64).map(|number| run(number << 30, 1)).collect();
         assert_eq!(read(&head(&memory, &MachineState::default())).0.len(), 64);
+    }
+
+    /// A tool that finds no physical address but 0 takes a core for one without physical addresses.
+    #[test]
+    fn some_segment_begins_above_address_0() {
+        let run = |first, count| PageRun { first: Gfn(first), count };
+        let split = |memory: &[PageRun]| {
+            let core = head(memory, &MachineState::default());
+            let (loads, _) = read(&core);
+            let mut offset = core.len() as u64;
+            for load in &loads {
+                assert_eq!((load[0], load[1], load[3]), (offset, load[2], load[4]));
+                offset += load[3];
+            }
+            loads.iter().map(|load| (load[2], load[3])).collect::<Vec<_>>()
+        };
+        assert_eq!(split(&[run(0, 0x1_0000)]), [(0, 0xa_0000), (0xa_0000, 0xff6_0000)]);
+        assert_eq!(split(&[run(0, 161)]), [(0, 0xa_0000), (0xa_0000, 4096)]);
+        assert_eq!(split(&[run(0, 160)]), [(0, 0x5_0000), (0x5_0000, 0x5_0000)]);
+        assert_eq!(split(&[run(0, 3)]), [(0, 4096), (4096, 8192)]);
+        // Nothing is to be split of these.
+        assert_eq!(split(&[run(0, 1)]), [(0, 4096)]);
+        assert_eq!(split(&[run(1, 1024)]), [(4096, 4 << 20)]);
+        assert_eq!(split(&[run(0, 1024), run(4096, 1)]), [(0, 4 << 20), (16 << 20, 4096)]);
+    }
+
+    #[test]
+    fn what_a_linux_guest_says_is_the_last_note() {
+        let machine = MachineState { vcpus: vec![vcpu(0)], ..Default::default() };
+        let memory = [PageRun { first: Gfn(0), count: 4 }];
+        let without = head(&memory, &machine);
+        for bytes in [1, 2, 3, 4, vmcoreinfo::TEXT_BYTES_MAX] {
+            let text = vec![b'x'; bytes];
+            let core = Head::new(&memory, &machine).write(Some(&text));
+            assert_eq!((core.len(), core.len() % PAGE_SIZE), (without.len(), 0));
+            let (loads, notes) = read(&core);
+            assert_eq!(loads, read(&without).0);
+            let last = &notes[3];
+            assert_eq!((notes.len(), last.name.as_slice(), last.kind, last.data), (4, &b"VMCOREINFO"[..], 0, text.as_slice()));
+        }
     }
 
     #[test]

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::elf_core;
+use super::elf_core::Head;
 use super::plan::{PageTarget, Plan, RestoreError, TargetError};
+use super::vmcoreinfo::Search;
 use crate::format::MemoryDigest;
 use crate::machine::{MachineState, StateError};
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes, PageRun};
@@ -17,7 +18,8 @@ use crate::store::Chain;
 pub enum ExportFormat {
     /// Guest memory as it is. The offset in the file is the guest physical address; what lies between runs of memory is zeros.
     Raw,
-    /// An ELF core for x86-64 with a segment for each run of memory and the registers of each vCPU, in the form of QEMU's `dump-guest-memory`: for gdb, crash and readelf.
+    /// An ELF core for x86-64 with segments for the runs of memory and the registers of each vCPU, in the form of QEMU's `dump-guest-memory`, and the VMCOREINFO note
+    /// of a Linux guest: for crash, drgn, makedumpfile, gdb and readelf.
     /// The segments' virtual addresses are their physical ones, for no page tables are walked. crash walks them by itself; gdb takes
     /// every address for a physical one.
     ElfCore,
@@ -72,9 +74,19 @@ pub enum ExportError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// What was written to the file can't be read again.
+    #[error("reading {bytes} bytes at offset {offset} failed")]
+    Read {
+        /// Where in the file, in bytes.
+        offset: u64,
+        /// How many bytes.
+        bytes: u64,
+        /// What the operating system said.
+        source: io::Error,
+    },
 }
 
-/// Writes the guest's memory, and where the format has it state, of `epoch` to `file`, which must be empty. Pages of zeros become holes. Nothing is
+/// Writes the guest's memory, and where the format has it state, of `epoch` to `file`, which must be empty and, for a core, open for reading, too. Pages of zeros become holes. Nothing is
 /// synced. `progress` is called with the number of pages done and in all.
 ///
 /// # Errors
@@ -97,8 +109,10 @@ pub fn export(
         devices: identity.device_memory(),
         pages: 0,
         memory: MemoryDigest::default(),
+        search: None,
     };
     let mut end = 0;
+    let mut head = None;
     match format {
         ExportFormat::Raw => {
             for run in identity.guest_memory() {
@@ -110,8 +124,9 @@ pub fn export(
         ExportFormat::ElfCore => {
             let machine = MachineState::from_records(plan.state(), identity.vcpus);
             let machine = machine.map_err(|source| ExportError::State { epoch, source })?;
-            image.waiting = elf_core::head(identity.guest_memory(), &machine);
-            end = image.waiting.len() as u64;
+            let made = head.insert(Head::new(identity.guest_memory(), &machine));
+            image.search = Some(Search::default());
+            end = made.bytes();
             for run in identity.guest_memory() {
                 image.places.push((*run, end));
                 end = end.saturating_add(run.count.saturating_mul(PAGE_SIZE_U64));
@@ -121,7 +136,14 @@ pub fn export(
     // First of all, so that a file system that can't have such a file says so at once.
     file.set_len(end).map_err(|source| ExportError::Write { offset: 0, bytes: end, source })?;
     plan.fill(&mut image, progress).map_err(RestoreError::of_target::<ExportError>)?;
-    image.flush().map_err(|error| RestoreError::Target { epoch, gfn: Gfn(0), source: error }.of_target::<ExportError>())?;
+    image.flush()?;
+    // Last, with what was found in memory.
+    if let (Some(head), Some(search)) = (head, image.search.take()) {
+        let vmcoreinfo = search.text(|address, buffer| image.read(address, buffer))?;
+        image.waiting = head.write(vmcoreinfo.as_deref());
+        image.waiting_at = 0;
+        image.flush()?;
+    }
     match chain.epoch(epoch).map_err(RestoreError::from)?.commit.audit {
         Some(expected) if expected != image.memory => Err(ExportError::Audit { epoch, expected, found: image.memory }),
         _ => Ok(Exported { epoch, file_bytes: end, pages: image.pages, memory: image.memory }),
@@ -143,15 +165,31 @@ struct Image<'a> {
     devices: &'a [PageRun],
     pages: u64,
     memory: MemoryDigest,
+    /// Looks for what a Linux guest says about itself.
+    search: Option<Search>,
 }
 
 impl Image<'_> {
-    fn flush(&mut self) -> Result<(), TargetError> {
+    fn flush(&mut self) -> Result<(), ExportError> {
         let written = self.file.write_all_at(&self.waiting, self.waiting_at);
         let (offset, bytes) = (self.waiting_at, self.waiting.len() as u64);
         written.map_err(|source| ExportError::Write { offset, bytes, source })?;
         self.waiting.clear();
         Ok(())
+    }
+
+    /// Reads what was written of guest memory from `address` on, as far as there is memory.
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, ExportError> {
+        let gfn = Gfn::containing(address);
+        let Some((run, begin)) = self.places.iter().find(|(run, _)| run.contains(gfn)) else { return Ok(0) };
+        let at = address - run.first.0 * PAGE_SIZE_U64;
+        let there = run.count.saturating_mul(PAGE_SIZE_U64) - at;
+        let bytes = usize::try_from(there).unwrap_or(usize::MAX).min(buffer.len());
+        let Some(room) = buffer.get_mut(..bytes) else { return Ok(0) };
+        let offset = begin.saturating_add(at);
+        let read = self.file.read_exact_at(room, offset);
+        read.map_err(|source| ExportError::Read { offset, bytes: bytes as u64, source })?;
+        Ok(bytes)
     }
 }
 
@@ -171,6 +209,9 @@ impl PageTarget for Image<'_> {
         }
         self.waiting.extend_from_slice(page);
         self.memory.add_page(gfn, page);
+        if let Some(search) = &mut self.search {
+            search.look_at(gfn, page);
+        }
         self.pages += 1;
         Ok(())
     }

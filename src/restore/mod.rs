@@ -26,6 +26,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 mod touched;
+mod vmcoreinfo;
 
 pub use diff::{DiffError, Difference, PageChange, StateChange, diff};
 pub use export::{ExportError, ExportFormat, Exported, export};

@@ -434,6 +434,7 @@ impl Shared {
             filled.note_whole();
             self.missing.end().map_err(thread_error("ending the service of missing pages"))?;
             self.wake();
+            self.sources.filled();
         }
         if !self.has_failed.load(Ordering::SeqCst) {
             self.keep_touched(&before);

@@ -1,12 +1,15 @@
 //! Reading the pages of one epoch in any order.
 
-use std::sync::{Arc, OnceLock};
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::RestoreError;
 use super::plan::Plan;
 use crate::machine::StateRecord;
 use crate::page::{EpochId, Gfn, PageBytes, PageRun};
-use crate::store::{Chain, FoundPages, PageReader};
+use crate::store::view::View;
+use crate::store::{Chain, FoundPages, PageReader, causes};
 
 /// Gives pages of one epoch, in any order.
 pub trait PageSource {
@@ -36,6 +39,9 @@ pub trait PageSources: Send + Sync + std::fmt::Debug {
         Vec::new()
     }
 
+    /// All pages have come, and none will be asked for again.
+    fn filled(&self) {}
+
     /// Keeps the order in which pages were touched for the next time, where that is possible.
     fn keep_touched(&self, order: &[Gfn]) {
         let _ = order;
@@ -46,13 +52,26 @@ pub trait PageSources: Send + Sync + std::fmt::Debug {
 const ZERO_GROUP: u64 = 64;
 
 /// The pages of one epoch, and its state. Nothing is planned: where a page is, the indexes of the chain's segments say when it is wanted.
-#[derive(Debug)]
+///
+/// A guest that runs cannot begin again. So the segments that hold its pages stay open until all have come, where the chain's bound on open files
+/// ([`ReadOptions::open_files`](crate::store::ReadOptions)) has room for them: then nothing that a compaction removes is missed. Where it has not, the chain's own
+/// writer must not compact meanwhile ([`until_filled`](Self::until_filled)), and a compaction by somebody else is
+/// [`StoreError::Replaced`](crate::store::StoreError::Replaced) when a page is wanted that was in what it removed.
 pub struct PageMap {
     chain: Arc<Chain>,
     epoch: EpochId,
     state: Vec<StateRecord>,
     /// All pages that are not listed as zeros, in file order: looked up when the first of them is asked for.
     file_order: OnceLock<Vec<PageRun>>,
+    is_held: bool,
+    until_filled: Mutex<Option<Box<dyn Any + Send + Sync>>>,
+}
+
+impl fmt::Debug for PageMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { epoch, is_held, .. } = self;
+        f.debug_struct("PageMap").field("epoch", epoch).field("is_held", is_held).finish_non_exhaustive()
+    }
 }
 
 impl PageMap {
@@ -62,7 +81,27 @@ impl PageMap {
     /// An epoch that the chain does not hold or that damage hides; damage of its state.
     pub fn new(chain: Arc<Chain>, epoch: EpochId) -> Result<Self, RestoreError> {
         let state = chain.state(epoch)?;
-        Ok(Self { chain, epoch, state, file_order: OnceLock::new() })
+        let view = View::new(&chain, epoch)?;
+        let is_held = match chain.hold(view.parts().iter().map(|part| part.segment)) {
+            Err(error) if !error.is_replaced() => {
+                tracing::debug!(error = causes(&error), "the segments of the epoch do not stay open");
+                false
+            }
+            held => held?,
+        };
+        Ok(Self { chain, epoch, state, file_order: OnceLock::new(), is_held, until_filled: Mutex::default() })
+    }
+
+    /// Whether all segments that hold the epoch's pages are open, and stay so until all pages have come.
+    #[must_use]
+    pub const fn is_held(&self) -> bool {
+        self.is_held
+    }
+
+    /// Drops `kept` when all pages have come. With what [`Writer::keep_segments`](crate::store::Writer::keep_segments) gives, the writer of this chain
+    /// compacts nothing before.
+    pub fn until_filled(&self, kept: impl Any + Send + Sync) {
+        *self.until_filled.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(kept));
     }
 
     /// The state records of the epoch, in the order of the chain. A restore must use every one.
@@ -93,6 +132,11 @@ impl PageSources for PageMap {
 
     fn touched_before(&self) -> Vec<Gfn> {
         super::touched::load(&self.chain)
+    }
+
+    fn filled(&self) {
+        self.chain.let_go();
+        drop(self.until_filled.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     fn keep_touched(&self, order: &[Gfn]) {

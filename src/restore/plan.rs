@@ -93,6 +93,12 @@ impl RestoreError {
         }
     }
 
+    /// Whether a compaction took a file away that was being read: with the chain opened again, it may do.
+    #[must_use]
+    pub const fn is_replaced(&self) -> bool {
+        matches!(self, Self::Store(error) | Self::Page { source: error, .. } if error.is_replaced())
+    }
+
     /// Whether something that should be sound is damaged.
     #[must_use]
     pub const fn is_damage(&self) -> bool {

@@ -5,9 +5,10 @@ use std::io;
 use std::path::Path;
 
 use super::StoreError;
-use super::medium::{Directory, Medium};
+use super::directory::Directory;
+use super::medium::Medium;
 use super::names::{BRANCHES, IDENTITY};
-use super::read::{check_dir, read_identity};
+use super::read::read_identity;
 use crate::format::{MAIN_BRANCH, is_branch_name};
 use crate::page::EpochId;
 
@@ -31,30 +32,33 @@ pub struct Branch {
 /// No store in `dir`; a branch whose identity is damaged or of another version; what the operating system refuses.
 pub fn branches(dir: impl AsRef<Path>) -> Result<Vec<Branch>, StoreError> {
     let dir = dir.as_ref();
-    check_dir(dir)?;
-    let medium = Directory::new(dir);
+    let medium = Directory::open(dir)?;
     read_identity(dir, &medium)?;
     branches_on(dir, &medium)
 }
 
 pub(super) fn branches_on(root: &Path, medium: &dyn Medium) -> Result<Vec<Branch>, StoreError> {
     let place = root.join(BRANCHES);
-    let medium = medium.directory(BRANCHES);
-    let mut names = match medium.list() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        listed => listed.map_err(StoreError::io("list", &place))?,
+    let medium = match medium.directory(BRANCHES) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        opened => opened.map_err(StoreError::io("open", &place))?,
     };
+    let mut names = medium.list().map_err(StoreError::io("list", &place))?;
     names.retain(|name| is_branch_name(name));
     names.sort_unstable();
     let mut branches = Vec::new();
     for name in names {
-        let (dir, medium) = (place.join(&name), medium.directory(&name));
-        match medium.list() {
-            Ok(names) if names.iter().any(|name| name == IDENTITY) => {}
-            // Not made yet, or gone since, or something else.
-            Ok(_) => continue,
+        let dir = place.join(&name);
+        let medium = match medium.directory(&name) {
+            Ok(medium) => medium,
+            // Gone since, or a file.
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => continue,
-            Err(error) => return Err(StoreError::io("list", &dir)(error)),
+            Err(error) => return Err(StoreError::io("open", &dir)(error)),
+        };
+        let names = medium.list().map_err(StoreError::io("list", &dir))?;
+        if !names.iter().any(|name| name == IDENTITY) {
+            // Not made yet.
+            continue;
         }
         if let Some(point) = read_identity(&dir, medium.as_ref())?.branch_of {
             branches.push(Branch { name, of: point.branch, epoch: point.epoch, identity: point.identity });

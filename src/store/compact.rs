@@ -5,13 +5,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::branch::{branches_on, pinned};
-use super::medium::{Directory, Medium};
+use super::directory::Directory;
+use super::medium::Medium;
 use super::names::{LOCK, Listed, MAINTENANCE};
-use super::read::{check_dir, place_of, read_identity};
+use super::place::Place;
+use super::read::{place_of, read_identity};
 use super::writer::{now_unix_ns, take_lock};
-use super::{Chain, Retention, SegmentNumbers, StoreError, causes, rewrite, scan, seal};
+use super::{Chain, CutTime, ReadOptions, Retention, SegmentNumbers, StoreError, causes, rewrite, scan, seal};
 use crate::format::{FORMAT_WITH_COMPACTION, Identity};
 use crate::page::EpochId;
+
+/// Files that are open at a time, so that a writer beside it has those that it needs.
+const OPEN_FILES: usize = 8;
 
 /// A compacted segment until it is whole.
 const DRAFT: &str = "compact.tmp";
@@ -28,8 +33,8 @@ pub struct Compacted {
     pub bytes: (u64, u64),
 }
 
-/// Which epochs are to be kept, of those that exist with their times in nanoseconds since 1970; the second are those that branches begin at.
-pub(super) type Keep<'a> = &'a dyn Fn(&[(EpochId, u64)], &BTreeSet<EpochId>) -> BTreeSet<EpochId>;
+/// Which epochs are to be kept, of those that exist; the second are those that branches begin at.
+pub(super) type Keep<'a> = &'a dyn Fn(&[CutTime], &BTreeSet<EpochId>) -> BTreeSet<EpochId>;
 
 /// Which segments are put together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,13 +58,11 @@ pub fn compact(
     dir: &Path,
     branch: &str,
     keep: Option<&Retention>,
-    now_unix_ns: u64,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Compacted, StoreError> {
-    check_dir(dir)?;
-    let medium: Arc<dyn Medium> = Arc::new(Directory::new(dir));
+    let medium: Arc<dyn Medium> = Arc::new(Directory::open(dir)?);
     let (rules, scope) = keep.map_or((Retention::default(), Scope::All), |rules| (*rules, Scope::WhatIsDropped));
-    let kept = |epochs: &[(EpochId, u64)], pinned: &BTreeSet<EpochId>| rules.kept(epochs, now_unix_ns, pinned);
+    let kept = |epochs: &[CutTime], pinned: &BTreeSet<EpochId>| rules.kept(epochs, pinned);
     run(dir, &medium, branch, &kept, scope, &mut |done, total| {
         progress(done, total);
         Ok(())
@@ -80,19 +83,20 @@ pub(super) fn run(
 ) -> Result<Compacted, StoreError> {
     let (dir, own) = place_of(root, root_medium.as_ref(), branch)?;
     let medium = own.unwrap_or_else(|| root_medium.clone());
-    let medium = medium.as_ref();
-    let identity = Arc::new(read_identity(&dir, medium)?);
+    let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
     if identity.format < FORMAT_WITH_COMPACTION {
         return Err(StoreError::OldFormat { dir, format: identity.format });
     }
-    let _maintenance = take_lock(root, root_medium.as_ref(), MAINTENANCE)?;
+    let maintenance = take_lock(root, root_medium, MAINTENANCE)?;
     // While somebody writes, the last segment is theirs.
-    let writer = match take_lock(&dir, medium, LOCK) {
+    let writer = match take_lock(&dir, &medium, LOCK) {
         Ok(lock) => Some(lock),
         Err(StoreError::InUse { .. }) => None,
         Err(error) => return Err(error),
     };
-    let chain = Arc::new(Chain::open_on(root, root_medium, branch)?);
+    let medium = medium.as_ref();
+    let files = ReadOptions::open_files(OPEN_FILES);
+    let chain = Arc::new(Chain::open_on_with(root, root_medium, branch, files)?);
     if let Some(damage) = chain.damage().first() {
         return Err(StoreError::Damaged(damage.clone()));
     }
@@ -106,10 +110,12 @@ pub(super) fn run(
     let times: Vec<_> = before.iter().flat_map(|segment| segment.epochs.iter().copied()).collect();
     let mut kept = keep(&times, &pinned);
     kept.extend(&pinned);
-    kept.extend(times.last().map(|(epoch, _)| *epoch));
+    kept.extend(times.last().map(|cut| cut.epoch));
     let first = whole.start;
     let candidates = before.get(..whole.len()).unwrap_or_default();
-    let mut compaction = Compaction { dir: &dir, medium, identity: &identity, chain: &chain, kept: &kept };
+    // Before anything takes another's place or goes: who moves or replaces the store, or unlocks it by removing a lock, may have another at work in it.
+    let check = || [Some(&maintenance), writer.as_ref()].into_iter().flatten().try_for_each(Place::check);
+    let mut compaction = Compaction { dir: &dir, medium, identity: &identity, chain: &chain, kept: &kept, check: &check };
     let chosen = match scope {
         Scope::All => {
             (candidates.len() > 1 || candidates.iter().any(|segment| segment.drops(&kept) > 0)).then_some(0..candidates.len())
@@ -122,7 +128,7 @@ pub(super) fn run(
     if let Some(chosen) = chosen {
         let total = candidates.get(chosen.clone()).unwrap_or_default().iter().fold(0, |sum, segment| sum + segment.bytes);
         compaction.replace(first + chosen.start..first + chosen.end, &mut |done| progress(done, total))?;
-        after = Seen::all(&Chain::open_on(root, root_medium, branch)?)?;
+        after = Seen::all(&Chain::open_on_with(root, root_medium, branch, files)?)?;
     } else {
         compaction.remove_replaced();
     }
@@ -138,7 +144,7 @@ pub(super) fn run(
 #[derive(Clone, Debug)]
 struct Seen {
     bytes: u64,
-    epochs: Vec<(EpochId, u64)>,
+    epochs: Vec<CutTime>,
     /// Bytes of the first epoch, where that is a base.
     base_bytes: u64,
 }
@@ -151,7 +157,7 @@ impl Seen {
             Ok(Self {
                 bytes: segment.bytes(),
                 base_bytes: base.map_or(0, |epoch| epoch.commit.bytes_written),
-                epochs: epochs.iter().map(|epoch| (epoch.commit.epoch, epoch.commit.time_unix_ns)).collect(),
+                epochs: epochs.iter().map(|epoch| (&epoch.commit).into()).collect(),
             })
         });
         seen.collect()
@@ -159,7 +165,7 @@ impl Seen {
 
     /// How many of its epochs are not kept.
     fn drops(&self, kept: &BTreeSet<EpochId>) -> u64 {
-        self.epochs.iter().filter(|(epoch, _)| !kept.contains(epoch)).count() as u64
+        self.epochs.iter().filter(|cut| !kept.contains(&cut.epoch)).count() as u64
     }
 
     /// Bytes of its epochs that are not kept, other than a base.
@@ -174,9 +180,8 @@ fn what_is_dropped(segments: &[Seen], kept: &BTreeSet<EpochId>) -> Option<std::o
     let drops = |segment: &Seen| segment.drops(kept) > 0;
     let first = segments.iter().position(drops)?;
     let mut end = segments.iter().rposition(drops)? + 1;
-    let ends_kept = |end: usize| {
-        segments.get(end - 1).and_then(|segment| segment.epochs.last()).is_none_or(|(epoch, _)| kept.contains(epoch))
-    };
+    let ends_kept =
+        |end: usize| segments.get(end - 1).and_then(|segment| segment.epochs.last()).is_none_or(|cut| kept.contains(&cut.epoch));
     while end < segments.len() && !ends_kept(end) {
         end += 1;
     }
@@ -229,6 +234,8 @@ struct Compaction<'a> {
     identity: &'a Arc<Identity>,
     chain: &'a Arc<Chain>,
     kept: &'a BTreeSet<EpochId>,
+    /// Whether the store is where it was, and locked.
+    check: &'a dyn Fn() -> Result<(), StoreError>,
 }
 
 impl Compaction<'_> {
@@ -247,13 +254,19 @@ impl Compaction<'_> {
             self.medium.remove(DRAFT).map_err(io("remove"))?;
         }
         let written = (|| {
-            let file = self.medium.create(DRAFT).map_err(io("make"))?;
+            let file = self.chain.with_room(|| self.medium.create(DRAFT)).map_err(io("make"))?;
             let file = file.as_ref();
             let all = range.start..=range.end - 1;
             let made = rewrite::rewrite(self.chain, all, numbers, self.kept, now_unix_ns(), (file, &draft), progress)?;
             file.sync().map_err(io("sync"))?;
             // Reads back what was written, frame by frame.
             let index = scan::index_of(&draft, numbers, file, made.bytes, self.identity)?;
+            // One name may stand for an earlier compaction, whose index is none of this segment.
+            let index_name = numbers.index_name();
+            if self.medium.list().map_err(StoreError::io("list", self.dir))?.contains(&index_name) {
+                self.medium.remove(&index_name).map_err(StoreError::io("remove", self.dir.join(&index_name)))?;
+            }
+            (self.check)()?;
             self.medium.rename(DRAFT, &numbers.file_name()).map_err(io("rename"))?;
             self.medium.sync().map_err(StoreError::io("sync", self.dir))?;
             Ok((made, index))
@@ -267,6 +280,7 @@ impl Compaction<'_> {
             }
         };
         tracing::debug!(segment = %numbers, epochs = made.epochs, bytes = made.bytes, "segments were compacted");
+        (self.check)()?;
         if let Err(error) = seal::write(self.medium, numbers, &index) {
             tracing::warn!(segment = %numbers, %error, "the segment stays without an index");
         }
@@ -285,6 +299,9 @@ impl Compaction<'_> {
         leftovers.retain(|name| !name.ends_with(".tmp"));
         leftovers.extend(names.into_iter().filter(|name| name == DRAFT));
         for name in &leftovers {
+            if let Err(error) = (self.check)() {
+                return tracing::warn!(error = causes(&error), "replaced files stay");
+            }
             if let Err(error) = self.medium.remove(name) {
                 tracing::warn!(%name, %error, "a replaced file stays");
             }

@@ -1,15 +1,16 @@
 //! What is kept stays what it was, whatever happens to a compaction.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::compact::{self, Compacted, Scope};
 use super::testing::{Cut, Disk, Memory, Model, Random, memory_digest, new_chain, state_of};
+use super::verify::LeftoverKind;
 use super::*;
 use crate::epoch::Sink;
-use crate::format::{Compression, MAIN_BRANCH};
+use crate::format::{Compression, FrameHeader, FrameKind, MAIN_BRANCH, Mark};
 use crate::page::{EpochId, Gfn, PAGE_SIZE};
 use crate::restore;
 
@@ -21,7 +22,7 @@ fn epochs(chain: &Chain) -> Vec<EpochId> {
 }
 
 fn compact(disk: &Disk, keep: &BTreeSet<EpochId>, scope: Scope) -> Result<Compacted, StoreError> {
-    let keep = |_: &[(EpochId, u64)], _: &BTreeSet<EpochId>| keep.clone();
+    let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| keep.clone();
     compact::run(Path::new("disk"), &disk.medium(), MAIN_BRANCH, &keep, scope, &mut |_, _| Ok(()))
 }
 
@@ -133,7 +134,7 @@ fn a_writer_and_a_compaction_do_not_disturb_each_other() {
             model.run(&mut writer, 12);
             let chain = disk.chain().unwrap();
             let keep = some(&epochs(&chain), &mut random);
-            let keep = |_: &[(EpochId, u64)], _: &BTreeSet<EpochId>| keep.clone();
+            let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| keep.clone();
             compact::run(Path::new("disk"), &disk.medium(), MAIN_BRANCH, &keep, Scope::WhatIsDropped, &mut |_, _| Ok(()))
                 .unwrap();
             held.push(chain);
@@ -181,6 +182,140 @@ fn a_cut_at_every_step_of_a_compaction_loses_nothing() {
         }
     }
     assert!(cuts > 100, "{cuts}");
+}
+
+/// The second segment has the name of the first, whose index is none of it.
+#[test]
+fn a_cut_at_every_step_of_a_second_compaction_leaves_nothing_damaged() {
+    let mut cuts = 0;
+    for seed in 0..4 {
+        let (disk, model) = written(seed, 14);
+        let all = epochs(&disk.chain().unwrap());
+        compact(&disk, &all.iter().copied().collect(), Scope::All).unwrap();
+        let once = Disk::holding(&disk.files());
+        let keep = BTreeSet::from([all[2], all[5]]);
+        let whole = Disk::holding(&once.files());
+        compact(&whole, &keep, Scope::All).unwrap();
+        let left = epochs(&whole.chain().unwrap());
+        let names = |disk: &Disk| disk.files().into_keys().filter(|name| name.starts_with("segment")).collect::<Vec<_>>();
+        assert_eq!(names(&whole), names(&once));
+        for step in 0..whole.operations() {
+            let cut = Disk::holding(&once.files()).cutting_at(step);
+            let _ = compact(&cut, &keep, Scope::All);
+            for kind in [Cut::Kept, Cut::Dropped, Cut::Torn(step), Cut::Torn(step + 1000)] {
+                let after = cut.after(kind);
+                let case = format!("seed {seed}, step {step}, {kind:?}");
+                let report = after.verified();
+                assert!(report.is_sound() && report.torn_tail.is_none(), "{case}: {report:#?}");
+                let chain = after.chain().unwrap();
+                is_sound(&chain, &model);
+                let found = epochs(&chain);
+                assert!(found == all || found == left, "{case}: {found:?}");
+                // Whoever goes on leaves that segment as it is, and makes its index anew.
+                let mut guest = Model::new(seed, Compression::None);
+                guest.offered = model.offered.clone();
+                let mut writer = after.writer(SMALL).unwrap();
+                guest.continue_from(writer.tip());
+                guest.skip_to(EpochId(1000));
+                guest.quiet();
+                guest.run(&mut writer, 2);
+                drop(writer);
+                let report = after.verified();
+                assert!(report.is_sound() && report.indexes_missing == 0, "{case}: {report:#?}");
+                assert!(report.leftovers.iter().all(|left| left.kind != LeftoverKind::Index), "{case}: {report:#?}");
+                is_sound(&after.chain().unwrap(), &guest);
+                cuts += 1;
+            }
+        }
+    }
+    assert!(cuts > 100, "{cuts}");
+}
+
+/// It got its name when it was whole and synced.
+#[test]
+fn a_compacted_segment_has_no_torn_tail() {
+    for seed in 0..4 {
+        let (disk, _) = written(seed, 14);
+        let before = disk.files();
+        let all = epochs(&disk.chain().unwrap());
+        let keep = BTreeSet::from([all[3], all[7], *all.last().unwrap()]);
+        compact(&disk, &keep, Scope::All).unwrap();
+        let mut files = disk.files();
+        files.retain(|name, _| !name.starts_with("index"));
+        let name = files.keys().find(|name| name.starts_with("segment")).unwrap().clone();
+        assert!(!before.contains_key(&name));
+        // As if nothing else said what was durable.
+        let begins = Mark { epoch: EpochId::NONE, identity: 0 };
+        files.insert("durable".to_owned(), begins.encode_whole(disk.chain().unwrap().identity().chain));
+        assert!(Disk::holding(&files).verified().is_sound());
+        let bytes = files[&name].clone();
+        for length in (0..bytes.len()).step_by(bytes.len() / 50) {
+            let mut left = files.clone();
+            left.insert(name.clone(), bytes[..length].to_vec());
+            let disk = Disk::holding(&left);
+            let chain = disk.chain().unwrap();
+            assert!(chain.damage().len() == 1 && chain.tail().is_none(), "seed {seed}, {length}: {chain:?}");
+            assert!(disk.writer(SMALL).unwrap_err().is_damage());
+            assert!(compact(&disk, &keep, Scope::All).unwrap_err().is_damage());
+            assert!(disk.files() == left && !disk.verified().is_sound());
+        }
+    }
+}
+
+/// The files of a disk that hold anything.
+fn without_locks(disk: &Disk) -> BTreeMap<String, Vec<u8>> {
+    disk.files().into_iter().filter(|(name, _)| name != "lock" && name != "maintenance").collect()
+}
+
+/// Whatever is wrong in what it keeps stops it.
+#[test]
+fn a_compaction_copies_no_damage() {
+    let (mut stopped, mut tried) = (0, 0);
+    for seed in 0..6 {
+        let (disk, model) = written(seed, 14);
+        let chain = disk.chain().unwrap();
+        let (all, identity) = (epochs(&chain), chain.identity().chain);
+        let keep: BTreeSet<_> = all.iter().copied().collect();
+        let files = disk.files();
+        for (name, bytes) in files.iter().filter(|(name, _)| name.starts_with("segment")) {
+            // One byte of each frame's payload that a walk does not look at.
+            let mut at = 0;
+            while let Ok(header) = FrameHeader::parse(&bytes[at..], identity) {
+                let end = at + usize::try_from(header.frame_bytes()).unwrap();
+                if matches!(header.kind, FrameKind::Pages | FrameKind::State) {
+                    let mut damaged = files.clone();
+                    damaged.get_mut(name).unwrap()[end - 9] ^= 1;
+                    let damaged = Disk::holding(&damaged);
+                    let before = without_locks(&damaged);
+                    tried += 1;
+                    match compact(&damaged, &keep, Scope::All) {
+                        // One segment of which all is kept is left as it is.
+                        Ok(_) if without_locks(&damaged) == before => {}
+                        Ok(_) => {
+                            // Nothing proved that the epoch had been durable: it was torn, and stays what it was.
+                            let chain = damaged.chain().unwrap();
+                            assert!(epochs(&chain).len() < all.len(), "seed {seed}, {name} at {at}");
+                            is_sound_but_for_its_tail(&chain, &model);
+                        }
+                        Err(error) => {
+                            assert!(error.is_damage(), "{error}");
+                            assert!(without_locks(&damaged) == before, "seed {seed}, {name} at {at}");
+                            stopped += 1;
+                        }
+                    }
+                }
+                at = end;
+            }
+        }
+    }
+    assert!(tried > 100 && stopped > 80, "{stopped} of {tried}");
+}
+
+fn is_sound_but_for_its_tail(chain: &Chain, model: &Model) {
+    assert_eq!(chain.damage(), []);
+    for epoch in epochs(chain) {
+        assert_eq!(restore::digest(chain, epoch).unwrap().memory, memory_digest(&model.offered[&epoch].1));
+    }
 }
 
 #[test]
@@ -268,7 +403,7 @@ fn branches_share_what_they_begin_at() {
         drop((writer, main, deeper_writer));
         // Everything but what branches begin at goes.
         for name in [MAIN_BRANCH, "try", "deeper", MAIN_BRANCH] {
-            let keep = |_: &[(EpochId, u64)], _: &BTreeSet<EpochId>| BTreeSet::new();
+            let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| BTreeSet::new();
             let scope = Scope::WhatIsDropped;
             compact::run(Path::new("disk"), &disk.medium(), name, &keep, scope, &mut |_, _| Ok(())).unwrap();
             is_sound(&disk.branch("try").unwrap(), &branch);
@@ -325,7 +460,7 @@ fn a_cut_at_any_step_of_a_busy_life_loses_nothing() {
         busy_life(&disk, &mut main, &mut branch, &mut None).unwrap();
         compactions += disk.files().keys().filter(|name| name.starts_with("segment") && name.len() > 20).count();
         let steps = disk.operations();
-        for step in (seed % 3..steps).step_by(if full { 1 } else { 3 }) {
+        for step in (seed % 5..steps).step_by(if full { 1 } else { 5 }) {
             let disk = Disk::new().cutting_at(step);
             let ((mut main, mut branch), mut made) = (models(seed), None);
             let result = busy_life(&disk, &mut main, &mut branch, &mut made);
@@ -339,6 +474,11 @@ fn a_cut_at_any_step_of_a_busy_life_loses_nothing() {
                     Err(error) => panic!("seed {seed}, step {step}, {cut:?}: {error}"),
                 };
                 holds(&chain, &main);
+                // Now and then, for it takes as long as all the rest.
+                if matches!(cut, Cut::Torn(_)) && (full || step % 4 == 0) {
+                    let report = disk.verified();
+                    assert!(report.is_sound(), "seed {seed}, step {step}, {cut:?}: {report:#?}");
+                }
                 match disk.branch("b") {
                     Ok(chain) => {
                         branch.offered.extend(

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Damage;
+use super::files::FileReplaced;
 use crate::format::FormatError;
 use crate::page::EpochId;
 
@@ -16,6 +17,14 @@ pub enum StoreError {
     Missing {
         /// The path.
         dir: PathBuf,
+    },
+    /// The path is a symbolic link to nothing.
+    #[error("{} is a symbolic link to {}, which does not exist", link.display(), to.display())]
+    DanglingLink {
+        /// The path.
+        link: PathBuf,
+        /// Where it leads.
+        to: PathBuf,
     },
     /// The path is not a directory.
     #[error("a store is a directory, and {} is not one", path.display())]
@@ -79,6 +88,12 @@ pub enum StoreError {
     /// Something that was durable is not what it was.
     #[error("damaged: {0}")]
     Damaged(Damage),
+    /// The chain holds no epoch at all, and its newest was asked for.
+    #[error("the store {} holds no epoch yet", dir.display())]
+    NoEpochs {
+        /// The directory of the chain.
+        dir: PathBuf,
+    },
     /// The chain does not hold the epoch.
     #[error("the store holds no epoch {epoch}{}", newest_text(*newest))]
     NoEpoch {
@@ -117,6 +132,12 @@ pub enum StoreError {
         /// The most there may be.
         most: u32,
     },
+    /// A file was taken away or replaced while the chain was read, as a compaction does. Opening the chain again finds what is there now.
+    #[error("{} was taken away while the chain was read; opening the chain again finds what has its place", path.display())]
+    Replaced {
+        /// The file.
+        path: PathBuf,
+    },
     /// The operating system refused.
     #[error("could not {action} {}", path.display())]
     Io {
@@ -151,6 +172,16 @@ pub enum StoreError {
         /// How many there are.
         found: u32,
     },
+    /// The directory, its lock or the segment that is written is not what it was when it was opened: somebody moved, removed, replaced or changed it.
+    #[error("{} is not what was opened: expected {expected}, found {found}", path.display())]
+    Displaced {
+        /// Where it was opened.
+        path: PathBuf,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
     /// An earlier fault left the medium in an unknown state.
     #[error("the store takes nothing more until it is opened again, because of an earlier fault: {cause}")]
     Latched {
@@ -161,13 +192,22 @@ pub enum StoreError {
 
 impl StoreError {
     pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { action, path: path.as_ref().to_owned(), source }
+        move |source| {
+            let path = path.as_ref().to_owned();
+            if FileReplaced::is_cause(&source) { Self::Replaced { path } } else { Self::Io { action, path, source } }
+        }
     }
 
     /// Whether something that should be sound is damaged.
     #[must_use]
     pub const fn is_damage(&self) -> bool {
         matches!(self, Self::Damaged(_) | Self::Identity { .. })
+    }
+
+    /// Whether a compaction took a file away that was being read: opening the chain again may do.
+    #[must_use]
+    pub const fn is_replaced(&self) -> bool {
+        matches!(self, Self::Replaced { .. })
     }
 
     /// Whether another writer has the chain.

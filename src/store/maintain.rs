@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use super::medium::Medium;
 use super::names::Listed;
-use super::writer::now_unix_ns;
-use super::{Retention, SegmentNumbers, StoreError, causes, compact, seal};
+use super::place::Place;
+use super::{CutTime, Retention, SegmentNumbers, StoreError, causes, compact, seal};
 use crate::format::{FORMAT_WITH_COMPACTION, Identity};
 use crate::page::EpochId;
 
@@ -39,32 +39,46 @@ pub(super) struct Maintenance {
 struct Work {
     dir: PathBuf,
     medium: Arc<dyn Medium>,
+    place: Arc<Place>,
     identity: Arc<Identity>,
     home: Home,
     retention: Retention,
     /// Nobody waits for a compaction to end.
     ending: Arc<AtomicBool>,
+    /// How many read segments that must stay.
+    readers: Arc<AtomicUsize>,
+}
+
+/// While this lives, the writer that gave it compacts nothing: what it puts in the place of segments would take them from a reader that cannot begin again.
+#[derive(Debug)]
+pub struct KeptSegments {
+    readers: Arc<AtomicUsize>,
+}
+
+impl Drop for KeptSegments {
+    fn drop(&mut self) {
+        self.readers.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Task {
     /// Makes the index of a segment, after which a compaction may pay.
     Seal(SegmentNumbers),
-    /// Makes the indexes that are missing of segments before this one.
+    /// Makes the indexes of segments before this one that are missing or do not fit.
     SealBefore(SegmentNumbers),
 }
 
 impl Maintenance {
     pub(super) fn new(
-        dir: &Path,
-        medium: Arc<dyn Medium>,
+        (dir, medium, place): (&Path, Arc<dyn Medium>, Arc<Place>),
         identity: Arc<Identity>,
         home: Home,
         retention: Option<Retention>,
         background: bool,
     ) -> Self {
         let (dir, retention, ending) = (dir.to_owned(), retention.unwrap_or_default(), Arc::default());
-        let work = Work { dir, medium, identity, home, retention, ending };
+        let work = Work { dir, medium, place, identity, home, retention, ending, readers: Arc::default() };
         let background = background.then(|| {
             let (sender, tasks) = channel();
             let work = work.clone();
@@ -98,9 +112,15 @@ impl Maintenance {
         self.hand_over(Task::Seal(numbers));
     }
 
-    /// Has indexes made of the segments before this one that have none.
+    /// Has indexes made of the segments before this one that have none, or one that does not fit.
     pub(super) fn seal_the_rest(&self, before: SegmentNumbers) {
         self.hand_over(Task::SealBefore(before));
+    }
+
+    /// Nothing is compacted as long as this lives.
+    pub(super) fn keep_segments(&self) -> KeptSegments {
+        self.work.readers.fetch_add(1, Ordering::Relaxed);
+        KeptSegments { readers: self.work.readers.clone() }
     }
 
     /// Waits for what was handed over, but gives a compaction up; what comes later is done at once.
@@ -139,14 +159,21 @@ impl Work {
                     Err(error) => return tracing::warn!(%error, "the directory cannot be listed"),
                 };
                 let live = Listed::new(&names, self.identity.format).live.into_iter();
-                live.filter(|numbers| numbers.last < before.first && !names.contains(&numbers.index_name()))
+                live.filter(|numbers| numbers.last < before.first)
+                    .filter(|numbers| !names.contains(&numbers.index_name()) || !self.has_index(*numbers))
                     .for_each(|numbers| self.seal(numbers));
             }
         }
     }
 
+    /// Whether the index beside a segment is one of it, as far as its first block says. True where that cannot be told.
+    fn has_index(&self, numbers: SegmentNumbers) -> bool {
+        seal::fits(self.medium.as_ref(), &self.identity, numbers).unwrap_or(true)
+    }
+
     fn seal(&self, numbers: SegmentNumbers) {
-        match seal::seal(&self.dir, self.medium.as_ref(), &self.identity, numbers) {
+        let sealed = self.place.check().and_then(|()| seal::seal(&self.dir, self.medium.as_ref(), &self.identity, numbers));
+        match sealed {
             Ok(()) => {}
             Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 tracing::debug!(segment = %numbers, "the segment was compacted before it had an index");
@@ -161,10 +188,13 @@ impl Work {
         if self.identity.format < FORMAT_WITH_COMPACTION || ending() {
             return;
         }
-        let kept = |epochs: &[(EpochId, u64)], pinned: &BTreeSet<EpochId>| self.retention.kept(epochs, now_unix_ns(), pinned);
+        if self.readers.load(Ordering::Relaxed) > 0 {
+            return tracing::debug!("segments are kept for a reader: the chain is compacted later");
+        }
+        let kept = |epochs: &[CutTime], pinned: &BTreeSet<EpochId>| self.retention.kept(epochs, pinned);
         let mut go_on = |_, _| match ending() {
             true => Err(StoreError::io("compact", &self.dir)(io::ErrorKind::Interrupted.into())),
-            false => Ok(()),
+            false => self.place.check(),
         };
         let Home { root, medium, branch } = &self.home;
         let scope = compact::Scope::WhatPays { drops: !self.retention.is_empty() };

@@ -5,17 +5,26 @@
 
 pub(crate) mod assembly;
 pub(crate) mod blocks;
+#[cfg(test)]
+mod bounds_tests;
 mod branch;
 mod compact;
 #[cfg(test)]
 mod compaction_tests;
+mod directory;
 mod error;
+mod files;
 mod found;
 mod frames;
 mod maintain;
+mod mark;
 mod medium;
+mod mounts;
 mod names;
 mod pages;
+mod place;
+#[cfg(test)]
+mod place_tests;
 mod prune;
 mod read;
 mod retention;
@@ -23,6 +32,7 @@ mod rewrite;
 mod scan;
 mod seal;
 mod segment;
+mod shortage;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -38,11 +48,12 @@ pub use compact::{Compacted, compact};
 pub use error::StoreError;
 pub(crate) use error::causes;
 pub(crate) use found::Found;
+pub use maintain::KeptSegments;
 pub use names::SegmentNumbers;
 pub use pages::{FoundPages, PageReader};
 pub use prune::{PrunePlan, plan_prune};
-pub use read::Chain;
-pub use retention::Retention;
+pub use read::{Chain, ReadOptions};
+pub use retention::{ClockJump, CutTime, Retention};
 pub use scan::{Damage, Epoch, TornTail};
 pub(crate) use segment::{FramePlace, Segment};
 pub use writer::{NewChain, Recovered, Writer, WriterOptions};

@@ -10,6 +10,12 @@ pub(super) const IDENTITY: &str = "identity.json";
 /// What becomes [`IDENTITY`] once it is whole and synced.
 pub(super) const IDENTITY_DRAFT: &str = "identity.tmp";
 
+/// The file that says which epoch was durable.
+pub(super) const MARK: &str = "durable";
+
+/// What becomes [`MARK`] where that is made anew.
+pub(super) const MARK_DRAFT: &str = "durable.tmp";
+
 /// The file that the one writer holds a lock on.
 pub(super) const LOCK: &str = "lock";
 
@@ -33,6 +39,11 @@ impl SegmentNumbers {
     #[must_use]
     pub const fn one(number: u32) -> Self {
         Self { first: number, last: number }
+    }
+
+    /// Whether a segment with these numbers can only have been made by a compaction.
+    pub(super) const fn is_compacted(self) -> bool {
+        self.first < self.last
     }
 
     /// The name of the segment's file.
@@ -108,10 +119,15 @@ impl Listed {
         listed
     }
 
-    /// The names of files that mean nothing any more: replaced segments, indexes without a segment that counts, and drafts of indexes.
+    /// The numbers of all indexes among the names of a directory.
+    pub(super) fn indexes(names: &[String]) -> impl Iterator<Item = SegmentNumbers> + '_ {
+        names.iter().filter_map(|name| SegmentNumbers::parse("index-", name))
+    }
+
+    /// The names of files that mean nothing any more: replaced segments, indexes without a segment that counts, and drafts.
     pub(super) fn leftovers(&self, names: &[String]) -> Vec<String> {
         let is_leftover = |name: &&String| match name.strip_suffix(".tmp") {
-            Some(draft) => SegmentNumbers::parse("index-", draft).is_some(),
+            Some(draft) => *name == MARK_DRAFT || SegmentNumbers::parse("index-", draft).is_some(),
             None => SegmentNumbers::parse("index-", name).is_some_and(|numbers| !self.live.contains(&numbers)),
         };
         let replaced = self.replaced.iter().map(|numbers| numbers.file_name());

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::branch::{branches_on, pinned};
-use super::medium::{Directory, Medium};
-use super::read::check_dir;
-use super::{Chain, Epoch, Retention, Segment, StoreError};
+use super::directory::Directory;
+use super::medium::Medium;
+use super::read::again;
+use super::{Chain, ClockJump, CutTime, Epoch, ReadOptions, Retention, Segment, StoreError};
 use crate::format::{BLOCK_PAGES, FORMAT_WITH_COMPACTION, Index, IndexError, Mention};
 use crate::page::{EpochId, PAGE_SIZE_U64};
 
@@ -23,6 +25,8 @@ pub struct PrunePlan {
     /// About as many bytes they will have. An epoch that takes over what dropped ones hold for it stores those pages whole; as many bytes
     /// each are assumed as whole pages of the chain have now.
     pub bytes_expected: u64,
+    /// Where the clock was set while the chain was written, of what can be told by the epochs that there are. How old they are is counted without it.
+    pub clock_jumps: Vec<ClockJump>,
 }
 
 /// Plans what `retention` keeps and drops of a chain of the store in `dir`: `main`, or a branch. Epochs that branches begin at are kept. Changes
@@ -30,11 +34,12 @@ pub struct PrunePlan {
 ///
 /// # Errors
 /// As [`Chain::open_branch`]; a chain of a format before 3; damage, with which nothing is pruned; a branch whose identity is damaged; what the operating system refuses.
-pub fn plan_prune(dir: &Path, branch: &str, retention: &Retention, now_unix_ns: u64) -> Result<PrunePlan, StoreError> {
-    check_dir(dir)?;
-    let medium = Directory::new(dir);
-    let chain = Chain::open_branch(dir, branch)?;
-    plan_prune_on(dir, &medium, &chain, branch, retention, now_unix_ns)
+pub fn plan_prune(dir: &Path, branch: &str, retention: &Retention) -> Result<PrunePlan, StoreError> {
+    let medium: Arc<dyn Medium> = Arc::new(Directory::open(dir)?);
+    again(|| {
+        let chain = Chain::open_on_with(dir, &medium, branch, ReadOptions::default())?;
+        plan_prune_on(dir, medium.as_ref(), &chain, branch, retention)
+    })
 }
 
 pub(super) fn plan_prune_on(
@@ -43,7 +48,6 @@ pub(super) fn plan_prune_on(
     chain: &Chain,
     branch: &str,
     retention: &Retention,
-    now_unix_ns: u64,
 ) -> Result<PrunePlan, StoreError> {
     if chain.identity().format < FORMAT_WITH_COMPACTION {
         return Err(StoreError::OldFormat { dir: chain.dir().to_owned(), format: chain.identity().format });
@@ -58,12 +62,12 @@ pub(super) fn plan_prune_on(
             epochs.push(segment.epoch(number)?);
         }
     }
-    let times: Vec<_> = epochs.iter().map(|epoch| (epoch.commit.epoch, epoch.commit.time_unix_ns)).collect();
-    let kept = retention.kept(&times, now_unix_ns, &pinned(&branches_on(root, medium)?, branch));
-    let dropped = times.iter().map(|(epoch, _)| *epoch).filter(|epoch| !kept.contains(epoch)).collect();
+    let times: Vec<_> = epochs.iter().map(|epoch| CutTime::from(&epoch.commit)).collect();
+    let kept = retention.kept(&times, &pinned(&branches_on(root, medium)?, branch));
+    let dropped = times.iter().map(|cut| cut.epoch).filter(|epoch| !kept.contains(epoch)).collect();
     let bytes = own.iter().map(Segment::bytes).sum();
     let bytes_expected = if kept.len() == epochs.len() { bytes } else { expected(own, &epochs, &kept)? };
-    Ok(PrunePlan { kept: kept.into_iter().collect(), dropped, bytes, bytes_expected })
+    Ok(PrunePlan { kept: kept.into_iter().collect(), dropped, bytes, bytes_expected, clock_jumps: ClockJump::all(&times) })
 }
 
 /// Bytes of the epochs that stay as they are, and of those that are written anew.

@@ -4,7 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::medium::{Directory, Medium};
+use super::directory::Directory;
+use super::files::{ChainAt, Files};
+use super::medium::Medium;
 use super::names::{BRANCHES, IDENTITY};
 use super::scan::{self, Scan};
 use super::segment::Segment;
@@ -13,8 +15,35 @@ use crate::format::{FormatError, IDENTITY_BYTES_MAX, Identity, MAIN_BRANCH, deco
 use crate::machine::StateRecord;
 use crate::page::EpochId;
 
+/// How a chain is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReadOptions {
+    /// Files that are open at a time, at most, however many segments the chain has and whatever it branches off; never more than a quarter of what the
+    /// process may have open. At least 1; 64 by default.
+    pub open_files: usize,
+}
+
+impl ReadOptions {
+    /// So many open files at most, and all else as by default.
+    #[must_use]
+    pub const fn open_files(open_files: usize) -> Self {
+        Self { open_files }
+    }
+}
+
+impl Default for ReadOptions {
+    fn default() -> Self {
+        Self { open_files: 64 }
+    }
+}
+
 /// A chain of checkpoints, as it was when it was opened. Takes no lock: a writer may append meanwhile, and a compaction may put other
-/// files in place of those that are open here.
+/// files in place of those that are read here. What is read after that, and is not open at that moment, is
+/// [`StoreError::Replaced`]: opening the chain again finds what is there now.
+///
+/// The files of segments are open while they are read, [`ReadOptions::open_files`] at a time. Indexes are mapped, which takes no descriptor; from 8192
+/// segments on they are read into memory.
 ///
 /// Opening looks at the index of every sealed segment, reads the headers of all frames of a segment that has none, and the payloads
 /// only of epochs that nothing proves to have been durable.
@@ -30,6 +59,7 @@ pub struct Chain {
     /// How many branches are behind each other, this one included; 0 for the chain itself.
     depth: u32,
     scan: Scan,
+    files: Arc<Files>,
 }
 
 impl Chain {
@@ -50,23 +80,51 @@ impl Chain {
     /// As [`open`](Self::open); no such branch; a branch whose beginning is gone or damaged.
     pub fn open_branch(dir: impl AsRef<Path>, branch: &str) -> Result<Self, StoreError> {
         let dir = dir.as_ref();
-        check_dir(dir)?;
-        let medium: Arc<dyn Medium> = Arc::new(Directory::new(dir));
-        Self::open_on(dir, &medium, branch)
+        Self::open_with(dir, branch, ReadOptions::default())
+    }
+
+    /// As [`open_branch`](Self::open_branch), with options.
+    ///
+    /// # Errors
+    /// As [`open_branch`](Self::open_branch).
+    pub fn open_with(dir: impl AsRef<Path>, branch: &str, options: ReadOptions) -> Result<Self, StoreError> {
+        let dir = dir.as_ref();
+        let medium: Arc<dyn Medium> = Arc::new(Directory::open(dir)?);
+        Self::open_on_with(dir, &medium, branch, options)
+    }
+
+    #[cfg(test)]
+    pub(super) fn open_on(dir: &Path, medium: &Arc<dyn Medium>, branch: &str) -> Result<Self, StoreError> {
+        Self::open_on_with(dir, medium, branch, ReadOptions::default())
     }
 
     /// `dir` and `medium` are of the whole store.
-    pub(super) fn open_on(dir: &Path, medium: &Arc<dyn Medium>, branch: &str) -> Result<Self, StoreError> {
-        let mut chain = Self::read(dir, medium, branch, BRANCHES_DEPTH_MAX)?;
+    pub(super) fn open_on_with(
+        dir: &Path,
+        medium: &Arc<dyn Medium>,
+        branch: &str,
+        options: ReadOptions,
+    ) -> Result<Self, StoreError> {
+        let read = || {
+            let files = Files::new(options.open_files);
+            again(|| Self::read(dir, medium, branch, BRANCHES_DEPTH_MAX, &files))
+        };
+        let mut chain = read()?;
         if chain.scan.damage.is_some() {
             // A writer that undid an epoch and wrote another in its place, while this walk was between the two, looks like damage.
             // Real damage is still there.
-            chain = Self::read(dir, medium, branch, BRANCHES_DEPTH_MAX)?;
+            chain = read()?;
         }
         Ok(chain)
     }
 
-    fn read(root: &Path, root_medium: &Arc<dyn Medium>, branch: &str, depth_most: u32) -> Result<Self, StoreError> {
+    fn read(
+        root: &Path,
+        root_medium: &Arc<dyn Medium>,
+        branch: &str,
+        depth_most: u32,
+        files: &Arc<Files>,
+    ) -> Result<Self, StoreError> {
         let (dir, medium) = place_of(root, root_medium.as_ref(), branch)?;
         let medium = medium.unwrap_or_else(|| root_medium.clone());
         let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
@@ -79,8 +137,15 @@ impl Chain {
                 let left = depth_most.checked_sub(1);
                 let left = left
                     .ok_or_else(|| lost(format!("up to {BRANCHES_DEPTH_MAX} branches behind each other"), "more".to_owned()))?;
-                let trunk = Self::read(root, root_medium, &point.branch, left)?;
-                let begin = trunk.epoch(point.epoch)?;
+                let trunk = Self::read(root, root_medium, &point.branch, left, files)?;
+                let begin = trunk.epoch(point.epoch).map_err(|error| match error {
+                    // It was durable when the branch was made, and nothing that is kept drops it.
+                    StoreError::NoEpoch { .. } => lost(
+                        format!("epoch {} in {:?}, at which the branch begins", point.epoch, point.branch),
+                        "none".to_owned(),
+                    ),
+                    error => error,
+                })?;
                 if begin.hash != point.identity {
                     return Err(lost(
                         format!("epoch {} with identity {:032x}", point.epoch, point.identity),
@@ -95,8 +160,9 @@ impl Chain {
             }
         };
         let mut tries = 0;
+        let place = ChainAt { root: root_medium.clone(), branch: Some(branch.to_owned()).filter(|name| name != MAIN_BRANCH) };
         let mut scan = loop {
-            match scan::scan(&dir, medium.as_ref(), &identity, from) {
+            match scan::scan(&dir, medium.as_ref(), &identity, from, (files, &place)) {
                 // A compaction may put another file in the place of one that was listed.
                 Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound && tries < LIST_AGAIN_MAX => {
                     tries += 1
@@ -106,7 +172,7 @@ impl Chain {
         };
         let borrowed = segments.len();
         segments.append(&mut scan.segments);
-        Ok(Self { dir, medium, identity, segments, borrowed, depth, scan })
+        Ok(Self { dir, medium, identity, segments, borrowed, depth, scan, files: files.clone() })
     }
 
     /// What a chain of the store in `dir` is, `main` or a branch, without opening it: enough to build its machine meanwhile.
@@ -115,8 +181,7 @@ impl Chain {
     /// As [`open`](Self::open).
     pub fn identity_in(dir: impl AsRef<Path>, branch: &str) -> Result<Identity, StoreError> {
         let dir = dir.as_ref();
-        check_dir(dir)?;
-        let medium = Directory::new(dir);
+        let medium = Directory::open(dir)?;
         let (dir, own) = place_of(dir, &medium, branch)?;
         read_identity(&dir, own.as_deref().unwrap_or(&medium))
     }
@@ -243,6 +308,7 @@ impl Chain {
     fn no_epoch(&self, epoch: EpochId) -> StoreError {
         match &self.scan.damage {
             Some(damage) if epoch > self.newest() => StoreError::Damaged(damage.clone()),
+            _ if (epoch, self.newest()) == (EpochId::NONE, EpochId::NONE) => StoreError::NoEpochs { dir: self.dir.clone() },
             _ => StoreError::NoEpoch { epoch, newest: self.newest() },
         }
     }
@@ -270,6 +336,27 @@ impl Chain {
     /// Which of [`all_segments`](Self::all_segments) are the chain's own.
     pub(super) fn own_segments(&self) -> std::ops::Range<usize> {
         self.borrowed..self.segments.len()
+    }
+
+    /// Keeps the files of these of [`all_segments`](Self::all_segments) open, whatever a compaction does, until they are
+    /// [let go](Self::let_go). Says whether the bound on open files leaves room for all.
+    pub(crate) fn hold(&self, segments: impl Iterator<Item = usize>) -> Result<bool, StoreError> {
+        for number in segments {
+            if !self.segment(number)?.hold()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Opens something else, for which files of the chain are closed where the process may open no more.
+    pub(super) fn with_room<T>(&self, open: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        self.files.with_room(open)
+    }
+
+    /// No file need stay open any more.
+    pub(crate) fn let_go(&self) {
+        self.segments.iter().for_each(Segment::let_go);
     }
 
     /// Makes an epoch durable that was read from what the system keeps in memory.
@@ -307,6 +394,17 @@ pub(super) const BRANCHES_DEPTH_MAX: u32 = 64;
 /// How often a directory is listed again because a file was replaced.
 const LIST_AGAIN_MAX: u32 = 16;
 
+/// Reads, and again from the beginning where a file was taken away meanwhile, up to a bound.
+pub(super) fn again<T>(mut read: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    for _ in 0..LIST_AGAIN_MAX {
+        match read() {
+            Err(StoreError::Replaced { path }) => tracing::debug!(path = %path.display(), "the chain is read again"),
+            result => return result,
+        }
+    }
+    read()
+}
+
 /// The directory of a branch, and its medium where it is not the store's own.
 pub(super) fn place_of(root: &Path, medium: &dyn Medium, branch: &str) -> Result<(PathBuf, Option<Arc<dyn Medium>>), StoreError> {
     if branch == MAIN_BRANCH {
@@ -315,26 +413,16 @@ pub(super) fn place_of(root: &Path, medium: &dyn Medium, branch: &str) -> Result
     if !is_branch_name(branch) {
         return Err(StoreError::BranchName { name: branch.to_owned() });
     }
-    let medium = medium.directory(BRANCHES).directory(branch);
-    match medium.list() {
-        Ok(names) if names.iter().any(|name| name == IDENTITY) => Ok((root.join(BRANCHES).join(branch), Some(medium))),
+    let opened = medium.directory(BRANCHES).and_then(|branches| {
+        let medium = branches.directory(branch)?;
+        Ok((medium.list()?, medium))
+    });
+    match opened {
+        Ok((names, medium)) if names.iter().any(|name| name == IDENTITY) => Ok((root.join(BRANCHES).join(branch), Some(medium))),
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(StoreError::io("list", root.join(BRANCHES).join(branch))(error))
+            Err(StoreError::io("open", root.join(BRANCHES).join(branch))(error))
         }
         _ => Err(StoreError::NoBranch { dir: root.to_owned(), name: branch.to_owned() }),
-    }
-}
-
-/// Checks that `dir` is a directory.
-pub(super) fn check_dir(dir: &Path) -> Result<(), StoreError> {
-    match std::fs::metadata(dir) {
-        Ok(metadata) if metadata.is_dir() => Ok(()),
-        Ok(_) => Err(StoreError::NotADirectory { path: dir.to_owned() }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(StoreError::Missing { dir: dir.to_owned() }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
-            Err(StoreError::NotADirectory { path: dir.to_owned() })
-        }
-        Err(error) => Err(StoreError::io("open", dir)(error)),
     }
 }
 

@@ -4,19 +4,26 @@
 //! A plan is made and shown before anything is changed, under the locks that keep it true. Its steps are in an order in which the process may end behind any of
 //! them, and each is durable before the next: what is left is a store in which the same repair goes on.
 
-use std::any::Any;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::fs::TryLockError;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rustix::fs::OFlags;
 use serde::Serialize;
 
 use super::StoreError;
-use super::medium::{Directory, Lock, Medium};
-use super::names::{BRANCHES, IDENTITY, LOCK, MAINTENANCE};
-use super::verify::{BranchReport, DamageKind, LeftoverKind, Progress, VerifyError, VerifyOptions, VerifyReport, check, verify};
+use super::directory::Directory;
+use super::medium::Medium;
+use super::names::{BRANCHES, IDENTITY, LOCK, MAINTENANCE, MARK_DRAFT};
+use super::place::Place;
+use super::verify::{
+    BranchReport, DamageKind, Leftover, LeftoverKind, Progress, VerifyError, VerifyOptions, VerifyReport, check, verify_open,
+};
+use crate::format::{ChainId, Close, Mark};
 use crate::page::EpochId;
 
 /// What to repair beyond what needs no decision.
@@ -63,6 +70,37 @@ pub enum RepairStep {
         /// The copy.
         to: String,
     },
+    /// End a segment behind its last epoch, as a compaction does.
+    Close {
+        /// The file.
+        file: String,
+        /// Where the epoch ends, in bytes.
+        offset: u64,
+        /// The epoch.
+        epoch: EpochId,
+        /// The chain's identifier.
+        #[serde(skip)]
+        chain: [u8; 16],
+        /// The epoch's identity.
+        #[serde(skip)]
+        identity: u128,
+    },
+    /// Say anew which epoch is durable.
+    Mark {
+        /// The file that says it.
+        file: String,
+        /// The epoch.
+        epoch: EpochId,
+        /// The segment that it is in, which is synced first.
+        #[serde(skip)]
+        segment: String,
+        /// The chain's identifier.
+        #[serde(skip)]
+        chain: [u8; 16],
+        /// The epoch's identity.
+        #[serde(skip)]
+        identity: u128,
+    },
     /// Move a file or a directory.
     Move {
         /// What to move.
@@ -79,6 +117,10 @@ impl fmt::Display for RepairStep {
             Self::Truncate { file, offset, why } => write!(f, "cut {file} off at offset {offset}: {why}"),
             Self::MakeDirectory { dir } => write!(f, "make the directory {dir}"),
             Self::Copy { file, offset, to } => write!(f, "copy what {file} has from offset {offset} on to {to}"),
+            Self::Close { file, offset, epoch, .. } => {
+                write!(f, "end {file} at offset {offset}, behind epoch {epoch}, which is its last")
+            }
+            Self::Mark { file, epoch, .. } => write!(f, "say in {file} that epoch {epoch} is the newest that is durable"),
             Self::Move { file, to } => write!(f, "move {file} to {to}"),
         }
     }
@@ -104,6 +146,9 @@ pub enum RepairError {
         /// Its newest epoch before the damage.
         newest: Option<EpochId>,
     },
+    /// The plan was made without locks: it may be true no more.
+    #[error("the plan was made to be looked at only, without locks")]
+    NotLocked,
     /// A step failed. Those before it are done.
     #[error("could not {step}")]
     Step {
@@ -128,7 +173,10 @@ pub struct RepairPlan {
     report: VerifyReport,
     in_use: Vec<String>,
     remains: bool,
-    _locks: Vec<Box<dyn Any + Send + Sync>>,
+    /// The store's directory. What is locked is what is repaired, whatever happens to its path.
+    root: Directory,
+    /// None where it was only looked.
+    locks: Option<Vec<Place>>,
 }
 
 impl fmt::Debug for RepairPlan {
@@ -146,10 +194,11 @@ impl RepairPlan {
     pub fn new(dir: &Path, options: &RepairOptions, progress: &mut dyn FnMut(Progress)) -> Result<Self, RepairError> {
         // What is no store gets no lock files.
         check(dir)?;
-        let mut locks = vec![lock(dir, LOCK)?, lock(dir, MAINTENANCE)?];
+        let root = Directory::open(dir)?;
+        let mut locks = vec![lock(dir, &root, LOCK)?, lock(dir, &root, MAINTENANCE)?];
         let mut in_use = BTreeSet::new();
-        for name in branches(dir) {
-            match lock(&dir.join(BRANCHES).join(&name), LOCK) {
+        for (name, branch) in branches(&root).map_err(StoreError::io("open", dir.join(BRANCHES)))? {
+            match lock(&dir.join(BRANCHES).join(&name), &branch, LOCK) {
                 Ok(lock) => locks.push(lock),
                 Err(StoreError::InUse { .. }) => {
                     in_use.insert(name);
@@ -157,10 +206,36 @@ impl RepairPlan {
                 Err(error) => return Err(error.into()),
             }
         }
+        Self::of(dir, root, options, in_use, Some(locks), progress)
+    }
+
+    /// Says what [`new`](Self::new) would, without a lock and without a change: also while somebody writes to the store, and on one that can only be read. Of chains that
+    /// somebody writes to nothing is planned; they are [in use](Self::in_use). Such a plan can't be applied.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn look(dir: &Path, options: &RepairOptions, progress: &mut dyn FnMut(Progress)) -> Result<Self, RepairError> {
+        check(dir)?;
+        let root = Directory::open(dir)?;
+        let chains = branches(&root).map_err(StoreError::io("list", dir.join(BRANCHES)))?;
+        let chains = std::iter::once(("main".to_owned(), root.clone())).chain(chains);
+        let in_use = chains.filter(|(_, directory)| is_locked(directory)).map(|(name, _)| name).collect();
+        Self::of(dir, root, options, in_use, None, progress)
+    }
+
+    fn of(
+        dir: &Path,
+        root: Directory,
+        options: &RepairOptions,
+        in_use: BTreeSet<String>,
+        locks: Option<Vec<Place>>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, RepairError> {
         // Audits judge what the guest had, which nothing here can bring back.
-        let report = verify(dir, &VerifyOptions { audits: false, ..VerifyOptions::default() }, progress)?;
-        let mut plan =
-            Planner { dir, report: &report, in_use: &in_use, steps: Vec::new(), taken: BTreeSet::new(), cut: BTreeSet::new() };
+        let file = root.file().try_clone().map_err(StoreError::io("open", dir))?;
+        let report = verify_open(file, dir, &VerifyOptions { audits: false, ..VerifyOptions::default() }, progress)?;
+        let (taken, cut) = (BTreeSet::new(), BTreeSet::new());
+        let mut plan = Planner { dir, root: &root, report: &report, in_use: &in_use, steps: Vec::new(), taken, cut };
         if let Some(asked) = options.truncate_after {
             plan.truncate(options.branch.as_deref().unwrap_or("main"), asked)?;
         }
@@ -170,7 +245,7 @@ impl RepairPlan {
         let of_no_chain = report.damage.iter().any(|damage| damage.kind == DamageKind::Identity);
         let remains = report.branches.iter().any(damaged) || report.damage_omitted > 0 || of_no_chain;
         let in_use = in_use.into_iter().collect();
-        Ok(Self { dir: dir.to_owned(), steps, report, in_use, remains, _locks: locks })
+        Ok(Self { dir: dir.to_owned(), steps, report, in_use, remains, root, locks })
     }
 
     /// What is to be done, in this order.
@@ -200,19 +275,27 @@ impl RepairPlan {
     /// Does it.
     ///
     /// # Errors
-    /// The first step that fails. Those before it are done and durable.
+    /// The first step that fails. Those before it are done and durable. A plan without locks.
     pub fn apply(&self) -> Result<(), RepairError> {
+        if self.locks.is_none() {
+            return Err(RepairError::NotLocked);
+        }
         self.steps.iter().try_for_each(|step| self.apply_step(step))
     }
 
     pub(super) fn apply_step(&self, step: &RepairStep) -> Result<(), RepairError> {
-        take_step(&self.dir, step).map_err(|source| RepairError::Step { step: step.clone(), source })
+        // A chain that was moved away by a step before is not looked for in its place.
+        let moved =
+            |place: &Place| self.steps.iter().take_while(|done| *done != step).any(|done| moves(done, &self.dir, place.dir()));
+        self.locks.iter().flatten().filter(|place| !moved(place)).try_for_each(Place::check)?;
+        take_step(&self.root, step).map_err(|source| RepairError::Step { step: step.clone(), source })
     }
 }
 
 /// Makes a plan of what was found.
 struct Planner<'a> {
     dir: &'a Path,
+    root: &'a Directory,
     report: &'a VerifyReport,
     in_use: &'a BTreeSet<String>,
     steps: Vec<RepairStep>,
@@ -282,7 +365,7 @@ impl Planner<'_> {
             let dir = self.dir.join(BRANCHES).join(name);
             return Err(StoreError::InUse { dir, holder: "it would be moved or cut".to_owned() }.into());
         }
-        let lost = free_name(self.dir);
+        let lost = free_name(self.root);
         self.make(&lost);
         if !gone.is_empty() || branch != "main" {
             self.make(&format!("{lost}/branches"));
@@ -292,11 +375,18 @@ impl Planner<'_> {
         if branch != "main" {
             self.make(&format!("{lost}/branches/{branch}"));
         }
-        // Segments that a compacted one stands for would count again without it.
-        for left in report.leftovers.iter().filter(|left| left.kind == LeftoverKind::Replaced) {
+        // Segments that a compacted one stands for would count again without it, and an index proves what its segment held.
+        let counts = |left: &&Leftover| matches!(left.kind, LeftoverKind::Replaced | LeftoverKind::Index);
+        for left in report.leftovers.iter().filter(counts) {
             if self.chain_of(&left.file).is_some_and(|chain| chain.name == branch) {
                 self.set_aside(&left.file, &lost);
             }
+        }
+        let (chain, identity) = (found.chain, end.identity);
+        let mark =
+            found.mark.clone().map(|file| RepairStep::Mark { file, epoch: asked, segment: end.file.clone(), chain, identity });
+        if let Some(file) = found.mark.as_ref().filter(|file| self.dir.join(file).is_file()) {
+            self.steps.push(RepairStep::Copy { file: file.clone(), offset: 0, to: format!("{lost}/{file}") });
         }
         let at = found.files.iter().position(|file| file.segment == end.file).unwrap_or(0);
         let (kept, behind) = found.files.split_at((at + 1).min(found.files.len()));
@@ -315,6 +405,12 @@ impl Planner<'_> {
             let why = "what follows is damaged, and was copied";
             self.steps.push(RepairStep::Truncate { file: file.segment.clone(), offset: end.offset, why });
         }
+        // A compacted segment ends in a close frame, and is damaged without one.
+        let (file, offset) = (end.file.clone(), end.offset);
+        let close = RepairStep::Close { file, offset, epoch: asked, chain, identity };
+        self.steps.extend(kept.last().filter(|file| file.compacted).map(|_| close));
+        // The last: until then it says that something is lost, and the same cut goes on.
+        self.steps.extend(mark);
         self.cut.extend(gone.iter().chain([&branch]).map(|name| (*name).to_owned()));
         Ok(())
     }
@@ -329,7 +425,8 @@ impl Planner<'_> {
         };
         // A reader walks the segment instead. Whoever can make an index anew may do so here.
         for damage in report.damage.iter().filter(|damage| damage.kind == DamageKind::Index) {
-            if is_free(self, &damage.file) {
+            let is_sound = self.chain_of(&damage.file).is_some_and(|chain| chain.damaged == 0);
+            if is_sound && is_free(self, &damage.file) {
                 self.remove(&damage.file, "an index that does not say what its segment does");
             }
         }
@@ -337,7 +434,8 @@ impl Planner<'_> {
             let is_sound = self.chain_of(&left.file).is_some_and(|chain| chain.damaged == 0);
             let why = match left.kind {
                 LeftoverKind::Draft => "it was never finished",
-                LeftoverKind::Index => "the index of a segment that is not there",
+                // Where something is lost, it may be what says so.
+                LeftoverKind::Index if is_sound => "an index that fits no segment as it is",
                 // Where what replaces it is damaged, it may be all that is left.
                 LeftoverKind::Replaced if is_sound => "a compacted segment has its epochs",
                 _ => continue,
@@ -371,66 +469,113 @@ impl Planner<'_> {
     }
 }
 
-/// The names of branches, where there are any.
-fn branches(dir: &Path) -> Vec<String> {
-    let names = fs::read_dir(dir.join(BRANCHES)).into_iter().flatten().flatten();
-    let mut names: Vec<String> = names
-        .filter(|entry| entry.path().join(IDENTITY).is_file())
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
+/// The branches, by name, where there are any.
+fn branches(root: &Directory) -> io::Result<Vec<(String, Directory)>> {
+    let place = match root.within(BRANCHES) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Vec::new()),
+        opened => opened?,
+    };
+    let mut names = place.list()?;
     names.sort_unstable();
-    names
+    let mut branches = Vec::new();
+    for name in names {
+        match place.within(&name) {
+            Ok(branch) if branch.list()?.iter().any(|name| name == IDENTITY) => branches.push((name, branch)),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(branches)
 }
 
 /// A name for a directory that is not there yet.
-fn free_name(dir: &Path) -> String {
+fn free_name(root: &Directory) -> String {
     let mut names = (1u32..).map(|number| format!("lost-{number:03}"));
-    names.find(|name| fs::symlink_metadata(dir.join(name)).is_err()).unwrap_or_default()
+    names.find(|name| !root.has(name)).unwrap_or_default()
 }
 
-fn lock(dir: &Path, name: &str) -> Result<Box<dyn Any + Send + Sync>, StoreError> {
-    let text = format!("pid {}, which repairs the store\n", std::process::id());
-    match Directory::new(dir).lock(name, &text).map_err(StoreError::io("lock", dir.join(name)))? {
-        Lock::Held(lock) => Ok(lock),
-        Lock::Taken(holder) => Err(StoreError::InUse { dir: dir.to_owned(), holder }),
-    }
+fn lock(dir: &Path, directory: &Directory, name: &'static str) -> Result<Place, StoreError> {
+    let medium: Arc<dyn Medium> = Arc::new(directory.clone());
+    Place::lock(dir, &medium, name, &format!("pid {}, which repairs the store\n", std::process::id()))
 }
 
-fn take_step(dir: &Path, step: &RepairStep) -> io::Result<()> {
+/// Whether a step moves the chain in `place` away.
+fn moves(step: &RepairStep, dir: &Path, place: &Path) -> bool {
+    matches!(step, RepairStep::Move { file, .. } if dir.join(file) == place)
+}
+
+/// The directory that a path in the store's directory leads to, and the name there.
+fn parent_of<'a>(root: &Directory, path: &'a str) -> io::Result<(Directory, &'a str)> {
+    let mut names = path.split('/');
+    let name = names.next_back().unwrap_or_default();
+    Ok((names.try_fold(root.clone(), |directory, name| directory.within(name))?, name))
+}
+
+/// Whether somebody writes to the chain in a directory. Takes the lock for a moment, shared with others who look; makes no file.
+fn is_locked(directory: &Directory) -> bool {
+    let Ok(lock) = directory.open_file(LOCK, OFlags::RDONLY) else { return false };
+    let is_locked = matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock));
+    // Closing it is not enough: see the lock that a writer takes.
+    let _ = lock.unlock();
+    is_locked
+}
+
+fn take_step(root: &Directory, step: &RepairStep) -> io::Result<()> {
     match step {
         RepairStep::Remove { file, .. } => {
-            fs::remove_file(dir.join(file))?;
-            sync_parent(&dir.join(file))
+            let (directory, name) = parent_of(root, file)?;
+            directory.remove(name)?;
+            directory.sync()
         }
         RepairStep::Truncate { file, offset, .. } => {
-            let file = File::options().write(true).open(dir.join(file))?;
+            let (directory, name) = parent_of(root, file)?;
+            let file = directory.open_file(name, OFlags::RDWR)?;
             file.set_len(*offset)?;
             file.sync_all()
         }
-        RepairStep::MakeDirectory { dir: made } => {
-            fs::create_dir(dir.join(made))?;
-            sync_parent(&dir.join(made))
+        RepairStep::MakeDirectory { dir } => {
+            let (directory, name) = parent_of(root, dir)?;
+            directory.create_directory(name)?;
+            directory.sync()
         }
         RepairStep::Copy { file, offset, to } => {
-            let mut from = File::open(dir.join(file))?;
+            let (directory, name) = parent_of(root, file)?;
+            let mut from = directory.open_file(name, OFlags::RDONLY)?;
             let bytes = from.metadata()?.len().saturating_sub(*offset);
             from.seek(SeekFrom::Start(*offset))?;
-            let mut copy = File::create_new(dir.join(to))?;
+            let (directory, name) = parent_of(root, to)?;
+            let mut copy = directory.create_file(name)?;
             if io::copy(&mut from.take(bytes), &mut copy)? != bytes {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             copy.sync_all()?;
-            sync_parent(&dir.join(to))
+            directory.sync()
+        }
+        RepairStep::Close { file, offset, epoch, chain, identity } => {
+            let frame = Close { epoch: *epoch, commit_hash: *identity }.encode_frame(ChainId(*chain));
+            let (directory, name) = parent_of(root, file)?;
+            let file = directory.open_file(name, OFlags::WRONLY)?;
+            file.write_all_at(&frame, *offset)?;
+            file.sync_all()
+        }
+        RepairStep::Mark { file, epoch, segment, chain, identity } => {
+            let (held_by, segment) = parent_of(root, segment)?;
+            held_by.open_file(segment, OFlags::RDONLY)?.sync_all()?;
+            let (directory, name) = parent_of(root, file)?;
+            let bytes = Mark { epoch: *epoch, identity: *identity }.encode_whole(ChainId(*chain));
+            let mut made = directory.open_file(MARK_DRAFT, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?;
+            made.write_all(&bytes)?;
+            made.sync_all()?;
+            directory.move_to(MARK_DRAFT, &directory, name)?;
+            directory.sync()
         }
         RepairStep::Move { file, to } => {
-            fs::rename(dir.join(file), dir.join(to))?;
+            let ((from, name), (directory, new)) = (parent_of(root, file)?, parent_of(root, to)?);
+            from.move_to(name, &directory, new)?;
             // Where it is first: it must not be gone from both.
-            sync_parent(&dir.join(to))?;
-            sync_parent(&dir.join(file))
+            directory.sync()?;
+            from.sync()
         }
     }
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }

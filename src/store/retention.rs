@@ -1,8 +1,9 @@
-//! Which epochs of a chain are kept: rules, and what they come to. No I/O.
+//! Which epochs of a chain are kept: rules, and what they come to. No I/O, and no clock: how old an epoch is, is a matter of the chain's own time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::format::{Commit, OWN_TIME_UNIT_NS};
 use crate::page::EpochId;
 
 /// Rules about which epochs stay restorable. An epoch is kept if any rule keeps it; without a rule all are. The newest is kept always.
@@ -13,7 +14,7 @@ use crate::page::EpochId;
 pub struct Retention {
     /// The newest so many.
     pub last: Option<u64>,
-    /// The newest of each span of this length, in nanoseconds at least 1. Spans are counted from 1970 and not from now, so that an epoch does
+    /// The newest of each span of this length, in nanoseconds at least 1. Spans are counted from the beginning of the chain's own time and not from now, so that an epoch does
     /// not move from one to the next.
     pub every: Option<Duration>,
     /// All that are no older than this before the newest, so that a chain that rests is not emptied.
@@ -27,32 +28,122 @@ impl Retention {
         self.last.is_none() && self.every.is_none() && self.within.is_none()
     }
 
-    /// Those of `epochs` that are kept: what the rules keep, the newest, and the `pinned` ones. `epochs` rise; with each comes the time of
-    /// its cut in nanoseconds since 1970. `now_unix_ns` counts only where it is before the newest epoch's time: that was taken by a clock
-    /// that was ahead, and must not make all others old.
+    /// Those of `epochs` that are kept: what the rules keep, the newest, and the `pinned` ones. `epochs` rise.
     #[must_use]
-    pub fn kept(&self, epochs: &[(EpochId, u64)], now_unix_ns: u64, pinned: &BTreeSet<EpochId>) -> BTreeSet<EpochId> {
-        let all = || epochs.iter().map(|(epoch, _)| *epoch);
-        let Some((newest, newest_ns)) = epochs.last().copied() else { return BTreeSet::new() };
+    pub fn kept(&self, epochs: &[CutTime], pinned: &BTreeSet<EpochId>) -> BTreeSet<EpochId> {
+        let all = || epochs.iter().map(|cut| cut.epoch);
+        let Some(newest) = epochs.last() else { return BTreeSet::new() };
         if self.is_empty() {
             return all().collect();
         }
         let mut kept: BTreeSet<_> = all().filter(|epoch| pinned.contains(epoch)).collect();
-        kept.insert(newest);
+        kept.insert(newest.epoch);
         if let Some(last) = self.last {
             kept.extend(all().rev().take(usize::try_from(last).unwrap_or(usize::MAX)));
         }
         if let Some(every) = self.every {
             let span = every.as_nanos().max(1);
             // The later of two in a span takes the place of the earlier.
-            let newest_of: BTreeMap<_, _> = epochs.iter().map(|(epoch, ns)| (u128::from(*ns) / span, *epoch)).collect();
+            let newest_of: BTreeMap<_, _> = epochs.iter().map(|cut| (u128::from(cut.own_ns) / span, cut.epoch)).collect();
             kept.extend(newest_of.into_values());
         }
         if let Some(within) = self.within {
-            let oldest = u128::from(newest_ns.min(now_unix_ns)).saturating_sub(within.as_nanos());
-            kept.extend(epochs.iter().filter(|(_, ns)| u128::from(*ns) >= oldest).map(|(epoch, _)| *epoch));
+            let oldest = u128::from(newest.own_ns).saturating_sub(within.as_nanos());
+            kept.extend(epochs.iter().filter(|cut| u128::from(cut.own_ns) >= oldest).map(|cut| cut.epoch));
         }
         kept
+    }
+}
+
+/// When an epoch was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutTime {
+    /// The epoch.
+    pub epoch: EpochId,
+    /// By the chain's own time, in nanoseconds since 1970 or what was taken for it: [`Commit::own_time_ns`].
+    pub own_ns: u64,
+    /// By the clock.
+    pub unix_ns: u64,
+}
+
+impl From<&Commit> for CutTime {
+    fn from(commit: &Commit) -> Self {
+        Self { epoch: commit.epoch, own_ns: commit.own_time_ns(), unix_ns: commit.time_unix_ns }
+    }
+}
+
+/// The clock was set between two epochs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockJump {
+    /// The first epoch behind it.
+    pub epoch: EpochId,
+    /// How far it was set forward, in nanoseconds; below 0, back.
+    pub by_ns: i128,
+}
+
+impl ClockJump {
+    /// A clock that is slowed down or sped up, to be right again, does not jump: in a second or so, or in a thousandth of the time, it may go wrong by as much.
+    const LEAST_NS: i128 = 1_000_000_000;
+
+    /// Whether the clock was set between two cuts, and how far.
+    #[must_use]
+    pub fn between(before: &CutTime, cut: &CutTime) -> Option<Self> {
+        let passed = |from: u64, to: u64| i128::from(to) - i128::from(from);
+        let own = passed(before.own_ns, cut.own_ns);
+        let by_ns = passed(before.unix_ns, cut.unix_ns) - own;
+        (by_ns.abs() > Self::LEAST_NS + own.abs() / 1000).then_some(Self { epoch: cut.epoch, by_ns })
+    }
+
+    /// All of them, in order.
+    #[must_use]
+    pub fn all(epochs: &[CutTime]) -> Vec<Self> {
+        epochs.iter().zip(epochs.iter().skip(1)).filter_map(|(before, cut)| Self::between(before, cut)).collect()
+    }
+}
+
+/// The time that a chain's writer tells of its epochs: no jump of the clock is in it.
+///
+/// While one writer goes on, it is what the engine measures, which no clock is set for. From one writer to the next it goes on by as much as the clock does: a machine that
+/// was off for a week has epochs that are a week old. A clock that has gone back says nothing, and no time passes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct OwnTime {
+    newest: Option<CutTime>,
+    /// What is added to the engine's time; none before this writer's first epoch.
+    ahead_ns: Option<i128>,
+}
+
+impl OwnTime {
+    /// For a chain whose newest epoch is `newest`.
+    pub(super) const fn behind(newest: Option<CutTime>) -> Self {
+        Self { newest, ahead_ns: None }
+    }
+
+    /// The chain was opened anew by the writer that has it, and ends at `newest` now.
+    pub(super) const fn reopened(&mut self, newest: Option<CutTime>) {
+        self.newest = newest;
+    }
+
+    /// The time of an epoch that the engine cut at `engine_ns` by its own time, or 0 if it has none, and at `unix_ns` by the clock.
+    pub(super) fn of(&self, epoch: EpochId, engine_ns: u64, unix_ns: u64) -> (CutTime, i128) {
+        let engine_ns = if engine_ns == 0 { unix_ns } else { engine_ns };
+        let ahead_ns = self.ahead_ns.unwrap_or_else(|| {
+            self.newest.map_or(0, |newest| {
+                let passed = unix_ns.saturating_sub(newest.unix_ns);
+                i128::from(newest.own_ns.saturating_add(passed)) - i128::from(engine_ns)
+            })
+        });
+        let own_ns = (i128::from(engine_ns) + ahead_ns).clamp(OWN_TIME_UNIT_NS.into(), u64::MAX.into());
+        let own_ns = u64::try_from(own_ns).unwrap_or(u64::MAX).max(self.newest.map_or(0, |newest| newest.own_ns));
+        (CutTime { epoch, own_ns, unix_ns }, ahead_ns)
+    }
+
+    /// The epoch is in the chain.
+    pub(super) const fn committed(&mut self, (cut, ahead_ns): (CutTime, i128)) {
+        (self.newest, self.ahead_ns) = (Some(cut), Some(ahead_ns));
+    }
+
+    pub(super) const fn newest(&self) -> Option<CutTime> {
+        self.newest
     }
 }
 
@@ -64,16 +155,21 @@ mod tests {
 
     use super::*;
 
-    const MINUTE: u64 = 60_000_000_000;
+    const SECOND: u64 = 1_000_000_000;
+    const MINUTE: u64 = 60 * SECOND;
 
     /// Epochs from 1 on, cut in these minutes.
-    fn chain(minutes: &[u64]) -> Vec<(EpochId, u64)> {
-        (1..).map(EpochId).zip(minutes.iter().map(|minute| minute * MINUTE)).collect()
+    fn chain(minutes: &[u64]) -> Vec<CutTime> {
+        (1..).zip(minutes).map(|(epoch, minute)| cut(epoch, minute * MINUTE)).collect()
+    }
+
+    fn cut(epoch: u64, ns: u64) -> CutTime {
+        CutTime { epoch: EpochId(epoch), own_ns: ns, unix_ns: ns }
     }
 
     fn kept(rules: Retention, minutes: &[u64], pinned: &[u64]) -> Vec<u64> {
         let pinned = pinned.iter().copied().map(EpochId).collect();
-        rules.kept(&chain(minutes), u64::MAX, &pinned).into_iter().map(|epoch| epoch.0).collect()
+        rules.kept(&chain(minutes), &pinned).into_iter().map(|epoch| epoch.0).collect()
     }
 
     const fn minutes(minutes: u64) -> Option<Duration> {
@@ -98,27 +194,19 @@ mod tests {
         assert_eq!(kept(Retention { last: Some(5), ..none }, &[], &[1]), [0; 0]);
     }
 
-    #[test]
-    fn a_clock_that_was_ahead_makes_nothing_old() {
-        let rules = Retention { within: minutes(10), ..Retention::default() };
-        let times = chain(&[1, 2, 3, 5000]);
-        let kept = |now: u64| rules.kept(&times, now * MINUTE, &BTreeSet::new()).len();
-        assert_eq!((kept(4), kept(5000), kept(9000)), (4, 1, 1));
-    }
-
     fn rules() -> impl Strategy<Value = Retention> {
         let time = || option::of((0_u64..300).prop_map(Duration::from_secs));
         (option::of(0_u64..20), time(), time()).prop_map(|(last, every, within)| Retention { last, every, within })
     }
 
-    /// Rising epochs with gaps; the clock may stand still and, unless `steady`, go back.
-    fn epochs(steady: bool) -> impl Strategy<Value = Vec<(EpochId, u64)>> {
+    /// Rising epochs with gaps; time may stand still and, unless `steady`, go back, as nobody but a hostile writer has it.
+    fn epochs(steady: bool) -> impl Strategy<Value = Vec<CutTime>> {
         vec((1_u64..4, 0_u64..600), 0..60).prop_map(move |steps| {
             let (mut epoch, mut second) = (0, 0);
             let mut next = |(gap, step): (u64, u64)| {
                 epoch += gap;
                 second = if steady { second + step / 10 } else { step };
-                (EpochId(epoch), second * 1_000_000_000)
+                cut(epoch, second * SECOND)
             };
             steps.into_iter().map(&mut next).collect()
         })
@@ -128,26 +216,24 @@ mod tests {
         btree_set((0_u64..150).prop_map(EpochId), 0..5)
     }
 
-    fn only(epochs: &[(EpochId, u64)], kept: &BTreeSet<EpochId>) -> Vec<(EpochId, u64)> {
-        epochs.iter().copied().filter(|(epoch, _)| kept.contains(epoch)).collect()
+    fn only(epochs: &[CutTime], kept: &BTreeSet<EpochId>) -> Vec<CutTime> {
+        epochs.iter().copied().filter(|cut| kept.contains(&cut.epoch)).collect()
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn what_is_kept_stays_kept(rules in rules(), epochs in epochs(false), pinned in pins(), now in 0_u64..1000) {
-            let now = now * 1_000_000_000;
-            let kept = rules.kept(&epochs, now, &pinned);
-            prop_assert_eq!(kept.last(), epochs.last().map(|(newest, _)| newest));
-            prop_assert!(epochs.iter().all(|(epoch, _)| kept.contains(epoch) || !pinned.contains(epoch)));
-            prop_assert_eq!(rules.kept(&only(&epochs, &kept), now, &pinned), kept);
+        fn what_is_kept_stays_kept(rules in rules(), epochs in epochs(false), pinned in pins()) {
+            let kept = rules.kept(&epochs, &pinned);
+            prop_assert_eq!(kept.last(), epochs.last().map(|newest| &newest.epoch));
+            prop_assert!(epochs.iter().all(|cut| kept.contains(&cut.epoch) || !pinned.contains(&cut.epoch)));
+            prop_assert_eq!(rules.kept(&only(&epochs, &kept), &pinned), kept);
         }
 
         #[test]
-        fn more_keeps_more(rules in rules(), epochs in epochs(false), pinned in pins(), now in 0_u64..1000, more in 0_u64..20, pin in 0_u64..150) {
-            let now = now * 1_000_000_000;
-            let kept = rules.kept(&epochs, now, &pinned);
+        fn more_keeps_more(rules in rules(), epochs in epochs(false), pinned in pins(), more in 0_u64..20, pin in 0_u64..150) {
+            let kept = rules.kept(&epochs, &pinned);
             let wider = Retention {
                 last: rules.last.map(|last| last + more),
                 // A whole part of the span, so that each span's newest is one of its parts' newest.
@@ -156,19 +242,133 @@ mod tests {
             };
             let mut pins = pinned.clone();
             pins.insert(EpochId(pin));
-            prop_assert!(wider.kept(&epochs, now, &pins).is_superset(&kept));
+            prop_assert!(wider.kept(&epochs, &pins).is_superset(&kept));
             for rule in [Retention { every: None, within: None, ..rules }, Retention { last: None, within: None, ..rules }, Retention { last: None, every: None, ..rules }] {
-                prop_assert!(rule.is_empty() || kept.is_superset(&rule.kept(&epochs, now, &pinned)));
+                prop_assert!(rule.is_empty() || kept.is_superset(&rule.kept(&epochs, &pinned)));
             }
         }
 
         #[test]
         fn dropping_often_is_dropping_once(rules in rules(), epochs in epochs(true), pinned in pins(), at in 0_usize..60) {
             let (before, after) = epochs.split_at(at.min(epochs.len()));
-            let early = rules.kept(before, u64::MAX, &pinned);
+            let early = rules.kept(before, &pinned);
             let mut left = only(before, &early);
             left.extend(after);
-            prop_assert_eq!(rules.kept(&left, u64::MAX, &pinned), rules.kept(&epochs, u64::MAX, &pinned));
+            prop_assert_eq!(rules.kept(&left, &pinned), rules.kept(&epochs, &pinned));
         }
+
+        /// What is kept follows from the time that really passed, however the clock is set while it is written, and says so of each jump, and of nothing else.
+        #[test]
+        fn a_clock_that_jumps_within_a_life_changes_nothing(rules in rules(), steps in lives(1), pinned in pins(), at in 0_usize..60) {
+            let (steady, jumping) = (write(&steps, false), write(&steps, true));
+            prop_assert_eq!(rules.kept(&steady, &pinned), rules.kept(&jumping, &pinned));
+            prop_assert!(jumping.is_sorted_by_key(|cut| cut.own_ns));
+            let jumps: Vec<_> = ClockJump::all(&jumping).iter().map(|jump| (jump.epoch, jump.by_ns)).collect();
+            let expected = steps.iter().zip(&jumping).skip(1).filter(|(step, _)| step.jump != 0);
+            let expected: Vec<_> = expected.map(|(step, cut)| (cut.epoch, i128::from(step.jump) * i128::from(SECOND))).collect();
+            prop_assert_eq!(jumps, expected);
+            prop_assert_eq!(ClockJump::all(&steady), []);
+            // And dropping often is dropping once.
+            let (before, after) = jumping.split_at(at.min(jumping.len()));
+            let mut left = only(before, &rules.kept(before, &pinned));
+            left.extend(after);
+            prop_assert_eq!(rules.kept(&left, &pinned), rules.kept(&jumping, &pinned));
+        }
+
+        /// From one writer to the next a clock that went forward is believed, and one that went back is not. Time never goes back, and what was dropped on the way makes no
+        /// difference.
+        #[test]
+        fn over_lives_the_clock_counts_forward(rules in rules(), steps in lives(4), pinned in pins(), at in 0_usize..60) {
+            let cuts = write(&steps, true);
+            for ((before, cut), step) in cuts.iter().zip(&cuts[1.min(cuts.len())..]).zip(steps.iter().skip(1)) {
+                let passed = if step.new_life { cut.unix_ns.saturating_sub(before.unix_ns) } else { step.seconds * SECOND };
+                prop_assert_eq!(cut.own_ns - before.own_ns, passed);
+            }
+            let (before, after) = cuts.split_at(at.min(cuts.len()));
+            let mut left = only(before, &rules.kept(before, &pinned));
+            left.extend(after);
+            prop_assert_eq!(rules.kept(&left, &pinned), rules.kept(&cuts, &pinned));
+        }
+    }
+
+    /// From one epoch to the next.
+    #[derive(Clone, Copy, Debug)]
+    struct Step {
+        gap: u64,
+        /// What passes.
+        seconds: u64,
+        /// How far the clock is set, in seconds.
+        jump: i64,
+        /// Another writer begins.
+        new_life: bool,
+    }
+
+    fn lives(most: usize) -> impl Strategy<Value = Vec<Step>> {
+        let jump = prop_oneof![9 => Just(0), 1 => -50_000_000_i64..-1, 1 => 2_i64..50_000_000];
+        let step = (1_u64..4, 0_u64..100, jump, 0_usize..20).prop_map(move |(gap, seconds, jump, life)| {
+            // A clock that is off by more than a thousandth of this has jumped.
+            Step { gap, seconds, jump, new_life: life + 1 < most }
+        });
+        vec(step, 0..60)
+    }
+
+    /// The cuts that a chain's writers tell. Without `jumps` nobody sets the clock.
+    fn write(steps: &[Step], jumps: bool) -> Vec<CutTime> {
+        let (mut epoch, mut unix) = (0, 3_000_000_000_i64);
+        let (mut own, mut engine_began, mut runs) = (OwnTime::default(), unix, 0);
+        steps
+            .iter()
+            .map(|step| {
+                epoch += step.gap;
+                unix += i64::try_from(step.seconds).unwrap() + if jumps { step.jump } else { 0 };
+                unix = unix.max(0);
+                runs += step.seconds;
+                if step.new_life {
+                    (own, engine_began, runs) = (OwnTime::behind(own.newest()), unix, 0);
+                }
+                let engine_ns = (u64::try_from(engine_began).unwrap() + runs) * SECOND;
+                let told = own.of(EpochId(epoch), engine_ns, u64::try_from(unix).unwrap() * SECOND);
+                own.committed(told);
+                told.0
+            })
+            .collect()
+    }
+
+    /// A machine without a battery for its clock boots in 1970, and learns the time a moment later; or an operator sets a wrong date and corrects it.
+    #[test]
+    fn a_clock_that_learns_the_time_neither_empties_a_chain_nor_keeps_it_for_ever() {
+        let step = |seconds, jump| Step { gap: 1, seconds, jump, new_life: false };
+        let years = 56 * 365 * 24 * 3600;
+        for jump in [years, -years / 40] {
+            // An epoch each minute; at the sixth and the ninth the clock is set, forth and back.
+            let mut steps = vec![step(60, 0); 200];
+            (steps[5].jump, steps[8].jump) = (jump, -jump);
+            let cuts = write(&steps, true);
+            let kept = |rules: Retention, count: usize| rules.kept(&cuts[..count], &BTreeSet::new()).len();
+            let within = Retention { within: minutes(120), ..Retention::default() };
+            assert_eq!([6, 9, 10, 200].map(|count| kept(within, count)), [6, 9, 10, 121]);
+            let every = Retention { every: minutes(10), ..Retention::default() };
+            assert_eq!(kept(every, 200), 20 + usize::from(!(cuts[0].own_ns / SECOND).is_multiple_of(600)));
+            assert_eq!(ClockJump::all(&cuts).iter().map(|jump| jump.epoch.0).collect::<Vec<_>>(), [6, 9]);
+        }
+    }
+
+    #[test]
+    fn an_engine_without_a_time_has_the_clocks_but_never_goes_back() {
+        let mut own = OwnTime::default();
+        let mut told = |epoch: u64, second: u64| {
+            let told = own.of(EpochId(epoch), 0, second * SECOND);
+            own.committed(told);
+            told.0.own_ns / SECOND
+        };
+        assert_eq!(
+            [(1, 100), (2, 200), (3, 150), (4, 170), (5, 300)].map(|(epoch, second)| told(epoch, second)),
+            [100, 200, 200, 200, 300]
+        );
+        // A hostile chain.
+        let wild = CutTime { epoch: EpochId(9), own_ns: u64::MAX, unix_ns: 0 };
+        assert_eq!(OwnTime::behind(Some(wild)).of(EpochId(10), u64::MAX, u64::MAX).0.own_ns, u64::MAX);
+        assert_eq!(OwnTime::default().of(EpochId(1), 0, 0).0.own_ns, OWN_TIME_UNIT_NS);
+        assert_eq!(ClockJump::all(&[wild, cut(10, 0)]).len(), 1);
     }
 }

@@ -5,6 +5,7 @@ use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::frames::{self, Fault};
 use super::medium::MediumFile;
 use super::view::{self, Unanswered, View};
 use super::{Chain, Epoch, Found, Segment, SegmentNumbers, StoreError, assembly};
@@ -68,7 +69,7 @@ pub(super) fn rewrite(
             }
             let epoch = source.epoch(number)?;
             if window.len() == 1 && epoch.commit.parent == last.0 && epoch.commit.parent_hash == last.1 {
-                out.copy(source, epoch.offset..frame_end(chain, &epoch))?;
+                out.copy(chain, source, &epoch)?;
             } else {
                 Rewrite::new(chain, &epoch, &window)?.write(source, last, &mut out)?;
             }
@@ -84,11 +85,6 @@ pub(super) fn rewrite(
     }
     out.flush()?;
     Ok(Rewritten { epochs: written, bytes: out.at })
-}
-
-/// Where an epoch's commit frame ends.
-fn frame_end(chain: &Chain, epoch: &Epoch) -> u64 {
-    epoch.commit_offset + epoch.commit.encode_frame(chain.identity().chain).len() as u64
 }
 
 /// The segment that is written.
@@ -111,17 +107,21 @@ impl Out<'_> {
         if self.buffer.len() >= WRITE_BYTES { self.flush() } else { Ok(()) }
     }
 
-    /// Appends bytes of a segment as they are.
-    fn copy(&mut self, source: &Segment, mut range: Range<u64>) -> Result<(), StoreError> {
-        while range.start < range.end {
-            let begin = self.buffer.len();
-            let room = usize::try_from(range.end - range.start).unwrap_or(usize::MAX).min(WRITE_BYTES);
-            self.buffer.resize(begin + room, 0);
-            let read = source.file().read(range.start, self.buffer.get_mut(begin..).unwrap_or_default());
-            if read.map_err(StoreError::io("read", source.path()))? < room {
-                return Err(StoreError::io("read", source.path())(std::io::ErrorKind::UnexpectedEof.into()));
-            }
-            range.start += room as u64;
+    /// Appends the frames of an epoch as they are. Each is checked: damage must not become part of a segment that is new, and whose source is removed.
+    fn copy(&mut self, chain: &Chain, source: &Segment, epoch: &Epoch) -> Result<(), StoreError> {
+        let tag = chain.identity().chain;
+        let end = epoch.commit_offset + epoch.commit.encode_frame(tag).len() as u64;
+        let (mut offset, mut frame) = (epoch.offset, Vec::new());
+        while offset < end {
+            let (header, payload) =
+                frames::read_frame(source.file(), offset, end, tag, &mut frame).map_err(|fault| match fault {
+                    Fault::Io(error) => StoreError::io("read", source.path())(error),
+                    Fault::Format(error) => source.damaged(epoch.commit.epoch, offset, &error),
+                })?;
+            self.buffer.extend(header.encode(tag));
+            self.buffer.extend_from_slice(payload);
+            self.buffer.resize(self.buffer.len().next_multiple_of(8), 0);
+            offset = offset.saturating_add(header.frame_bytes());
             self.flush_full()?;
         }
         Ok(())

@@ -1,21 +1,24 @@
 //! Walking the frames of segments: which epochs exist, and where the chain ends. Follows `docs/format.md`, "Reading, and what a
 //! crash can leave".
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use super::files::{ChainAt, Files, PooledFile};
 use super::frames::{Fault, Window, find_header, read_header, read_payload};
 use super::medium::{Medium, MediumFile};
 use super::names::Listed;
 use super::segment::{Segment, Walked};
-use super::{SegmentNumbers, StoreError};
+use super::{SegmentNumbers, StoreError, mark};
 use crate::format::{
     BLOCK_LIST_BYTES_MAX, BlockList, CLOSE_FRAME_BYTES, ChainId, Close, Commit, FORMAT_WITH_CHANGES, FORMAT_WITH_COMPACTION,
-    FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Identity, Index, IndexBuilder, IndexedEpoch, Mention,
-    SEGMENT_HEADER_FRAME_BYTES, SegmentHeader, decode_zeros,
+    FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Identity, Index, IndexBuilder, IndexBytes, IndexProof, IndexedEpoch,
+    Mark, Mention, SEGMENT_HEADER_FRAME_BYTES, SegmentHeader, decode_zeros,
 };
 use crate::page::EpochId;
 
@@ -111,19 +114,66 @@ pub(super) struct Scan {
 }
 
 /// Reads what the chain in `dir` holds, which begins behind the epoch `from` of this identity. A segment with a sound index is taken at its
-/// word; the others are walked.
-pub(super) fn scan(dir: &Path, medium: &dyn Medium, identity: &Arc<Identity>, from: (EpochId, u128)) -> Result<Scan, StoreError> {
+/// word; the others are walked. What is read stays open in `files`, by its place.
+pub(super) fn scan(
+    dir: &Path,
+    medium: &dyn Medium,
+    identity: &Arc<Identity>,
+    from: (EpochId, u128),
+    (files, place): (&Arc<Files>, &ChainAt),
+) -> Result<Scan, StoreError> {
+    // Before anything else: what a writer does meanwhile only adds to what it says.
+    let mark = mark::read(dir, medium, identity, files)?;
     let names = medium.list().map_err(StoreError::io("list", dir))?;
     let mut walk = Walk::new(identity, from);
-    let mut segments = Vec::new();
+    walk.files = Some(files);
+    let mut segments: Vec<Read> = Vec::new();
     for numbers in Listed::new(&names, identity.format).live {
         let path = dir.join(numbers.file_name());
-        let file = medium.open(&numbers.file_name(), false).map_err(StoreError::io("open", &path))?;
+        let file = files.read(place, &numbers.file_name()).map_err(StoreError::io("open", &path))?;
         let bytes = file.len().map_err(StoreError::io("read", &path))?;
-        let content = walk.segment(&At { numbers, path: &path, file: file.as_ref(), bytes }, Some(medium))?;
+        let content = walk.segment(&At { numbers, path: &path, file: &file, bytes }, Some(medium))?;
         segments.push(Read { numbers, path, file, bytes, content });
     }
-    walk.decide(dir, segments)
+    let sealed = segments.iter().filter(|read| matches!(read.content, Content::Sealed(_))).map(|read| read.numbers);
+    let sealed: BTreeSet<_> = sealed.collect();
+    let mut proofs = Vec::new();
+    for numbers in Listed::indexes(&names).filter(|numbers| !sealed.contains(numbers)) {
+        proofs.extend(proof(dir, medium, identity, numbers, files)?);
+    }
+    let unknown = match mark {
+        mark::Found::None => None,
+        mark::Found::Whole(mark) => {
+            proofs.push(mark);
+            None
+        }
+        mark::Found::Damaged(damage) => Some(damage),
+    };
+    walk.decide(dir, segments, &proofs, unknown)
+}
+
+/// What the index with these numbers proves of its segment, which it need not fit any more.
+fn proof(
+    dir: &Path,
+    medium: &dyn Medium,
+    identity: &Identity,
+    numbers: SegmentNumbers,
+    files: &Files,
+) -> Result<Option<Mark>, StoreError> {
+    let name = numbers.index_name();
+    let mut bytes = vec![0; IndexProof::BYTES];
+    match files.with_room(|| medium.open(&name, false)).and_then(|file| file.read(0, &mut bytes)) {
+        Ok(read) => bytes.truncate(read),
+        // A compaction has removed it, or it is no file.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => return Ok(None),
+        Err(error) => return Err(StoreError::io("read", dir.join(name))(error)),
+    }
+    let IndexProof { chain, first, last, epoch, identity: hash } = match IndexProof::parse(&bytes) {
+        Ok(proof) => proof,
+        Err(_) => return Ok(None),
+    };
+    let is_ours = chain == identity.chain && SegmentNumbers { first, last } == numbers && epoch != EpochId::NONE;
+    Ok(is_ours.then_some(Mark { epoch, identity: hash }))
 }
 
 /// Walks one segment that is part of a sound chain, for what its index should say.
@@ -153,7 +203,7 @@ pub(super) fn index_of(
         return Err(StoreError::Damaged(damage));
     }
     let last = if pending.index.epochs() > 0 { last } else { (EpochId::NONE, 0) };
-    pending.index.finish(&pending.header, bytes, pending.previous, last.1).map_err(StoreError::Input)
+    pending.index.finish(&pending.first_frame, bytes, pending.previous, last.1).map_err(StoreError::Input)
 }
 
 /// What a segment holds, its last epoch with that one's identity, and what ends it early.
@@ -202,7 +252,7 @@ struct At<'a> {
 struct Read {
     numbers: SegmentNumbers,
     path: PathBuf,
-    file: Box<dyn MediumFile>,
+    file: PooledFile,
     bytes: u64,
     content: Content,
 }
@@ -217,7 +267,7 @@ enum Content {
 
 /// What a walk collects of a segment.
 struct Pending {
-    header: [u8; FRAME_HEADER_BYTES],
+    first_frame: [u8; SEGMENT_HEADER_FRAME_BYTES],
     previous: EpochId,
     index: IndexBuilder,
     faults: Vec<(EpochId, Damage)>,
@@ -228,8 +278,8 @@ impl Pending {
     fn finish(mut self, epochs: usize, last: (EpochId, u128), bytes: u64) -> Result<Walked, FormatError> {
         self.index.truncate(epochs);
         self.faults.retain(|(epoch, _)| *epoch <= last.0);
-        let index = self.index.finish(&self.header, bytes, self.previous, last.1)?;
-        let index = Index::open(Box::new(index), &self.header, bytes)
+        let index = self.index.finish(&self.first_frame, bytes, self.previous, last.1)?;
+        let index = Index::open(Box::new(index), header_of(&self.first_frame), bytes)
             .map_err(|error| FormatError::input("index", "a sound one", error))?;
         Ok(Walked { index, faults: self.faults })
     }
@@ -237,6 +287,8 @@ impl Pending {
 
 struct Walk<'a> {
     identity: &'a Arc<Identity>,
+    /// Where it is counted how many indexes are mapped.
+    files: Option<&'a Files>,
     chain: ChainId,
     buffer: Vec<u8>,
     /// The last number so far.
@@ -244,6 +296,10 @@ struct Walk<'a> {
     current: Option<Current>,
     /// The first place that is not a valid continuation.
     broken: Option<Damage>,
+    /// The segment in hand is compacted: it got its name when it was whole and synced.
+    compacted: bool,
+    /// Whether that place is in such a segment.
+    broken_compacted: bool,
     /// What is known of the segment in hand.
     pending: Option<Pending>,
     /// The epochs of segments that were walked.
@@ -261,11 +317,14 @@ impl<'a> Walk<'a> {
     fn new(identity: &'a Arc<Identity>, from: (EpochId, u128)) -> Self {
         Self {
             identity,
+            files: None,
             chain: identity.chain,
             buffer: Vec::new(),
             number: 0,
             current: None,
             broken: None,
+            compacted: false,
+            broken_compacted: false,
             pending: None,
             epochs: Vec::new(),
             before: from,
@@ -281,6 +340,7 @@ impl<'a> Walk<'a> {
         if self.broken.is_none() {
             let epoch = self.current.take().map_or_else(|| self.newest.next(), |current| current.epoch);
             self.broken = Some(Damage { file: file.to_owned(), offset, epoch, expected: expected.into(), found: found.into() });
+            self.broken_compacted = self.compacted;
         }
     }
 
@@ -291,6 +351,7 @@ impl<'a> Walk<'a> {
     /// Reads one segment; with a medium, its index is asked first.
     fn segment(&mut self, at: &At<'_>, medium: Option<&dyn Medium>) -> Result<Content, StoreError> {
         let missing = self.number.saturating_add(1);
+        self.compacted = false;
         if at.numbers.first > missing {
             let path = at.path.with_file_name(SegmentNumbers::one(missing).file_name());
             self.break_at(&path, 0, "a segment", "no such file");
@@ -298,6 +359,7 @@ impl<'a> Walk<'a> {
             self.break_at(at.path, 0, format!("a segment from number {missing} on"), at.numbers.to_string());
         }
         self.number = at.numbers.last;
+        self.compacted = at.numbers.is_compacted();
         let mut window = Window::new(at.file);
         let mut offset = 0;
         // A segment that is empty still lacks its header.
@@ -328,6 +390,9 @@ impl<'a> Walk<'a> {
         if self.current.is_some() {
             self.break_at(at.path, at.bytes, "more frames of the epoch", "the end of the segment");
         }
+        if self.compacted && !self.closed && self.newest != EpochId::NONE {
+            self.break_at(at.path, at.bytes, "a close, which ends a compacted segment", "the end of the segment");
+        }
         Ok(self.pending.take().map_or(Content::None, Content::Walked))
     }
 
@@ -335,15 +400,24 @@ impl<'a> Walk<'a> {
     fn sealed(&self, at: &At<'_>, medium: &dyn Medium) -> Option<Index> {
         let pending = self.pending.as_ref()?;
         let name = at.numbers.index_name();
-        let bytes = match medium.map(&name) {
+        let mapped = match self.files.is_none_or(Files::may_map) {
+            true => medium.map(&name),
+            false => Err(io::ErrorKind::OutOfMemory.into()),
+        };
+        let read = match mapped {
+            // There is no room for a mapping: it is as good in memory of our own.
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => read_index(medium, &name, at.bytes),
+            mapped => mapped,
+        };
+        let bytes = match read {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => {
                 tracing::warn!(%name, %error, "the index cannot be read: the segment is walked instead");
                 return None;
             }
         };
-        match Index::open(bytes, &pending.header, at.bytes) {
+        match Index::open(bytes, header_of(&pending.first_frame), at.bytes) {
             Ok(index) if index.previous() == self.newest && index.last() >= self.newest => Some(index),
             Ok(_) => None,
             Err(error) => {
@@ -481,8 +555,11 @@ impl<'a> Walk<'a> {
         }
         self.end = Some((at.numbers, SEGMENT_HEADER_FRAME_BYTES as u64));
         self.closed = false;
-        let header = header.encode(self.chain);
-        self.pending = Some(Pending { header, previous: self.newest, index: IndexBuilder::new(), faults: Vec::new() });
+        let mut first_frame = [0; SEGMENT_HEADER_FRAME_BYTES];
+        let (head, body) = first_frame.split_at_mut(FRAME_HEADER_BYTES);
+        head.copy_from_slice(&header.encode(self.chain));
+        body.copy_from_slice(payload);
+        self.pending = Some(Pending { first_frame, previous: self.newest, index: IndexBuilder::new(), faults: Vec::new() });
         Ok(())
     }
 
@@ -609,16 +686,19 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Checks the payloads of what was not proven durable, and says what the first fault means.
-    fn decide(mut self, dir: &Path, read: Vec<Read>) -> Result<Scan, StoreError> {
+    /// Checks the payloads of what was not proven durable, and says what the first fault means. `proofs` are of epochs that were durable;
+    /// `unknown` is why that is not known, where it must be.
+    fn decide(mut self, dir: &Path, read: Vec<Read>, proofs: &[Mark], unknown: Option<Damage>) -> Result<Scan, StoreError> {
+        proofs.iter().for_each(|proof| self.proven(proof.epoch));
         let from = self.epochs.partition_point(|epoch| epoch.commit.epoch <= self.durable);
         for (index, epoch) in self.epochs.iter().enumerate().skip(from) {
             let Some(segment) = read.iter().find(|read| read.numbers == epoch.segment) else { continue };
-            match check_payloads(segment.file.as_ref(), epoch, self.chain, &mut self.buffer) {
+            match check_payloads(&segment.file, epoch, self.chain, &mut self.buffer) {
                 Ok(()) => {}
                 Err((_, Fault::Io(error))) => return Err(StoreError::io("read", &segment.path)(error)),
                 Err((offset, Fault::Format(error))) => {
                     self.broken = Some(Damage::new(&segment.path, epoch.commit.epoch, offset, &error));
+                    self.broken_compacted = epoch.segment.is_compacted();
                     self.end = Some((epoch.segment, epoch.offset));
                     self.closed = false;
                     self.epochs.truncate(index);
@@ -644,27 +724,108 @@ impl<'a> Walk<'a> {
             };
             segments.push(segment);
         }
-        let Self { newest, newest_hash, durable, end, closed, broken, .. } = self;
+        let Self { newest, newest_hash, durable, end, closed, broken, broken_compacted, .. } = self;
         let mut scan = Scan { segments, newest, newest_hash, durable, tail: None, damage: None, files, end, closed };
-        let Some(damage) = broken else { return Ok(scan) };
-        if durable > newest {
-            scan.damage = Some(damage);
-        } else {
-            let (last, end_offset) = end.map_or((0, 0), |(numbers, offset)| (numbers.last, offset));
-            let behind = scan.files.iter().filter(|(numbers, _)| numbers.last >= last).map(|(_, bytes)| *bytes);
-            let bytes = behind.fold(0, u64::saturating_add).saturating_sub(end_offset);
-            // Where the sound part ends with a segment, the tail begins with the next file.
-            let (file, offset) = match end {
-                Some((numbers, offset)) if !scan.files.contains(&(numbers, offset)) => (numbers, offset),
-                _ => {
-                    let behind = scan.files.iter().map(|(numbers, _)| *numbers).find(|numbers| numbers.first > last);
-                    (behind.unwrap_or(SegmentNumbers::one(last.saturating_add(1))), 0)
-                }
-            };
-            scan.tail = Some(TornTail { file: dir.join(file.file_name()), offset, bytes, reason: damage });
+        scan.compare(proofs)?;
+        if scan.damage.is_some() {
+            return Ok(scan);
         }
+        let is_lost = durable > newest;
+        scan.damage = match broken {
+            Some(broken) if is_lost || broken_compacted => Some(broken),
+            Some(broken) if unknown.is_none() => {
+                scan.tail = Some(scan.tail(dir, broken));
+                None
+            }
+            None if is_lost => Some(scan.lost(dir)),
+            _ => unknown.map(|damage| Damage { epoch: newest, ..damage }),
+        };
         Ok(scan)
     }
+}
+
+/// Reads all of the index of a segment of `segment_bytes`.
+fn read_index(medium: &dyn Medium, name: &str, segment_bytes: u64) -> io::Result<Box<dyn IndexBytes>> {
+    let file = medium.open(name, false)?;
+    let len = file.len()?;
+    // An entry takes no more than what it is about: no index of a segment is longer.
+    let most = segment_bytes.saturating_mul(16).saturating_add(1 << 20);
+    let room = usize::try_from(len).ok().filter(|_| len <= most).ok_or(io::ErrorKind::InvalidData)?;
+    let mut bytes = vec![0; room];
+    let read = file.read(0, &mut bytes)?;
+    bytes.truncate(read);
+    Ok(Box::new(bytes))
+}
+
+impl Scan {
+    /// Where the first thing behind the sound part is, or would be: its file, and the offset.
+    fn behind(&self) -> (SegmentNumbers, u64) {
+        let last = self.end.map_or(0, |(numbers, _)| numbers.last);
+        // Where the sound part ends with a segment, the next file comes.
+        match self.end {
+            Some((numbers, offset)) if !self.files.contains(&(numbers, offset)) => (numbers, offset),
+            _ => {
+                let behind = self.files.iter().map(|(numbers, _)| *numbers).find(|numbers| numbers.first > last);
+                (behind.unwrap_or(SegmentNumbers::one(last.saturating_add(1))), 0)
+            }
+        }
+    }
+
+    fn tail(&self, dir: &Path, reason: Damage) -> TornTail {
+        let (last, end_offset) = self.end.map_or((0, 0), |(numbers, offset)| (numbers.last, offset));
+        let behind = self.files.iter().filter(|(numbers, _)| numbers.last >= last).map(|(_, bytes)| *bytes);
+        let bytes = behind.fold(0, u64::saturating_add).saturating_sub(end_offset);
+        let (file, offset) = self.behind();
+        TornTail { file: dir.join(file.file_name()), offset, bytes, reason }
+    }
+
+    /// What was durable is not there, and nothing that is there says where it was.
+    fn lost(&self, dir: &Path) -> Damage {
+        let (file, offset) = self.behind();
+        let found = if self.newest == EpochId::NONE { "none".to_owned() } else { format!("epochs up to {}", self.newest) };
+        let expected = format!("epochs up to {}, which were durable", self.durable);
+        Damage { file: dir.join(file.file_name()), offset, epoch: self.newest.next(), expected, found }
+    }
+
+    /// Compares what is said to have been durable with what is there. An epoch of another identity is of another line, and hides what comes
+    /// from it on.
+    fn compare(&mut self, proofs: &[Mark]) -> Result<(), StoreError> {
+        let mut proofs: Vec<_> = proofs.iter().filter(|proof| proof.epoch <= self.newest).collect();
+        proofs.sort_unstable_by_key(|proof| proof.epoch);
+        for proof in proofs {
+            if (proof.epoch, proof.identity) == (self.newest, self.newest_hash) {
+                continue;
+            }
+            for segment in self.segments.iter().rev() {
+                if segment.look(|index| Ok(index.previous()))? >= proof.epoch {
+                    continue;
+                }
+                let epoch = match segment.find(proof.epoch)?.map(|number| segment.epoch(number)) {
+                    Some(Ok(epoch)) if epoch.hash != proof.identity => epoch,
+                    // One that cannot be read says so to whoever asks for it.
+                    Some(Err(error)) if !error.is_damage() => return Err(error),
+                    None if segment.epochs()? == 0 => continue,
+                    _ => break,
+                };
+                let expected = format!("the epoch of identity {:032x}, which was durable", proof.identity);
+                let (found, offset) = (format!("{:032x}", epoch.hash), epoch.commit_offset);
+                let damage = Damage { file: segment.path().to_owned(), offset, epoch: proof.epoch, expected, found };
+                (self.newest, self.newest_hash) = (epoch.commit.parent, epoch.commit.parent_hash);
+                self.closed = false;
+                let newest = self.newest;
+                self.segments.iter_mut().for_each(|segment| segment.cut_off(newest));
+                self.damage = Some(damage);
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The header of a segment's first frame.
+fn header_of(first_frame: &[u8; SEGMENT_HEADER_FRAME_BYTES]) -> &[u8; FRAME_HEADER_BYTES] {
+    const NONE: &[u8; FRAME_HEADER_BYTES] = &[0; FRAME_HEADER_BYTES];
+    first_frame.first_chunk().unwrap_or(NONE)
 }
 
 /// The payload of a frame of a kind that is small.

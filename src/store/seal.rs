@@ -4,9 +4,10 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::frames::{self, Fault};
 use super::medium::Medium;
 use super::{SegmentNumbers, StoreError, scan};
-use crate::format::Identity;
+use crate::format::{Identity, Index, IndexError};
 
 /// Writes the index of the segment with these numbers, every epoch of which is durable. A segment without one is as good, and slower: where this fails,
 /// nothing is lost.
@@ -21,7 +22,25 @@ pub(super) fn seal(dir: &Path, medium: &dyn Medium, identity: &Arc<Identity>, nu
     write(medium, numbers, &index).map_err(StoreError::io("write", dir.join(numbers.index_name())))
 }
 
-/// Puts an index beside its segment.
+/// Whether the index beside the segment with these numbers is one of it, as far as its first block says.
+///
+/// # Errors
+/// A segment or an index that cannot be read.
+pub(super) fn fits(medium: &dyn Medium, identity: &Identity, numbers: SegmentNumbers) -> io::Result<bool> {
+    let file = medium.open(&numbers.file_name(), false)?;
+    let header = match frames::read_header(file.as_ref(), 0, file.len()?, identity.chain) {
+        Ok(header) => header.encode(identity.chain),
+        Err(Fault::Format(_)) => return Ok(false),
+        Err(Fault::Io(error)) => return Err(error),
+    };
+    match Index::open(medium.map(&numbers.index_name())?, &header, file.len()?) {
+        Ok(_) => Ok(true),
+        Err(IndexError::Format(_)) => Ok(false),
+        Err(IndexError::Io(error)) => Err(error),
+    }
+}
+
+/// Puts an index beside its segment, in the place of one that is there.
 pub(super) fn write(medium: &dyn Medium, numbers: SegmentNumbers, index: &[u8]) -> io::Result<()> {
     let (draft, name) = (numbers.index_draft(), numbers.index_name());
     let written = (|| {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use super::files::PooledFile;
 use super::frames::{self, Fault};
 use super::medium::MediumFile;
 use super::scan::{self, Damage, Epoch};
@@ -13,12 +14,12 @@ use crate::format::{
 };
 use crate::page::EpochId;
 
-/// A segment that was opened. What a compaction puts in its place later changes nothing for who has it open.
+/// A segment that was opened. Its file may be closed meanwhile: what a compaction puts in its place is not taken for it.
 #[derive(Debug)]
 pub(crate) struct Segment {
     numbers: SegmentNumbers,
     path: PathBuf,
-    file: Box<dyn MediumFile>,
+    file: PooledFile,
     bytes: u64,
     identity: Arc<Identity>,
     /// The index that is beside the segment.
@@ -51,7 +52,7 @@ impl Segment {
     pub(super) fn sealed(
         numbers: SegmentNumbers,
         path: PathBuf,
-        file: Box<dyn MediumFile>,
+        file: PooledFile,
         bytes: u64,
         identity: Arc<Identity>,
         index: Index,
@@ -62,7 +63,7 @@ impl Segment {
     pub(super) fn walked(
         numbers: SegmentNumbers,
         path: PathBuf,
-        file: Box<dyn MediumFile>,
+        file: PooledFile,
         bytes: u64,
         identity: Arc<Identity>,
         walked: Walked,
@@ -88,12 +89,18 @@ impl Segment {
         self.bytes
     }
 
-    pub(crate) const fn is_sealed(&self) -> bool {
-        self.sealed.is_some()
+    pub(crate) const fn file(&self) -> &dyn MediumFile {
+        &self.file
     }
 
-    pub(crate) fn file(&self) -> &dyn MediumFile {
-        self.file.as_ref()
+    /// Keeps the file open, whatever takes its place, where the bound on open files leaves room for that.
+    pub(super) fn hold(&self) -> Result<bool, StoreError> {
+        self.file.hold().map_err(StoreError::io("open", &self.path))
+    }
+
+    /// The file need not stay open any more.
+    pub(super) fn let_go(&self) {
+        self.file.let_go();
     }
 
     /// Asks the index. Where the one beside the segment is not sound, the segment is walked once, and `look` asks what that gave; it
@@ -129,7 +136,7 @@ impl Segment {
         }
         let index = self.path.with_file_name(self.numbers.index_name());
         tracing::warn!(index = %index.display(), %error, "the index is not sound: the segment is walked instead");
-        let walked = scan::walk_one(&self.path, self.numbers, self.file.as_ref(), self.bytes, &self.identity)?;
+        let walked = scan::walk_one(&self.path, self.numbers, &self.file, self.bytes, &self.identity)?;
         self.walked.get_or_init(|| walked);
         Ok(())
     }
@@ -217,7 +224,7 @@ impl Segment {
         buffer: &'b mut Vec<u8>,
     ) -> Result<(FrameHeader, &'b [u8]), StoreError> {
         let (header, payload) =
-            frames::read_frame(self.file.as_ref(), offset, end, self.identity.chain, buffer).map_err(|fault| match fault {
+            frames::read_frame(&self.file, offset, end, self.identity.chain, buffer).map_err(|fault| match fault {
                 Fault::Io(error) => StoreError::io("read", &self.path)(error),
                 Fault::Format(error) => self.damaged(epoch, offset, &error),
             })?;

@@ -6,7 +6,8 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::medium::{Lock, Medium, MediumFile};
+use super::medium::{Displaced, FileId, HeldLock, Lock, Medium, MediumFile};
+use super::verify::{VerifyOptions, VerifyReport, verify};
 use super::{Chain, NewChain, StoreError, Writer, WriterOptions};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
@@ -115,8 +116,20 @@ struct State {
     faults: Option<(Random, u64)>,
     /// Bytes of all files together that fit.
     capacity: Option<u64>,
-    /// Locks that somebody holds.
-    held: BTreeSet<String>,
+    /// Files that somebody has locked.
+    held: BTreeSet<usize>,
+    /// Files that are open now, and the most that were at a time.
+    open: (u64, u64),
+    /// So many may be open.
+    open_most: Option<u64>,
+    /// Where it is drawn from whether there is a descriptor: one opening in so many fails.
+    opening_faults: Option<(Random, u64)>,
+    /// What the names of files begin with in each directory that was opened: it stays the same directory when it is moved.
+    directories: Vec<String>,
+    /// What somebody does to the store, and at which operation.
+    meddling: Option<(u64, Meddling)>,
+    /// It was done.
+    meddled: bool,
 }
 
 /// What survives a power cut of what was not synced.
@@ -128,17 +141,69 @@ pub(crate) enum Cut {
     Torn(u64),
 }
 
+/// What somebody does to a store who does not ask its writer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Meddling {
+    /// Moves it away.
+    Move,
+    /// Moves it away, and puts a copy in its place.
+    Replace,
+    /// Removes the lock of the chain in this directory of it.
+    Unlock(String),
+    /// Appends bytes to the last segment there, or takes as many away.
+    Resize(String, i64),
+}
+
+/// Where the store is, and where it is moved to.
+const STORE: &str = "store/";
+const AWAY: &str = "away/";
+
 /// A directory on a simulated disk.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Disk {
     state: Arc<Mutex<State>>,
-    /// What the names of files in this directory begin with.
-    prefix: String,
+    /// Which of the directories that were opened.
+    directory: usize,
+    /// What the names of files in it began with when it was opened.
+    opened: String,
 }
 
 impl Disk {
     pub(crate) fn new() -> Self {
-        Self::default()
+        Self::open(&Arc::default(), STORE)
+    }
+
+    /// Opens what is in a place at present.
+    fn open(state: &Arc<Mutex<State>>, place: &str) -> Self {
+        let mut found = state.lock().unwrap();
+        let directory = found.directories.iter().position(|prefix| prefix == place).unwrap_or_else(|| {
+            found.directories.push(place.to_owned());
+            found.directories.len() - 1
+        });
+        Self { state: state.clone(), directory, opened: place.to_owned() }
+    }
+
+    /// Has somebody at the store at an operation.
+    pub(crate) fn meddling_at(self, operation: u64, what: Meddling) -> Self {
+        self.state().meddling = Some((operation, what));
+        self
+    }
+
+    /// Whether somebody was.
+    pub(crate) fn is_meddled_with(&self) -> bool {
+        self.state().meddled
+    }
+
+    /// Puts the store back that was moved away.
+    pub(crate) fn put_back(&self) {
+        let mut state = self.state();
+        state.move_all(STORE, "gone/");
+        state.move_all(AWAY, STORE);
+    }
+
+    /// The chain that was moved away.
+    pub(crate) fn moved_chain(&self, branch: &str) -> Result<Chain, StoreError> {
+        Chain::open_on(Path::new("disk"), &(Arc::new(Self::open(&self.state, AWAY)) as Arc<dyn Medium>), branch)
     }
 
     /// A disk that holds these files, durable.
@@ -148,8 +213,9 @@ impl Disk {
             let mut state = disk.state();
             for (inode, (name, bytes)) in files.iter().enumerate() {
                 state.inodes.push(Inode { live: bytes.clone(), durable: bytes.clone(), pending: Vec::new() });
+                let name = format!("{STORE}{name}");
                 state.live.insert(name.clone(), inode);
-                state.durable.insert(name.clone(), inode);
+                state.durable.insert(name, inode);
             }
         }
         disk
@@ -174,6 +240,25 @@ impl Disk {
         self.state().capacity = bytes;
     }
 
+    /// How many files may be open from now on.
+    pub(crate) fn set_open_most(&self, most: Option<u64>) {
+        self.state().open_most = most;
+    }
+
+    /// One opening in so many finds that the process has no descriptor left.
+    pub(crate) fn with_opening_faults(self, seed: u64, one_in: u64) -> Self {
+        self.state().opening_faults = Some((Random(seed), one_in));
+        self
+    }
+
+    /// The most files that were open at a time since the last call; and how many are now.
+    pub(crate) fn take_open_most(&self) -> (u64, u64) {
+        let mut state = self.state();
+        let (now, most) = state.open;
+        state.open.1 = now;
+        (most, now)
+    }
+
     pub(crate) fn operations(&self) -> u64 {
         self.state().operations
     }
@@ -181,7 +266,8 @@ impl Disk {
     /// What the system shows.
     pub(crate) fn files(&self) -> BTreeMap<String, Vec<u8>> {
         let state = self.state();
-        state.live.iter().map(|(name, inode)| (name.clone(), state.inodes[*inode].live.clone())).collect()
+        let files = state.live.iter().filter_map(|(name, inode)| Some((name.strip_prefix(STORE)?, inode)));
+        files.map(|(name, inode)| (name.to_owned(), state.inodes[*inode].live.clone())).collect()
     }
 
     /// The disk after the power came back.
@@ -199,7 +285,7 @@ impl Disk {
                 op.apply(&mut names);
             }
         }
-        let files = names.into_iter().map(|(name, inode)| {
+        let files = names.into_iter().filter_map(|(name, inode)| {
             let inode = &state.inodes[inode];
             let mut bytes = inode.durable.clone();
             for op in &inode.pending {
@@ -216,9 +302,21 @@ impl Disk {
                     _ => {}
                 }
             }
-            (name, bytes)
+            Some((name.strip_prefix(STORE)?.to_owned(), bytes))
         });
         Self::holding(&files.collect())
+    }
+
+    /// What `verify` says of what the system shows. It reads a real directory.
+    pub(crate) fn verified(&self) -> VerifyReport {
+        let memory = Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        for (name, bytes) in self.files() {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        verify(dir.path(), &VerifyOptions::default(), &mut |_| {}).unwrap()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -226,11 +324,17 @@ impl Disk {
     }
 
     fn path(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
+        format!("{}{name}", self.prefix())
     }
 
+    /// What the names of files in this directory begin with.
+    fn prefix(&self) -> String {
+        self.state().directories[self.directory].clone()
+    }
+
+    /// What is in the store's place.
     pub(crate) fn medium(&self) -> Arc<dyn Medium> {
-        Arc::new(self.clone())
+        Arc::new(Self::open(&self.state, STORE))
     }
 
     pub(crate) fn chain(&self) -> Result<Chain, StoreError> {
@@ -267,20 +371,86 @@ impl Disk {
 impl State {
     /// Counts an operation. `Err` where the power is off already; `Ok(true)` where it goes off during this one.
     fn step(&mut self) -> io::Result<bool> {
+        self.step_of(false)
+    }
+
+    /// As [`step`](Self::step). Who changes a file's length just before it is written or cut leaves it with the length that it should have: nobody can tell.
+    fn step_of(&mut self, is_write: bool) -> io::Result<bool> {
         if self.dead {
             return Err(io::Error::other("the power is off"));
+        }
+        let waits = |what: &Meddling| is_write && matches!(what, Meddling::Resize(..));
+        if let Some((_, what)) = self.meddling.take_if(|(at, what)| *at <= self.operations && !waits(what)) {
+            self.meddle(&what);
+            self.meddled = true;
         }
         self.dead = self.cut_at == Some(self.operations);
         self.operations += 1;
         Ok(self.dead)
     }
 
+    /// Moves everything that has names which begin so. Who has it open has it open there.
+    fn move_all(&mut self, from: &str, to: &str) {
+        let moved = |name: &str| name.strip_prefix(from).map_or_else(|| name.to_owned(), |rest| format!("{to}{rest}"));
+        for names in [&mut self.live, &mut self.durable] {
+            *names = std::mem::take(names).into_iter().map(|(name, inode)| (moved(&name), inode)).collect();
+        }
+        for op in &mut self.pending {
+            match op {
+                NameOp::Create(name, _) | NameOp::Remove(name) => *name = moved(name),
+                NameOp::Rename(before, after) => (*before, *after) = (moved(before), moved(after)),
+            }
+        }
+        self.directories.iter_mut().for_each(|prefix| *prefix = moved(prefix));
+    }
+
+    fn meddle(&mut self, what: &Meddling) {
+        match what {
+            Meddling::Move => self.move_all(STORE, AWAY),
+            Meddling::Replace => {
+                self.move_all(STORE, AWAY);
+                for (name, inode) in self.live.clone() {
+                    let Some(name) = name.strip_prefix(AWAY) else { continue };
+                    let live = self.inodes[inode].live.clone();
+                    let name = format!("{STORE}{name}");
+                    self.live.insert(name.clone(), self.inodes.len());
+                    self.durable.insert(name, self.inodes.len());
+                    self.inodes.push(Inode { durable: live.clone(), live, pending: Vec::new() });
+                }
+            }
+            Meddling::Unlock(place) => {
+                self.live.remove(&format!("{STORE}{place}lock"));
+                self.durable.remove(&format!("{STORE}{place}lock"));
+            }
+            Meddling::Resize(place, bytes) => {
+                let prefix = format!("{STORE}{place}segment-");
+                let last = self.live.iter().rfind(|(name, _)| name.starts_with(&prefix)).map(|(_, inode)| *inode);
+                let Some(inode) = last.map(|inode| &mut self.inodes[inode]) else { return };
+                let op = FileOp::SetLen((inode.live.len() as u64).saturating_add_signed(*bytes));
+                op.apply(&mut inode.live);
+                inode.pending.push(op);
+            }
+        }
+    }
+
     fn fault(&mut self) -> bool {
         self.faults.as_mut().is_some_and(|(random, one_in)| random.one_in(*one_in))
     }
 
-    fn name(&mut self, op: NameOp) -> io::Result<()> {
+    fn take_descriptor(&mut self) -> io::Result<()> {
+        let (now, most) = self.open;
+        let full = self.open_most.is_some_and(|limit| now >= limit);
+        if full || self.opening_faults.as_mut().is_some_and(|(random, one_in)| random.one_in(*one_in)) {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
+        self.open = (now + 1, most.max(now + 1));
+        Ok(())
+    }
+
+    /// Takes an operation on names of files in a directory, wherever that is by then.
+    fn name(&mut self, directory: usize, op: impl FnOnce(&str) -> NameOp) -> io::Result<()> {
         let cut = self.step()?;
+        let op = op(&self.directories[directory]);
         op.apply(&mut self.live);
         self.pending.push(op);
         if cut { Err(io::Error::other("the power is off")) } else { Ok(()) }
@@ -289,36 +459,44 @@ impl State {
 
 impl Medium for Disk {
     fn list(&self) -> io::Result<Vec<String>> {
+        let prefix = self.prefix();
         let state = self.state();
-        let below = state.live.keys().filter_map(|name| name.strip_prefix(&self.prefix));
+        let below = state.live.keys().filter_map(|name| name.strip_prefix(&prefix));
         let mut names: Vec<_> = below.map(|name| name.split('/').next().unwrap().to_owned()).collect();
         names.dedup();
         Ok(names)
     }
 
     fn open(&self, name: &str, _write: bool) -> io::Result<Box<dyn MediumFile>> {
-        let inode = self.state().live.get(&self.path(name)).copied().ok_or(io::ErrorKind::NotFound)?;
+        let path = self.path(name);
+        let mut state = self.state();
+        let inode = state.live.get(&path).copied().ok_or(io::ErrorKind::NotFound)?;
+        state.take_descriptor()?;
         Ok(Box::new(DiskFile { disk: self.clone(), inode }))
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn MediumFile>> {
+        let path = self.path(name);
         let mut state = self.state();
-        if state.live.contains_key(&self.path(name)) {
+        if state.live.contains_key(&path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        state.take_descriptor()?;
         let inode = state.inodes.len();
         state.inodes.push(Inode::default());
-        state.name(NameOp::Create(self.path(name), inode))?;
+        let made = state.name(self.directory, |prefix| NameOp::Create(format!("{prefix}{name}"), inode));
         drop(state);
-        Ok(Box::new(DiskFile { disk: self.clone(), inode }))
+        let file = Box::new(DiskFile { disk: self.clone(), inode });
+        made?;
+        Ok(file)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.state().name(NameOp::Rename(self.path(from), self.path(to)))
+        self.state().name(self.directory, |prefix| NameOp::Rename(format!("{prefix}{from}"), format!("{prefix}{to}")))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.state().name(NameOp::Remove(self.path(name)))
+        self.state().name(self.directory, |prefix| NameOp::Remove(format!("{prefix}{name}")))
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -326,15 +504,17 @@ impl Medium for Disk {
         if state.step()? {
             return Err(io::Error::other("the power is off"));
         }
+        let prefix = state.directories[self.directory].clone();
         let State { durable, pending, .. } = &mut *state;
-        let (here, elsewhere): (Vec<_>, _) = std::mem::take(pending).into_iter().partition(|op| op.is_in(&self.prefix));
+        let (here, elsewhere): (Vec<_>, _) = std::mem::take(pending).into_iter().partition(|op| op.is_in(&prefix));
         *pending = elsewhere;
         here.into_iter().for_each(|op| op.apply(durable));
         Ok(())
     }
 
-    fn directory(&self, name: &str) -> Arc<dyn Medium> {
-        Arc::new(Self { state: self.state.clone(), prefix: format!("{}{name}/", self.prefix) })
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Medium>> {
+        let place = format!("{}{name}/", self.prefix());
+        Ok(Arc::new(Self { opened: format!("{}{name}/", self.opened), ..Self::open(&self.state, &place) }))
     }
 
     fn make_directory(&self, _: &str) -> io::Result<()> {
@@ -343,27 +523,53 @@ impl Medium for Disk {
     }
 
     fn map(&self, name: &str) -> io::Result<Box<dyn IndexBytes>> {
+        let path = self.path(name);
         let state = self.state();
-        let inode = state.live.get(&self.path(name)).copied().ok_or(io::ErrorKind::NotFound)?;
+        let inode = state.live.get(&path).copied().ok_or(io::ErrorKind::NotFound)?;
         Ok(Box::new(state.inodes[inode].live.clone()))
     }
 
-    fn lock(&self, name: &str, _: &str) -> io::Result<Lock> {
+    fn look(&self, name: &str) -> io::Result<Option<FileId>> {
         let path = self.path(name);
-        let free = self.state().held.insert(path.clone());
-        Ok(if free { Lock::Held(Box::new(HeldLock { disk: self.clone(), path })) } else { Lock::Taken("somebody".to_owned()) })
+        Ok(self.state().live.get(&path).map(|inode| FileId { device: 0, inode: *inode as u64 }))
+    }
+
+    fn check_place(&self) -> Result<(), Displaced> {
+        let (path, found) = (self.opened.clone().into(), self.prefix());
+        if found == self.opened { Ok(()) } else { Err(Displaced { path, expected: "the directory".to_owned(), found }) }
+    }
+
+    fn lock(&self, name: &str, _: &str) -> io::Result<Lock> {
+        let (path, mut state) = (self.path(name), self.state());
+        let inode = state.live.get(&path).copied().unwrap_or_else(|| {
+            let inode = state.inodes.len();
+            state.inodes.push(Inode::default());
+            // Whether the name survives a power cut makes no difference.
+            state.live.insert(path.clone(), inode);
+            state.durable.insert(path, inode);
+            inode
+        });
+        let free = state.held.insert(inode);
+        Ok(if free { Lock::Held(Box::new(HeldInode { disk: self.clone(), inode })) } else { Lock::Taken("somebody".to_owned()) })
     }
 }
 
 /// A lock that is given back when this is dropped.
-struct HeldLock {
+#[derive(Debug)]
+struct HeldInode {
     disk: Disk,
-    path: String,
+    inode: usize,
 }
 
-impl Drop for HeldLock {
+impl HeldLock for HeldInode {
+    fn id(&self) -> io::Result<FileId> {
+        Ok(FileId { device: 0, inode: self.inode as u64 })
+    }
+}
+
+impl Drop for HeldInode {
     fn drop(&mut self) {
-        self.disk.state().held.remove(&self.path);
+        self.disk.state().held.remove(&self.inode);
     }
 }
 
@@ -373,10 +579,16 @@ struct DiskFile {
     inode: usize,
 }
 
+impl Drop for DiskFile {
+    fn drop(&mut self) {
+        self.disk.state().open.0 -= 1;
+    }
+}
+
 impl DiskFile {
     fn apply(&self, op: FileOp) -> io::Result<()> {
         let mut state = self.disk.state();
-        let cut = state.step()?;
+        let cut = state.step_of(true)?;
         let inode = &mut state.inodes[self.inode];
         op.apply(&mut inode.live);
         inode.pending.push(op);
@@ -385,6 +597,10 @@ impl DiskFile {
 }
 
 impl MediumFile for DiskFile {
+    fn id(&self) -> io::Result<FileId> {
+        Ok(FileId { device: 0, inode: self.inode as u64 })
+    }
+
     fn len(&self) -> io::Result<u64> {
         Ok(self.disk.state().inodes[self.inode].live.len() as u64)
     }

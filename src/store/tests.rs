@@ -12,7 +12,7 @@ use super::testing::{Cut, Disk, Model, Random, new_chain};
 use super::*;
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
-    ChainId, Commit, Compression, EpochWriter, FormatError, FrameHeader, FrameKind, MemoryDigest, SEGMENT_HEADER_FRAME_BYTES,
+    Commit, Compression, EpochWriter, FormatError, FrameHeader, FrameKind, MemoryDigest, SEGMENT_HEADER_FRAME_BYTES,
 };
 use crate::page::EpochId;
 use crate::restore;
@@ -44,8 +44,8 @@ fn life(disk: &Disk, model: &mut Model) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Opens what a crash left, checks it, goes on with it, and checks again.
-fn survives(disk: &Disk, model: &Model, seed: u64) {
+/// Opens what a crash left, checks it, goes on with it, and checks again. `judged` says whether `verify` is asked, too.
+fn survives(disk: &Disk, model: &Model, seed: u64, judged: bool) {
     let mut guest = Model::new(seed, Compression::None);
     guest.offered = model.offered.clone();
     guest.memory = model.memory.clone();
@@ -54,6 +54,12 @@ fn survives(disk: &Disk, model: &Model, seed: u64) {
     let mut writer = match disk.chain() {
         Ok(chain) => {
             guest.check(&chain);
+            // It was written from the format's page alone, and no crash leaves what it calls damage.
+            if judged {
+                let report = disk.verified();
+                assert!(report.is_sound(), "{report:#?}");
+                assert_eq!(report.newest.unwrap_or_default(), chain.newest());
+            }
             disk.writer(SMALL).unwrap()
         }
         Err(StoreError::Empty { .. } | StoreError::NotAStore { .. }) => {
@@ -92,8 +98,8 @@ fn every_power_cut_leaves_what_was_committed() {
                 // The power goes again while the chain is being opened.
                 let again = left.after(Cut::Kept).cutting_at(at % 7);
                 let _ = again.writer(SMALL);
-                survives(&again.after(Cut::Torn(at)), &model, seed);
-                survives(&left, &model, seed);
+                survives(&again.after(Cut::Torn(at)), &model, seed, at % 4 == 0);
+                survives(&left, &model, seed, true);
             }
         }
     }
@@ -108,6 +114,103 @@ impl Drop for Context {
             eprintln!("failed with {}", self.0);
         }
     }
+}
+
+/// A reader, `verify` and a writer agree that a chain whose epochs were durable up to `durable` is sound and has them all, or is damaged and stays what it is.
+/// Returns which.
+fn is_whole_or_damaged(files: &Files, durable: EpochId) -> bool {
+    let disk = Disk::holding(files);
+    let chain = disk.chain().unwrap();
+    let is_sound = chain.damage().is_empty();
+    assert!(!is_sound || chain.newest() >= durable, "{durable} was durable, and {} is all there is", chain.newest());
+    let report = disk.verified();
+    assert_eq!(report.is_sound(), is_sound, "{:?}\n{report:#?}", chain.damage());
+    match disk.writer(SMALL) {
+        Ok(_) => assert!(is_sound),
+        Err(error) => {
+            assert!(error.is_damage() && !is_sound, "{error}");
+            assert!(disk.files() == *files, "a writer changes nothing where there is damage");
+        }
+    }
+    is_sound
+}
+
+#[test]
+fn what_is_lost_is_said_to_be_lost() {
+    let (mut whole, mut damaged) = (0, 0);
+    for seed in 0..6 {
+        let disk = Disk::new();
+        let mut model = Model::new(seed, Compression::None);
+        life(&disk, &mut model).unwrap();
+        let files = disk.files();
+        let names: Vec<_> = files.keys().filter(|name| !["identity.json", "lock"].contains(&name.as_str())).collect();
+        assert!(names.iter().any(|name| name.starts_with("index")), "{names:?}");
+        let mut random = Random(seed);
+        let mut lose = |files: &mut Files, name: &str| {
+            let bytes = files[name].clone();
+            match random.below(4) {
+                0 => drop(files.insert(name.to_owned(), Vec::new())),
+                1 => {
+                    let len = usize::try_from(random.below(bytes.len() as u64)).unwrap();
+                    files.insert(name.to_owned(), bytes[..len].to_vec());
+                }
+                2 => drop(files.insert(name.to_owned(), vec![0; bytes.len()])),
+                _ => drop(files.remove(name)),
+            }
+        };
+        for (at, name) in names.iter().enumerate() {
+            for other in &names[at..] {
+                let _context = Context(format!("seed {seed}, {name} and {other}"));
+                let mut left = files.clone();
+                lose(&mut left, name);
+                if other != name {
+                    lose(&mut left, other);
+                }
+                if is_whole_or_damaged(&left, model.durable) { whole += 1 } else { damaged += 1 }
+            }
+            // And all from here on, as a copy leaves that ended early: files come by their names.
+            let mut left = files.clone();
+            names[at..].iter().for_each(|name| drop(left.remove(*name)));
+            if left.contains_key(IDENTITY) {
+                is_whole_or_damaged(&left, model.durable);
+            }
+        }
+    }
+    assert!(whole > 20 && damaged > 100, "{whole}, {damaged}");
+}
+
+/// What is durable is proven at once, and by more than the segment that it is in.
+#[test]
+fn the_mark_goes_with_every_sync() {
+    let disk = Disk::new();
+    let mut model = Model::new(4, Compression::None);
+    model.quiet();
+    let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
+    assert_eq!(disk.chain().unwrap().durable(), EpochId::NONE);
+    for _ in 0..5 {
+        model.epoch(&mut writer).unwrap();
+        model.epoch(&mut writer).unwrap();
+        model.sync(&mut writer).unwrap();
+        // A process that is killed now leaves it.
+        assert_eq!(disk.chain().unwrap().durable(), writer.tip());
+        let mut files = disk.files();
+        let segment = files.get_mut("segment-00000001").unwrap();
+        segment.truncate(segment.len() - 8);
+        assert!(!is_whole_or_damaged(&files, model.durable));
+    }
+    let syncs = disk.operations();
+    model.epoch(&mut writer).unwrap();
+    model.sync(&mut writer).unwrap();
+    assert!(disk.operations() - syncs <= 5, "one small write a sync");
+    // An orderly end survives a power cut.
+    model.durable = writer.close(true).unwrap();
+    let left = disk.after(Cut::Dropped);
+    assert_eq!(left.chain().unwrap().durable(), model.durable);
+    let mut files = left.files();
+    files.insert("segment-00000001".to_owned(), Vec::new());
+    assert!(!is_whole_or_damaged(&files, model.durable));
+    files.remove("segment-00000001");
+    assert!(!is_whole_or_damaged(&files, model.durable));
 }
 
 #[test]
@@ -229,6 +332,13 @@ fn gives_nothing_wrong(files: &Files, digests: &[(EpochId, MemoryDigest)]) -> bo
     noticed || found.len() == digests.len()
 }
 
+/// The places in a file that are worth a try: zeros behind a slot of the mark, or behind the entries of an index, are alike.
+fn places<'a>(name: &str, bytes: &'a [u8]) -> impl Iterator<Item = usize> + use<'a> {
+    let in_blocks = !name.starts_with("segment");
+    let is_worth = move |at: &usize| !in_blocks || at % 4096 < 60 || bytes[*at] != 0 || at.is_multiple_of(61);
+    (0..bytes.len()).filter(is_worth)
+}
+
 #[test]
 fn every_flipped_byte_is_noticed_or_harmless() {
     for closed in [false, true] {
@@ -236,7 +346,7 @@ fn every_flipped_byte_is_noticed_or_harmless() {
         assert!(files.len() >= 3 && digests.len() == 5, "{:?}", files.keys());
         let mut random = Random(u64::from(closed));
         for (name, bytes) in &files {
-            for at in 0..bytes.len() {
+            for at in places(name, bytes) {
                 let _context = Context(format!("closed {closed}, {name} at {at}"));
                 let mut damaged = files.clone();
                 damaged.get_mut(name).unwrap()[at] ^= 1 << random.below(8);
@@ -249,25 +359,16 @@ fn every_flipped_byte_is_noticed_or_harmless() {
 #[test]
 fn every_truncation_and_lost_file_is_noticed_or_harmless() {
     let (files, digests) = small_chain(true);
-    let identity = crate::format::Identity::parse(&files[IDENTITY]).unwrap();
     for (name, bytes) in files.iter().filter(|(name, _)| *name != IDENTITY) {
-        let last = files.keys().next_back() == Some(name);
-        let is_segment = name.starts_with("segment");
-        let mut frames = if is_segment { frames_of(bytes, identity.chain) } else { Vec::new() };
-        frames.retain(|(_, header)| matches!(header.kind, FrameKind::SegmentHeader | FrameKind::Commit));
-        let ends: Vec<_> = frames.iter().map(|(at, header)| at + usize::try_from(header.frame_bytes()).unwrap()).collect();
-        for len in 0..bytes.len() {
+        for len in places(name, bytes) {
             let _context = Context(format!("{name} cut to {len}"));
             let mut damaged = files.clone();
             damaged.get_mut(name).unwrap().truncate(len);
-            // The end of a chain can go missing unseen, where that leaves whole epochs.
-            let noticed = gives_nothing_wrong(&damaged, &digests);
-            assert!(noticed || (last && ends.contains(&len)));
+            assert!(gives_nothing_wrong(&damaged, &digests));
         }
         let mut damaged = files.clone();
         damaged.remove(name);
-        let noticed = gives_nothing_wrong(&damaged, &digests);
-        assert!(noticed || last || !is_segment, "{name}");
+        assert!(gives_nothing_wrong(&damaged, &digests), "{name}");
     }
 }
 
@@ -315,16 +416,6 @@ fn damage_before_the_last_segment_is_damage_even_without_a_later_commit() {
     assert!(restore::digest(&chain, EpochId(1)).unwrap_err().is_damage());
     files.get_mut(&SegmentNumbers::one(1).file_name()).unwrap()[SEGMENT_FRAME + 10] ^= 4;
     assert_eq!(Disk::holding(&files).chain().unwrap().damage().len(), 1);
-}
-
-fn frames_of(bytes: &[u8], chain: ChainId) -> Vec<(usize, FrameHeader)> {
-    let (mut frames, mut at) = (Vec::new(), 0);
-    while at < bytes.len() {
-        let header = FrameHeader::parse(&bytes[at..], chain).unwrap();
-        frames.push((at, header));
-        at += usize::try_from(header.frame_bytes()).unwrap();
-    }
-    frames
 }
 
 #[test]
@@ -392,6 +483,58 @@ fn a_walk_over_noise_is_linear() {
     }
     let chain = Disk::holding(&files).chain().unwrap();
     assert!(chain.tail().is_some() && chain.damage().is_empty());
+}
+
+/// Whether it fits or not: nobody could tell what it is an index of.
+#[test]
+fn nothing_is_appended_to_a_segment_with_an_index() {
+    let disk = Disk::new();
+    let mut model = Model::new(7, Compression::None);
+    model.quiet();
+    let options = WriterOptions { segment_bytes: 2000, ..SMALL };
+    let mut writer = disk.create(&new_chain(), options).unwrap();
+    model.run(&mut writer, 4);
+    model.durable = writer.close(true).unwrap();
+    drop(writer);
+    // The last segment is short: give it an index, as a compaction does.
+    let identity = std::sync::Arc::new(disk.chain().unwrap().identity().clone());
+    let last = disk.files().into_keys().rfind(|name| name.starts_with("segment")).unwrap();
+    let numbers = SegmentNumbers::one(last["segment-".len()..].parse().unwrap());
+    seal::seal(std::path::Path::new("disk"), disk.medium().as_ref(), &identity, numbers).unwrap();
+    let (files, index) = (disk.files(), format!("index-{numbers}"));
+    type Change = fn(&mut Vec<u8>, &mut Vec<u8>);
+    let changes: [(&str, Change); 6] = [
+        ("nothing", |_, _| {}),
+        ("a tail", |segment, _| segment.extend([0xD7; 5000])),
+        ("a flipped byte of the first block", |_, index| index[100] ^= 1),
+        ("a flipped byte of the last block", |_, index| *index.last_mut().unwrap() ^= 1),
+        ("an index cut short", |_, index| index.truncate(5000)),
+        ("an empty index", |_, index| index.clear()),
+    ];
+    for (what, change) in changes {
+        let _context = Context(what.to_owned());
+        let mut changed = files.clone();
+        let mut of_index = changed.remove(&index).unwrap();
+        change(changed.get_mut(&last).unwrap(), &mut of_index);
+        changed.insert(index.clone(), of_index);
+        let disk = Disk::holding(&changed);
+        let before = disk.verified();
+        assert!(before.is_sound(), "{before:#?}");
+        let mut guest = Model::new(8, Compression::None);
+        guest.offered = model.offered.clone();
+        let mut writer = disk.writer(options).unwrap();
+        guest.continue_from(writer.tip());
+        guest.skip_to(EpochId(100));
+        guest.run(&mut writer, 3);
+        // Killed.
+        drop(writer);
+        let after = disk.files();
+        assert!(after[&last] == files[&last], "the segment is what it was");
+        assert!(after.contains_key(&SegmentNumbers::one(numbers.first + 1).file_name()));
+        let report = disk.verified();
+        assert!(report.is_sound(), "{report:#?}");
+        guest.check(&disk.chain().unwrap());
+    }
 }
 
 #[test]
@@ -495,8 +638,8 @@ fn what_is_no_store_is_named() {
 
     drop(Writer::create(at("store"), &new_chain(), SMALL).unwrap());
     let identity = fs::read_to_string(at("store/identity.json")).unwrap();
-    fs::write(at("store/identity.json"), identity.replace("\"format\":3", "\"format\":4")).unwrap();
-    assert!(matches!(both("store"), StoreError::Version { found: 4, .. }));
+    fs::write(at("store/identity.json"), identity.replace("\"format\":4", "\"format\":5")).unwrap();
+    assert!(matches!(both("store"), StoreError::Version { found: 5, .. }));
     let chain = Chain::open(at("store"));
     assert!(chain.unwrap_err().to_string().contains("identity.json"));
     fs::write(at("store/identity.json"), identity.replace("\"vcpus\":1", "\"vcpus\":2")).unwrap();
@@ -526,5 +669,5 @@ fn a_segment_of_another_format_than_its_chain_is_noticed() {
     header[40..48].copy_from_slice(&checksum.to_le_bytes());
     let chain = Disk::holding(&files).chain().unwrap();
     let [damage] = chain.damage() else { panic!("{:?}", chain.damage()) };
-    assert_eq!((damage.offset, damage.expected.as_str(), damage.found.as_str()), (48, "format version 3", "1"));
+    assert_eq!((damage.offset, damage.expected.as_str(), damage.found.as_str()), (48, "format version 4", "1"));
 }

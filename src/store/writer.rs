@@ -1,20 +1,26 @@
 //! The one writer of a chain. Follows `docs/format.md`, "Commit protocol".
 
-use std::any::Any;
 use std::fmt;
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::maintain::{Home, Maintenance};
-use super::medium::{Directory, Lock, Medium, MediumFile};
-use super::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE};
-use super::read::{BRANCHES_DEPTH_MAX, check_dir, place_of, read_identity};
-use super::{Chain, Retention, SegmentNumbers, StoreError, TornTail, causes, scan};
+use super::directory::Directory;
+use super::files::{ChainAt, Files};
+use super::maintain::{Home, KeptSegments, Maintenance};
+use super::mark::MarkFile;
+use super::medium::{Medium, MediumFile};
+use super::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE, MARK};
+use super::place::Place;
+use super::read::{BRANCHES_DEPTH_MAX, place_of, read_identity};
+use super::retention::OwnTime;
+use super::shortage::lacks_descriptors;
+use super::{Chain, ClockJump, CutTime, ReadOptions, Retention, SegmentNumbers, StoreError, TornTail, causes, mounts, scan};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
-    BranchPoint, COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, FORMAT_WITH_COMPACTION, Identity, MAIN_BRANCH,
+    BranchPoint, COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, FORMAT_WITH_COMPACTION, Identity, MAIN_BRANCH, Mark,
     SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SegmentHeader,
 };
 use crate::page::{EpochId, PAGE_SIZE_U64, PageRun};
@@ -91,14 +97,25 @@ pub struct Writer {
     closed: bool,
     /// Why nothing is taken any more.
     latched: Option<String>,
+    /// How many bytes the segment may have since, where nobody but this writer changed it.
+    latched_bytes: RangeInclusive<u64>,
     /// Space is not taken ahead where the file system cannot.
     preallocates: bool,
     maintenance: Maintenance,
+    /// Where it is said which epoch is durable, if the chain's format has that.
+    mark: Option<MarkFile>,
     /// About how many bytes a base of the chain has: where epochs are dropped, segments are no longer than a part of that.
     image_bytes: u64,
+    own_time: OwnTime,
+    /// That the clock was set was said.
+    told_jump: bool,
     /// Nothing was appended yet.
     untouched: bool,
-    _lock: Box<dyn Any + Send + Sync>,
+    /// A file that is open so that its descriptor can be had for the next segment.
+    spare: Option<Box<dyn MediumFile>>,
+    /// No new segment is begun for its own sake before the last one is this long: there was no descriptor for one.
+    rotate_from: u64,
+    place: Arc<Place>,
 }
 
 /// The segment that is appended to.
@@ -113,21 +130,51 @@ struct Active {
     base_bytes: u64,
     /// It gets no more epochs, because it has an index or is compacted.
     sealed: bool,
+    /// The system lets no file, or not this process's, be longer.
+    full: bool,
     /// The end of the last whole epoch or close frame.
     end: u64,
-    /// Where the next byte goes.
+    /// Where the next byte goes, which is where the file ends.
     at: u64,
+    /// Where the file ended at the last sync that nothing was wrong with.
+    synced: u64,
     /// Space was taken up to here.
     reserved: u64,
 }
 
 impl Active {
     fn new(numbers: SegmentNumbers, file: Box<dyn MediumFile>, end: u64, sealed: bool) -> Self {
-        Self { numbers, file, mentions: 0, epochs: 0, base_bytes: 0, sealed, end, at: end, reserved: end }
+        Self {
+            numbers,
+            file,
+            mentions: 0,
+            epochs: 0,
+            base_bytes: 0,
+            sealed,
+            full: false,
+            end,
+            at: end,
+            synced: end,
+            reserved: end,
+        }
     }
 }
 
 impl Writer {
+    /// Whether [`create`](Self::create) may make a chain in `dir`: nothing is there, or a directory that is empty. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn check_place(dir: impl AsRef<Path>) -> Result<(), StoreError> {
+        let dir = dir.as_ref();
+        let directory = match Directory::open(dir) {
+            Ok(directory) => directory,
+            Err(StoreError::Missing { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        check_free(dir, &directory.list().map_err(StoreError::io("list", dir))?)
+    }
+
     /// Makes a chain in `dir`, which is made if need be and must be empty.
     ///
     /// # Errors
@@ -135,8 +182,7 @@ impl Writer {
     pub fn create(dir: impl AsRef<Path>, new: &NewChain, options: WriterOptions) -> Result<Self, StoreError> {
         let dir = dir.as_ref();
         Directory::make(dir).map_err(StoreError::io("make", dir))?;
-        check_dir(dir)?;
-        Self::create_on(dir, Arc::new(Directory::new(dir)), new, options)
+        Self::create_on(dir, open(dir)?, new, options)
     }
 
     pub(super) fn create_on(
@@ -175,9 +221,7 @@ impl Writer {
         options: WriterOptions,
     ) -> Result<Self, StoreError> {
         let dir = dir.as_ref();
-        check_dir(dir)?;
-        let medium: Arc<dyn Medium> = Arc::new(Directory::new(dir));
-        Self::create_branch_on(dir, &medium, name, of, epoch, options)
+        Self::create_branch_on(dir, &open(dir)?, name, of, epoch, options)
     }
 
     pub(super) fn create_branch_on(
@@ -194,12 +238,13 @@ impl Writer {
         // Before the lock, so that a directory without a chain is left as it is.
         place_of(root, medium.as_ref(), of)?;
         // Nobody drops the epoch while the branch is made.
-        let _maintenance = take_lock(root, medium.as_ref(), MAINTENANCE)?;
-        let mut trunk = Chain::open_on(root, medium, of)?;
+        let maintenance = take_lock(root, medium, MAINTENANCE)?;
+        let files = ReadOptions::open_files(OPEN_FILES);
+        let mut trunk = Chain::open_on_with(root, medium, of, files)?;
         let mut of = of.to_owned();
         // The chain that holds the epoch itself is the one that keeps it.
         while let Some(point) = trunk.identity().branch_of.clone().filter(|point| epoch <= point.epoch) {
-            trunk = Chain::open_on(root, medium, &point.branch)?;
+            trunk = Chain::open_on_with(root, medium, &point.branch, files)?;
             of = point.branch;
         }
         if trunk.depth() >= BRANCHES_DEPTH_MAX {
@@ -210,16 +255,19 @@ impl Writer {
             return Err(StoreError::OldFormat { dir: trunk.dir().to_owned(), format: trunk.identity().format });
         }
         trunk.make_durable(epoch)?;
-        let branches = medium.directory(BRANCHES);
+        maintenance.check()?;
         let dir = root.join(BRANCHES).join(name);
-        let listed = || {
+        let make = || {
             medium.make_directory(BRANCHES)?;
             medium.sync()?;
+            let branches = medium.directory(BRANCHES)?;
             branches.make_directory(name)?;
             branches.sync()?;
-            branches.directory(name).list()
+            let own = branches.directory(name)?;
+            Ok((own.list()?, own))
         };
-        check_free(&dir, &listed().map_err(StoreError::io("make", &dir))?)?;
+        let (listed, own) = make().map_err(StoreError::io("make", &dir))?;
+        check_free(&dir, &listed)?;
         let identity = Identity {
             format: FORMAT_VERSION,
             chain: random_chain(&dir)?,
@@ -228,8 +276,10 @@ impl Writer {
             branch_of: Some(BranchPoint { branch: of, epoch, identity: begin.hash }),
             ..trunk.identity().clone()
         };
+        // Its files are not needed any more.
+        drop(trunk);
         let home = Home { root: root.to_owned(), medium: medium.clone(), branch: name.to_owned() };
-        Self::begin_chain(&dir, branches.directory(name), identity, options, home)
+        Self::begin_chain(&dir, own, identity, options, home)
     }
 
     fn begin_chain(
@@ -240,7 +290,7 @@ impl Writer {
         home: Home,
     ) -> Result<Self, StoreError> {
         let bytes = identity.encode().map_err(StoreError::Input)?;
-        let lock = take_lock(dir, medium.as_ref(), LOCK)?;
+        let place = take_lock(dir, &medium, LOCK)?;
         // Another writer may have been quicker.
         let names = medium.list().map_err(StoreError::io("list", dir))?;
         check_free(dir, &names)?;
@@ -248,6 +298,9 @@ impl Writer {
         if names.iter().any(|name| name == IDENTITY_DRAFT) {
             medium.remove(IDENTITY_DRAFT).map_err(StoreError::io("remove", dir.join(IDENTITY_DRAFT)))?;
         }
+        let from = begins_at(&identity);
+        // A chain has a mark from its first moment on.
+        let mark = MarkFile::create(dir, medium.as_ref(), identity.chain, Mark { epoch: from.0, identity: from.1 })?;
         let write = || {
             let draft = medium.create(IDENTITY_DRAFT)?;
             draft.write(0, &[&bytes])?;
@@ -257,11 +310,10 @@ impl Writer {
         };
         write().map_err(StoreError::io("write", dir.join(IDENTITY)))?;
         let identity = Arc::new(identity);
-        let from = begins_at(&identity);
         let segment = make_segment(dir, medium.as_ref(), &identity, 1, from)?;
         let recovered = Recovered { tip: from.0, epochs: 0, torn: None, closed: false };
-        let opened = Opened { segment, tip_hash: from.1, image_bytes: 0, recovered };
-        Ok(Self::new((dir, medium, home), identity, opened, options, lock).0)
+        let opened = Opened { segment, mark: Some(mark), tip_hash: from.1, image_bytes: 0, newest: None, recovered };
+        Ok(Self::new((dir, medium, home), identity, opened, options, place).0)
     }
 
     fn new(
@@ -269,12 +321,13 @@ impl Writer {
         identity: Arc<Identity>,
         opened: Opened,
         options: WriterOptions,
-        lock: Box<dyn Any + Send + Sync>,
+        place: Place,
     ) -> (Self, Recovered) {
-        let Opened { segment, tip_hash, image_bytes, recovered } = opened;
+        let Opened { segment, mark, tip_hash, image_bytes, newest, recovered } = opened;
         let WriterOptions { retention, background, .. } = options;
-        let maintenance = Maintenance::new(dir, medium.clone(), identity.clone(), home, retention, background);
-        let writer = Self {
+        let place = Arc::new(place);
+        let maintenance = Maintenance::new((dir, medium.clone(), place.clone()), identity.clone(), home, retention, background);
+        let mut writer = Self {
             dir: dir.to_owned(),
             medium,
             options,
@@ -286,12 +339,19 @@ impl Writer {
             pending: None,
             closed: recovered.closed,
             latched: None,
+            latched_bytes: 0..=0,
             preallocates: options.preallocate_bytes > 0,
             maintenance,
+            mark,
             image_bytes,
+            own_time: OwnTime::behind(newest),
+            told_jump: false,
             untouched: true,
-            _lock: lock,
+            spare: None,
+            rotate_from: 0,
+            place,
         };
+        writer.take_spare();
         (writer, recovered)
     }
 
@@ -309,8 +369,7 @@ impl Writer {
     /// As [`open`](Self::open) and [`Chain::open_branch`](super::Chain::open_branch).
     pub fn open_branch(dir: impl AsRef<Path>, branch: &str, options: WriterOptions) -> Result<(Self, Recovered), StoreError> {
         let dir = dir.as_ref();
-        check_dir(dir)?;
-        Self::open_on(dir, Arc::new(Directory::new(dir)), branch, options)
+        Self::open_on(dir, open(dir)?, branch, options)
     }
 
     pub(super) fn open_on(
@@ -324,10 +383,11 @@ impl Writer {
         let medium = own.unwrap_or(medium);
         // Before the lock, so that a directory without a chain is left without a lock file.
         read_identity(&dir, medium.as_ref())?;
-        let lock = take_lock(&dir, medium.as_ref(), LOCK)?;
+        let place = take_lock(&dir, &medium, LOCK)?;
         let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
-        let opened = recover(&dir, medium.as_ref(), &identity)?;
-        Ok(Self::new((&dir, medium, home), identity, opened, options, lock))
+        let opened = recover(&dir, &medium, &identity, EpochId::NONE)?;
+        place.check()?;
+        Ok(Self::new((&dir, medium, home), identity, opened, options, place))
     }
 
     /// What the chain is.
@@ -342,14 +402,50 @@ impl Writer {
         self.durable
     }
 
+    /// As long as what this returns lives, the writer compacts nothing, and drops no epoch. For a restore on demand that goes on with this writer and
+    /// whose segments do not all stay open.
+    #[must_use]
+    pub fn keep_segments(&self) -> KeptSegments {
+        self.maintenance.keep_segments()
+    }
+
     fn path(&self) -> PathBuf {
         self.dir.join(self.segment.numbers.file_name())
     }
 
+    /// Whether what is written is what everybody finds who looks for the chain, and has as many bytes as it should.
+    fn check_writes(&self, bytes: RangeInclusive<u64>) -> Result<(), StoreError> {
+        self.place.check()?;
+        self.place.check_file(&self.segment.numbers.file_name(), self.segment.file.as_ref(), bytes)
+    }
+
+    /// Takes nothing more where it is not.
+    fn stay(&mut self) -> Result<(), SinkError> {
+        let at = self.segment.at;
+        self.check_writes(at..=at).map_err(|error| self.latch_with(error, at..=at))
+    }
+
+    /// Takes nothing more. What the segment has behind what was synced is unknown.
     fn latch(&mut self, error: StoreError) -> SinkError {
+        let Active { synced, at, .. } = self.segment;
+        self.latch_with(error, synced..=at)
+    }
+
+    fn latch_with(&mut self, error: StoreError, bytes: RangeInclusive<u64>) -> SinkError {
+        self.latched_bytes = bytes;
         self.latched = Some(causes(&error));
         self.pending = None;
         SinkError::Latched(error.into())
+    }
+
+    /// Says once that the clock was set.
+    fn tell_jump(&mut self, cut: &CutTime) {
+        let jump = self.own_time.newest().and_then(|newest| ClockJump::between(&newest, cut));
+        if let Some(ClockJump { epoch, by_ns }) = jump.filter(|_| !self.told_jump) {
+            self.told_jump = true;
+            let by_s = by_ns / 1_000_000_000;
+            tracing::warn!(%epoch, by_s, "the clock was set: how old epochs are is counted without it");
+        }
     }
 
     fn check_latch(&self) -> Result<(), SinkError> {
@@ -362,22 +458,25 @@ impl Writer {
     /// Begins `epoch`, or goes on with it.
     fn begin(&mut self, epoch: EpochId) -> Result<(), SinkError> {
         self.check_latch()?;
+        self.stay()?;
         match self.pending {
             Some(pending) if pending == epoch => return Ok(()),
             Some(before) => return self.reject(StoreError::Order { epoch, before }),
             None if epoch <= self.tip => return self.reject(StoreError::Order { epoch, before: self.tip }),
             None => {}
         }
-        let Active { end, mentions, epochs, sealed, base_bytes, .. } = self.segment;
+        let Active { end, mentions, epochs, sealed, full, base_bytes, .. } = self.segment;
         let WriterOptions { segment_bytes, segment_mentions, .. } = self.options;
         let segment_bytes = match self.options.retention {
             // What is to be dropped must not wait in segments that are large beside what is kept.
             Some(_) => segment_bytes.min((self.image_bytes / 4).max(SEGMENT_BYTES_MIN)),
             None => segment_bytes,
         };
-        let is_full =
-            end.saturating_sub(base_bytes) >= segment_bytes || mentions >= segment_mentions || epochs >= segment_mentions / 8;
-        if sealed || is_full && end > SEGMENT_HEADER_FRAME_BYTES as u64 {
+        let is_full = full
+            || end.saturating_sub(base_bytes) >= segment_bytes
+            || mentions >= segment_mentions
+            || epochs >= segment_mentions / 8;
+        if sealed || is_full && end > SEGMENT_HEADER_FRAME_BYTES as u64 && end >= self.rotate_from {
             self.rotate()?;
         }
         if std::mem::take(&mut self.untouched) {
@@ -396,27 +495,51 @@ impl Writer {
         }
         self.release_space();
         self.sync_segment()?;
-        match make_segment(&self.dir, self.medium.as_ref(), &self.identity, number, (self.tip, self.tip_hash)) {
+        self.mark_firmly();
+        let tip = (self.tip, self.tip_hash);
+        let make = || make_segment(&self.dir, self.medium.as_ref(), &self.identity, number, tip);
+        let made = match make() {
+            Err(error) if is_of_descriptors(&error) && self.spare.take().is_some() => make(),
+            made => made,
+        };
+        match made {
             Ok(segment) => {
+                self.take_spare();
+                self.rotate_from = 0;
+                // The one that is left is not looked at again, and what is written next goes into the other.
+                self.stay()?;
                 let full = std::mem::replace(&mut self.segment, segment);
                 self.closed = false;
                 if !full.sealed {
                     self.maintenance.seal(full.numbers);
                 }
-                Ok(())
+                self.stay()
             }
             Err(error) => {
                 // A file that is only part of a segment must not stay: the segment before it may yet grow.
-                let name = SegmentNumbers::one(number).file_name();
-                let gone = self.medium.list().and_then(|names| match names.contains(&name) {
-                    true => self.medium.remove(&name).and_then(|()| self.medium.sync()),
-                    false => Ok(()),
-                });
+                let gone = match self.medium.remove(&SegmentNumbers::one(number).file_name()) {
+                    Ok(()) => self.medium.sync(),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    Err(error) => Err(error),
+                };
                 match gone {
+                    // One that is longer than it should be is as good.
+                    Ok(()) if is_of_descriptors(&error) && !self.segment.sealed => {
+                        tracing::warn!(error = causes(&error), "the segment goes on: there is no descriptor for the next");
+                        self.rotate_from = self.segment.end.saturating_add(ROTATE_AGAIN_BYTES);
+                        Ok(())
+                    }
                     Ok(()) => self.reject(error),
                     Err(_) => Err(self.latch(error)),
                 }
             }
+        }
+    }
+
+    /// Opens a file whose descriptor the next segment can have. Without one it is as before.
+    fn take_spare(&mut self) {
+        if self.spare.is_none() {
+            self.spare = self.medium.open(IDENTITY, false).ok();
         }
     }
 
@@ -430,7 +553,8 @@ impl Writer {
             }
             Err(error) => {
                 // Whatever was written behind `at` has to go, also where nothing else was.
-                self.segment.at += 1;
+                self.segment.at += bytes;
+                self.segment.full |= error.kind() == io::ErrorKind::FileTooLarge;
                 let error = StoreError::io("append to", self.path())(error);
                 self.reject(error)
             }
@@ -454,13 +578,18 @@ impl Writer {
 
     /// Gives space back that was taken ahead and not used. Nothing depends on it.
     fn release_space(&mut self) {
-        if self.segment.reserved > self.segment.at && self.segment.file.set_len(self.segment.at).is_ok() {
-            self.segment.reserved = self.segment.at;
+        let Active { at, reserved, .. } = self.segment;
+        if reserved > at && self.check_writes(at..=at).is_ok() && self.segment.file.set_len(at).is_ok() {
+            self.segment.reserved = at;
         }
     }
 
     /// Undoes the epoch in hand and says why.
     fn reject(&mut self, error: StoreError) -> Result<(), SinkError> {
+        let Active { end, at, .. } = self.segment;
+        if let Err(displaced) = self.check_writes(end..=at) {
+            return Err(self.latch_with(displaced, end..=at));
+        }
         match self.undo() {
             Ok(()) => Err(SinkError::Rejected(error.into())),
             Err(_) => Err(self.latch(error)),
@@ -478,10 +607,25 @@ impl Writer {
         Ok(())
     }
 
+    /// Says what is durable so that it survives a power cut.
+    fn mark_firmly(&mut self) {
+        if self.durable == self.tip {
+            let said = Mark { epoch: self.tip, identity: self.tip_hash };
+            self.mark.iter_mut().for_each(|mark| mark.firmly_durable(said));
+        }
+    }
+
     fn sync_segment(&mut self) -> Result<EpochId, SinkError> {
         let tip = self.tip;
         match self.segment.file.sync() {
             Ok(()) => {
+                // What was synced is durable for those who will look for it, and not somewhere else.
+                self.stay()?;
+                self.segment.synced = self.segment.at;
+                let said = Mark { epoch: tip, identity: self.tip_hash };
+                self.mark.iter_mut().for_each(|mark| mark.durable(said));
+                // Somebody may have come in between.
+                self.stay()?;
                 self.durable = tip;
                 Ok(tip)
             }
@@ -519,7 +663,9 @@ impl Sink for Writer {
             return self.reject(StoreError::Frames { epoch: commit.epoch, expected, found }).map(|()| 0);
         }
         let bytes_written = found + COMMIT_FRAME_BYTES as u64;
-        let commit = Commit { parent: self.tip, parent_hash: self.tip_hash, durable: self.durable, bytes_written, ..commit };
+        let own = self.own_time.of(commit.epoch, commit.own_ns, commit.time_unix_ns);
+        let (parent, parent_hash, durable) = (self.tip, self.tip_hash, self.durable);
+        let commit = Commit { parent, parent_hash, durable, bytes_written, own_ns: own.0.own_ns, ..commit };
         let frame = commit.encode_frame(self.identity.chain);
         self.write(&[frames, &frame])?;
         self.segment.end = self.segment.at;
@@ -527,6 +673,8 @@ impl Sink for Writer {
         self.closed = false;
         self.tip = commit.epoch;
         self.tip_hash = commit.identity(&frame);
+        self.tell_jump(&own.0);
+        self.own_time.committed(own);
         self.segment.mentions += commit.totals.stored_pages + commit.zero_pages;
         self.segment.epochs += 1;
         if commit.base && self.options.retention.is_some() {
@@ -538,6 +686,7 @@ impl Sink for Writer {
 
     fn abort(&mut self) -> Result<(), SinkError> {
         self.check_latch()?;
+        self.stay()?;
         self.undo().map_err(|error| {
             let error = StoreError::io("cut back", self.path())(error);
             self.latch(error)
@@ -547,18 +696,30 @@ impl Sink for Writer {
     fn sync(&mut self) -> Result<EpochId, SinkError> {
         self.check_latch()?;
         if self.durable == self.tip {
-            return Ok(self.tip);
+            return self.stay().map(|()| self.tip);
         }
         self.sync_segment()
     }
 
     fn reopen(&mut self) -> Result<EpochId, SinkError> {
+        if self.latched.is_none() {
+            let Active { synced, at, .. } = self.segment;
+            self.latched_bytes = synced..=at;
+        }
         // Until this succeeds, nothing is known.
         self.latched.get_or_insert_with(|| "the chain could not be opened again".to_owned());
-        let opened =
-            recover(&self.dir, self.medium.as_ref(), &self.identity).map_err(|error| SinkError::Latched(error.into()))?;
-        let Opened { segment, tip_hash, recovered, .. } = opened;
+        let failed = |error: StoreError| SinkError::Latched(error.into());
+        // What somebody else did to the chain may be undone. Then, and only then, it goes on.
+        self.check_writes(self.latched_bytes.clone()).map_err(failed)?;
+        let Active { synced, at, .. } = self.segment;
+        self.latched_bytes = synced..=at;
+        let opened = recover(&self.dir, &self.medium, &self.identity, self.durable).map_err(failed)?;
+        let Opened { segment, mark, tip_hash, recovered, newest, .. } = opened;
+        self.own_time.reopened(newest);
         self.segment = segment;
+        self.mark = mark;
+        let at = self.segment.at;
+        self.check_writes(at..=at).map_err(failed)?;
         self.tip = recovered.tip;
         self.tip_hash = tip_hash;
         self.durable = recovered.tip;
@@ -586,6 +747,7 @@ impl Sink for Writer {
                 }
             }
         }
+        self.mark_firmly();
         self.release_space();
         if self.closed && !self.segment.sealed && self.segment.end >= SEALED_AT_CLOSE_BYTES {
             self.segment.sealed = true;
@@ -611,10 +773,25 @@ impl fmt::Debug for Writer {
 /// A segment that is shorter when the chain is closed gets no index and may grow later: it is walked as quickly.
 const SEALED_AT_CLOSE_BYTES: u64 = 1 << 20;
 
+/// A segment for whose successor there was no descriptor grows by so much before another is tried.
+const ROTATE_AGAIN_BYTES: u64 = if cfg!(test) { 4096 } else { 1 << 20 };
+
+/// Whether there was no descriptor for a file.
+fn is_of_descriptors(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { source, .. } if lacks_descriptors(source))
+}
+
 /// Where epochs are dropped, segments are at least this long.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 
 const CREATED_BY: &str = concat!("slackwater ", env!("CARGO_PKG_VERSION"));
+
+/// Opens the directory of a store that is to be written.
+fn open(dir: &Path) -> Result<Arc<dyn Medium>, StoreError> {
+    let directory = Directory::open(dir)?;
+    mounts::warn(directory.file(), dir);
+    Ok(Arc::new(directory))
+}
 
 /// The epoch that a chain begins behind, and its identity.
 fn begins_at(identity: &Identity) -> (EpochId, u128) {
@@ -630,13 +807,20 @@ fn random_chain(dir: &Path) -> Result<ChainId, StoreError> {
 
 struct Opened {
     segment: Active,
+    mark: Option<MarkFile>,
     tip_hash: u128,
     image_bytes: u64,
+    /// The newest epoch of the chain's own.
+    newest: Option<CutTime>,
     recovered: Recovered,
 }
 
-/// Reads the chain back, cuts off a torn tail, and makes what is left durable.
-fn recover(dir: &Path, medium: &dyn Medium, identity: &Arc<Identity>) -> Result<Opened, StoreError> {
+/// Files that are open at a time while a chain is read back.
+const OPEN_FILES: usize = 8;
+
+/// Reads the chain back, cuts off a torn tail, and makes what is left durable. Where it does not hold epoch `least`, nothing is changed.
+fn recover(dir: &Path, own: &Arc<dyn Medium>, identity: &Arc<Identity>, least: EpochId) -> Result<Opened, StoreError> {
+    let medium = own.as_ref();
     let names = medium.list().map_err(StoreError::io("list", dir))?;
     let listed = Listed::new(&names, identity.format);
     if let Some(last) = listed.live.last() {
@@ -648,11 +832,15 @@ fn recover(dir: &Path, medium: &dyn Medium, identity: &Arc<Identity>) -> Result<
         file.forget_cached();
     }
     let from = begins_at(identity);
-    let scan = scan::scan(dir, medium, identity, from)?;
+    let scan = scan::scan(dir, medium, identity, from, (&Files::new(OPEN_FILES), &ChainAt::own(own.clone())))?;
     if let Some(damage) = scan.damage {
         return Err(StoreError::Damaged(damage));
     }
     let (tip, tip_hash) = (scan.newest, scan.newest_hash);
+    if tip < least {
+        let (expected, found) = (format!("epoch {least}, which was durable"), format!("{tip} as the newest"));
+        return Err(StoreError::Displaced { path: dir.to_owned(), expected, found });
+    }
     let last = scan.end.map_or(0, |(numbers, _)| numbers.last);
     for (numbers, _) in scan.files.iter().rev().filter(|(numbers, _)| numbers.last > last) {
         let name = numbers.file_name();
@@ -672,15 +860,25 @@ fn recover(dir: &Path, medium: &dyn Medium, identity: &Arc<Identity>) -> Result<
             }
             file.sync().map_err(StoreError::io("sync", &path))?;
             medium.sync().map_err(StoreError::io("sync", dir))?;
-            let has_index = scan.segments.iter().any(|segment| segment.numbers() == numbers && segment.is_sealed());
-            Active::new(numbers, file, end, has_index || numbers.first < numbers.last)
+            // Whether it is sound or not: one that does not fit would be neither an index of what is appended nor of what was there.
+            let has_index = names.contains(&numbers.index_name());
+            Active::new(numbers, file, end, has_index || numbers.is_compacted())
         }
     };
+    let mut mark = MarkFile::open(dir, medium, identity)?;
+    mark.iter_mut().for_each(|mark| mark.firmly_durable(Mark { epoch: tip, identity: tip_hash }));
     let epochs = scan.segments.iter().try_fold(0, |sum, segment| Ok::<_, StoreError>(sum + segment.epochs()?))?;
     let epochs = usize::try_from(epochs).unwrap_or(usize::MAX);
     let recovered = Recovered { tip, epochs, torn: scan.tail, closed: scan.closed };
     let image_bytes = scan.files.first().map_or(0, |(_, bytes)| *bytes);
-    Ok(Opened { segment, tip_hash, image_bytes, recovered })
+    let mut newest = None;
+    for segment in scan.segments.iter().rev() {
+        if let Some(last) = segment.epochs()?.checked_sub(1) {
+            newest = Some(CutTime::from(&segment.epoch(last)?.commit));
+            break;
+        }
+    }
+    Ok(Opened { segment, mark, tip_hash, image_bytes, newest, recovered })
 }
 
 fn make_segment(
@@ -717,21 +915,18 @@ fn check_free(dir: &Path, names: &[String]) -> Result<(), StoreError> {
     if names.iter().any(|name| name == IDENTITY) {
         return Err(StoreError::Exists { dir: dir.to_owned() });
     }
-    match names.iter().find(|name| ![LOCK, IDENTITY_DRAFT].contains(&name.as_str())) {
+    match names.iter().find(|name| ![LOCK, MARK, IDENTITY_DRAFT].contains(&name.as_str())) {
         None => Ok(()),
         Some(name) => Err(StoreError::NotEmpty { dir: dir.to_owned(), name: name.clone() }),
     }
 }
 
 /// Takes one of the locks of a chain, or says who has it.
-pub(super) fn take_lock(dir: &Path, medium: &dyn Medium, name: &str) -> Result<Box<dyn Any + Send + Sync>, StoreError> {
+pub(super) fn take_lock(dir: &Path, medium: &Arc<dyn Medium>, name: &'static str) -> Result<Place, StoreError> {
     let system = rustix::system::uname();
     let host = system.nodename().to_string_lossy();
     let text = format!("pid {} on {host}, since {}\n", std::process::id(), utc(now_unix_ns() / 1_000_000_000));
-    match medium.lock(name, &text).map_err(StoreError::io("lock", dir.join(name)))? {
-        Lock::Held(lock) => Ok(lock),
-        Lock::Taken(holder) => Err(StoreError::InUse { dir: dir.to_owned(), holder }),
-    }
+    Place::lock(dir, medium, name, &text)
 }
 
 /// Nanoseconds since 1970; 0 for a clock that stands before it.

@@ -72,6 +72,9 @@ pub enum VmmError {
     /// Pages can't be left writable on this kernel.
     #[error("no hot set: pages can't be left writable here")]
     HotSet(#[source] Refused),
+    /// How many entries of a ring this KVM keeps free could not be found out.
+    #[error("how many entries of a ring this KVM keeps free")]
+    RingReserve(#[source] Refused),
     /// The rings.
     #[error(transparent)]
     Ring(#[from] RingError),

@@ -19,6 +19,8 @@ pub struct GuestReport {
     pub passes: u64,
     /// Whole checks that found nothing, of all vCPUs, in this run.
     pub checks: u64,
+    /// Whether it is a guest that can check itself.
+    pub checks_itself: bool,
     /// Whether it found no inconsistency. Always so for a guest that does not check itself, as `touch`.
     pub ok: bool,
 }
@@ -90,7 +92,7 @@ impl Monitor {
 
     /// What the guest's own pages say. The vCPUs are not running, or the numbers are about to be old.
     pub(super) fn read(&self) -> (GuestReport, Option<Inconsistency>) {
-        let mut report = GuestReport { passes: 0, checks: 0, ok: true };
+        let mut report = GuestReport { passes: 0, checks: 0, checks_itself: self.guest.checks_itself(), ok: true };
         if let GuestSpec::Touch(options) = &self.guest {
             let control = self.page(touch::control_address(options));
             report.passes = control.map_or(0, |page| touch::passes(&page, u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX)));

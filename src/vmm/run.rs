@@ -158,8 +158,16 @@ impl Running {
 
     /// Lets the guest run until a limit is reached, it is asked to stop, or something fails.
     pub fn supervise(&mut self) {
+        self.supervise_to(self.shared.limits.time.map(|time| self.started + time));
+    }
+
+    /// As [`supervise`](Self::supervise), but until `end` in place of the limit of time.
+    pub fn supervise_until(&mut self, end: Instant) {
+        self.supervise_to(Some(end));
+    }
+
+    fn supervise_to(&self, end: Option<Instant>) {
         let shared = &self.shared;
-        let end = shared.limits.time.map(|time| self.started + time);
         let over = || shared.stop.is_asked() || shared.vcpus.gate.is_halted();
         while !over() && end.is_none_or(|end| Instant::now() < end) {
             let Some(interval) = self.interval else {

@@ -18,8 +18,8 @@ use super::linux::{self, Boot, Devices, DiskBase, LinuxError, Processors};
 use crate::epoch::{HotPages, RingPlan};
 use crate::kvm::VmHandle;
 use crate::kvm::host;
-use crate::kvm::probe::{PagesStayWritable, pages_stay_writable};
-use crate::kvm::ring::{self, ResetHelp, RingSize, VmRings};
+use crate::kvm::probe::{PagesStayWritable, pages_stay_writable, ring_reserve};
+use crate::kvm::ring::{self, ResetHelp, RingError, RingSize, VmRings};
 use crate::machine::{CaptureSpec, MachineState, StateError, apply_vcpu, apply_vm, notify_paused, unhalt_vcpus};
 use crate::memory::GuestMemory;
 use crate::page::{Gfn, PAGE_SIZE_U64, PageRun};
@@ -214,7 +214,13 @@ impl Vm {
         let handle = || VmHandle::duplicate(&fd).map_err(system("duplicating the VM's descriptor"));
         let (plan, writable) = ring_plan(kvm_path, &handle()?, &spec, tracking, options.hot_check)?;
         // Rings come before the first vCPU.
-        let mut rings = plan.map(|plan| Ok::<_, VmmError>(VmRings::enable(handle()?, plan.ring)?)).transpose()?;
+        let (plan, mut rings) = match plan.map(|plan| VmRings::enable(handle()?, plan.ring).map_err(VmmError::from)).transpose() {
+            Err(VmmError::Ring(RingError::Enable { entries, .. })) => {
+                let (plan, rings) = larger_rings(kvm_path, &handle()?, &spec, tracking, options.hot_check, entries)?;
+                (Some(plan), Some(rings))
+            }
+            rings => (plan, rings?),
+        };
         let share_pages = plan.map_or_else(|| share_pages_min(&spec), |plan| plan.share);
         let share = usize::try_from(share_pages).unwrap_or(usize::MAX).min(1 << 20);
         let guest_regions = memory_regions(spec.memory_bytes);
@@ -439,6 +445,30 @@ enum Checked {
     Is(PagesStayWritable),
     /// It is to be found out.
     Later,
+}
+
+/// With rings that have more entries than this KVM keeps free, where those of `entries` do not; the kernel refuses them then. What rings there are
+/// does not decide whether pages can be left writable.
+fn larger_rings(
+    kvm_path: &Path,
+    vm: &VmHandle,
+    spec: &MachineSpec,
+    tracking: Tracking,
+    hot_check: HotCheck,
+    entries: u32,
+) -> Result<(RingPlan, VmRings), VmmError> {
+    let failed = || VmmError::Ring(RingError::Unsupported);
+    let Tracking::Ring { budget, ring, hot } = tracking else { return Err(failed()) };
+    let reserved = ring_reserve(kvm_path).map_err(VmmError::RingReserve)?;
+    if ring.is_some() && entries <= reserved {
+        return Err(RingError::TooSmall { entries, reserved }.into());
+    }
+    let larger = if entries <= reserved { (reserved + 1).next_power_of_two() } else { entries };
+    let tracking = Tracking::Ring { budget, ring: Some(RingSize::new(larger)?), hot };
+    let (plan, _) = ring_plan(kvm_path, vm, spec, tracking, hot_check)?;
+    let plan = plan.ok_or_else(failed)?;
+    let vm = VmHandle::duplicate(vm).map_err(system("duplicating the VM's descriptor"))?;
+    Ok((plan, VmRings::enable(vm, plan.ring)?))
 }
 
 /// How the budget is shared, and where it has a hot set, that there can be one.

@@ -17,7 +17,7 @@ use crate::support::copy::{Files, write};
 use crate::support::{Random, epochs, rounds};
 
 /// One reader may take so long for a chain of 24 KB.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// What became of the flips.
 #[derive(Debug, Default)]

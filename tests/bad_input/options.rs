@@ -43,6 +43,42 @@ fn no_verb_or_another() {
     finish(&mut slackwater(["log"])).refused(2, &["--store <DIR>"]);
 }
 
+/// What can't be written is known before minutes have passed.
+#[test]
+fn places_that_nothing_can_be_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+    std::fs::write(&file, "mine").unwrap();
+    std::os::unix::fs::symlink("nothing", &link).unwrap();
+    let bench = |options: &str| finish(&mut slackwater(format!("bench --extent tiny --kvm /nonexistent {options}").split(' ')));
+    let (file, link, place) = (file.display(), link.display(), dir.path().display());
+    for option in ["--store", "--out"] {
+        bench(&format!("{option} {file}")).refused(2, &["file is not a directory"]);
+        bench(&format!("{option} {link}")).refused(1, &["link is a symbolic link to nothing, which does not exist"]);
+    }
+    bench(&format!("--store {place} --html {place}/no/where")).refused(1, &["no/where", "No such file"]);
+    bench(&format!("--store {place} --html {place}")).refused(2, &["is a directory"]);
+    bench(&format!("--store {place} --html {link}")).refused(1, &["link is a symbolic link to nothing, which does not exist"]);
+    // Nothing is made or changed by looking.
+    bench(&format!("--store {place} --html {file}")).refused(1, &["/nonexistent does not exist"]);
+    assert!(std::fs::read(dir.path().join("file")).unwrap() == b"mine" && std::fs::read_dir(dir.path()).unwrap().count() == 2);
+}
+
+/// Where nobody reads what is said, the exit code is what it is.
+#[test]
+fn nobody_reads_standard_error() {
+    for line in
+        ["log --store /nonexistent", "restore --store /nonexistent", "frobnicate", "bench --kvm /nonexistent --store /dev/null"]
+    {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = slackwater(line.split(' '));
+        let status =
+            command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(writer).status().unwrap();
+        assert!(matches!(status.code(), Some(1 | 2)), "{line}: {status}");
+    }
+}
+
 #[test]
 fn help_and_version_are_data() {
     for args in [&["--help"][..], &["--version"], &["checkpoint", "--help"], &["help", "restore"]] {

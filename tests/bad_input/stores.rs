@@ -30,6 +30,43 @@ fn nothing_there() {
     assert!(!store.exists());
 }
 
+/// In every verb that takes a store, whether it reads or makes one.
+#[test]
+fn a_link_to_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink("no/where", &link).unwrap();
+    let out = dir.path().join("out");
+    let export = format!("export --format raw --out {}", out.display());
+    let others = [
+        "log --branches",
+        "repair",
+        "repair --dry-run",
+        "prune --keep-last 1",
+        "prune --keep-last 1 --dry-run",
+        "compact",
+        "diff 1 2",
+        "advise --pause 1ms",
+        "restore --lazy --kvm /nonexistent",
+        "restore --branch b --epoch 1 --kvm /nonexistent",
+        "checkpoint --kvm /nonexistent",
+        "demo --kvm /nonexistent",
+        "bench --extent tiny --kvm /nonexistent",
+        CONTINUE,
+        &export,
+    ];
+    for verb in READERS.into_iter().chain(others) {
+        let run = run(&format!("{verb} --store {}", link.display()));
+        run.refused(1, &[&format!("{} is a symbolic link to no/where, which does not exist", link.display())]);
+    }
+    assert!(link.is_symlink() && fs::read_dir(dir.path()).unwrap().count() == 1);
+    let made = Writer::create(&link, &crate::support::store::new_chain(), WriterOptions::default());
+    assert!(matches!(made, Err(slackwater::store::StoreError::DanglingLink { .. })), "{made:?}");
+    // Below one.
+    let below = link.join("store");
+    all(&below, &READERS, 1, &[below.to_str().unwrap()]);
+}
+
 #[test]
 fn a_file() {
     let dir = tempfile::tempdir().unwrap();
@@ -60,23 +97,39 @@ fn a_chain_without_epochs() {
     let mut chain = Builder::new([7; 16], vec![PageRun { first: Gfn(0), count: 1024 }], 1, serde_json::Value::Null);
     chain.segment();
     write(dir.path(), &chain.files);
-    assert!(run(&format!("log --store {}", dir.path().display())).expect(0).stdout.is_empty());
-    run(&format!("verify --store {}", dir.path().display())).expect(0);
-    all(dir.path(), &READERS[2..], 1, &["the store holds no epoch"]);
+    run(&format!("log --store {}", dir.path().display())).refused(0, &["the store holds no epoch yet"]);
+    let verified = run(&format!("verify --store {}", dir.path().display())).expect(0).stdout;
+    assert!(verified.starts_with("no epoch yet, in 1 segments"), "{verified}");
+    let out = dir.path().join("out");
+    let export = format!("export --format raw --out {}", out.display());
+    for verb in [READERS[2], READERS[3], CONTINUE, "restore --branch new --from main --kvm /nonexistent", &export] {
+        // Whoever asked for the newest is not told of an epoch 0.
+        let run = run(&format!("{verb} --store {}", dir.path().display())).refused(1, &["holds no epoch yet"]);
+        assert!(!run.stderr.contains("epoch 0"), "{run}");
+    }
+    all(dir.path(), &["digest --epoch 3", "diff 3 4"], 1, &["the store holds no epoch 3: it holds none"]);
+    all(dir.path(), &["advise --pause 1ms"], 1, &["holds no epoch yet"]);
+    fs::remove_file(dir.path().join("lock")).unwrap();
     assert!(read(dir.path()) == chain.files);
 }
 
 #[test]
 fn epochs_that_do_not_exist() {
     let golden = checkpoints().join("v1/plain");
-    for epoch in ["0", "4", "9", "18446744073709551615"] {
+    for epoch in ["4", "9", "18446744073709551615"] {
         for verb in ["digest", "restore --kvm /nonexistent"] {
             let line = format!("{verb} --store {} --epoch {epoch}", golden.display());
             run(&line).refused(1, &[&format!("the store holds no epoch {epoch}: the newest is 8")]);
         }
     }
-    for epoch in ["-1", "x", "18446744073709551616", ""] {
-        run(&format!("digest --store {} --epoch={epoch}", golden.display())).refused(2, &["--epoch <N>"]);
+    for epoch in ["0", "-1", "x", "18446744073709551616", ""] {
+        for verb in ["digest", "restore", "verify", "export --format raw --out /nonexistent/out"] {
+            run(&format!("{verb} --store {} --epoch={epoch}", golden.display())).refused(2, &["--epoch <N>", "from 1"]);
+        }
+        run(&format!("repair --store {} --truncate-after={epoch}", golden.display())).refused(2, &["from 1"]);
+        if !epoch.is_empty() {
+            run(&format!("diff --store {} -- {epoch} 8", golden.display())).refused(2, &["from 1"]);
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Branches, `slackwater prune` and `slackwater compact`, as far as no KVM is needed.
 
+mod clock;
+mod dry_runs;
 mod prune;
 mod refusals;
 
@@ -60,6 +62,40 @@ fn branches_behind_each_other_are_bounded() {
     assert!(matches!(&refused, Err(StoreError::BranchDepth { most: 64, .. })), "{refused:?}");
     assert!(!store.join("branches/more").exists());
     assert_eq!(listed(&store, &of), (1..=65).collect::<Vec<_>>());
+}
+
+/// Two epochs of different branches, both behind the fork, are compared as their files are.
+#[test]
+fn difference_across_a_fork() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let memory = |branch: &str, epoch: u64| {
+        let file = dir.path().join(format!("{branch}-{epoch}"));
+        let more = format!("--branch {branch} --epoch {epoch} --format raw --force --out {}", file.display());
+        verb("export", &store, &more).expect(0);
+        std::fs::read(file).unwrap()
+    };
+    let epochs = [("main", 3), ("main", 5), ("main", 8), ("b", 5), ("b", 8), ("c", 7), ("c", 9), ("d", 3)];
+    for (a, epoch_a) in epochs {
+        for (b, epoch_b) in epochs {
+            let (one, other) = (memory(a, epoch_a), memory(b, epoch_b));
+            let bytes = one.iter().zip(&other).filter(|(one, other)| one != other).count() as u64;
+            let report = verb(&format!("diff {a}:{epoch_a} {b}:{epoch_b} --json"), &store, "").expect(0).json();
+            assert_eq!(number(&report, "/bytes_changed"), bytes, "{a}:{epoch_a} {b}:{epoch_b}");
+            assert_eq!((&report["a_branch"], &report["b_branch"]), (&a.into(), &b.into()));
+        }
+    }
+    // One that is given without a branch is of that of `--branch`.
+    let text = verb("diff 8 b:8", &store, "").expect(0).stdout;
+    assert!(text.starts_with("epochs main:8 and b:8 differ in"), "{text}");
+    let same = verb("diff b:5 main:5", &store, "").expect(0).stdout;
+    assert!(same.contains("differ in 0 pages") && same.contains("the same"), "{same}");
+    let text = verb("diff main:8 8 --branch b", &store, "").expect(0).stdout;
+    assert!(text.starts_with("epochs main:8 and b:8 differ in"), "{text}");
+    verb("diff 8 typo:8", &store, "").refused(1, &["has no branch typo"]);
+    verb("diff 8 b:9", &store, "").refused(1, &["no epoch 9: the newest is 8"]);
+    verb("diff 8 a/b:9", &store, "").refused(2, &["the name of a branch is 1 to 64 of"]);
+    verb("diff 0 8", &store, "").refused(2, &["epochs are numbered from 1"]);
 }
 
 #[test]

@@ -201,7 +201,7 @@ fn a_failed_recovery_between_two_syncs_is_not_forgotten() {
     // The window is over while the first part of an epoch is appended: its sync covers the epoch before, and not that part.
     let mut world = World::new();
     // Long enough for the second cut to come before it is over: it would wait for what is shut.
-    let window = Duration::from_millis(150);
+    let window = Duration::from_secs(1);
     let durability = Durability::Group(window);
     let mut engine = world.engine(Start::Fresh, EngineOptions { durability, on_storage_error: AT_ONCE, slots: 8, ..options() });
     world.write_all([70]);

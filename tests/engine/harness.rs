@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use slackwater::epoch::{CapturedState, Cut, Durability, Engine, EngineError, Eng
 use slackwater::epoch::{RollbackGuest, RolledBack, Sink, SinkError, Start};
 use slackwater::format::{
     BLOCK_PAGES, BlockDecoder, BlockPages, CHANGES_DEPTH_MAX, ChainId, Commit, Compression, FORMAT_WITH_CHANGES,
-    FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Trigger, decode_changes, decode_state, decode_zeros,
+    FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, MemoryDigest, Trigger, decode_changes, decode_state, decode_zeros,
 };
 use slackwater::kvm::park::Parked;
 use slackwater::kvm::ring::Lost;
@@ -34,7 +35,7 @@ pub(crate) const BUDGET: usize = 24;
 pub(crate) const FOR_EVER: Duration = Duration::from_secs(1_000_000);
 
 /// How long a test waits for what must come, before it fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The `index`th page of memory.
 pub(crate) fn gfn(index: usize) -> Gfn {
@@ -69,6 +70,13 @@ pub(crate) fn page_of(image: &Image, gfn: Gfn) -> PageBytes {
     image[at..at + PAGE_SIZE].try_into().unwrap()
 }
 
+/// What an audit of it says.
+pub(crate) fn digest_of(image: &Image) -> MemoryDigest {
+    let mut digest = MemoryDigest::default();
+    (0..PAGES).map(gfn).for_each(|gfn| digest.add_page(gfn, &page_of(image, gfn)));
+    digest
+}
+
 /// Ends the process if a test hangs.
 #[derive(Debug)]
 pub(crate) struct Watchdog(#[expect(dead_code, reason = "dropped when the test is done")] Sender<()>);
@@ -78,7 +86,7 @@ impl Watchdog {
         let (done, waits) = channel();
         let test = std::thread::current().name().unwrap_or("a test").to_owned();
         std::thread::spawn(move || {
-            if waits.recv_timeout(Duration::from_secs(90)) == Err(RecvTimeoutError::Timeout) {
+            if waits.recv_timeout(Duration::from_secs(300)) == Err(RecvTimeoutError::Timeout) {
                 // Not captured, as a print would be.
                 let _ = writeln!(std::io::stderr(), "{test} hangs");
                 std::process::abort();
@@ -139,16 +147,84 @@ impl Events {
     }
 }
 
+/// A moment at which a VMM may write guest memory. The first two are its right in a cut, the others are of a guest that runs, or of somebody who was not quiesced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    Park,
+    Capture,
+    /// Behind the capture, when the tracker is asked whether there was more.
+    WroteMore,
+    /// A collection begins: its log of the VMM's writes was taken.
+    Begin,
+    /// Pages were copied.
+    Settle,
+    /// `on_commit`; with [`Durability::Epoch`] everything is parked then.
+    OnCommit,
+    Resume,
+    /// State becomes records, behind the guest's back.
+    Records,
+    /// State is put back.
+    Restore,
+}
+
+/// What the VMM will write, and when. Clones are the same plan.
+#[derive(Clone, Debug)]
+pub(crate) struct Writes {
+    memory: GuestMemory,
+    planned: Arc<Mutex<Vec<(Moment, Gfn, PageBytes)>>>,
+    /// State was captured in the cut in hand.
+    captured: Arc<AtomicBool>,
+}
+
+impl Writes {
+    fn new(memory: &GuestMemory) -> Self {
+        Self { memory: memory.clone(), planned: Arc::default(), captured: Arc::default() }
+    }
+
+    pub(crate) fn plan(&self, moment: Moment, gfn: Gfn, page: PageBytes) {
+        lock(&self.planned).push((moment, gfn, page));
+    }
+
+    pub(crate) fn clear(&self) {
+        lock(&self.planned).clear();
+    }
+
+    /// Whether all was written.
+    pub(crate) fn are_done(&self) -> bool {
+        lock(&self.planned).is_empty()
+    }
+
+    pub(crate) fn at(&self, moment: Moment) {
+        match moment {
+            Moment::Park => self.captured.store(false, Ordering::Relaxed),
+            Moment::Capture => self.captured.store(true, Ordering::Relaxed),
+            // The tracker is asked before the capture as well.
+            Moment::WroteMore if !self.captured.load(Ordering::Relaxed) => return,
+            _ => {}
+        }
+        lock(&self.planned).retain(|(when, gfn, page)| {
+            if *when == moment {
+                self.memory.ram().write_slice(page, GuestAddress(gfn.0 * PAGE_SIZE_U64)).unwrap();
+            }
+            *when != moment
+        });
+    }
+}
+
 /// The guest's state: the number of the capture, by which an epoch's snapshot is found again.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counter {
     pub(crate) value: u64,
     /// A record that no chain takes.
     pub(crate) unsound: bool,
+    writes: Option<Writes>,
 }
 
 impl CapturedState for Counter {
     fn records(&self) -> Vec<StateRecord> {
+        if let Some(writes) = &self.writes {
+            writes.at(Moment::Records);
+        }
         let name = if self.unsound { "Not A Name" } else { "counter" };
         vec![StateRecord { name: name.into(), index: 0, version: 1, data: self.value.to_le_bytes().to_vec() }]
     }
@@ -166,6 +242,8 @@ pub(crate) struct TestGuest {
     pub(crate) fail_next_capture: bool,
     /// Reading the state writes these pages, with this content.
     pub(crate) capture_writes: Vec<(Gfn, PageBytes)>,
+    /// What the VMM writes by itself.
+    pub(crate) writes: Writes,
     pub(crate) fail_next_restore: bool,
     pub(crate) unsound_state: bool,
     events: Events,
@@ -176,6 +254,7 @@ impl Guest for TestGuest {
 
     fn park(&mut self) -> Result<(), GuestError> {
         assert!(!self.parked && !self.halted, "parked twice, or after a halt");
+        self.writes.at(Moment::Park);
         if std::mem::take(&mut self.fail_next_park) {
             return Err("no park".into());
         }
@@ -190,13 +269,14 @@ impl Guest for TestGuest {
             self.memory.fill_page(gfn, &page).unwrap();
             let _ = self.simulated.write(gfn);
         }
+        self.writes.at(Moment::Capture);
         if std::mem::take(&mut self.fail_next_capture) {
             into.value = u64::MAX;
             return Err("no capture".into());
         }
         let value = self.snapshots.len() as u64 + 1;
         self.snapshots.insert(value, snapshot(&self.memory));
-        *into = Counter { value, unsound: self.unsound_state };
+        *into = Counter { value, unsound: self.unsound_state, writes: Some(self.writes.clone()) };
         self.events.push(Event::Capture);
         Ok(())
     }
@@ -204,6 +284,7 @@ impl Guest for TestGuest {
     fn resume(&mut self) {
         assert!(std::mem::replace(&mut self.parked, false), "resumed without a park");
         assert!(!self.halted, "resumed after a halt");
+        self.writes.at(Moment::Resume);
         self.events.push(Event::Resume);
     }
 
@@ -222,6 +303,7 @@ impl RollbackGuest for TestGuest {
         }
         assert!(self.memory.written().is_empty(), "what the VMM wrote since the cut is still recorded");
         assert!(self.snapshots.get(&state.value) == Some(&snapshot(&self.memory)), "memory is not what it was at the cut");
+        self.writes.at(Moment::Restore);
         self.events.push(Event::Restore(state.value));
         Ok(())
     }
@@ -707,6 +789,8 @@ pub(crate) struct LyingTracker {
     lies: Lies,
     /// What is to be said when the collection is settled.
     unsaid: Option<Lost>,
+    /// What the VMM writes beside the tracker.
+    writes: Writes,
 }
 
 impl Tracker for LyingTracker {
@@ -731,6 +815,7 @@ impl Tracker for LyingTracker {
     }
 
     fn begin(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+        self.writes.at(Moment::Begin);
         let mut collected = self.collect(parked, into)?;
         if self.lies.late {
             self.unsaid = collected.lost.take();
@@ -739,10 +824,12 @@ impl Tracker for LyingTracker {
     }
 
     fn wrote_more(&self, parked: &Parked<'_>) -> Option<bool> {
+        self.writes.at(Moment::WroteMore);
         self.inner.wrote_more(parked).filter(|_| !self.lies.cannot_tell)
     }
 
     fn settle(&mut self, _parked: &Parked<'_>) -> Result<Settled, TrackError> {
+        self.writes.at(Moment::Settle);
         Ok(Settled { lost: self.unsaid.take(), ..Settled::default() })
     }
 
@@ -798,6 +885,7 @@ impl World {
             fail_next_park: false,
             fail_next_capture: false,
             capture_writes: Vec::new(),
+            writes: Writes::new(&memory),
             fail_next_restore: false,
             unsound_state: false,
             events: events.clone(),
@@ -822,12 +910,19 @@ impl World {
 
     pub(crate) fn try_engine(&self, start: Start, mut options: EngineOptions) -> Result<Engine<Counter>, EngineError> {
         let events = self.events.clone();
-        options.on_commit.get_or_insert_with(|| Box::new(move |epoch| events.push(Event::Released(epoch.0))));
+        let writes = self.guest.writes.clone();
+        options.on_commit.get_or_insert_with(|| {
+            Box::new(move |epoch| {
+                writes.at(Moment::OnCommit);
+                events.push(Event::Released(epoch.0));
+            })
+        });
         Engine::new(self.memory.clone(), self.tracker(), self.disk.sink(), start, options)
     }
 
     pub(crate) fn tracker(&self) -> Box<dyn Tracker> {
-        Box::new(LyingTracker { inner: SimulatedTracker::new(self.simulated.clone()), lies: self.lies, unsaid: None })
+        let (inner, writes) = (SimulatedTracker::new(self.simulated.clone()), self.guest.writes.clone());
+        Box::new(LyingTracker { inner, lies: self.lies, unsaid: None, writes })
     }
 
     pub(crate) fn engine(&self, start: Start, options: EngineOptions) -> Engine<Counter> {
@@ -870,6 +965,12 @@ impl World {
         self.memory.ram().write_slice(page, GuestAddress(gfn.0 * PAGE_SIZE_U64)).unwrap();
     }
 
+    /// The VMM will write new content, at this moment of a cut.
+    pub(crate) fn plan(&mut self, moment: Moment, gfn: Gfn) {
+        let page = self.fresh_page();
+        self.guest.writes.plan(moment, gfn, page);
+    }
+
     /// Content that was there before there was an engine, and that nobody recorded.
     pub(crate) fn fill(&mut self, gfns: impl IntoIterator<Item = usize>) {
         for index in gfns {
@@ -910,9 +1011,14 @@ impl World {
     /// A cut that takes an epoch; its number.
     #[track_caller]
     pub(crate) fn take(&mut self, engine: &mut Engine<Counter>, trigger: Trigger) -> u64 {
-        match self.cut(engine, trigger) {
-            Ok(Cut::Taken { epoch, .. }) => epoch.0,
-            other => panic!("no epoch was taken: {other:?}"),
+        let until = Instant::now() + Duration::from_secs(60);
+        loop {
+            match self.cut(engine, trigger) {
+                Ok(Cut::Taken { epoch, .. }) => return epoch.0,
+                // An interval gives way to storage that is behind.
+                Ok(Cut::Skipped) if trigger == Trigger::Interval && Instant::now() < until => std::thread::yield_now(),
+                other => panic!("no epoch was taken: {other:?}"),
+            }
         }
     }
 
@@ -933,6 +1039,9 @@ impl World {
         }
         for Stored { commit, counter, image, .. } in &state.stored {
             let epoch = commit.epoch;
+            if commit.audit.is_some_and(|audit| audit != digest_of(image)) {
+                return Err(format!("epoch {epoch} is not what its audit says"));
+            }
             let expected = self.guest.snapshots.get(counter).ok_or_else(|| format!("epoch {epoch} has an unknown state"))?;
             let differ: BTreeSet<_> = (0..PAGES)
                 .filter(|index| {

@@ -13,3 +13,4 @@ mod rollback;
 mod starts;
 mod tracking;
 mod triggers;
+mod writes;

@@ -8,7 +8,10 @@ use slackwater::epoch::{Cut, Durability, Engine, EngineError, EngineOptions, OnS
 use slackwater::format::{Compression, Trigger};
 use slackwater::page::{EpochId, PAGE_SIZE};
 
-use super::harness::{BUDGET, Counter, FOR_EVER, Fault, PAGES, RING, SHARE, World, gfn, options, page_of};
+use super::harness::{BUDGET, Counter, FOR_EVER, Fault, Moment, PAGES, RING, SHARE, World, gfn, options, page_of};
+
+/// The most pages that the VMM writes in a cut until state was captured.
+const CUT_WRITES: usize = 3;
 
 /// The generator of Steele, Lea and Flood (2014), "Fast splittable pseudorandom number generators".
 #[derive(Debug)]
@@ -43,6 +46,7 @@ impl Random {
         let retry_after = self.of(&[Duration::ZERO, Duration::ZERO, Duration::from_micros(300), FOR_EVER]);
         EngineOptions {
             budget_pages: BUDGET + self.below(60),
+            share_pages: (SHARE + CUT_WRITES) as u64,
             slots: 2 + self.below(4),
             durability: self.of(&[
                 Durability::Epoch,
@@ -203,6 +207,12 @@ impl Life<'_> {
                     let page = self.world.fresh_page();
                     let gfn = gfn(self.random.below(PAGES));
                     self.world.guest.capture_writes.push((gfn, page));
+                }
+                self.world.guest.writes.clear();
+                for moment in [Moment::Park, Moment::Capture, Moment::Capture, Moment::Resume, Moment::Restore] {
+                    if self.random.one_in(2) {
+                        self.world.plan(moment, gfn(self.random.below(PAGES)));
+                    }
                 }
             }
             20 => match self.patiently(|_, engine| engine.copy_base()) {

@@ -61,7 +61,9 @@ fn pages_bytes_and_state_that_differ() {
                 .collect();
             let whole = json!({
                 "a": a,
+                "a_branch": "main",
                 "b": b,
+                "b_branch": "main",
                 "pages_changed": expected.len(),
                 "bytes_changed": expected.iter().map(|(_, bytes)| bytes).sum::<u64>(),
                 "zero_at_a": zero(of_a),

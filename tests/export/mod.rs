@@ -2,5 +2,7 @@
 
 mod diff;
 pub(crate) mod files;
+mod killed;
+pub(crate) mod linux;
 mod refusals;
 mod tools;

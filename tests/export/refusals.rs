@@ -33,19 +33,64 @@ fn a_file_that_exists() {
     export(&store, dir.path(), "elf-core", "--force").expect(0);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     for (out, code, text) in
-        [("/dev/full", 1, "exists"), ("/dev/full --force", 2, "no regular file"), ("/tmp --force", 2, "no regular file")]
+        [("/dev/full", 2, "no regular file"), ("/dev/full --force", 2, "no regular file"), ("/tmp --force", 2, "no regular file")]
     {
         run(&format!("export --store {} --format raw --out {out}", store.display())).refused(code, &[text]);
     }
+    // A link to nothing is not made something.
+    let dangling = dir.path().join("dangling");
+    std::os::unix::fs::symlink("nothing", &dangling).unwrap();
+    let line = format!("export --store {} --format raw --out {}", store.display(), dangling.display());
+    run(&line).refused(1, &["dangling exists"]);
+    run(&format!("{line} --force")).refused(1, &["dangling is a symbolic link to nothing, which does not exist"]);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
     run(&format!("export --store {} --format raw --out {}/no/where", store.display(), dir.path().display()))
         .refused(1, &["no/where", "No such file"]);
+}
+
+/// Not even with `--force`.
+#[test]
+fn files_of_the_store_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let files = read(&checkpoints().join("v1/churn"));
+    write(&store, &files);
+    std::os::unix::fs::symlink("store/identity.json", dir.path().join("link")).unwrap();
+    for out in ["store/identity.json", "store/new", "link"] {
+        let line = format!("export --store {} --format raw --force --out {}", store.display(), dir.path().join(out).display());
+        run(&line).refused(2, &["is in the store itself"]);
+    }
+    assert!(read(&store) == files);
+}
+
+#[test]
+fn options_that_say_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = checkpoints().join("v1/churn");
+    for format in BOTH {
+        export(&store, dir.path(), format, "--disk 0").refused(2, &["`--disk` goes with `--format disk`"]);
+        export(&store, dir.path(), format, "--image x").refused(2, &["`--image` goes with `--format disk`"]);
+    }
+    export(&store, dir.path(), "disk", "").refused(2, &["the machine has no disks"]);
+    for option in ["--interval 50ms", "--audit 2", "--ring 1024"] {
+        run(&format!("restore --store {} {option}", store.display())).refused(2, &["goes with `--continue` or `--branch`"]);
+    }
+    for (line, text) in
+        [("checkpoint --audit 0", "at least 1"), ("checkpoint --epochs 0", "at least 1"), ("prune --keep-last 0", "at least 1")]
+    {
+        run(&format!("{line} --store {}/none", dir.path().display())).refused(2, &[text]);
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]
 fn epochs_that_are_not_there() {
     let dir = tempfile::tempdir().unwrap();
     let store = checkpoints().join("v1/plain");
-    for epoch in [0, 4, 9, u64::MAX] {
+    for format in BOTH {
+        export(&store, dir.path(), format, "--epoch 0").refused(2, &["epochs are numbered from 1"]);
+    }
+    for epoch in [4, 9, u64::MAX] {
         for format in BOTH {
             export(&store, dir.path(), format, &format!("--epoch {epoch}")).refused(1, &[&epoch.to_string()]);
         }

@@ -81,10 +81,11 @@ fn check(pattern: &str, options: &str, epochs: u64) -> Value {
         let sent = storm.sent.load(Ordering::Relaxed);
         drop(storm);
         println!("{pattern} {options}: {sent} signals, {report}");
-        assert!(sent > 1000, "{sent} signals");
+        assert!(sent > 0, "it was over before the storm");
     }
     assert!(guest_is_ok(&report), "{report}");
     assert_eq!((number(&report, "/tracking_lost"), number(&report, "/audits")), (0, number(&report, "/epochs")), "{report}");
+    assert_eq!(number(&report, "/late_writes"), 0, "{report}");
     verified(&store, epochs);
     report
 }

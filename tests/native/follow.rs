@@ -9,7 +9,7 @@ use slackwater::store::Chain;
 use crate::support::{epochs, patience};
 
 /// No chain of a test is waited for longer.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// What a reader saw committed: each epoch's commit hash.
 pub(crate) type Seen = BTreeMap<u64, u128>;

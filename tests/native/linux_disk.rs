@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::native::linux::{Guest, OFTEN, all_is_sound, at_prompt, boot, files_or_skip, newest, restore};
+use crate::native::linux::{Guest, OFTEN, all_is_sound, at_prompt, boot, files_or_skip, restore};
+use crate::native::linux_core;
 use crate::support::command::finish;
 use crate::support::{Random, full};
 
@@ -54,11 +55,16 @@ fn disk_and_memory_are_of_one_instant_after_every_kill() {
     command.arg("--disk").arg(&image);
     let mut guest = Guest::start(command, dir.path(), "first");
     guest.wait_for("the shell", at_prompt);
-    let booted = newest(&store);
+    let booted = guest.wait_for_epoch();
     assert!(guest.console().contains("guest: 2 processors"), "{}", guest.console());
+    let release = guest.wait_for("the kernel's release", |console| {
+        let said = console.split_once("processors, Linux ")?.1;
+        said.split_once(['\r', '\n']).map(|(release, _)| release.to_owned())
+    });
     // Behind the shell's back, so that it takes lines all the while.
     guest.enter("(work 1 & work 2 &)\n");
     wait_for_work(&mut guest, &[0; 2], 2);
+    guest.wait_for_epoch();
     let rounds = if full() { 24 } else { 2 };
     for round in 0..rounds {
         // At any moment of the work: this is no wait for anything.
@@ -72,18 +78,24 @@ fn disk_and_memory_are_of_one_instant_after_every_kill() {
         wait_for_work(&mut guest, &reached, 2);
         nothing_is_lost(&guest.console(), &reached);
     }
-    guest.enter("killall work; sleep 1; umount /mnt && e2fsck -fn /dev/vda && echo \"the disk is $((40+2))\"\n");
+    // A process that is killed, and what it has started, are gone when they are gone.
+    guest.enter(
+        "until killall work dd md5sum 2> /dev/null; umount /mnt 2> /dev/null; do sleep 0.2; done; \
+         e2fsck -fn /dev/vda && echo \"the disk is $((40+2))\"\n",
+    );
     guest.wait_for("a sound file system", |console| console.contains("the disk is 42").then_some(()));
+    guest.wait_for("the shell", at_prompt);
     // What it complains of is on the console, too.
-    guest.enter(&format!(
-        "dmesg | grep -E '{COMPLAINTS}'; echo \"complaints: $(dmesg | grep -cE '{COMPLAINTS}')\"; sleep 1; poweroff -f\n"
-    ));
+    guest.enter(&format!("dmesg | grep -E '{COMPLAINTS}'; echo \"complaints: $(dmesg | grep -cE '{COMPLAINTS}')\"\n"));
     guest.wait_for("the kernel's opinion", |console| console.contains("complaints: 0\r").then_some(()));
+    guest.wait_for("the shell", at_prompt);
+    guest.enter("poweroff -f\n");
     let report = guest.end();
     assert_eq!(report["checkpoint"]["guest_end"], "poweroff", "{report}");
     all_is_sound(&store);
+    linux_core::says_what_it_is(&store, dir.path(), booted, &release);
     // Any moment goes on: the middle of the boot, the idle shell.
-    for (epoch, mode) in [(booted * 3 / 5, "--lazy"), (booted, "")] {
+    for (epoch, mode) in [((booted * 3 / 5).max(1), "--lazy"), (booted, "")] {
         let mut guest = Guest::start(restore(&store, &format!("--epoch {epoch} {mode}")), dir.path(), &format!("epoch{epoch}"));
         if epoch < booted {
             guest.wait_for("the shell", at_prompt);

@@ -33,11 +33,12 @@ fn every_moment_of_a_run_restores() {
     let mut guest =
         Guest::start(boot(&files, &store, "vmlinux", &format!("--memory 128M --vcpus 2 --audit 5 {OFTEN}")), dir.path(), "boot");
     guest.wait_for("the shell", at_prompt);
-    let booted = newest(&store) + 1;
-    follow::wait_until(&store, |seen| seen.keys().any(|epoch| *epoch > booted + 1));
+    let booted = guest.wait_for_epoch();
+    follow::wait_until(&store, |seen| seen.keys().any(|epoch| *epoch > booted + 2));
     let idle = newest(&store);
     guest.enter(LOAD);
     guest.wait_for("work", last_from(3));
+    guest.wait_for_epoch();
     guest.kill();
     all_is_sound(&store);
     let loaded = newest(&store);
@@ -52,7 +53,7 @@ fn every_moment_of_a_run_restores() {
             is_well(&mut guest);
         }
     }
-    for epoch in moments(booted + 1, idle + 1) {
+    for epoch in moments(booted, idle + 1) {
         for mode in modes {
             let mut guest = Guest::start(restore(&store, &format!("{mode} --epoch {epoch}")), dir.path(), "idle");
             is_well(&mut guest);
@@ -84,15 +85,18 @@ fn memory_above_4_gib_goes_on_too() {
     guest.wait_for("the shell", at_prompt);
     guest.enter(LOAD);
     guest.wait_for("work", last_from(2));
+    // Without the line that was typed the guest would wait for the rest of it.
+    guest.wait_for_epoch();
     let reached = *counted(&guest.kill()).last().unwrap();
     let mut guest = Guest::start(restore(&store, &format!("--lazy --continue {OFTEN}")), dir.path(), "goes-on");
     guest.wait_for("work after a restore", last_from(reached + 2));
     is_well(&mut guest);
     // All of it, less what the kernel keeps for itself. Files in memory come from the upper end.
-    guest.enter("echo \"$(sed -n 's/MemTotal: *//p' /proc/meminfo) of memory\"; reboot -f\n");
+    guest.enter("echo \"$(sed -n 's/MemTotal: *//p' /proc/meminfo) of memory\"\n");
     let total_kib: u64 = guest.wait_for("what memory it has", |console| {
         console.lines().find_map(|line| line.split_once(" kB of memory")?.0.trim().parse().ok())
     });
+    guest.enter("reboot -f\n");
     let whole_kib = memory_mib << 10;
     assert!((whole_kib - whole_kib / 16..whole_kib).contains(&total_kib), "{total_kib} of {whole_kib} KiB");
     let report = guest.end();

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use slackwater::format::{
     BlockEncoder, ChainId, ChangedWords, Close, Commit, Compression, EpochWriter, FRAME_HEADER_BYTES, FrameHeader, FrameKind,
-    Identity, MemoryDigest, Phases, SegmentHeader, Trigger,
+    Identity, IndexBuilder, IndexedEpoch, MemoryDigest, Mention, Phases, SEGMENT_HEADER_FRAME_BYTES, SegmentHeader, Trigger,
 };
 use slackwater::machine::StateRecord;
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE_U64, PageBytes, PageRun};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::Random;
 use super::copy::Files;
@@ -64,6 +65,10 @@ pub(crate) struct Builder {
     durable: EpochId,
     memory: BTreeMap<u64, Box<PageBytes>>,
     clock_ns: u64,
+    /// Whether state has records that are mostly zeros, and is packed.
+    packs: bool,
+    /// Of the segment in hand, in formats whose segments get one here.
+    index: IndexBuilder,
 }
 
 impl Builder {
@@ -97,7 +102,34 @@ impl Builder {
             durable: EpochId::NONE,
             memory: BTreeMap::new(),
             clock_ns,
+            packs: format > 1,
+            index: IndexBuilder::new(),
         }
+    }
+
+    /// Puts an index beside the segment in hand, which gets no more epochs.
+    fn end_segment(&mut self) {
+        let index = std::mem::take(&mut self.index);
+        if self.format < 4 {
+            return;
+        }
+        let segment = self.file();
+        let first: [u8; SEGMENT_HEADER_FRAME_BYTES] = segment[..SEGMENT_HEADER_FRAME_BYTES].try_into().unwrap();
+        let previous = EpochId(u64::from_le_bytes(first[88..96].try_into().unwrap()));
+        let bytes = segment.len() as u64;
+        let index = index.finish(&first, bytes, previous, self.tip_hash).unwrap();
+        self.files.insert(format!("index-{:08}", self.segment), index);
+    }
+
+    /// Says in all slots of the mark that all epochs so far are durable.
+    fn mark(&mut self) {
+        let mut slot = vec![0xD7, b'S', b'W', b'D', 1, 0, 0, 0];
+        slot.extend(self.chain.0);
+        slot.extend(self.durable.0.to_le_bytes());
+        slot.extend(self.tip_hash.to_le_bytes());
+        slot.extend(xxh3_64(&slot).to_le_bytes());
+        slot.resize(4096, 0);
+        self.files.insert("durable".to_owned(), slot.repeat(3));
     }
 
     fn file(&mut self) -> &mut Vec<u8> {
@@ -106,6 +138,9 @@ impl Builder {
 
     /// Begins the next segment. The one before was synced.
     pub(crate) fn segment(&mut self) {
+        if self.segment > 0 {
+            self.end_segment();
+        }
         self.segment += 1;
         self.durable = self.tip;
         let header = SegmentHeader {
@@ -131,22 +166,27 @@ impl Builder {
         let mut writer = EpochWriter::new(self.chain, epoch);
         let mut out = Vec::new();
         let mut zero_pages = 0;
+        let begin = self.file().len() as u64;
         for part in &new.parts {
+            let at = begin + out.len() as u64;
             match part {
                 Part::Pages(compression, pages) => {
                     let block: Vec<_> = pages.iter().map(|(gfn, page)| (Gfn(*gfn), &**page)).collect();
                     writer.pages(&mut out, &mut BlockEncoder::new(*compression), &block).unwrap();
+                    self.index.block(at, false, &block.iter().map(|(gfn, _)| *gfn).collect::<Vec<_>>()).unwrap();
                     self.memory.extend(pages.iter().cloned());
                 }
                 Part::Changes(pages) => {
                     let changed = |gfn, page| ChangedWords::between(&self.memory[gfn], page);
                     let block: Vec<_> = pages.iter().map(|(gfn, page)| (Gfn(*gfn), &**page, changed(gfn, page))).collect();
                     writer.changes(&mut out, &block).unwrap();
+                    self.index.block(at, true, &block.iter().map(|(gfn, ..)| *gfn).collect::<Vec<_>>()).unwrap();
                     self.memory.extend(pages.iter().cloned());
                 }
                 Part::Zeros(runs) => {
                     let runs: Vec<_> = runs.iter().map(|(first, count)| PageRun { first: Gfn(*first), count: *count }).collect();
                     writer.zeros(&mut out, &runs).unwrap();
+                    self.index.frame(at, Mention::Zeros, runs.iter().copied()).unwrap();
                     for run in runs {
                         zero_pages += run.count;
                         self.memory.retain(|gfn, _| !run.contains(Gfn(*gfn)));
@@ -155,7 +195,8 @@ impl Builder {
             }
         }
         let mut state = state_of(new.number);
-        if self.format == 1 {
+        let state_offset = begin + out.len() as u64;
+        if !self.packs {
             writer.state(&mut out, &state).unwrap();
         } else {
             // Mostly zeros, so that it is packed.
@@ -172,6 +213,7 @@ impl Builder {
             parent_hash: self.tip_hash,
             totals,
             time_unix_ns: self.clock_ns,
+            own_ns: 0,
             run_ns: 49_000_000,
             phases: Phases { kick_ns: 1_000, state_ns: 2_000, harvest_ns: 300, copy_ns: 4_000, reset_ns: 500, stall_ns: 0 },
             captured_pages: totals.stored_pages + zero_pages + new.unchanged,
@@ -188,6 +230,8 @@ impl Builder {
         let frame = commit.encode_frame(self.chain);
         self.tip = epoch;
         self.tip_hash = commit.identity(&frame);
+        let commit_offset = begin + out.len() as u64;
+        self.index.epoch(IndexedEpoch { epoch, offset: begin, state_offset, commit_offset, first_frame: 0, base: new.base });
         out.extend(frame);
         self.file().extend(out);
         self.truth.insert(new.number, truth);
@@ -198,6 +242,9 @@ impl Builder {
         self.durable = self.tip;
         let frame = Close { epoch: self.tip, commit_hash: self.tip_hash }.encode_frame(self.chain);
         self.file().extend(frame);
+        if self.format >= 4 {
+            self.mark();
+        }
     }
 }
 
@@ -235,10 +282,20 @@ pub(crate) fn noise(seed: u64) -> Box<PageBytes> {
 /// The chain of `checkpoints/v1/plain`: every kind of frame, three segments, a gap, a chain that went on behind a close. With `closed` it ends with a close
 /// frame, which proves every epoch durable; without, nothing proves the last three.
 pub(crate) fn sample(closed: bool) -> Builder {
+    sample_of(1, *b"slackwater plain", closed)
+}
+
+/// The chain of `checkpoints/v4/marked`: the same epochs, with a mark and indexes.
+pub(crate) fn sample_with_mark() -> Builder {
+    sample_of(4, *b"slackwater four!", true)
+}
+
+fn sample_of(format: u32, chain: [u8; 16], closed: bool) -> Builder {
     let zstd = Compression::Zstd { level: 3 };
     let texts = |range: std::ops::Range<u64>, seed: u64| range.map(|gfn| (gfn, text(seed + gfn))).collect::<Vec<_>>();
     let machine = serde_json::json!({ "memory_bytes": 4 << 20, "vcpus": 2, "guest": { "churn": "churn:pages=64" } });
-    let mut chain = Builder::new(*b"slackwater plain", vec![PageRun { first: Gfn(0), count: 1024 }], 2, machine);
+    let mut chain = Builder::of_format(format, chain, vec![PageRun { first: Gfn(0), count: 1024 }], 2, machine);
+    chain.packs = false;
     chain.segment();
     chain.epoch(&NewEpoch {
         number: 1,

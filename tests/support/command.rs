@@ -6,9 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -97,7 +97,7 @@ pub(crate) fn finish(command: &mut Command) -> Run {
 pub(crate) struct Running {
     line: String,
     child: Child,
-    output: Option<[JoinHandle<String>; 2]>,
+    output: Option<[Reader; 2]>,
     watchdog: Option<(mpsc::Sender<()>, JoinHandle<bool>)>,
 }
 
@@ -129,6 +129,23 @@ impl Running {
         self.child.try_wait().unwrap().is_some()
     }
 
+    /// Waits until it has said `text`, on standard error.
+    #[track_caller]
+    pub(crate) fn wait_for_message(&mut self, text: &str) {
+        let start = Instant::now();
+        loop {
+            let ended = self.has_ended();
+            let [_, messages] = self.output.as_ref().unwrap();
+            let said = messages.so_far();
+            if said.contains(text) {
+                return;
+            }
+            assert!(!ended, "ended without `{text}`: {said}");
+            assert!(start.elapsed() < patience(LIMIT), "no `{text}` within {LIMIT:?}: {said}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub(crate) fn signal(&self, signal: i32) {
         send(self.id(), signal);
     }
@@ -138,7 +155,7 @@ impl Running {
         let (ended, watchdog) = self.watchdog.take().unwrap();
         drop(ended);
         let late = watchdog.join().unwrap();
-        let [stdout, stderr] = self.output.take().unwrap().map(|text| text.join().unwrap());
+        let [stdout, stderr] = self.output.take().unwrap().map(Reader::finish);
         let run = Run { line: self.line.clone(), status, stdout, stderr };
         assert!(!late, "still running after {LIMIT:?}: {run}");
         run
@@ -163,12 +180,34 @@ impl Drop for Running {
     }
 }
 
-fn reader(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = stream.read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
+/// Reads a stream of the command's as it comes.
+#[derive(Debug)]
+struct Reader {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    thread: JoinHandle<()>,
+}
+
+impl Reader {
+    fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().unwrap()).into_owned()
+    }
+
+    fn finish(self) -> String {
+        self.thread.join().unwrap();
+        String::from_utf8_lossy(&self.bytes.lock().unwrap()).into_owned()
+    }
+}
+
+fn reader(mut stream: impl Read + Send + 'static) -> Reader {
+    let bytes = Arc::new(Mutex::new(Vec::new()));
+    let into = bytes.clone();
+    let thread = thread::spawn(move || {
+        let mut part = [0; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut part) {
+            into.lock().unwrap().extend_from_slice(&part[..count]);
+        }
+    });
+    Reader { bytes, thread }
 }
 
 fn send(pid: u32, signal: i32) {

@@ -124,6 +124,7 @@ impl<C: CapturedState> Engine<C> {
         guest.restore(&parked, &point.state).map_err(|source| EngineError::Restore { epoch: point.epoch, source })?;
         hand.phases.state_ns = ns(copied.elapsed());
         let epoch = point.epoch;
+        self.ran_ns = 0;
         self.resume(guest);
         self.counts.rollback(&RollbackCount { phases: hand.phases, pages, compared });
         Ok(RolledBack { epoch, pages, compared })

@@ -6,7 +6,7 @@ use super::{
     BLOCK_BYTES, CONTENT_BYTES, EPOCHS, FRAMES, INDEX_MENTIONS_MAX, IndexedEpoch, IndexedFrame, MAGIC, MENTIONS, Mention, RUNS,
     Table, VERSION,
 };
-use crate::format::{FRAME_HEADER_BYTES, FormatError};
+use crate::format::{FRAME_HEADER_BYTES, FormatError, SEGMENT_HEADER_FRAME_BYTES};
 use crate::page::{EpochId, Gfn, PageRun, runs};
 
 /// Collects what the frames of a segment mention, in the order of the segment.
@@ -92,14 +92,14 @@ impl IndexBuilder {
         self.forget_frames();
     }
 
-    /// The index's bytes. `header` is the header of the segment's first frame, `segment_bytes` the segment's length, `previous` the epoch
+    /// The index's bytes. `first_frame` is the segment's first frame, `segment_bytes` the segment's length, `previous` the epoch
     /// before the first, `identity` that of the last epoch.
     ///
     /// # Errors
     /// More than [`INDEX_MENTIONS_MAX`] mentions.
     pub fn finish(
         mut self,
-        header: &[u8; FRAME_HEADER_BYTES],
+        first_frame: &[u8; SEGMENT_HEADER_FRAME_BYTES],
         segment_bytes: u64,
         previous: EpochId,
         identity: u128,
@@ -108,6 +108,7 @@ impl IndexBuilder {
         self.spans.sort_by_key(|span| span.first);
         let (runs, mentions) = disjoint(&self.spans)?;
         drop(std::mem::take(&mut self.spans));
+        let header = first_frame.get(..FRAME_HEADER_BYTES).unwrap_or_default();
         let mut out = Blocks { key: xxh3_64(header), bytes: Vec::new() };
         let numbers = [
             segment_bytes,
@@ -123,6 +124,7 @@ impl IndexBuilder {
         head.extend(identity.to_le_bytes());
         let base = self.epochs.iter().rposition(|epoch| epoch.base).map_or(0, |number| number as u64 + 1);
         head.extend(base.to_le_bytes());
+        head.extend(first_frame);
         out.block(&head);
         out.table(EPOCHS, &self.epochs, |epoch, out| {
             for number in [epoch.epoch.0, epoch.offset, epoch.state_offset, epoch.commit_offset] {

@@ -1,11 +1,13 @@
 //! Where in a segment which version of which page is: a table that is used in place. See `docs/format.md`, "Index".
 
 mod build;
+mod proof;
 mod read;
 #[cfg(test)]
 mod tests;
 
 pub use build::IndexBuilder;
+pub use proof::IndexProof;
 pub use read::{Index, IndexBytes, IndexError};
 
 use crate::page::{EpochId, PageRun};
@@ -13,10 +15,13 @@ use crate::page::{EpochId, PageRun};
 /// The first bytes of an index.
 const MAGIC: [u8; 4] = [0xD7, b'S', b'W', b'I'];
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Bytes of a block of an index, its checksum included.
 const BLOCK_BYTES: usize = 4096;
+
+/// Where in the first block the segment's first frame is.
+const FIRST_FRAME_AT: usize = 88;
 
 /// Bytes of a block before its checksum.
 const CONTENT_BYTES: usize = BLOCK_BYTES - 8;

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::{
-    BLOCK_BYTES, CONTENT_BYTES, EPOCHS, FRAMES, INDEX_MENTIONS_MAX, IndexedEpoch, IndexedFrame, IndexedRun, MAGIC, MENTIONS,
-    Mention, RUNS, Table, VERSION,
+    BLOCK_BYTES, CONTENT_BYTES, EPOCHS, FIRST_FRAME_AT, FRAMES, INDEX_MENTIONS_MAX, IndexedEpoch, IndexedFrame, IndexedRun,
+    MAGIC, MENTIONS, Mention, RUNS, Table, VERSION,
 };
 use crate::format::fields::Fields;
-use crate::format::{BLOCK_PAGES, FRAME_HEADER_BYTES, FormatError};
+use crate::format::{BLOCK_PAGES, FRAME_HEADER_BYTES, FormatError, SEGMENT_HEADER_FRAME_BYTES};
 use crate::page::{EpochId, Gfn, PageRun};
 
 /// The bytes of an index, which may be those of a file that is mapped.
@@ -108,7 +108,10 @@ impl Index {
         let last = EpochId(fields.u64("last epoch")?);
         let identity = fields.u128("identity of the last epoch")?;
         let base = fields.u64("last base")?;
-        fields.zeros("reserved", CONTENT_BYTES - 88)?;
+        if !fields.bytes("first frame of the segment", SEGMENT_HEADER_FRAME_BYTES)?.starts_with(header) {
+            return Err(FormatError::field("first frame of the segment", FIRST_FRAME_AT, "the segment's", "another").into());
+        }
+        fields.zeros("reserved", CONTENT_BYTES - FIRST_FRAME_AT - SEGMENT_HEADER_FRAME_BYTES)?;
         let [epochs, frames, runs, mentions] = counts;
         let most = u64::from(u32::MAX);
         for (at, found, most) in

@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::format::{FRAME_HEADER_BYTES, FormatError};
+use crate::format::{ChainId, FRAME_HEADER_BYTES, FormatError, SEGMENT_HEADER_FRAME_BYTES, SegmentHeader};
 use crate::page::Gfn;
 
 const HEADER: [u8; FRAME_HEADER_BYTES] = [7; FRAME_HEADER_BYTES];
+const FIRST_FRAME: [u8; SEGMENT_HEADER_FRAME_BYTES] = [7; SEGMENT_HEADER_FRAME_BYTES];
 
 /// The frames of some epochs: for each frame, what it is and the runs of pages that it mentions.
 type Epochs = Vec<Vec<(Mention, Vec<PageRun>)>>;
@@ -35,7 +36,7 @@ fn build(epochs: &Epochs) -> Vec<u8> {
         });
         offset += 200;
     }
-    builder.finish(&HEADER, offset, EpochId(1), 42).unwrap()
+    builder.finish(&FIRST_FRAME, offset, EpochId(1), 42).unwrap()
 }
 
 fn open(bytes: Vec<u8>, segment_bytes: u64) -> Result<Index, IndexError> {
@@ -177,14 +178,14 @@ fn what_was_not_committed_is_forgotten() {
     let epoch =
         IndexedEpoch { epoch: EpochId(1), offset: 112, state_offset: 200, commit_offset: 300, first_frame: 0, base: true };
     builder.epoch(epoch);
-    let expected = builder.clone().finish(&HEADER, 400, EpochId::NONE, 1).unwrap();
+    let expected = builder.clone().finish(&FIRST_FRAME, 400, EpochId::NONE, 1).unwrap();
     builder.frame(400, Mention::Zeros, [run(1, 20)]).unwrap();
     builder.forget_frames();
     assert_eq!(builder.mentions(), 2);
     builder.frame(400, Mention::Zeros, [run(3, 20)]).unwrap();
     builder.epoch(IndexedEpoch { epoch: EpochId(2), offset: 400, ..epoch });
     builder.truncate(1);
-    assert_eq!(builder.finish(&HEADER, 400, EpochId::NONE, 1).unwrap(), expected);
+    assert_eq!(builder.finish(&FIRST_FRAME, 400, EpochId::NONE, 1).unwrap(), expected);
 }
 
 #[test]
@@ -193,6 +194,34 @@ fn overlaps_beyond_any_guest_are_refused() {
     for frame in 0..20_000 {
         builder.frame(112 + frame, Mention::Zeros, [PageRun { first: Gfn(frame), count: 1 << 39 }]).unwrap();
     }
-    let error = builder.finish(&HEADER, 1 << 20, EpochId::NONE, 1).unwrap_err();
+    let error = builder.finish(&FIRST_FRAME, 1 << 20, EpochId::NONE, 1).unwrap_err();
     assert!(error.to_string().contains("mentions of an index"), "{error}");
+}
+
+#[test]
+fn the_first_block_proves_what_its_segment_held() {
+    let chain = ChainId(*b"of this segment!");
+    let segment =
+        SegmentHeader { format: 3, number: 4, more: 2, chain, previous_hash: 7, previous: EpochId(9), created_unix_ns: 1 };
+    let frame: [u8; SEGMENT_HEADER_FRAME_BYTES] = segment.encode_frame().try_into().unwrap();
+    let mut builder = IndexBuilder::new();
+    builder.frame(112, Mention::Whole, [PageRun { first: Gfn(3), count: 1 }]).unwrap();
+    let epoch =
+        IndexedEpoch { epoch: EpochId(12), offset: 112, state_offset: 300, commit_offset: 400, first_frame: 0, base: true };
+    builder.epoch(epoch);
+    let bytes = builder.finish(&frame, 640, EpochId(9), 0xABCD).unwrap();
+    let proof = IndexProof::parse(&bytes).unwrap();
+    assert_eq!(proof, IndexProof { chain, first: 4, last: 6, epoch: EpochId(12), identity: 0xABCD });
+    assert_eq!(IndexProof::parse(&bytes[..IndexProof::BYTES]).unwrap(), proof);
+    for length in [0, 100, IndexProof::BYTES - 1] {
+        IndexProof::parse(&bytes[..length]).unwrap_err();
+    }
+    for at in 0..IndexProof::BYTES {
+        let mut changed = bytes.clone();
+        changed[at] ^= 1 << (at % 8);
+        assert!(IndexProof::parse(&changed).is_err(), "byte {at}");
+    }
+    // No segment's header, under a checksum that is right.
+    let bytes = IndexBuilder::new().finish(&FIRST_FRAME, 640, EpochId(9), 0xABCD).unwrap();
+    IndexProof::parse(&bytes).unwrap_err();
 }

@@ -14,9 +14,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use super::Refused;
 use crate::kvm::kick::{self, Kick};
 use crate::kvm::memslot::{self, Memslot};
-use crate::kvm::ring::{RingSize, VmRings};
+use crate::kvm::ring::{EXIT_RING_FULL, RingSize, VmRings};
 use crate::kvm::{VmHandle, host, user_mode};
-use crate::page::{Gfn, PAGE_SIZE, PAGE_SIZE_U64};
+use crate::page::{Gfn, PAGE_SIZE_U64};
 
 /// Pages that the guest may be told to write.
 pub(super) const PAGES: usize = 256;
@@ -66,7 +66,10 @@ pub(super) struct Guest {
 }
 
 #[derive(Clone)]
-pub(super) struct Memory(GuestMemoryMmap);
+pub(super) struct Memory {
+    map: GuestMemoryMmap,
+    frames: u64,
+}
 
 pub(super) struct Vcpu {
     fd: VcpuFd,
@@ -95,31 +98,39 @@ impl Guest {
 
 impl Memory {
     pub(super) fn new() -> Result<Self, Refused> {
-        let ranges = [(GuestAddress(0), FRAMES * PAGE_SIZE)];
-        let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(|error| Refused::setup("mapping guest memory", error))?;
-        let memory = Self(memory);
-        for (address, bytes) in user_mode::tables(1) {
+        let memory = Self::with_frames(FRAMES as u64)?;
+        memory.put(PROGRAM, &CODE)?;
+        Ok(memory)
+    }
+
+    /// With page tables for all of it, and no program.
+    pub(super) fn with_frames(frames: u64) -> Result<Self, Refused> {
+        let bytes = usize::try_from(frames * PAGE_SIZE_U64).unwrap_or(usize::MAX);
+        let ranges = [(GuestAddress(0), bytes)];
+        let map = GuestMemoryMmap::from_ranges(&ranges).map_err(|error| Refused::setup("mapping guest memory", error))?;
+        let memory = Self { map, frames };
+        for (address, bytes) in user_mode::tables(frames.div_ceil(512)) {
             memory.put(address, &bytes)?;
         }
-        memory.put(PROGRAM, &CODE)?;
         Ok(memory)
     }
 
     /// Makes it the memory of `vm`, which is dropped before it.
     pub(super) fn give_to(&self, vm: &VmHandle, log_dirty: bool) -> Result<(), Refused> {
-        let slot = Memslot { id: 0, first: Gfn(0), pages: FRAMES as u64, host_address: self.host_address()? };
+        let slot = Memslot { id: 0, first: Gfn(0), pages: self.frames, host_address: self.host_address()? };
         // SAFETY: `self` maps that many pages readable and writable and is dropped after the VM; it is accessed through `vm-memory`, which
         // makes no references into it.
         Ok(unsafe { memslot::set(vm, &slot, log_dirty) }?)
     }
 
     fn host_address(&self) -> Result<u64, Refused> {
-        let address = self.0.get_host_address(GuestAddress(0)).map_err(|error| Refused::setup("mapping guest memory", error))?;
+        let address =
+            self.map.get_host_address(GuestAddress(0)).map_err(|error| Refused::setup("mapping guest memory", error))?;
         Ok(address as u64)
     }
 
     pub(super) fn put(&self, address: u64, bytes: &[u8]) -> Result<(), Refused> {
-        self.0.write_slice(bytes, GuestAddress(address)).map_err(|error| Refused::setup("writing guest memory", error))
+        self.map.write_slice(bytes, GuestAddress(address)).map_err(|error| Refused::setup("writing guest memory", error))
     }
 
     /// Has the guest write `value` into `pages` when it runs next.
@@ -132,7 +143,7 @@ impl Memory {
     /// The word that the guest has written into a page.
     pub(super) fn word(&self, page: usize) -> Result<u64, Refused> {
         let address = GuestAddress(offset(page) * PAGE_SIZE_U64);
-        let word = self.0.read_obj(address).map_err(|error| Refused::setup("reading guest memory", error))?;
+        let word = self.map.read_obj(address).map_err(|error| Refused::setup("reading guest memory", error))?;
         Ok(u64::from_le(word))
     }
 }
@@ -171,6 +182,15 @@ impl Vcpu {
     }
 }
 
+/// How a guest left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Left {
+    /// It has done what it was to do.
+    Done,
+    /// Its ring is full.
+    RingFull,
+}
+
 /// A vCPU whose time is limited.
 pub(super) struct Bounded<'v> {
     fd: &'v mut VcpuFd,
@@ -181,9 +201,18 @@ pub(super) struct Bounded<'v> {
 impl Bounded<'_> {
     /// Runs the guest until it has carried out its orders.
     pub(super) fn run(&mut self) -> Result<(), Refused> {
+        match self.leave()? {
+            Left::Done => Ok(()),
+            Left::RingFull => Err(Refused::Exit { exit: "a full ring".to_owned() }),
+        }
+    }
+
+    /// Runs the guest until it leaves.
+    pub(super) fn leave(&mut self) -> Result<Left, Refused> {
         loop {
             match self.fd.run() {
-                Ok(VcpuExit::IoOut(DONE_PORT, _)) => return Ok(()),
+                Ok(VcpuExit::IoOut(DONE_PORT, _)) => return Ok(Left::Done),
+                Ok(VcpuExit::Unsupported(EXIT_RING_FULL)) => return Ok(Left::RingFull),
                 Ok(exit) => return Err(Refused::Exit { exit: format!("{exit:?}") }),
                 // Once the time is up, `immediate_exit` stays set.
                 Err(error) if error.errno() == libc::EINTR => {

@@ -3,10 +3,12 @@
 mod guest;
 mod kernel;
 mod plan;
+mod reserve;
 #[cfg(test)]
 mod tests;
 
 pub use kernel::runs_kernels;
+pub use reserve::ring_reserve;
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -85,6 +87,20 @@ pub enum Refused {
     Exit {
         /// The exit, as kvm-ioctls calls it.
         exit: String,
+    },
+    /// Code at CPL 0 is interpreted: the same loop takes many times as long there as at CPL 3.
+    #[error("a loop takes {at_cpl0:?} at CPL 0 and {at_cpl3:?} at CPL 3")]
+    Interpreted {
+        /// The least time at CPL 0.
+        at_cpl0: Duration,
+        /// The least time at CPL 3.
+        at_cpl3: Duration,
+    },
+    /// A ring was never full, although more pages were written than it has entries.
+    #[error("a ring of {entries} entries is never full")]
+    NeverFull {
+        /// The ring's entries.
+        entries: u32,
     },
     /// The guest did not come to an end.
     #[error("the guest was not done after {} s", limit.as_secs_f64())]

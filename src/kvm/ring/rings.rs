@@ -89,6 +89,14 @@ pub enum RingError {
         /// The most that the kernel takes.
         max_entries: u32,
     },
+    /// The kernel keeps more entries free than the ring has.
+    #[error("a ring of {entries} entries: this KVM keeps {reserved} of each ring free, so it must have more")]
+    TooSmall {
+        /// The entries asked for.
+        entries: u32,
+        /// The entries that are kept free.
+        reserved: u32,
+    },
     /// The kernel did not enable the rings.
     #[error("enabling rings of {entries} entries (it fails with EINVAL once a vCPU exists, and when done a second time)")]
     Enable {

@@ -480,7 +480,6 @@ fn a_buffer_is_used_again() {
     times.sort();
     println!("capture_vcpu: median {:?}", times[times.len() / 2]);
     assert_eq!(places(&state), before);
-    assert!(times[0] < Duration::from_millis(100), "{:?}", times[0]);
     // A list of registers from elsewhere is replaced.
     state.msrs = Some(Msrs::from_entries(&[kvm_msr_entry { index: STAR, ..Default::default() }]).unwrap());
     capture_vcpu(&machine.vcpus[1], &machine.spec, &mut state).unwrap();

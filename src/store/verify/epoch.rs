@@ -2,7 +2,7 @@
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::frame::{Commit, HEADER_BYTES_U64, Header, Kind, hex};
+use super::frame::{Commit, HEADER_BYTES_U64, Header, Kind};
 use super::report::{DamageKind, Fault};
 
 /// An epoch whose commit frame has not come yet.
@@ -117,7 +117,6 @@ impl Open {
         // Before format 3 no commit frame has the identity that goes with the last of these.
         let known = Commit::BASE | Commit::RECOVERY | Commit::AUDITED | Commit::REWRITTEN;
         check(flags & !known == 0, DamageKind::Flags, 169, format!("flags of {known}"), flags.to_string());
-        check(commit.reserved == [0; 6], DamageKind::Reserved, 170, "000000000000".to_owned(), hex(&commit.reserved));
         let audited = commit.has(Commit::AUDITED) || commit.audit == 0;
         if let Some(at) = self.leans_at.filter(|_| commit.has(Commit::BASE)) {
             let expected = "a page that the base had before";

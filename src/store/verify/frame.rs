@@ -18,6 +18,8 @@ pub(super) const COMMIT_BYTES: u32 = 192;
 pub(super) const REWRITTEN_BYTES: u32 = 208;
 /// The first format that has compacted segments, rewritten epochs and branches.
 pub(super) const COMPACTING: u32 = 3;
+/// The first format that has a mark.
+pub(super) const MARKED: u32 = 4;
 /// Bytes of the payload of a close frame.
 pub(super) const CLOSE_BYTES: u32 = 24;
 
@@ -168,7 +170,6 @@ pub(super) struct Commit {
     pub(super) durable: u64,
     pub(super) trigger: u8,
     pub(super) flags: u8,
-    pub(super) reserved: [u8; 6],
     pub(super) audit: u128,
     /// The epoch's identity, where the frame has the field.
     pub(super) identity: Option<u128>,
@@ -198,7 +199,6 @@ impl Commit {
             durable: u64_at(payload, 160),
             trigger,
             flags,
-            reserved: le(payload, 170),
             audit: u128_at(payload, 176),
             identity: (payload.len() > 192).then(|| u128_at(payload, 192)),
         }

@@ -1,13 +1,12 @@
 //! `identity.json`: what the chain is.
 
-use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
-use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::directory::Directory;
 use super::frame::COMPACTING;
 use super::report::VerifyError;
 use crate::page::{Gfn, PageRun};
@@ -25,7 +24,7 @@ const FRAMES_MAX: u64 = 1 << 40;
 pub(super) struct Identity {
     /// The chain's identifier.
     pub(super) chain: [u8; 16],
-    /// The version of the format: 1 to 3.
+    /// The version of the format: 1 to 4.
     pub(super) format: u32,
     /// Guest memory: rising, and neighbours joined.
     memory: Vec<PageRun>,
@@ -89,27 +88,17 @@ struct BranchFields {
     identity: String,
 }
 
-/// Reads the identity of the chain in `dir`.
-pub(super) fn read(dir: &Path) -> Result<Identity, VerifyError> {
-    let path = dir.join(NAME);
-    let io = |path: &Path, source| VerifyError::Io { path: path.to_owned(), offset: 0, source };
-    match fs::metadata(dir) {
-        Ok(found) if found.is_dir() => {}
-        Ok(_) => return Err(VerifyError::NotADirectory { path: dir.to_owned() }),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Err(VerifyError::NoDirectory { path: dir.to_owned() }),
-        Err(error) if error.kind() == ErrorKind::NotADirectory => {
-            return Err(VerifyError::NotADirectory { path: dir.to_owned() });
-        }
-        Err(error) => return Err(io(dir, error)),
-    }
-    match fs::metadata(&path) {
-        Ok(found) if found.is_file() => {}
+/// Reads the identity of the chain in a directory.
+pub(super) fn read(directory: &Directory) -> Result<Identity, VerifyError> {
+    let path = directory.path().join(NAME);
+    match directory.look(NAME) {
+        Ok(found) if found.is_file => {}
         Ok(_) => return Err(VerifyError::NotAFile { path }),
         Err(error) if error.kind() == ErrorKind::NotFound => return Err(VerifyError::NoIdentity { path }),
-        Err(error) => return Err(io(&path, error)),
+        Err(source) => return Err(VerifyError::Io { path, offset: 0, source }),
     }
     let mut bytes = Vec::new();
-    File::open(&path).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut bytes)).map_err(|source| VerifyError::Io {
+    directory.file(NAME).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut bytes)).map_err(|source| VerifyError::Io {
         path: path.clone(),
         offset: 0,
         source,
@@ -140,7 +129,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
     // The version comes before the hash: another version may hash in another way.
     let format = match value.get("format") {
         Some(format) => match format.as_u64().and_then(|format| u32::try_from(format).ok()) {
-            Some(known @ 1..=3) => known,
+            Some(known @ 1..=4) => known,
             _ => return Err(Problem::Version(format.to_string())),
         },
         None => return Err(content("the field `format`", "none")),

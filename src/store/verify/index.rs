@@ -8,16 +8,19 @@ use std::path::Path;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::frame::{HEADER_BYTES, hex, le, u32_at, u64_at, u128_at};
+use super::frame::{HEADER_BYTES, le, u32_at, u64_at, u128_at};
+use super::listing::Segment;
 use super::report::{DamageKind, Fault, VerifyError};
 use crate::page::{Gfn, PageRun};
 
 const MAGIC: [u8; 4] = [0xD7, 0x53, 0x57, 0x49];
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const BLOCK_BYTES: usize = 4096;
 const CONTENT_BYTES: usize = 4088;
+/// Where the first block has the first frame of the segment.
+const FIRST_FRAME: std::ops::Range<usize> = 88..88 + 112;
 /// Bytes of the first block's content that say something.
-const HEADER_END: usize = 88;
+const HEADER_END: usize = FIRST_FRAME.end;
 const MENTIONS_MAX: u64 = 1 << 26;
 /// What an epoch takes at the least: a state frame without records, and a commit frame.
 const EPOCH_BYTES_MIN: u64 = 56 + 240;
@@ -83,6 +86,17 @@ struct RunEntry {
     end_mention: u32,
 }
 
+/// What stands in the place of an index.
+pub(super) enum Reading {
+    /// A compaction has removed it since the store was listed.
+    Gone,
+    /// Something that a reader does not use: no index of this segment as it is, or not all of one.
+    Unfit,
+    /// All of its checksums are right, and it contradicts itself.
+    Wrong(Fault),
+    Sound(Box<Index>),
+}
+
 /// An index whose tables are sound, and how much of its segment was compared with it.
 #[derive(Debug)]
 pub(super) struct Index {
@@ -108,48 +122,73 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Reads the index in the file at `path`, of a segment of `segment_bytes` whose first frame has `header`. `None` where there is no file.
-    pub(super) fn read(
-        path: &Path,
-        segment_bytes: u64,
-        header: &[u8; HEADER_BYTES],
-    ) -> Result<Option<Result<Self, Fault>>, VerifyError> {
-        let wrong = |expected: &str, found: String| Ok(Some(Err(Fault::new(DamageKind::Index, 0, expected, found))));
-        let io = |source| VerifyError::Io { path: path.to_owned(), offset: 0, source };
-        match std::fs::metadata(path) {
-            Ok(found) if found.is_file() => {}
-            Ok(_) => return wrong("a regular file", "something else".to_owned()),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+    /// Reads the index called `name` of `segment`, which begins with `first_frame`.
+    pub(super) fn read(name: &str, segment: &Segment, first_frame: &[u8]) -> Result<Reading, VerifyError> {
+        let directory = &segment.directory;
+        let segment_bytes = segment.bytes;
+        let path = &directory.path().join(name);
+        let io = |source| VerifyError::Io { path: path.clone(), offset: 0, source };
+        match directory.look(name) {
+            Ok(found) if found.is_file => {}
+            Ok(_) => return Ok(Reading::Unfit),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Reading::Gone),
             Err(error) => return Err(io(error)),
         }
-        let file = match File::open(path) {
+        let file = match segment.open_beside(name) {
             Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Reading::Gone),
             Err(error) => return Err(io(error)),
         };
         let bytes = file.metadata().map_err(io)?.len();
-        let mut blocks = Blocks { file: BufReader::with_capacity(1 << 18, file), key: xxh3_64(header), number: 0, path };
-        Ok(Some(match blocks.next()? {
+        let key = xxh3_64(first_frame.get(..HEADER_BYTES).unwrap_or_default());
+        let mut blocks = Blocks { file: BufReader::with_capacity(1 << 18, file), key, number: 0, path };
+        let Some(first) = blocks.next()? else { return Ok(Reading::Unfit) };
+        let Some(read) = Self::header(&first, segment_bytes, bytes) else { return Ok(Reading::Unfit) };
+        // Whatever it says, it says nothing as long as a block of it may be another's.
+        let read = match read {
+            Ok(_) if first.get(FIRST_FRAME) != Some(first_frame) => {
+                let expected = "the first frame of the segment";
+                Err(Fault::new(DamageKind::Index, FIRST_FRAME.start as u64, expected, "another"))
+            }
+            Ok(index) => index.tables(&mut blocks)?,
             Err(fault) => Err(fault),
-            Ok(first) => match Self::header(&first, segment_bytes, bytes) {
-                Err(fault) => Err(fault),
-                Ok(index) => index.tables(&mut blocks)?,
-            },
-        }))
+        };
+        while blocks.number * (BLOCK_BYTES as u64) < bytes {
+            if blocks.next()?.is_none() {
+                return Ok(Reading::Unfit);
+            }
+        }
+        Ok(match read {
+            Ok(Some(index)) => Reading::Sound(Box::new(index)),
+            Ok(None) => Reading::Unfit,
+            Err(fault) => Reading::Wrong(fault),
+        })
     }
 
-    /// Reads the first block, and says what the file of `bytes` must hold.
-    fn header(block: &[u8; BLOCK_BYTES], segment_bytes: u64, bytes: u64) -> Result<Self, Fault> {
+    /// Reads the first block, and says what the file of `bytes` must hold. `None` where it is no index of this version, of a segment of this length.
+    fn header(block: &[u8; BLOCK_BYTES], segment_bytes: u64, bytes: u64) -> Option<Result<Self, Fault>> {
+        let [epochs, frames, runs, mentions] = [16, 24, 32, 40].map(|at| u64_at(block, at));
+        let mut next: u64 = 1;
+        let mut table = |name, entries, entry_bytes| {
+            let table = Table { name, block: next, entries, entry_bytes };
+            next = next.saturating_add(table.blocks());
+            table
+        };
+        let tables =
+            [table("epoch", epochs, 40), table("frame", frames, 16), table("run", runs, 24), table("mention", mentions, 4)];
+        let fits = le::<4>(block, 0) == MAGIC
+            && u32_at(block, 4) == VERSION
+            && u64_at(block, 8) == segment_bytes
+            && bytes == next.saturating_mul(BLOCK_BYTES as u64);
+        fits.then(|| Self::checked(block, segment_bytes, tables))
+    }
+
+    /// Checks what the first block says beside the length of its file.
+    fn checked(block: &[u8; BLOCK_BYTES], segment_bytes: u64, tables: [Table; 4]) -> Result<Self, Fault> {
         let check = |holds: bool, offset, expected: String, found: String| {
             if holds { Ok(()) } else { Err(Fault::new(DamageKind::Index, offset, expected, found)) }
         };
-        let magic = le::<4>(block, 0);
-        check(magic == MAGIC, 0, hex(&MAGIC), hex(&magic))?;
-        let version = u32_at(block, 4);
-        check(version == VERSION, 4, format!("version {VERSION}"), version.to_string())?;
-        let found = u64_at(block, 8);
-        check(found == segment_bytes, 8, format!("a segment of {segment_bytes} bytes"), found.to_string())?;
-        let [epochs, frames, runs, mentions] = [16, 24, 32, 40].map(|at| u64_at(block, at));
+        let [epochs, frames, runs, mentions] = tables.map(|table| table.entries);
         let epochs_max = segment_bytes / EPOCH_BYTES_MIN;
         check(epochs <= epochs_max, 16, format!("at most {epochs_max} epochs"), epochs.to_string())?;
         check(mentions <= MENTIONS_MAX, 40, format!("at most {MENTIONS_MAX} mentions"), mentions.to_string())?;
@@ -160,16 +199,6 @@ impl Index {
         if let Some(at) = rest.iter().position(|byte| *byte != 0) {
             check(false, (HEADER_END + at) as u64, "zeros".to_owned(), "another byte".to_owned())?;
         }
-        let mut next = 1;
-        let mut table = |name, entries, entry_bytes| {
-            let table = Table { name, block: next, entries, entry_bytes };
-            next += table.blocks();
-            table
-        };
-        let tables =
-            [table("epoch", epochs, 40), table("frame", frames, 16), table("run", runs, 24), table("mention", mentions, 4)];
-        let expected = next * BLOCK_BYTES as u64;
-        check(bytes == expected, 16, format!("{expected} bytes of index"), bytes.to_string())?;
         Ok(Self {
             before: u64_at(block, 48),
             last: (u64_at(block, 56), u128_at(block, 64)),
@@ -188,14 +217,11 @@ impl Index {
         })
     }
 
-    /// Reads the tables. The file was found to be as long as they are.
-    fn tables(mut self, blocks: &mut Blocks<'_>) -> Result<Result<Self, Fault>, VerifyError> {
+    /// Reads the tables. The file was found to be as long as they are. `None` where a block is not the index's.
+    fn tables(mut self, blocks: &mut Blocks<'_>) -> Result<Result<Option<Self>, Fault>, VerifyError> {
         for table in self.tables {
             for block in 0..table.blocks() {
-                let bytes = match blocks.next()? {
-                    Ok(bytes) => bytes,
-                    Err(fault) => return Ok(Err(fault)),
-                };
+                let Some(bytes) = blocks.next()? else { return Ok(Ok(None)) };
                 let done = block * table.per_block() as u64;
                 let count = usize::try_from(table.entries - done).unwrap_or(usize::MAX).min(table.per_block());
                 let (entries, rest) = bytes.get(..CONTENT_BYTES).unwrap_or_default().split_at(count * table.entry_bytes);
@@ -210,7 +236,7 @@ impl Index {
                 }
             }
         }
-        Ok(self.check_runs().map(|()| self))
+        Ok(self.check_runs().map(|()| Some(self)))
     }
 
     /// Takes the next entry of a table.
@@ -424,24 +450,19 @@ struct Blocks<'a> {
 }
 
 impl Blocks<'_> {
-    fn next(&mut self) -> Result<Result<[u8; BLOCK_BYTES], Fault>, VerifyError> {
+    /// The next block; `None` where the file ends, or where what is there is no block of this index.
+    fn next(&mut self) -> Result<Option<[u8; BLOCK_BYTES]>, VerifyError> {
         let number = self.number;
-        let offset = number * BLOCK_BYTES as u64;
         self.number += 1;
         let mut block = [0; BLOCK_BYTES];
         match self.file.read_exact(&mut block) {
             Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
-                return Ok(Err(Fault::new(DamageKind::Index, offset, "a block of 4096 bytes", "the end of the file")));
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
+            Err(source) => {
+                return Err(VerifyError::Io { path: self.path.to_owned(), offset: number * BLOCK_BYTES as u64, source });
             }
-            Err(source) => return Err(VerifyError::Io { path: self.path.to_owned(), offset, source }),
         }
-        let expected = xxh3_64_with_seed(block.get(..CONTENT_BYTES).unwrap_or_default(), self.key.wrapping_add(number));
-        let found = u64_at(&block, CONTENT_BYTES);
-        if expected == found {
-            return Ok(Ok(block));
-        }
-        let expected = format!("a block of this segment's index, with checksum {expected:016x}");
-        Ok(Err(Fault::new(DamageKind::Index, offset, expected, format!("{found:016x}"))))
+        let sum = xxh3_64_with_seed(block.get(..CONTENT_BYTES).unwrap_or_default(), self.key.wrapping_add(number));
+        Ok((sum == u64_at(&block, CONTENT_BYTES)).then_some(block))
     }
 }

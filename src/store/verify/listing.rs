@@ -1,14 +1,16 @@
 //! What is in a store's directory: chains, their segments and indexes, and files that are left over.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::directory::Directory;
 use super::frame::COMPACTING;
 use super::identity::{self, Identity, MAIN};
+use super::mark::{self, Proof};
+use super::open::{Known, OpenFiles};
 use super::report::{Damage, DamageKind, Fault, Leftover, LeftoverKind, VerifyError};
 
 /// The directory that branches are in.
@@ -16,10 +18,6 @@ const BRANCHES: &str = "branches";
 
 /// The highest number of a segment.
 const NUMBER_MAX: u32 = 99_999_999;
-
-/// Segments that are held open from the listing on, so that a compaction meanwhile takes nothing away. More are opened when it is their turn: a process may have 1,024
-/// files open where nobody says otherwise.
-const HELD_MAX: usize = 512;
 
 /// How often a directory is listed where files in it go as fast as they are opened.
 const LISTINGS_MAX: u32 = 10;
@@ -47,6 +45,11 @@ impl Numbers {
         }
     }
 
+    /// Whether a segment with these numbers can only have been made by a compaction.
+    pub(super) fn is_compacted(self) -> bool {
+        self.first < self.last
+    }
+
     fn name(self, prefix: &str) -> String {
         let Self { first, last } = self;
         if first == last { format!("{prefix}{first:08}") } else { format!("{prefix}{first:08}-{last:08}") }
@@ -60,28 +63,34 @@ pub(super) struct Segment {
     /// Its path in the store's directory.
     pub(super) name: String,
     pub(super) path: PathBuf,
+    /// Where it is.
+    pub(super) directory: Directory,
     /// Bytes. What a writer appends later is not looked at.
     pub(super) bytes: u64,
     /// Why it is not one of its chain's segments.
     pub(super) stray: Option<String>,
     /// The path of its index in the store's directory, where it has one.
     pub(super) index: Option<String>,
-    held: Option<Arc<File>>,
+    number: usize,
+    known: Known,
+    files: Arc<OpenFiles>,
 }
 
 impl Segment {
-    /// The file, as it was when the chain was listed, also where it has been replaced since.
+    /// The file that was there when the chain was listed.
     pub(super) fn open(&self) -> Result<Arc<File>, VerifyError> {
-        match &self.held {
-            Some(file) => Ok(Arc::clone(file)),
-            None => File::open(&self.path).map(Arc::new).map_err(|source| {
-                let path = self.path.clone();
-                match source.kind() {
-                    ErrorKind::NotFound => VerifyError::Replaced { path },
-                    _ => VerifyError::Io { path, offset: 0, source },
-                }
-            }),
+        match self.files.get(self.number, &self.directory, in_directory(&self.name), &self.known) {
+            Ok(Some(file)) => Ok(file),
+            Ok(None) => Err(VerifyError::Replaced { path: self.path.clone() }),
+            Err(source) => Err(VerifyError::Io { path: self.path.clone(), offset: 0, source }),
         }
+    }
+}
+
+impl Segment {
+    /// Opens a file beside the segment.
+    pub(super) fn open_beside(&self, name: &str) -> std::io::Result<File> {
+        self.files.open(&self.directory, name)
     }
 }
 
@@ -93,6 +102,10 @@ pub(super) struct Chain {
     /// What its files' names in the store's directory begin with.
     pub(super) prefix: String,
     pub(super) identity: Identity,
+    /// What its mark and its indexes say to have been durable.
+    pub(super) proofs: Vec<Proof>,
+    /// What is wrong with its mark: then anything may have been durable.
+    pub(super) mark_fault: Option<Fault>,
     /// Which of the store's segments are the chain's.
     pub(super) segments: std::ops::Range<usize>,
 }
@@ -101,6 +114,21 @@ impl Chain {
     /// The epoch that it begins at, if it is a branch.
     pub(super) fn begins_at(&self) -> Option<u64> {
         self.identity.branch_of.as_ref().map(|of| of.epoch)
+    }
+
+    /// The newest epoch that is known to have been durable, segments aside; 0 for none.
+    pub(super) fn proven(&self) -> u64 {
+        self.proofs.iter().map(|proof| proof.epoch).max().unwrap_or(0)
+    }
+
+    /// As [`proven`](Self::proven), or the highest that there is where that is not known.
+    pub(super) fn may_be_durable(&self) -> u64 {
+        if self.mark_fault.is_some() { u64::MAX } else { self.proven() }
+    }
+
+    /// The path of its mark in the store's directory.
+    pub(super) fn mark_name(&self) -> String {
+        format!("{}{}", self.prefix, mark::NAME)
     }
 
     /// The name of a segment with only this number.
@@ -124,26 +152,39 @@ pub(super) struct Store {
     pub(super) leftovers: Vec<Leftover>,
     /// Branches that can't be read at all.
     pub(super) damage: Vec<Damage>,
+    files: Arc<OpenFiles>,
 }
 
 impl Store {
-    /// Lists the store in `dir`.
-    pub(super) fn list(dir: &Path) -> Result<Self, VerifyError> {
-        let identity = identity::read(dir)?;
+    /// Lists the store in a directory. No more than `open_files` of its segments are open at a time.
+    pub(super) fn list(directory: &Directory, open_files: usize) -> Result<Self, VerifyError> {
+        let dir = directory.path();
+        let identity = identity::read(directory)?;
         if let Some(of) = &identity.branch_of {
             return Err(VerifyError::Branch { path: dir.to_owned(), branch: of.branch.clone() });
         }
-        let mut store =
-            Self { dir: dir.to_owned(), chains: Vec::new(), segments: Vec::new(), leftovers: Vec::new(), damage: Vec::new() };
-        store.add(MAIN, String::new(), identity)?;
-        for name in branch_names(dir)? {
+        let mut store = Self {
+            dir: dir.to_owned(),
+            chains: Vec::new(),
+            segments: Vec::new(),
+            leftovers: Vec::new(),
+            damage: Vec::new(),
+            files: OpenFiles::new(open_files),
+        };
+        store.add(MAIN, String::new(), directory, identity)?;
+        let branches = match directory.within(BRANCHES) {
+            Err(VerifyError::NoDirectory { .. } | VerifyError::NotADirectory { .. }) => return Ok(store),
+            opened => opened?,
+        };
+        for name in branch_names(&branches)? {
             let prefix = format!("{BRANCHES}/{name}/");
-            let damaged = match identity::read(&dir.join(&prefix)) {
-                Ok(identity) if identity.branch_of.is_some() => {
-                    store.add(&name, prefix, identity)?;
+            let read = branches.within(&name).and_then(|directory| Ok((identity::read(&directory)?, directory)));
+            let damaged = match read {
+                Ok((identity, directory)) if identity.branch_of.is_some() => {
+                    store.add(&name, prefix, &directory, identity)?;
                     continue;
                 }
-                Ok(identity) => {
+                Ok((identity, _)) => {
                     let found = format!("none in an identity of format {}", identity.format);
                     Fault::new(DamageKind::Identity, 0, "the field `branch_of`", found)
                 }
@@ -155,7 +196,7 @@ impl Store {
                 Err(VerifyError::NoDirectory { .. } | VerifyError::NotADirectory { .. }) => continue,
                 Err(VerifyError::Identity { expected, found, .. }) => Fault::new(DamageKind::Identity, 0, expected, found),
                 Err(VerifyError::Version { found, .. }) => {
-                    Fault::new(DamageKind::Identity, 0, "format 3", format!("format {found}"))
+                    Fault::new(DamageKind::Identity, 0, "format 3 or 4", format!("format {found}"))
                 }
                 Err(VerifyError::NotAFile { .. }) => Fault::new(DamageKind::Identity, 0, "a regular file", "something else"),
                 Err(error) => return Err(error),
@@ -195,45 +236,49 @@ impl Store {
     }
 
     /// Lists the chain in the directory that `prefix` names.
-    fn add(&mut self, name: &str, prefix: String, identity: Identity) -> Result<(), VerifyError> {
-        let dir = self.dir.join(&prefix);
+    fn add(&mut self, name: &str, prefix: String, directory: &Directory, identity: Identity) -> Result<(), VerifyError> {
+        // Before the listing: what a writer does meanwhile only adds to what it says.
+        let (mark, mark_fault) = match mark::read(directory, &identity)? {
+            None => (None, None),
+            Some(Ok(proof)) => (Some(proof), None),
+            Some(Err(fault)) => (None, Some(fault)),
+        };
         let mut listings = 0;
         let (segments, leftovers) = loop {
             listings += 1;
-            let held = HELD_MAX.saturating_sub(self.segments.iter().filter(|segment| segment.held.is_some()).count());
-            match segments(&dir, &prefix, identity.format, held) {
+            match segments(directory, &prefix, identity.format, &self.files) {
                 // A listing shows a file and not another that is older, or one that is gone by the time it is opened.
                 Err(VerifyError::Replaced { .. }) if listings < LISTINGS_MAX => {}
                 Ok((segments, _)) if !is_gapless(&segments) && listings == 1 => {}
                 found => break found?,
             }
         };
+        let mut proofs = Vec::from_iter(mark);
+        let left = leftovers.iter().filter(|left| left.kind == LeftoverKind::Index).map(|left| &left.file);
+        for name in segments.iter().filter_map(|segment| segment.index.as_ref()).chain(left) {
+            let numbers = name.rsplit('/').next().and_then(|name| Numbers::parse(name, "index-"));
+            if let Some(numbers) = numbers {
+                proofs.extend(mark::of_index(directory, name, numbers, &identity)?);
+            }
+        }
         let first = self.segments.len();
         self.segments.extend(segments);
         self.leftovers.extend(leftovers);
-        self.chains.push(Chain { name: name.to_owned(), prefix, identity, segments: first..self.segments.len() });
+        let segments = first..self.segments.len();
+        self.chains.push(Chain { name: name.to_owned(), prefix, identity, proofs, mark_fault, segments });
         Ok(())
     }
 }
 
-/// The names in `dir/branches` that a branch may have, in order.
-fn branch_names(dir: &Path) -> Result<BTreeSet<String>, VerifyError> {
-    let path = dir.join(BRANCHES);
-    match names(&path) {
-        Ok(names) => {
-            let names = names.into_iter().filter_map(|name| name.into_string().ok());
-            Ok(names.filter(|name| identity::is_branch_name(name)).collect())
-        }
-        Err(VerifyError::Io { source, .. }) if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Ok(BTreeSet::new())
-        }
-        Err(error) => Err(error),
-    }
+/// The names that a branch may have, in order.
+fn branch_names(branches: &Directory) -> Result<BTreeSet<String>, VerifyError> {
+    let names = branches.names()?.into_iter().filter_map(|name| name.into_string().ok());
+    Ok(names.filter(|name| identity::is_branch_name(name)).collect())
 }
 
-fn names(dir: &Path) -> Result<Vec<OsString>, VerifyError> {
-    let io = |source| VerifyError::Io { path: dir.to_owned(), offset: 0, source };
-    fs::read_dir(dir).map_err(io)?.map(|entry| Ok(entry.map_err(io)?.file_name())).collect()
+/// The name of a file in its own directory, by its path in the store's.
+pub(super) fn in_directory(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
 }
 
 fn is_gapless(segments: &[Segment]) -> bool {
@@ -245,9 +290,14 @@ fn is_gapless(segments: &[Segment]) -> bool {
     })
 }
 
-/// The segments in `dir`, in order, with their lengths, of which up to `hold` are held open; and what is left over.
-fn segments(dir: &Path, prefix: &str, format: u32, hold: usize) -> Result<(Vec<Segment>, Vec<Leftover>), VerifyError> {
-    let names = names(dir)?;
+/// The segments in a directory, in order, with their lengths; and what is left over.
+fn segments(
+    directory: &Directory,
+    prefix: &str,
+    format: u32,
+    files: &Arc<OpenFiles>,
+) -> Result<(Vec<Segment>, Vec<Leftover>), VerifyError> {
+    let names = directory.names()?;
     let names = names.iter().filter_map(|name| name.to_str());
     let (mut found, mut indexes, mut drafts) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
     for name in names {
@@ -265,13 +315,13 @@ fn segments(dir: &Path, prefix: &str, format: u32, hold: usize) -> Result<(Vec<S
     let mut covered: Option<Numbers> = None;
     for numbers in found {
         let name = numbers.name("segment-");
-        let path = dir.join(&name);
+        let path = directory.path().join(&name);
         let replaced = covered.filter(|covered| numbers.last <= covered.last);
         let mut stray = None;
         if format < COMPACTING && numbers.first != numbers.last {
             stray = Some(format!("a range of numbers in a chain of format {format}"));
         } else if replaced.is_some() {
-            let bytes = fs::metadata(&path).map_or(0, |found| found.len());
+            let bytes = directory.look(&name).map_or(0, |found| found.bytes);
             leftovers.push(Leftover { file: format!("{prefix}{name}"), kind: LeftoverKind::Replaced, bytes });
             continue;
         } else {
@@ -281,22 +331,26 @@ fn segments(dir: &Path, prefix: &str, format: u32, hold: usize) -> Result<(Vec<S
             covered = Some(numbers);
         }
         let index = indexes.remove(&numbers).then(|| format!("{prefix}{}", numbers.name("index-")));
-        match fs::metadata(&path) {
-            Ok(found) if found.is_file() => {}
+        match directory.look(&name) {
+            Ok(found) if found.is_file => {}
             Ok(_) => return Err(VerifyError::NotAFile { path }),
             // A writer has just removed it with a torn tail, or a compaction has replaced it.
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(VerifyError::Replaced { path }),
             Err(source) => return Err(VerifyError::Io { path, offset: 0, source }),
         }
-        let mut segment = Segment { numbers, name: format!("{prefix}{name}"), path, bytes: 0, stray, index, held: None };
-        let file = segment.open()?;
-        let found = file.metadata().map_err(|source| VerifyError::Io { path: segment.path.clone(), offset: 0, source })?;
-        segment.bytes = found.len();
-        segment.held = (segments.len() < hold).then_some(file);
-        segments.push(segment);
+        let io = |source: std::io::Error| match source.kind() {
+            ErrorKind::NotFound => VerifyError::Replaced { path: path.clone() },
+            _ => VerifyError::Io { path: path.clone(), offset: 0, source },
+        };
+        let file = files.open(directory, &name).map_err(io)?;
+        let bytes = file.metadata().map_err(io)?.len();
+        let known = Known::of(&file).map_err(io)?;
+        let (number, files) = (files.listed(file), Arc::clone(files));
+        let (name, directory) = (format!("{prefix}{name}"), directory.clone());
+        segments.push(Segment { numbers, name, path, directory, bytes, stray, index, number, known, files });
     }
     let mut left = |name: String, kind| {
-        let bytes = fs::metadata(dir.join(&name)).map_or(0, |found| found.len());
+        let bytes = directory.look(&name).map_or(0, |found| found.bytes);
         leftovers.push(Leftover { file: format!("{prefix}{name}"), kind, bytes });
     };
     indexes.into_iter().for_each(|numbers| left(numbers.name("index-"), LeftoverKind::Index));
@@ -307,5 +361,5 @@ fn segments(dir: &Path, prefix: &str, format: u32, hold: usize) -> Result<(Vec<S
 /// Whether `name` is that of a file that is made under it and renamed when it is whole.
 fn is_draft(name: &str) -> bool {
     let index = |name: &str| name.strip_suffix(".tmp").and_then(|name| Numbers::parse(name, "index-")).is_some();
-    matches!(name, "identity.tmp" | "compact.tmp") || index(name)
+    matches!(name, "identity.tmp" | "compact.tmp" | "durable.tmp") || index(name)
 }

@@ -10,12 +10,15 @@
 
 mod content;
 mod digest;
+mod directory;
 mod epoch;
 mod frame;
 mod identity;
 mod index;
 mod listing;
+mod mark;
 mod one;
+mod open;
 mod pieces;
 mod report;
 mod tally;
@@ -24,6 +27,7 @@ mod tests;
 mod versions;
 mod walk;
 
+use std::fs::File;
 use std::path::Path;
 
 pub use report::{
@@ -31,27 +35,58 @@ pub use report::{
     VerifyReport,
 };
 
+use directory::Directory;
 use listing::Store;
 use tally::Tally;
 
 /// Checks the store in `dir` and says what it found. `progress` is called now and then, at least once a segment.
 ///
-/// A writer may be at work on it meanwhile, and a compaction. The segments' lengths are looked up once, at the start, so what the writer has not
+/// A writer may be at work on it meanwhile, and a compaction: where one takes away a segment that is still to be read, all is begun again, a few times. The segments' lengths are looked up once, at the start, so what the writer has not
 /// committed by then appears as a torn tail.
 ///
 /// # Errors
 /// Where there is nothing to verify: `dir` is missing or is no directory, its identity is missing, unreadable or of another format
 /// version, there is no such branch or epoch, or the medium gave an error. Damage is never an error.
 pub fn verify(dir: &Path, options: &VerifyOptions, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport, VerifyError> {
-    let store = Store::list(dir)?;
-    let mut report = listed(&store, options, progress)?;
-    report.leftovers = store.leftovers;
-    Ok(report)
+    verify_in(&Directory::open(dir)?, options, progress)
 }
+
+/// Checks the store in a directory that is open as `file`.
+pub(in crate::store) fn verify_open(
+    file: File,
+    dir: &Path,
+    options: &VerifyOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<VerifyReport, VerifyError> {
+    verify_in(&Directory::of(file, dir), options, progress)
+}
+
+fn verify_in(
+    directory: &Directory,
+    options: &VerifyOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<VerifyReport, VerifyError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let verified = Store::list(directory, options.open_files).and_then(|store| {
+            let mut report = listed(&store, options, progress)?;
+            report.leftovers.splice(..0, store.leftovers);
+            Ok(report)
+        });
+        match verified {
+            Err(VerifyError::Replaced { .. }) if tries < TRIES_MAX => {}
+            verified => return verified,
+        }
+    }
+}
+
+/// How often a store is verified from the beginning because a compaction took a segment away that was not open.
+const TRIES_MAX: u32 = 8;
 
 /// Whether there is a store in `dir` at all.
 pub(in crate::store) fn check(dir: &Path) -> Result<(), VerifyError> {
-    Store::list(dir).map(|_| ())
+    Store::list(&Directory::open(dir)?, report::OPEN_FILES).map(|_| ())
 }
 
 /// Checks what was listed of a store.

@@ -89,7 +89,7 @@ pub(super) fn verify(
     let first = one.report.damage.iter().filter(|damage| damage.kind != DamageKind::AuditMismatch).map(|damage| damage.epoch);
     if let (Some(Some(first)), Some((number, index))) = (first.min(), one.newest)
         && let Some(chain) = store.chains.get(number)
-        && pieces::durable(store.segments_of(number).0.get(index..).unwrap_or_default(), 0, &chain.identity)? < first
+        && durable(chain, store.segments_of(number).0.get(index..).unwrap_or_default())? < first
     {
         return Err(VerifyError::NoEpoch { epoch, branch: chain.name.clone() });
     }
@@ -138,6 +138,8 @@ impl One<'_, '_> {
             let Some(chain) = store.chains.get(number) else { return Ok(None) };
             let (segments, first) = store.segments_of(number);
             let mut newest_of_chain = true;
+            // Whether something behind it names a later epoch.
+            let mut skipped = false;
             let mut next_first: Option<u32> = None;
             // A segment in which the epoch may have been, and what can't be read there.
             let mut suspect = None;
@@ -149,6 +151,7 @@ impl One<'_, '_> {
                 if newest_of_chain {
                     let before = header(&mut Pieces::open(segment, &chain.identity)?)?;
                     if before.is_some_and(|before| before.epoch >= limit) {
+                        skipped = true;
                         continue;
                     }
                 }
@@ -215,8 +218,16 @@ impl One<'_, '_> {
                 return Ok(audit);
             }
             if newest_of_chain {
-                let Some((index, name, faults)) = suspect else { return Ok(None) };
-                if pieces::durable(segments.get(index..).unwrap_or_default(), 0, &chain.identity)? < limit {
+                let Some((index, name, faults)) = suspect else {
+                    if skipped || chain.proven() < limit {
+                        return Ok(None);
+                    }
+                    let file = segments.last().map_or_else(|| chain.segment_name(1), |segment| segment.name.clone());
+                    let expected = format!("epochs up to {}, which were durable", chain.proven());
+                    self.damage(file, Some(limit), Fault::new(DamageKind::LostEpochs, 0, expected, "fewer"));
+                    return Ok(audit.or(Some(Audit::default())));
+                };
+                if durable(chain, segments.get(index..).unwrap_or_default())? < limit {
                     return Ok(None);
                 }
                 for (epoch, fault) in faults {
@@ -434,6 +445,15 @@ impl One<'_, '_> {
     }
 }
 
+/// The newest epoch that is known to have been durable, by the chain's mark and indexes and by what is in `segments`. A compacted segment, which
+/// comes first if it is one of them, was durable as a whole.
+fn durable(chain: &Chain, segments: &[super::listing::Segment]) -> Result<u64, VerifyError> {
+    if segments.first().is_some_and(|segment| segment.numbers.is_compacted()) {
+        return Ok(u64::MAX);
+    }
+    Ok(chain.may_be_durable().max(pieces::durable(segments, 0, &chain.identity)?))
+}
+
 fn missing(found: &str) -> Fault {
     Fault::new(DamageKind::MissingSegment, 0, "a segment of this number", format!("{found} comes before"))
 }
@@ -462,6 +482,8 @@ fn scan(mut pieces: Pieces<'_>, numbers: super::listing::Numbers, chain: &Chain,
                 let fault =
                     Fault::new(DamageKind::SegmentHeader, HEADER_BYTES_U64, "the header of this segment", format!("{found:?}"));
                 scan.faults.push((None, fault));
+                // Nor does it say what comes before this segment.
+                (scan.before, scan.last) = (None, None);
             }
             at = HEADER_BYTES_U64 + 64;
         }

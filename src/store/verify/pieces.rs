@@ -1,9 +1,7 @@
 //! Segment files, read in pieces.
 
-use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -31,7 +29,6 @@ pub(super) enum Look {
 pub(super) struct Pieces<'a> {
     segment: &'a Segment,
     identity: &'a Identity,
-    file: Arc<File>,
     bytes: u64,
     window: Vec<u8>,
     window_at: u64,
@@ -47,7 +44,6 @@ impl<'a> Pieces<'a> {
         Ok(Self {
             segment,
             identity,
-            file: segment.open()?,
             bytes: segment.bytes,
             window: Vec::new(),
             window_at: 0,
@@ -87,9 +83,11 @@ impl<'a> Pieces<'a> {
 
     fn fill(&mut self) -> Result<usize, VerifyError> {
         let mut got = 0;
+        // Not kept: walks of branches lie within each other.
+        let file = self.segment.open()?;
         while let Some(rest) = self.window.get_mut(got..).filter(|rest| !rest.is_empty()) {
             let at = self.window_at + got as u64;
-            match self.file.read_at(rest, at) {
+            match file.read_at(rest, at) {
                 Ok(0) => break,
                 Ok(count) => got += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -135,8 +133,9 @@ impl<'a> Pieces<'a> {
     pub(super) fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<usize, VerifyError> {
         let room = usize::try_from(self.bytes.saturating_sub(at)).unwrap_or(usize::MAX).min(buffer.len());
         let mut got = 0;
+        let file = self.segment.open()?;
         while let Some(rest) = buffer.get_mut(got..room).filter(|rest| !rest.is_empty()) {
-            match self.file.read_at(rest, at + got as u64) {
+            match file.read_at(rest, at + got as u64) {
                 Ok(0) => break,
                 Ok(count) => got += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -209,7 +208,7 @@ impl<'a> Pieces<'a> {
         if at.checked_add(HEADER_BYTES_U64).is_none_or(|end| end > self.bytes) {
             return Ok(false);
         }
-        match self.file.read_exact_at(&mut raw, at) {
+        match self.segment.open()?.read_exact_at(&mut raw, at) {
             Ok(()) => Ok(Header::parse(&raw, at, &self.identity.chain).is_ok()),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
             Err(source) => Err(VerifyError::Io { path: self.segment.path.clone(), offset: at, source }),

@@ -18,11 +18,17 @@ pub struct VerifyOptions {
     pub branch: Option<String>,
     /// Only what is needed to restore this epoch, of that branch or of `main`. Nothing else is read, so nothing is said of it.
     pub epoch: Option<EpochId>,
+    /// Segments that are open at a time, at most, however many there are and whatever branches off; never more than a quarter of what the process may have
+    /// open. At least 1; 64 by default.
+    pub open_files: usize,
 }
+
+/// Segments that are open at a time where nobody says otherwise.
+pub(super) const OPEN_FILES: usize = 64;
 
 impl Default for VerifyOptions {
     fn default() -> Self {
-        Self { audits: true, damage_max: 1000, branch: None, epoch: None }
+        Self { audits: true, damage_max: 1000, branch: None, epoch: None, open_files: OPEN_FILES }
     }
 }
 
@@ -125,6 +131,12 @@ pub struct BranchReport {
     /// Where `newest` ends.
     #[serde(skip)]
     pub(in crate::store) newest_end: Option<End>,
+    /// Its identifier.
+    #[serde(skip)]
+    pub(in crate::store) chain: [u8; 16],
+    /// The path of its mark in the store's directory, if its format has one.
+    #[serde(skip)]
+    pub(in crate::store) mark: Option<String>,
     /// Its segments in order.
     #[serde(skip)]
     pub(in crate::store) files: Vec<SegmentFile>,
@@ -135,6 +147,8 @@ pub struct BranchReport {
 pub(in crate::store) struct SegmentFile {
     /// Its path in the store's directory.
     pub(in crate::store) segment: String,
+    /// Whether only a compaction can have made it.
+    pub(in crate::store) compacted: bool,
     /// Bytes of the segment.
     pub(in crate::store) bytes: u64,
     /// The path of its index, if it has one.
@@ -148,6 +162,8 @@ pub(in crate::store) struct End {
     pub(in crate::store) file: String,
     /// Bytes from the beginning of the file.
     pub(in crate::store) offset: u64,
+    /// The epoch's identity.
+    pub(in crate::store) identity: u128,
 }
 
 /// What one epoch needs, and what comes of it.
@@ -186,7 +202,8 @@ pub struct Leftover {
 pub enum LeftoverKind {
     /// A segment that a compacted one stands for.
     Replaced,
-    /// The index of a segment that is not there.
+    /// An index that is of no segment as it is there: the segment is gone, shorter, longer or another, or the index is damaged. A reader walks
+    /// the segment instead.
     Index,
     /// A file that was never finished, or is being made.
     Draft,
@@ -250,11 +267,18 @@ pub enum DamageKind {
     Durable,
     /// A segment's header.
     SegmentHeader,
+    /// The mark is not there or not whole: what was durable is not known.
+    Mark,
+    /// Epochs that were durable are not there, and nothing says where they were.
+    LostEpochs,
+    /// Another epoch stands in the place of one that was durable.
+    ReplacedEpoch,
     /// A segment is not there.
     MissingSegment,
     /// A segment's name has numbers that it may not have.
     SegmentNumbers,
-    /// An index does not say what its segment does. A reader that sees it walks the segment instead, so epochs are not concerned.
+    /// An index all of whose checksums are right does not say what its segment does. A reader that sees it walks the segment instead, so epochs are not
+    /// concerned.
     Index,
     /// A branch's identity.
     Identity,
@@ -303,6 +327,14 @@ pub enum VerifyError {
         /// What was asked for.
         path: PathBuf,
     },
+    /// There is a symbolic link to nothing.
+    #[error("{} is a symbolic link to {}, which does not exist", link.display(), to.display())]
+    DanglingLink {
+        /// What was asked for.
+        link: PathBuf,
+        /// Where it leads.
+        to: PathBuf,
+    },
     /// There is something else than a directory.
     #[error("{} is not a directory", path.display())]
     NotADirectory {
@@ -326,7 +358,7 @@ pub enum VerifyError {
         found: String,
     },
     /// The chain is of another format version.
-    #[error("{}: expected format 1 to 3, found format {found}", path.display())]
+    #[error("{}: expected format 1 to 4, found format {found}", path.display())]
     Version {
         /// The identity file.
         path: PathBuf,

@@ -1,9 +1,7 @@
 //! Where the versions of pages are that later changes build on.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
 use super::content::{self, Blocks, Change};
 use super::identity::Identity;
@@ -54,7 +52,6 @@ pub(super) struct Versions<'a> {
     recent: HashMap<u64, Vec<u8>>,
     /// The pages of `recent`, as they came; some may be gone from it.
     order: VecDeque<u64>,
-    open: Option<(usize, Arc<File>)>,
     blocks: Blocks,
     buffer: Vec<u8>,
 }
@@ -68,7 +65,6 @@ impl<'a> Versions<'a> {
             generation: 0,
             recent: HashMap::new(),
             order: VecDeque::new(),
-            open: None,
             blocks: Blocks::default(),
             buffer: Vec::new(),
         }
@@ -200,14 +196,9 @@ impl<'a> Versions<'a> {
     fn read(&mut self, at: At) -> Result<bool, VerifyError> {
         let Some(segment) = self.segments.get(at.segment) else { return Ok(false) };
         let io = |source| VerifyError::Io { path: segment.path.clone(), offset: at.offset, source };
-        let file = match self.open.take() {
-            Some((index, file)) if index == at.segment => file,
-            _ => segment.open()?,
-        };
+        let file = segment.open()?;
         self.buffer.resize(usize::try_from(at.length).unwrap_or_default(), 0);
-        let read = file.read_exact_at(&mut self.buffer, at.offset);
-        self.open = Some((at.segment, file));
-        match read {
+        match file.read_exact_at(&mut self.buffer, at.offset) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
             Err(error) => Err(io(error)),

@@ -6,12 +6,15 @@ use std::mem;
 use super::content::{self, Blocks};
 use super::digest::MemoryDigest;
 use super::epoch::Open;
-use super::frame::{COMPACTING, Close, Commit, HEADER_BYTES_U64, Header, Kind, SegmentHeader, hex};
+use super::frame::{COMPACTING, Close, Commit, HEADER_BYTES_U64, Header, Kind, MARKED, SegmentHeader, hex};
 use super::identity::{BranchOf, Identity};
-use super::index::Index;
-use super::listing::{Chain, Segment, Store};
+use super::index::{Index, Reading};
+use super::listing::{Chain, Segment, Store, in_directory};
+use super::mark::Proof;
 use super::pieces::{self, Look, Pieces};
-use super::report::{BranchReport, DamageKind, End, Fault, SegmentFile, TornTail, VerifyError, VerifyOptions};
+use super::report::{
+    BranchReport, DamageKind, End, Fault, Leftover, LeftoverKind, SegmentFile, TornTail, VerifyError, VerifyOptions,
+};
 use super::tally::Tally;
 use super::versions::{At, Changed, Versions};
 use crate::page::{EpochId, Gfn, runs};
@@ -49,11 +52,15 @@ struct Place {
     /// What is just before `at` could not be read, and this was reported.
     lost: bool,
     open: Option<Open>,
+    /// Nothing follows the last close frame.
+    closed: bool,
+    /// It is before the segment, where others are missing.
+    before: bool,
 }
 
 impl Place {
     fn new(index: usize) -> Self {
-        Self { index, at: 0, lost: false, open: None }
+        Self { index, at: 0, lost: false, open: None, closed: false, before: false }
     }
 }
 
@@ -80,6 +87,8 @@ pub(super) struct Walk<'a, 't, 'p> {
     committed: Option<u64>,
     /// The index of the segment in hand, as long as nothing is damaged there.
     index: Option<Index>,
+    /// Whether the segment in hand has an index of its own, whatever that says.
+    has_index: bool,
     /// The epoch that the header of the segment in hand names.
     before_segment: u64,
     /// The last epoch of the segment in hand, and its identity.
@@ -87,7 +96,7 @@ pub(super) struct Walk<'a, 't, 'p> {
     last: Last,
     /// The newest epoch of which any frame was seen.
     seen: u64,
-    /// The newest epoch that an accepted commit frame calls durable.
+    /// The newest epoch that an accepted commit frame calls durable, or the mark, or an index.
     durable: u64,
     /// The newest epoch that a frame behind the first fault calls durable; looked for only then.
     durable_behind: Option<u64>,
@@ -145,12 +154,15 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                 bytes: segments.iter().map(|segment| segment.bytes).fold(0, u64::saturating_add),
                 files: segments
                     .iter()
-                    .map(|Segment { name, bytes, index, .. }| SegmentFile {
+                    .map(|Segment { name, numbers, bytes, index, .. }| SegmentFile {
                         segment: name.clone(),
+                        compacted: numbers.is_compacted(),
                         bytes: *bytes,
                         index: index.clone(),
                     })
                     .collect(),
+                chain: chain.identity.chain,
+                mark: (chain.identity.format >= MARKED).then(|| chain.mark_name()),
                 ..BranchReport::default()
             },
             forks,
@@ -159,11 +171,12 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             tally,
             committed: None,
             index: None,
+            has_index: false,
             before_segment: 0,
             last_in_segment: None,
             last: Last { epoch: 0, hash: 0, certain: true },
             seen: 0,
-            durable: 0,
+            durable: chain.may_be_durable(),
             durable_behind: None,
             unbroken: true,
             sound: true,
@@ -184,8 +197,12 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
     }
 
     fn run(mut self) -> Result<(), VerifyError> {
+        if let Some(fault) = self.chain.mark_fault.clone() {
+            self.push(self.chain.mark_name(), None, fault);
+        }
         let mut blocks = Blocks::default();
         let mut expected = 1;
+        let mut is_whole = true;
         for (index, segment) in self.segments.iter().enumerate() {
             if let Some(found) = &segment.stray {
                 let fault = Fault::new(DamageKind::SegmentNumbers, 0, "numbers of its own", found);
@@ -197,6 +214,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                 continue;
             }
             if segment.numbers.first != expected && self.missing(index, expected)? == Flow::Torn {
+                is_whole = false;
                 break;
             }
             expected = segment.numbers.last.saturating_add(1);
@@ -205,11 +223,27 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             self.tally.pass(segment.bytes);
             self.tally.tell(segment, 0, self.last.epoch);
             if flow != Flow::On {
+                is_whole = false;
                 break;
             }
         }
+        if is_whole {
+            self.all_is_there(expected);
+        }
         self.tally.end(self.number, self.own);
         Ok(())
+    }
+
+    /// The chain has ended before segment `next`: is what was durable in it?
+    fn all_is_there(&mut self, next: u32) {
+        let (proven, newest) = (self.chain.proven(), self.seen.max(self.last.epoch));
+        if proven <= newest {
+            return;
+        }
+        let found = if newest == 0 { "none".to_owned() } else { format!("epochs up to {newest}") };
+        let expected = format!("epochs up to {proven}, which were durable");
+        let fault = Fault::new(DamageKind::LostEpochs, 0, expected, found);
+        self.push(self.chain.segment_name(next), Some(newest.saturating_add(1)), fault);
     }
 
     /// Walks the branches that begin at `epoch`, which was read just now.
@@ -273,24 +307,29 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         }
     }
 
-    /// Reads the index of `segment`, whose first frame has `header`.
-    fn read_index(&mut self, segment: &Segment, header: &Header) -> Result<(), VerifyError> {
+    /// Reads the index of `segment`, which begins with `first_frame`.
+    fn read_index(&mut self, segment: &Segment, first_frame: &[u8]) -> Result<(), VerifyError> {
         let Some(name) = &segment.index else { return Ok(()) };
-        match Index::read(&self.store.dir.join(name), segment.bytes, &header.raw)? {
-            Some(Ok(index)) => self.index = Some(index),
-            Some(Err(fault)) => {
+        let read = Index::read(in_directory(name), segment, first_frame)?;
+        self.has_index = matches!(read, Reading::Sound(_) | Reading::Wrong(_));
+        match read {
+            Reading::Sound(index) => self.index = Some(*index),
+            Reading::Wrong(fault) => {
                 self.tally.report.indexes_checked += 1;
                 self.push(name.clone(), None, fault);
             }
-            // A compaction has removed it since the store was listed.
-            None => {}
+            Reading::Unfit => {
+                let bytes = segment.directory.look(in_directory(name)).map_or(0, |found| found.bytes);
+                self.tally.report.leftovers.push(Leftover { file: name.clone(), kind: LeftoverKind::Index, bytes });
+            }
+            Reading::Gone => {}
         }
         Ok(())
     }
 
     /// Segments from `expected` on are not there, up to the one at `index`.
     fn missing(&mut self, index: usize, expected: u32) -> Result<Flow, VerifyError> {
-        let place = Place::new(index);
+        let place = Place { before: true, ..Place::new(index) };
         let found = self.segments.get(index).map(|segment| segment.name.clone()).unwrap_or_default();
         let name = self.chain.segment_name(expected);
         if !self.is_damage(&place, None)? {
@@ -308,6 +347,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         let mut pieces = Pieces::open(segment, self.identity)?;
         let mut place = Place::new(index);
         self.index = None;
+        self.has_index = false;
         self.before_segment = 0;
         self.last_in_segment = None;
         loop {
@@ -350,8 +390,21 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             self.abandon(&mut place);
         } else if place.lost {
             self.last.certain = false;
+        } else if !place.closed && self.last.epoch > 0 && self.is_compacted(&place) {
+            let fault = Fault::new(
+                DamageKind::Truncated,
+                place.at,
+                "a close frame, which ends a compacted segment",
+                "the end of the file",
+            );
+            return self.judge(&mut place, None, vec![fault]);
         }
         Ok(Flow::On)
+    }
+
+    /// Whether a compaction made the segment that `place` is in: it got its name when it was whole and synced.
+    fn is_compacted(&self, place: &Place) -> bool {
+        !place.before && self.segments.get(place.index).is_some_and(|segment| segment.numbers.is_compacted())
     }
 
     /// No frame stands where one should.
@@ -407,8 +460,8 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
 
     fn segment_header(&mut self, place: &mut Place, pieces: &mut Pieces<'_>, header: &Header) -> Result<Flow, VerifyError> {
         let at = place.at;
-        let found = match pieces.payload(at, header)? {
-            Ok(payload) => SegmentHeader::parse(payload),
+        let (found, first_frame) = match pieces.payload(at, header)? {
+            Ok(payload) => (SegmentHeader::parse(payload), [&header.raw, payload].concat()),
             Err(fault) => return self.broken(place, pieces, header, None, fault),
         };
         if at == 0 {
@@ -443,7 +496,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                 if found.epoch >= self.last.epoch {
                     self.last = Last { epoch: found.epoch, hash: found.hash, certain: true };
                 }
-                self.read_index(segment, header)?;
+                self.read_index(segment, &first_frame)?;
             } else if self.judge(place, None, faults)? == Flow::Torn {
                 return Ok(Flow::Torn);
             } else {
@@ -468,6 +521,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             self.abandon(place);
         }
         self.last.certain &= !lost;
+        place.closed = true;
         let found = match pieces.payload(at, header)? {
             Ok(payload) => Close::parse(payload),
             Err(fault) => return self.broken(place, pieces, header, None, fault),
@@ -535,6 +589,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         blocks: &mut Blocks,
         header: &Header,
     ) -> Result<Flow, VerifyError> {
+        place.closed = false;
         if self.enter(place, header)? == Flow::Torn {
             return Ok(Flow::Torn);
         }
@@ -668,6 +723,14 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         for fault in open.breaches(place.at, commit) {
             open.note(fault, self.options.damage_max);
         }
+        // What an index that fits says is compared with its segment, as all of it.
+        let own = self.segments.get(place.index).and_then(|segment| segment.index.as_ref()).filter(|_| self.has_index);
+        let differs =
+            |proof: &&Proof| proof.epoch == epoch && proof.identity != hash && (own.is_none() || proof.index.as_ref() != own);
+        if let Some(proof) = self.chain.proofs.iter().find(differs) {
+            let expected = format!("the epoch of identity {:032x}, which was durable", proof.identity);
+            open.note(Fault::new(DamageKind::ReplacedEpoch, place.at, expected, format!("{hash:032x}")), self.options.damage_max);
+        }
         if let Some(index) = &mut self.index {
             index.commit(epoch, open.start, place.at, commit.has(Commit::BASE));
         }
@@ -676,7 +739,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         if whole && self.sound {
             self.own.epochs += 1;
             self.own.newest = Some(EpochId(epoch));
-            self.own.newest_end = Some(End { file: self.name(place.index), offset: place.at + header.bytes() });
+            self.own.newest_end = Some(End { file: self.name(place.index), offset: place.at + header.bytes(), identity: hash });
         } else if whole {
             self.own.epochs_behind_damage += 1;
         } else {
@@ -751,9 +814,13 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         };
         self.durable_behind = Some(behind);
         let durable = self.durable.max(behind);
+        let compacted = self.is_compacted(place);
         if self.unbroken {
-            self.unbroken = durable <= self.last.epoch;
+            self.unbroken = durable <= self.last.epoch && !compacted;
             return Ok(!self.unbroken);
+        }
+        if compacted {
+            return Ok(true);
         }
         // Behind damage, no epoch is accepted any more, but what is above all that was durable is still a torn tail.
         Ok(durable >= self.epoch_at(place, epoch))

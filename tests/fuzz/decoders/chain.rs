@@ -1,6 +1,6 @@
 //! Whole chains: what the reader, `verify`, a restore and a writer make of the same files must agree.
 //!
-//! An input is the format's version and which segments stand for two numbers (1 byte), the number of segments (1 byte), their lengths (4 bytes each) and their
+//! An input is the format's version, which segments stand for two numbers and what the mark says (1 byte), the number of segments (1 byte), their lengths (4 bytes each) and their
 //! bytes. Too short an input has empty segments.
 
 use std::collections::BTreeMap;
@@ -12,6 +12,7 @@ use slackwater::page::{EpochId, Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes, PageRu
 use slackwater::restore::{PageTarget, Plan, RestoreError, TargetError};
 use slackwater::store::verify::{VerifyOptions, VerifyReport, verify};
 use slackwater::store::{Chain, Epoch, SegmentNumbers, StoreError, Writer, WriterOptions};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::frames::{CLOSE, COMMIT, Frame, PAGES, Piece, SEGMENT_HEADER, STATE, ZEROS, block, cut, join, list, put, u32_at};
 use super::repair::{Repair, repair};
@@ -25,7 +26,7 @@ const MEMORY: [PageRun; 2] = [PageRun { first: Gfn(0), count: 2048 }, PageRun { 
 
 const SEGMENTS_MAX: usize = 4;
 
-const FORMATS: u32 = 3;
+const FORMATS: u32 = 4;
 
 /// The first and the last number of each segment.
 fn numbers(wide: u8, segments: usize) -> Vec<(u32, u32)> {
@@ -44,6 +45,8 @@ struct Input {
     format: u32,
     /// One bit a segment, set where it stands for two numbers. None in formats that have no such segments.
     wide: u8,
+    /// What the mark says: that nothing was durable, the last epoch of the segments, a later one, or nothing, for there is none. 0 in formats that have none.
+    mark: u8,
     segments: Vec<Vec<u8>>,
 }
 
@@ -60,11 +63,13 @@ impl Input {
         });
         let format = 1 + u32::from(byte(0) & 3) % FORMATS;
         let wide = if format < 3 { 0 } else { byte(0) >> 2 & 15 };
-        Self { format, wide, segments: segments.collect() }
+        let mark = if format < 4 { 0 } else { byte(0) >> 6 };
+        Self { format, wide, mark, segments: segments.collect() }
     }
 
     fn bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![(self.format - 1).to_le_bytes()[0] | self.wide << 2, self.segments.len().to_le_bytes()[0]];
+        let mut bytes =
+            vec![(self.format - 1).to_le_bytes()[0] | self.wide << 2 | self.mark << 6, self.segments.len().to_le_bytes()[0]];
         bytes.extend(self.segments.iter().flat_map(|segment| segment.len().to_le_bytes()[..4].to_vec()));
         bytes.extend(self.segments.concat());
         bytes
@@ -85,18 +90,54 @@ impl Input {
         };
         let numbers = numbers(self.wide, self.segments.len()).into_iter().map(|(first, last)| SegmentNumbers { first, last });
         let segments = numbers.zip(&self.segments).map(|(numbers, bytes)| (numbers.file_name(), bytes.clone()));
-        segments.chain([("identity.json".to_owned(), identity.encode().unwrap())]).collect()
+        let mark = self.mark().map(|mark| ("durable".to_owned(), mark));
+        segments.chain(mark).chain([("identity.json".to_owned(), identity.encode().unwrap())]).collect()
+    }
+
+    /// The bytes of the mark.
+    fn mark(&self) -> Option<Vec<u8>> {
+        if self.format < 4 || self.mark == 3 {
+            return None;
+        }
+        let pieces = self.pieces();
+        let mut frames = pieces.iter().flatten().filter_map(|piece| match piece {
+            Piece::Frame(frame) if frame.kind() == COMMIT => Some((frame.epoch(), frame.identity())),
+            _ => None,
+        });
+        let last = frames.next_back();
+        let (epoch, identity) = match self.mark {
+            0 => (0, 0),
+            1 => last.unwrap_or_default(),
+            _ => last.map_or((1, 1), |(epoch, identity)| (epoch.saturating_add(1), identity)),
+        };
+        let mut slot = vec![0xD7, 0x53, 0x57, 0x44, 1, 0, 0, 0];
+        slot.extend(CHAIN.0);
+        slot.extend(epoch.to_le_bytes());
+        slot.extend(identity.to_le_bytes());
+        slot.extend(xxh3_64(&slot).to_le_bytes());
+        slot.resize(4096, 0);
+        Some(slot.repeat(3))
     }
 
     fn pieces(&self) -> Vec<Vec<Piece>> {
         self.segments.iter().map(|segment| cut(segment)).collect()
     }
 
-    fn repaired(format: u32, wide: u8, mut segments: Vec<Vec<Piece>>, how: Repair) -> Self {
+    fn repaired(format: u32, wide: u8, mark: u8, mut segments: Vec<Vec<Piece>>, how: Repair) -> Self {
         let wide = if format < 3 { 0 } else { wide };
+        let mark = if format < 4 { 0 } else { mark };
         let numbers = numbers(wide, segments.len());
+        // A compacted segment ends in a close.
+        let is = |piece: &Piece, kind: u8| matches!(piece, Piece::Frame(frame) if frame.kind() == kind);
+        let mut any = false;
+        for ((first, last), segment) in numbers.iter().zip(&mut segments) {
+            any |= segment.iter().any(|piece| is(piece, COMMIT));
+            if how.order && any && first < last && !segment.last().is_some_and(|piece| is(piece, CLOSE)) {
+                segment.push(Piece::Frame(Frame::new(CLOSE, 1, vec![0; 24])));
+            }
+        }
         repair(&mut segments, &numbers, CHAIN, format, how);
-        Self { format, wide, segments: segments.iter().map(|pieces| join(pieces)).collect() }
+        Self { format, wide, mark, segments: segments.iter().map(|pieces| join(pieces)).collect() }
     }
 }
 
@@ -293,12 +334,12 @@ pub(super) fn sound(random: &mut Random, epochs: &[usize]) -> Files {
         segment.push(Piece::Frame(Frame::new(CLOSE, 1, vec![0; 24])));
         segments.push(segment);
     }
-    Input::repaired(3, 0, segments, Repair { order: true, content: true }).files()
+    Input::repaired(3, 0, 0, segments, Repair { order: true, content: true }).files()
 }
 
 pub(super) fn mutate(data: &mut Vec<u8>, random: &mut Random, bytes: Bytes<'_>) {
     let input = Input::parse(data);
-    let (mut format, mut wide, mut segments) = (input.format, input.wide, input.pieces());
+    let (mut format, mut wide, mut mark, mut segments) = (input.format, input.wide, input.mark, input.pieces());
     if segments.is_empty() {
         segments.push(vec![segment_header()]);
     }
@@ -311,14 +352,20 @@ pub(super) fn mutate(data: &mut Vec<u8>, random: &mut Random, bytes: Bytes<'_>) 
     if random.one_in(16) {
         wide ^= 1 << random.below(SEGMENTS_MAX);
     }
+    if random.one_in(8) {
+        mark = random.below(4).to_le_bytes()[0];
+    }
     if format < 3 {
         wide = 0;
     }
+    if format < 4 {
+        mark = 0;
+    }
     let how = Repair { order: !random.one_in(6), content: !random.one_in(6) };
     let mut changed = if random.one_in(16) {
-        Input { format, wide, segments: segments.iter().map(|pieces| join(pieces)).collect() }
+        Input { format, wide, mark, segments: segments.iter().map(|pieces| join(pieces)).collect() }
     } else {
-        Input::repaired(format, wide, segments, how)
+        Input::repaired(format, wide, mark, segments, how)
     };
     if random.one_in(12) && !changed.segments.is_empty() {
         let index = random.below(changed.segments.len());
@@ -492,14 +539,14 @@ pub(super) fn seeds(checkpoints: &Path) -> Vec<Vec<u8>> {
         let segments: Vec<_> =
             files.iter().filter(|(name, _)| name.starts_with("segment-")).map(|(_, bytes)| bytes.clone()).collect();
         let format = format.unwrap_or(1);
-        let input = Input { format, wide: 0, segments };
+        let input = Input { format, wide: 0, mark: 1, segments };
         // Frames of other chains become this chain's, and what is damaged stays so in all but its checksums' way.
         for how in [Repair { order: false, content: false }, whole] {
             let mut segments = input.pieces();
             for frame in segments.iter_mut().flatten().filter_map(Piece::frame) {
                 slim(frame);
             }
-            seeds.push(Input::repaired(format, 0, segments, how).bytes());
+            seeds.push(Input::repaired(format, 0, 1, segments, how).bytes());
         }
     }
     // Small ones, which mutations reach deeper into.
@@ -519,7 +566,8 @@ pub(super) fn seeds(checkpoints: &Path) -> Vec<Vec<u8>> {
                 segments.push(vec![segment_header()]);
             }
         }
-        seeds.push(Input::repaired(1 + seed as u32 % FORMATS, seed.to_le_bytes()[0] >> 2 & 15, segments, whole).bytes());
+        let (format, wide) = (1 + seed as u32 % FORMATS, seed.to_le_bytes()[0] >> 2 & 15);
+        seeds.push(Input::repaired(format, wide, seed.to_le_bytes()[0] % 3, segments, whole).bytes());
     }
     seeds.sort();
     seeds.dedup();

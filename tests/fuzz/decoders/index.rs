@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use slackwater::format::{
-    BlockList, FRAME_HEADER_BYTES, Index, IndexBuilder, IndexError, IndexedEpoch, MemoryDigest, Mention, decode_zeros,
+    BlockList, FRAME_HEADER_BYTES, Index, IndexBuilder, IndexError, IndexProof, IndexedEpoch, MemoryDigest, Mention, decode_zeros,
 };
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun};
 use slackwater::store::{Chain, FoundPages, PageReader};
@@ -90,8 +90,8 @@ fn walk(segment: &[u8], mut change: impl FnMut(usize, &mut Vec<PageRun>)) -> Vec
         }
         offset += frame.bytes().len() as u64;
     }
-    let header = segment[..FRAME_HEADER_BYTES].try_into().expect("a header's length");
-    builder.finish(&header, segment.len() as u64, EpochId::NONE, identity).unwrap()
+    let first = segment[..112].try_into().expect("a segment's first frame");
+    builder.finish(&first, segment.len() as u64, EpochId::NONE, identity).unwrap()
 }
 
 fn epoch_at(commit: &Frame, [offset, state_offset, commit_offset]: [u64; 3]) -> IndexedEpoch {
@@ -114,9 +114,14 @@ fn says(bytes: &[u8]) -> Says {
     let fixed = fixed();
     let length = fixed.files[SEGMENT].len() as u64;
     let open = |bytes: &[u8]| Index::open(Box::new(bytes.to_vec()), &fixed.header, length);
+    let right = open(&fixed.index).unwrap();
+    // Its first block proves something, whatever else it is good for.
+    let proves = |bytes: &[u8]| IndexProof::parse(bytes.get(..IndexProof::BYTES).unwrap_or_default());
+    if proves(bytes).is_ok_and(|proof| Ok(proof) != proves(&fixed.index)) {
+        return Says::Wrong;
+    }
     // One that does not open is no index.
     let Ok(index) = open(bytes) else { return Says::Right };
-    let right = open(&fixed.index).unwrap();
     let head = |index: &Index| (index.previous(), index.last(), index.identity(), index.epochs(), index.frames());
     let last = right.epochs() - 1;
     if head(&index) != head(&right) || !same(index.base_up_to(last), right.base_up_to(last)) {
@@ -269,7 +274,7 @@ fn step(data: &mut Vec<u8>, random: &mut Random, bytes: Bytes<'_>) {
     let block = random.below(blocks) * BLOCK;
     // Tables are not full.
     let used = CONTENT - data[block..block + CONTENT].iter().rev().take_while(|byte| **byte == 0).count();
-    let at = block + random.below(if block == 0 { 88 } else { used + 40 }).min(CONTENT - 8);
+    let at = block + random.below(if block == 0 { 200 } else { used + 40 }).min(CONTENT - 8);
     match random.below(12) {
         0..=3 => {
             let at = at & !3;

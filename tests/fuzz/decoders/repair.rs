@@ -174,7 +174,6 @@ impl Model {
         put(payload, 152, &(self.bytes + (HEADER + length) as u64).to_le_bytes());
         let durable = u64_at(payload, 160).min(self.tip);
         put(payload, 160, &durable.to_le_bytes());
-        put(payload, 170, &[0; 6]);
     }
 
     fn commit(&mut self, frame: &mut Frame, repair: bool) {

@@ -284,7 +284,6 @@ fn each_broken_promise_of_a_rewritten_epoch_is_named() {
         ("written", 5, put(152, &[77]), K::Counts),
         ("durable", 5, put(160, &[5]), K::Durable),
         ("trigger", 5, put(168, &[9]), K::Flags),
-        ("reserved", 5, put(172, &[9]), K::Reserved),
         ("changes", 5, Box::new(changes), K::Changes),
         ("zeros in a base", 2, Box::new(|payloads, _| payloads.insert(1, (ZEROS, zeros(&[(70, 1)])))), K::Zeros),
     ];

@@ -284,7 +284,6 @@ fn each_broken_promise_is_named() {
         ("trigger 0", commit(put(168, [0])), K::Flags),
         ("trigger 5", commit(put(168, [5])), K::Flags),
         ("flags", commit(put(169, [8])), K::Flags),
-        ("commit reserved", commit(put(175, [1])), K::Reserved),
         ("digest without audit", commit(put(176, [1])), K::Flags),
         ("frame reserved", header(1, 6, &[1]), K::Reserved),
         ("kind 0", header(1, 4, &[0]), K::Kind),

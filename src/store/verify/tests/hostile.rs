@@ -100,10 +100,10 @@ fn each_reason_for_an_error_is_told_apart() {
     fs::remove_dir(path.join("identity.json")).unwrap();
 
     // The version counts before all else, even before the hash.
-    fs::write(path.join("identity.json"), "{\"format\": 4}\nsomething else\n").unwrap();
+    fs::write(path.join("identity.json"), "{\"format\": 5}\nsomething else\n").unwrap();
     let error = try_run(path).unwrap_err();
-    assert!(matches!(&error, VerifyError::Version { found, .. } if found == "4"), "{error:?}");
-    assert_eq!(error.to_string(), format!("{}: expected format 1 to 3, found format 4", path.join("identity.json").display()));
+    assert!(matches!(&error, VerifyError::Version { found, .. } if found == "5"), "{error:?}");
+    assert_eq!(error.to_string(), format!("{}: expected format 1 to 4, found format 5", path.join("identity.json").display()));
     assert!(matches!(at(&identity_line().replace("\"format\": 1", "\"format\": \"1\"")), VerifyError::Version { .. }));
 
     let line = identity_line();
@@ -187,7 +187,7 @@ fn resynchronising_takes_linear_time() {
     }
     writer.segments[segment].append(&mut tail);
     let dir = writer.save();
-    let store = Store::list(dir.path()).unwrap();
+    let store = Store::list(&Directory::open(dir.path()).unwrap(), 64).unwrap();
     let segments = &store.segments;
     let mut pieces = pieces::Pieces::open(&segments[1], &store.chains[0].identity).unwrap();
     assert_eq!(pieces.durable(0).unwrap(), 5);

@@ -10,6 +10,7 @@ mod compacted;
 mod damage;
 mod hostile;
 mod index;
+mod mark;
 mod one;
 mod real;
 mod repair;
@@ -176,6 +177,8 @@ struct Writer {
     written: BTreeMap<u64, Written>,
     last: (u64, u128),
     durable: u64,
+    /// The mark, where it is another than it should be: none, or these bytes.
+    mark: Option<Option<Vec<u8>>>,
     memory: BTreeMap<u64, Vec<u8>>,
     /// Where each epoch begins and ends: segment, first byte, commit frame, end.
     places: BTreeMap<u64, (usize, usize, usize, usize)>,
@@ -199,6 +202,7 @@ impl Writer {
             written: BTreeMap::new(),
             last: (0, 0),
             durable: 0,
+            mark: None,
             memory: BTreeMap::new(),
             places: BTreeMap::new(),
             frames: Vec::new(),
@@ -355,6 +359,10 @@ impl Writer {
         fs::create_dir_all(dir).unwrap();
         fs::write(dir.join("identity.json"), identity_text(&line)).unwrap();
         fs::write(dir.join("lock"), "writer").unwrap();
+        let mark = self.mark.clone().unwrap_or_else(|| Some(mark::slots(self, [self.durable; 3])));
+        if let Some(mark) = mark.filter(|_| self.format >= 4) {
+            fs::write(dir.join("durable"), mark).unwrap();
+        }
         for (segment, bytes) in self.segments.iter().enumerate() {
             fs::write(dir.join(self.name("segment", segment)), bytes).unwrap();
             if let Some(index) = self.indexes.get(&segment) {

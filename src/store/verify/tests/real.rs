@@ -6,7 +6,7 @@ use crate::format::{Compression, MAIN_BRANCH};
 use crate::store::compact::{self, Scope};
 use crate::store::repair::{RepairOptions, RepairPlan};
 use crate::store::testing::{Cut, Disk, Model, Random, new_chain};
-use crate::store::{Writer, WriterOptions};
+use crate::store::{CutTime, Writer, WriterOptions};
 
 const SMALL: WriterOptions =
     WriterOptions { segment_bytes: 40_000, segment_mentions: 1 << 20, preallocate_bytes: 0, retention: None, background: false };
@@ -21,9 +21,9 @@ fn written(seed: u64, epochs: u64) -> (Disk, Model) {
 
 /// Keeps about one epoch of `sparse`.
 fn compacted(disk: &Disk, seed: u64, sparse: u64) -> bool {
-    let keep = |epochs: &[(EpochId, u64)], _: &BTreeSet<EpochId>| {
+    let keep = |epochs: &[CutTime], _: &BTreeSet<EpochId>| {
         let mut random = Random(seed);
-        epochs.iter().map(|(epoch, _)| *epoch).filter(|_| random.one_in(sparse)).collect()
+        epochs.iter().map(|cut| cut.epoch).filter(|_| random.one_in(sparse)).collect()
     };
     let scope = if seed.is_multiple_of(2) { Scope::All } else { Scope::WhatIsDropped };
     compact::run(Path::new("disk"), &disk.medium(), MAIN_BRANCH, &keep, scope, &mut |_, _| Ok(())).is_ok()

@@ -70,12 +70,14 @@ fn repaired(dir: &Path, cut: Option<(&str, u64)>, want: impl Fn(&VerifyReport, &
                     .map(|(_, bytes)| bytes.as_slice())
                     .collect();
                 parts.dedup();
-                let there = parts.iter().any(|part| part == bytes) || {
-                    // What was kept and what was cut off, in whatever order the names have.
-                    let whole = parts.concat() == *bytes;
+                let mut there = parts.iter().any(|part| part == bytes);
+                for _ in 0..2 {
+                    // What was kept, with a close frame that a step put there or without, and what was cut off, in whatever order the names have.
+                    let (first, rest) = parts.split_first().unwrap();
+                    let kept = &first[..first.len().saturating_sub(72)];
+                    there |= [first, kept].iter().any(|kept| [*kept, &rest.concat()].concat() == *bytes);
                     parts.reverse();
-                    whole || parts.concat() == *bytes
-                };
+                }
                 assert!(there, "{name} {case}");
             }
         }
@@ -226,6 +228,66 @@ fn a_missing_segment_and_one_that_can_not_be_read() {
     fs::write(dir.path().join("segment-00000001"), [3; 400]).unwrap();
     assert!(matches!(plan(dir.path(), Some(("main", 1))), Err(RepairError::NotNewest { newest: None, .. })));
     assert!(plan(dir.path(), None).unwrap().remains());
+}
+
+/// What was durable is cut off only where somebody says so, and what is left of it is kept; the last step says what is durable now.
+#[test]
+fn what_is_lost_is_cut_only_when_told() {
+    type Lose = fn(&Path);
+    let loses: [(&str, Lose, u64); 6] = [
+        ("the last segment", |dir| fs::remove_file(dir.join("segment-00000004")).unwrap(), 9),
+        ("an empty segment", |dir| fs::write(dir.join("segment-00000004"), "").unwrap(), 9),
+        (
+            "an end",
+            |dir| {
+                let bytes = fs::read(dir.join("segment-00000004")).unwrap();
+                fs::write(dir.join("segment-00000004"), &bytes[..bytes.len() - 400]).unwrap();
+            },
+            11,
+        ),
+        ("the mark", |dir| fs::remove_file(dir.join("durable")).unwrap(), 12),
+        (
+            "the mark and an end",
+            |dir| {
+                fs::remove_file(dir.join("durable")).unwrap();
+                fs::write(dir.join("segment-00000004"), [8; 300]).unwrap();
+            },
+            9,
+        ),
+        (
+            "an index's segment",
+            |dir| {
+                fs::remove_file(dir.join("segment-00000004")).unwrap();
+                fs::remove_file(dir.join("segment-00000003")).unwrap();
+            },
+            6,
+        ),
+    ];
+    for (what, lose, left) in loses {
+        println!("{what}");
+        let mut writer = mark::marked();
+        writer.index();
+        let dir = writer.save();
+        lose(dir.path());
+        let before = files(dir.path());
+        let untold = plan(dir.path(), None).unwrap();
+        assert!(untold.remains(), "{untold:?}");
+        untold.apply().unwrap();
+        drop(untold);
+        assert!(files(dir.path()) == before, "{what}: nothing is changed untold");
+        repaired(dir.path(), Some(("main", left)), |report, case| {
+            assert!(report.is_sound() && report.torn_tail.is_none(), "{what}, {case}: {report:#?}");
+            assert_eq!(report.epochs, left, "{what}, {case}");
+            assert!(report.leftovers.is_empty(), "{what}, {case}");
+        });
+        let plan = plan(dir.path(), Some(("main", left))).unwrap();
+        assert!(matches!(plan.steps().last(), Some(RepairStep::Mark { epoch, .. }) if *epoch == EpochId(left)), "{plan:?}");
+        plan.apply().unwrap();
+        drop(plan);
+        let after = files(dir.path());
+        assert_eq!(after["durable"], mark::slots(&writer, [left; 3]), "{what}");
+        assert_eq!(after.get("lost-001/durable"), before.get("durable"), "{what}");
+    }
 }
 
 #[test]

@@ -173,7 +173,7 @@ fn what_a_writer_appends_meanwhile_is_not_looked_at() {
     // The segment's length is taken at the start: here it is one epoch short of what the file holds when it is read.
     let writer = writer();
     let dir = writer.save();
-    let mut store = Store::list(dir.path()).unwrap();
+    let mut store = Store::list(&Directory::open(dir.path()).unwrap(), 64).unwrap();
     let (_, start, ..) = writer.places[&5];
     store.segments[1].bytes = start as u64 + 100;
     let report = listed(&store, &VerifyOptions::default(), &mut |_| {}).unwrap();
