@@ -71,6 +71,7 @@ impl Golden {
             parent_hash: 0,
             totals,
             time_unix_ns: 1_790_000_000_000_000_000,
+            own_ns: 0,
             run_ns: 0,
             phases: Phases::default(),
             captured_pages: totals.stored_pages,
