@@ -9,7 +9,7 @@ use crate::native::follow;
 use crate::support::command::{Running, finish, guest_is_ok, number, run, slackwater};
 use crate::support::kvm_or_skip;
 
-const GUEST: &str = "--memory 16M --vcpus 2 --guest churn:pages=300,content=random --budget 512 --interval 5ms --audit 1";
+const GUEST: &str = "--memory 16M --vcpus 2 --guest churn:pages=300,content=random --budget 512 --interval 100ms --audit 1";
 
 fn words(line: &str) -> impl Iterator<Item = &str> {
     line.split_whitespace()
@@ -28,7 +28,7 @@ fn a_limit_on_the_size_of_files_is_no_end_of_a_guest() {
     }
     let dir = tempfile::tempdir().unwrap();
     let (stops, goes_on) = (dir.path().join("stops"), dir.path().join("goes_on"));
-    let line = format!("checkpoint --store {} {GUEST} --epochs 40 --json", stops.display());
+    let line = format!("checkpoint --store {} {GUEST} --epochs 400 --json", stops.display());
     let stopped = finish(&mut limited("ulimit -f 8192", words(&line))).expect(1);
     let stopped = stopped.says(&["could not be stored", "File too large", "segment-00000001"]);
     assert!(guest_is_ok(&stopped.json()), "{stopped}");
@@ -89,7 +89,7 @@ fn nobody_needs_to_listen() {
     assert_eq!(code("true", "bench --extent tiny --axis pages"), Some(0));
     // What failed is said by the exit code.
     let stops = dir.path().join("stops");
-    assert_eq!(code("ulimit -f 8192", &format!("checkpoint --store {} {GUEST} --epochs 60", stops.display())), Some(1));
+    assert_eq!(code("ulimit -f 8192", &format!("checkpoint --store {} {GUEST} --epochs 400", stops.display())), Some(1));
 }
 
 /// A run that is asked to end takes a last epoch, whichever signal asks.
