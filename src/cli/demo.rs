@@ -11,6 +11,7 @@ use super::error::CliError;
 use super::output;
 use super::restore::{Restored, restore_machine};
 use super::units::bytes_text;
+use crate::machine::fit::Wishes;
 use crate::page::EpochId;
 use crate::store::verify::{VerifyOptions, verify};
 use crate::store::{Chain, StoreError, Writer};
@@ -103,7 +104,8 @@ impl Demo {
         let epoch = chain.newest();
         let restoring = Instant::now();
         let options = BuildOptions::default();
-        let Restored { vm, pages, .. } = restore_machine(&chain, epoch, &self.kvm, Tracking::None, &options, Clocks::Continue)?;
+        let Restored { vm, pages, .. } =
+            restore_machine(&chain, epoch, &self.kvm, Tracking::None, &options, Clocks::Continue, Wishes::default())?;
         let limits = Limits { time: Some(RESTORED_RUN), epochs: None };
         let mut running = Running::start(vm, None, limits, Stop::default())?;
         let restored_ms = restoring.elapsed().as_secs_f64() * 1e3;

@@ -75,6 +75,14 @@ pub(super) enum CliError {
         #[source]
         source: VmmError,
     },
+    #[error("epoch {epoch} of the store {} can't run on this host{}", dir.display(), because(reasons))]
+    CannotRun {
+        dir: PathBuf,
+        epoch: EpochId,
+        reasons: Vec<String>,
+        /// Whether the host's counter is all that is in the way.
+        tsc_only: bool,
+    },
     #[error("epoch {epoch} is not the newest of {branch}, which is {newest}: what came after it would be lost")]
     NotNewest { branch: String, epoch: EpochId, newest: EpochId },
     #[error("there is a branch {name}: it goes on from its own newest epoch, and not from {from}")]
@@ -217,6 +225,7 @@ impl CliError {
             | Self::File { .. }
             | Self::Export { .. }
             | Self::Diff(_)
+            | Self::CannotRun { .. }
             | Self::Check { .. } => FAILED,
         }
     }
@@ -242,11 +251,20 @@ impl CliError {
             Self::Vmm(VmmError::Linux(LinuxError::Kvm(_))) => {
                 "a KVM on a processor with VT-x or SVM runs one, also in a virtual machine with nested virtualization or under QEMU's emulation (scripts/nested.sh); the built-in guests run here"
             }
+            Self::Vmm(VmmError::Linux(LinuxError::CpuLevel { .. })) => {
+                "`--cpu x86-64-v2` is the lowest level, and `--cpu host` takes what there is; `slackwater host --json` lists that"
+            }
             Self::Vmm(VmmError::Linux(LinuxError::Base { .. } | LinuxError::DiskChanged { .. })) => {
                 "the checkpoints hold what the guest wrote; a restore needs the image that it wrote over, unchanged: `--disk FILE` says where a copy of it is"
             }
             Self::Store(StoreError::Exists { .. }) => {
                 "`slackwater restore --continue` goes on from its newest epoch, if it has one; or name another directory"
+            }
+            Self::CannotRun { tsc_only: true, .. } => {
+                "`--tsc host` goes on at this host's frequency: what the guest measures by its time stamp counter alone is then off, kvmclock is not"
+            }
+            Self::CannotRun { .. } => {
+                "`slackwater restore --check` lists all that differs; a guest that was started with `checkpoint --cpu x86-64-v2` moves between more hosts"
             }
             Self::NotNewest { branch, .. } if branch != MAIN_BRANCH => {
                 return Some(format!(
@@ -289,6 +307,10 @@ impl CliError {
         };
         Some(hint.to_owned())
     }
+}
+
+fn because(reasons: &[String]) -> String {
+    reasons.iter().map(|reason| format!("\n  because: {reason}")).collect()
 }
 
 fn behind(newest: EpochId) -> String {

@@ -7,12 +7,17 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::CliError;
+use super::fit::{Check, TscName};
 use super::output;
+use super::units::{branch, epoch};
 use crate::epoch::{Engine, EngineOptions, HotPages, Start};
+use crate::format::MAIN_BRANCH;
 use crate::kvm::host::Host;
+use crate::kvm::offer::Offer;
 use crate::kvm::probe;
 use crate::kvm::ring::RingSize;
 use crate::kvm::uffd::Userfaultfd;
+use crate::page::EpochId;
 use crate::store::causes;
 use crate::store::verify::{VerifyOptions, verify};
 use crate::store::{NewChain, Writer, WriterOptions};
@@ -39,6 +44,18 @@ pub(super) struct HostVerb {
     /// Leave out the self-checks, which run a guest for a moment.
     #[arg(long)]
     no_checks: bool,
+    /// Say only whether a checkpoint of this store can run here, piece by piece, as `restore --check` does.
+    #[arg(long = "for", value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// The checkpoint's branch [default: main, which is the chain itself].
+    #[arg(long, value_name = "NAME", value_parser = branch, default_value = MAIN_BRANCH, hide_default_value = true, requires = "store")]
+    branch: String,
+    /// The checkpoint's epoch [default: the newest].
+    #[arg(long, value_name = "N", value_parser = epoch, requires = "store")]
+    epoch: Option<EpochId>,
+    /// As for `restore`.
+    #[arg(long, value_enum, default_value_t = TscName::Same, requires = "store")]
+    tsc: TscName,
 }
 
 #[derive(Debug, Serialize)]
@@ -55,6 +72,8 @@ struct HostReport {
     /// Whether pages can be left out of a reset. Absent without checks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pages_stay_writable: Option<KernelCheck>,
+    /// What a captured machine is compared with.
+    offer: Offer,
     /// Whether guests with a kernel of their own run. Absent without checks.
     #[serde(skip_serializing_if = "Option::is_none")]
     runs_kernels: Option<KernelCheck>,
@@ -79,6 +98,11 @@ struct SelfCheck {
 
 impl HostVerb {
     pub(super) fn run(self) -> Result<(), CliError> {
+        if let Some(store) = &self.store {
+            let Self { branch, epoch, kvm, tsc, json, .. } = &self;
+            let (epoch, tsc, json) = (*epoch, *tsc, *json);
+            return Check { store, branch, epoch, kvm, tsc, ring: false, json }.run();
+        }
         let host = Host::probe(&self.kvm)?;
         let ring = host.ring;
         let reserve = ring.map(|_| probe::ring_reserve(&self.kvm)).transpose();
@@ -102,6 +126,7 @@ impl HostVerb {
             ring_soft_limits: RINGS.into_iter().filter_map(soft).collect(),
             self_checks: checks,
             pages_stay_writable: (!self.no_checks).then(|| pages_stay_writable(&self.kvm)),
+            offer: Offer::read(&self.kvm)?,
             runs_kernels: (!self.no_checks).then(|| runs_kernels(&self.kvm)),
         };
         output::unless_gone(if self.json { output::json(&report) } else { report.print() })?;

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::error::CliError;
-use crate::vmm::linux::{Boot, Console, DiskBase};
+use crate::vmm::linux::{Boot, Console, CpuLevel, DiskBase};
 use crate::vmm::{Stop, Vm, VmmError, memory_regions};
 
 /// A Linux guest.
@@ -24,6 +24,33 @@ pub(super) struct LinuxArgs {
     /// The kernel's command line.
     #[arg(long, value_name = "TEXT", default_value = "console=ttyS0", requires = "kernel")]
     cmdline: String,
+    /// What the guest finds of the processor: all that this host has, or no more than a level that many hosts have, so that it can go on there, too. Built-in guests find
+    /// nothing of it, and move anyway.
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = CpuName::Host, requires = "kernel")]
+    cpu: CpuName,
+}
+
+/// How much of the processor.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CpuName {
+    /// All that this host's KVM supports.
+    Host,
+    /// SSE4.2, POPCNT, CMPXCHG16B: processors from about 2009 on.
+    #[value(name = "x86-64-v2")]
+    V2,
+    /// AVX2, BMI, FMA, MOVBE besides: from about 2015 on.
+    #[value(name = "x86-64-v3")]
+    V3,
+}
+
+impl From<CpuName> for CpuLevel {
+    fn from(name: CpuName) -> Self {
+        match name {
+            CpuName::Host => Self::Host,
+            CpuName::V2 => Self::V2,
+            CpuName::V3 => Self::V3,
+        }
+    }
 }
 
 impl LinuxArgs {
@@ -31,6 +58,7 @@ impl LinuxArgs {
     pub(super) fn read(&self, memory_bytes: u64, vcpus: u32) -> Result<Option<Boot>, CliError> {
         let Some(kernel) = &self.kernel else { return Ok(None) };
         let mut boot = Boot::read(kernel, self.initrd.as_deref(), &self.cmdline).map_err(VmmError::from)?;
+        boot = boot.with_cpu(self.cpu.into());
         for disk in &self.disk {
             boot = boot.with_disk(DiskBase::read(disk).map_err(VmmError::from)?);
         }

@@ -19,6 +19,7 @@ mod digest;
 mod draft;
 mod error;
 mod export;
+mod fit;
 mod host;
 mod keep;
 mod linux;

@@ -121,6 +121,11 @@ fn durability(text: &str) -> Result<Durability, String> {
 }
 
 impl ProtectArgs {
+    /// Whether writes are tracked by dirty rings.
+    pub(super) const fn uses_ring(&self) -> bool {
+        matches!(self.tracker, TrackerName::Ring)
+    }
+
     /// How a machine is to be built for it.
     pub(super) fn tracking(&self) -> Result<Tracking, CliError> {
         Ok(match self.tracker {

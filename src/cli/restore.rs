@@ -9,13 +9,16 @@ use serde::Serialize;
 
 use super::again::again;
 use super::error::CliError;
+use super::fit::{Check, TscName, branch_of, fitting, state_of};
 use super::linux::attach_console;
 use super::output;
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
 use super::units::{branch, epoch};
 use crate::epoch::Start;
 use crate::format::{Identity, MAIN_BRANCH};
+use crate::kvm::offer::Offer;
 use crate::machine::MachineState;
+use crate::machine::fit::{Counter, Wishes};
 use crate::page::EpochId;
 use crate::restore::{FillReport, PageMap, Plan};
 use crate::store::{Chain, StoreError, Writer};
@@ -60,6 +63,12 @@ pub(super) struct Restore {
     /// How the guest's clocks go on.
     #[arg(long, value_enum, default_value_t = ClockName::Continue)]
     clock: ClockName,
+    /// Where the time stamp counter had another frequency (more than 250 ppm) and this host can't scale its own.
+    #[arg(long, value_enum, default_value_t = TscName::Same)]
+    tsc: TscName,
+    /// Only say whether the guest can run on this host, and what differs, piece by piece: nothing is built. Exit code 1 where it can't.
+    #[arg(long)]
+    check: bool,
     /// The KVM device.
     #[arg(long, value_name = "FILE", default_value = crate::kvm::host::KVM_PATH)]
     kvm: PathBuf,
@@ -86,6 +95,8 @@ struct RestoreReport {
     clock: ClockName,
     /// By how much the guest's clocks were put forward.
     clock_forward_us: u128,
+    /// How the guest's time stamp counter goes on.
+    tsc: Counter,
     /// The chain that goes on.
     #[serde(skip_serializing_if = "Option::is_none")]
     branch: Option<String>,
@@ -129,9 +140,15 @@ impl Restore {
         }
         let from = self.from.as_deref().unwrap_or(MAIN_BRANCH);
         let into = goes_on.then(|| self.branch.as_deref().unwrap_or(from));
+        if self.check {
+            let branch = branch_of(&self.store, into, from)?;
+            let (store, kvm, ring) = (&self.store, &self.kvm, into.is_some() && self.protect.uses_ring());
+            let Self { epoch, tsc, json, .. } = self;
+            return Check { store, branch, epoch, kvm, tsc, ring, json }.run();
+        }
         let tracking = if into.is_some() { self.protect.tracking()? } else { Tracking::None };
         let opened = if self.lazy { self.open_lazily(from, into, tracking)? } else { self.open(from, into, tracking)? };
-        let Opened { mut vm, epoch, goes_on, pages, forward } = opened;
+        let Opened { mut vm, epoch, goes_on, pages, forward, counter } = opened;
         let writer = match goes_on {
             None => None,
             Some(GoesOn::As(_, writer)) => Some(*writer),
@@ -162,6 +179,7 @@ impl Restore {
             fill: outcome.fill,
             clock: self.clock,
             clock_forward_us: forward.as_micros(),
+            tsc: counter,
             branch: into.map(str::to_owned),
             guest: RestoredGuest {
                 passes_at_restore,
@@ -185,47 +203,62 @@ impl Restore {
         // The lock comes first: nobody else appends, and what is read stays.
         let goes_on = into.map(|into| self.open_writer(into)).transpose()?;
         let options = self.build_options(HotCheck::First);
+        let (wishes, kvm) = (self.wishes(tracking), &self.kvm);
         let (epoch, restored) = again(|| {
             let (chain, epoch) = self.choose(from, goes_on.as_ref())?;
             let clocks = self.clocks(&chain, epoch)?;
-            Ok((epoch, restore_machine(&chain, epoch, &self.kvm, tracking, &options, clocks)?))
+            Ok((epoch, restore_machine(&chain, epoch, kvm, tracking, &options, clocks, wishes)?))
         })?;
-        let Restored { vm, pages, forward } = restored;
-        Ok(Opened { vm, epoch, goes_on, pages, forward })
+        let Restored { vm, pages, forward, counter } = restored;
+        Ok(Opened { vm, epoch, goes_on, pages, forward, counter })
     }
 
-    /// Nothing is done before the guest runs that can be done later, and the kernel sets the machine up while the chain is opened.
+    /// Whether a kernel runs is found while the machine is built.
+    fn wishes(&self, tracking: Tracking) -> Wishes {
+        Wishes { tsc: self.tsc.into(), ring: matches!(tracking, Tracking::Ring { .. }), runs_kernels: None }
+    }
+
+    /// Nothing is done before the guest runs that can be done later. What the host offers is read while the chain is opened, and the kernel sets the machine up while the
+    /// pages are looked for.
     fn open_lazily(&self, from: &str, into: Option<&str>, tracking: Tracking) -> Result<Opened, CliError> {
         // A branch has the machine of what it branches off.
         let machine = machine_of(&self.store, &Chain::identity_in(&self.store, from)?)?;
         let options = self.build_options(HotCheck::Late);
-        let build = || Vm::build_with(&self.kvm, machine, tracking, &options).map_err(|error| unbuildable(&self.store, error));
-        let (opened, vm) = std::thread::scope(|scope| {
-            let vm = std::thread::Builder::new().name("slackwater-build".to_owned()).spawn_scoped(scope, build);
-            let open = || {
+        let (chosen, host) = beside(
+            || Offer::read(&self.kvm),
+            || {
                 let goes_on = into.map(|into| self.open_writer(into)).transpose()?;
-                let (epoch, clocks, pages) = again(|| {
+                let (chain, epoch, clocks, state) = again(|| {
                     let (chain, epoch) = self.choose(from, goes_on.as_ref())?;
                     let clocks = self.clocks(&chain, epoch)?;
-                    Ok((epoch, clocks, PageMap::new(Arc::new(chain), epoch)?))
+                    let state = state_of(&chain, epoch, machine.vcpus)?;
+                    Ok((chain, epoch, clocks, state))
                 })?;
-                // A branch that is to be made begins at this epoch, and keeps it.
-                if let Some(GoesOn::As(_, writer)) = goes_on.as_ref().filter(|_| !pages.is_held()) {
-                    pages.until_filled(writer.keep_segments());
-                }
-                Ok::<_, CliError>((goes_on, epoch, clocks, pages))
-            };
-            let opened = open();
-            let vm = vm.map(|vm| vm.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            (opened, vm.map_err(|source| CliError::System { step: "starting a thread", source }))
-        });
-        let (goes_on, epoch, clocks, pages) = opened?;
-        let mut vm = vm??;
-        let state = MachineState::from_records(pages.state(), vm.spec().vcpus);
-        let state = state.map_err(|source| CliError::State { epoch, source })?;
+                Ok::<_, CliError>((goes_on, chain, epoch, clocks, state))
+            },
+        )?;
+        let (goes_on, chain, epoch, clocks, mut state) = chosen?;
+        let host = host?;
+        let fit = fitting(&self.store, epoch, &state, &host, self.wishes(tracking))?;
+        fit.adapt(&mut state);
+        let build = || Vm::build_with(&self.kvm, machine, tracking, &options).map_err(|error| unbuildable(&self.store, error));
+        let branch = goes_on.as_ref().map_or(from, |goes_on| goes_on.reads_from(from)).to_owned();
+        let mut chain = Some(chain);
+        let (pages, vm) = beside(build, || {
+            // The epoch stays the one that was chosen.
+            again(|| {
+                let chain = chain.take().map_or_else(|| Chain::open_branch(&self.store, &branch), Ok)?;
+                Ok(PageMap::new(Arc::new(chain), epoch)?)
+            })
+        })?;
+        let (pages, mut vm) = (pages?, vm?);
+        // A branch that is to be made begins at this epoch, and keeps it.
+        if let Some(GoesOn::As(_, writer)) = goes_on.as_ref().filter(|_| !pages.is_held()) {
+            pages.until_filled(writer.keep_segments());
+        }
         vm.fill_on_demand(Arc::new(pages), true)?;
         let forward = vm.apply_with(&state, clocks)?;
-        Ok(Opened { vm, epoch, goes_on, pages: 0, forward })
+        Ok(Opened { vm, epoch, goes_on, pages: 0, forward, counter: fit.counter() })
     }
 
     fn clocks(&self, chain: &Chain, epoch: EpochId) -> Result<Clocks, CliError> {
@@ -257,10 +290,7 @@ impl Restore {
 
     /// The chain to restore from, and the epoch.
     fn choose(&self, from: &str, goes_on: Option<&GoesOn>) -> Result<(Chain, EpochId), CliError> {
-        let branch = match goes_on {
-            Some(GoesOn::As(name, _)) => name,
-            Some(GoesOn::New(_)) | None => from,
-        };
+        let branch = goes_on.map_or(from, |goes_on| goes_on.reads_from(from));
         let chain = Chain::open_branch(&self.store, branch)?;
         if let Some(tail) = chain.tail() {
             output::note(format_args!("note: {tail}; it was never committed"));
@@ -303,6 +333,16 @@ enum GoesOn {
     New(String),
 }
 
+impl GoesOn {
+    /// The branch that is read, where a restore starts from `from`.
+    fn reads_from<'a>(&'a self, from: &'a str) -> &'a str {
+        match self {
+            Self::As(name, _) => name,
+            Self::New(_) => from,
+        }
+    }
+}
+
 /// What is to run.
 struct Opened {
     vm: Vm,
@@ -311,6 +351,17 @@ struct Opened {
     pages: u64,
     /// By how much the guest's clocks were put forward.
     forward: Duration,
+    counter: Counter,
+}
+
+/// Does one thing on another thread while it does the other here. Returns what came of the other first.
+fn beside<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> Result<(B, A), CliError> {
+    std::thread::scope(|scope| {
+        let one = std::thread::Builder::new().name("slackwater-build".to_owned()).spawn_scoped(scope, one);
+        let one = one.map_err(|source| CliError::System { step: "starting a thread", source })?;
+        let other = other();
+        Ok((other, one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
+    })
 }
 
 /// How long to wait for others who compact the store or make branches.
@@ -325,9 +376,11 @@ pub(super) struct Restored {
     pub(super) pages: u64,
     /// By how much the guest's clocks were put forward.
     pub(super) forward: Duration,
+    /// How its counter goes on.
+    pub(super) counter: Counter,
 }
 
-/// Builds the machine of `chain` as it was at `epoch`.
+/// Builds the machine of `chain` as it was at `epoch`, where this host can run it.
 pub(super) fn restore_machine(
     chain: &Chain,
     epoch: EpochId,
@@ -335,12 +388,16 @@ pub(super) fn restore_machine(
     tracking: Tracking,
     options: &BuildOptions,
     clocks: Clocks,
+    wishes: Wishes,
 ) -> Result<Restored, CliError> {
     let plan = Plan::new(chain, epoch)?;
     let machine = machine_of(chain.dir(), chain.identity())?;
+    let host = Offer::read(kvm)?;
+    let state = MachineState::from_records(plan.state(), machine.vcpus);
+    let mut state = state.map_err(|source| CliError::State { epoch, source })?;
+    let fit = fitting(chain.dir(), epoch, &state, &host, wishes)?;
+    fit.adapt(&mut state);
     let mut vm = Vm::build_with(kvm, machine, tracking, options).map_err(|error| unbuildable(chain.dir(), error))?;
-    let state = MachineState::from_records(plan.state(), vm.spec().vcpus);
-    let state = state.map_err(|source| CliError::State { epoch, source })?;
     let bar = output::bar("restoring");
     let filled = plan.fill(&mut vm.memory().clone(), &mut |done, total| {
         bar.set_length(total);
@@ -348,7 +405,7 @@ pub(super) fn restore_machine(
     })?;
     bar.finish_and_clear();
     let forward = vm.apply_with(&state, clocks)?;
-    Ok(Restored { vm, pages: filled.pages, forward })
+    Ok(Restored { vm, pages: filled.pages, forward, counter: fit.counter() })
 }
 
 fn unbuildable(dir: &Path, error: VmmError) -> CliError {

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::Serialize;
 
 use super::uffd;
@@ -282,6 +282,11 @@ impl Host {
             },
         })
     }
+}
+
+/// Whether VMs of this kernel can have dirty rings.
+pub(super) fn has_ring(vm: &VmFd) -> bool {
+    [KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL].into_iter().any(|capability| vm.check_extension_raw(capability) > 0)
 }
 
 /// Opens the KVM device at `path` and checks that it is one.

@@ -6,6 +6,7 @@ pub mod bitmap;
 pub mod host;
 pub mod kick;
 pub mod memslot;
+pub mod offer;
 pub mod park;
 pub mod probe;
 pub mod ring;

@@ -8,6 +8,7 @@ use kvm_ioctls::{SyncReg, VcpuFd, VmFd};
 use zerocopy::IntoBytes;
 
 use super::error::StateError;
+use super::fit::is_same_frequency;
 use super::order::{APPLY_ORDER, CAPTURE_ORDER, VM_APPLY_ORDER, VM_CAPTURE_ORDER, VcpuPiece, VmPiece};
 use super::spec::{CaptureSpec, TSC, xsave_error};
 use super::state::{VcpuState, VmState};
@@ -202,8 +203,8 @@ fn nested_in_use(nested: &KvmNestedStateBuffer) -> Option<&'static str> {
 ///
 /// # Errors
 /// [`StateError::Missing`], [`StateError::Unsupported`] and [`StateError::Size`] where the state and this VM do not fit, found
-/// before anything is written; [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel refuses: the vCPU must then not
-/// run.
+/// before anything is written, but for the counter's frequency; [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel
+/// refuses: the vCPU must then not run. [`compare`](super::fit::compare) tells before there is a VM.
 pub fn apply_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &VcpuState) -> Result<(), StateError> {
     for piece in VcpuPiece::ALL {
         let there = match piece {
@@ -244,9 +245,8 @@ pub fn apply_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &VcpuState) -> Resul
             }
             VcpuPiece::Lapic => given(&state.lapic, |lapic| vcpu.set_lapic(lapic)).map_err(failed("KVM_SET_LAPIC"))?,
             VcpuPiece::TscKhz => {
-                // Setting a frequency needs scaling in hardware; setting the one that is there needs nothing.
-                if let Some(khz) = state.tsc_khz.filter(|khz| spec.tsc_khz && vcpu.get_tsc_khz() != Ok(*khz)) {
-                    vcpu.set_tsc_khz(khz).map_err(failed("KVM_SET_TSC_KHZ"))?;
+                if let Some(khz) = state.tsc_khz.filter(|_| spec.tsc_khz) {
+                    set_frequency(vcpu, spec, state.index, khz)?;
                 }
             }
             VcpuPiece::Cpuid => {
@@ -361,6 +361,21 @@ fn without_room(cpuid: CpuId) -> CpuId {
     let entries = cpuid.as_slice();
     let told = entries.iter().rposition(|entry| entry.as_bytes().iter().any(|byte| *byte != 0)).map_or(0, |last| last + 1);
     entries.get(..told).and_then(|told| CpuId::from_entries(told).ok()).unwrap_or(cpuid)
+}
+
+/// Has the counter go on at `khz`, unless it does, or nearly so. Without scaling in hardware KVM takes a higher frequency all the same, and puts the counter forward at each
+/// exit (`arch/x86/kvm/x86.c`, `set_tsc_khz`): that is no counter to go on with.
+fn set_frequency(vcpu: &VcpuFd, spec: &CaptureSpec, index: u32, khz: u32) -> Result<(), StateError> {
+    let piece = VcpuPiece::TscKhz.name();
+    let same = vcpu.get_tsc_khz().is_ok_and(|own| is_same_frequency(khz, own));
+    match (same, spec.tsc_scaling) {
+        (true, _) => Ok(()),
+        (false, true) => vcpu.set_tsc_khz(khz).map_err(failed("KVM_SET_TSC_KHZ", piece, Some(index))),
+        (false, false) => {
+            let reason = "the time stamp counter had another frequency, and can't be scaled to it";
+            Err(StateError::Unsupported { piece, vcpu: Some(index), reason })
+        }
+    }
 }
 
 /// See [`counter_far_from`].

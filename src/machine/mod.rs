@@ -3,7 +3,7 @@
 //! A [`CaptureSpec`] says what there is to capture on a VM. [`capture_vm`] and [`capture_vcpu`] read it into a [`VmState`] and
 //! [`VcpuState`]s that are used again and again; [`apply_vcpu`], [`apply_vm`] and last [`unhalt_vcpus`] write it to a fresh VM.
 //! [`MachineState::to_records`] and [`MachineState::from_records`] turn it into [`StateRecord`]s and back. A [`Rewinder`] puts a machine that has run back to state that was captured of
-//! it.
+//! it. [`fit`] compares state that was captured on another host with what this one has.
 //!
 //! # Order
 //! Within a vCPU and within the VM the order is data: see [`CAPTURE_ORDER`], [`APPLY_ORDER`], [`VM_CAPTURE_ORDER`],
@@ -23,6 +23,7 @@ mod capture;
 mod clocks;
 mod encode;
 mod error;
+pub mod fit;
 mod order;
 mod record;
 mod rewind;

@@ -11,7 +11,7 @@ use crate::kvm::xsave::{XsaveError, XsaveSize};
 pub(super) const MSRS_MAX: usize = kvm_bindings::KVM_MAX_MSR_ENTRIES;
 
 /// The memory type range registers. Guests set them, KVM keeps them, and `KVM_GET_MSR_INDEX_LIST` does not list them.
-const MTRRS: [u32; 28] = [
+pub(super) const MTRRS: [u32; 28] = [
     0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207, 0x208, 0x209, 0x20a, 0x20b, 0x20c, 0x20d, 0x20e, 0x20f, 0x250, 0x258,
     0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f, 0x2ff,
 ];
@@ -56,6 +56,8 @@ pub struct CaptureSpec {
     pub(super) pit: bool,
     pub(super) clock: bool,
     pub(super) tsc_khz: bool,
+    /// The counter can be scaled to another frequency in hardware.
+    pub(super) tsc_scaling: bool,
     pub(super) nested: bool,
     /// The kernel can leave general and special registers in `kvm_run` at each exit.
     pub(super) registers_at_exit: bool,
@@ -100,6 +102,7 @@ impl CaptureSpec {
             pit: vm.get_pit2().is_ok(),
             clock: vm.check_extension(Cap::AdjustClock),
             tsc_khz: vcpu.get_tsc_khz().is_ok(),
+            tsc_scaling: vm.check_extension(Cap::TscControl),
             nested: vm.check_extension(Cap::NestedState),
             registers_at_exit: vm.check_extension_int(Cap::SyncRegs) & REGISTERS_AT_EXIT == REGISTERS_AT_EXIT,
         })

@@ -237,8 +237,9 @@ impl Vm {
         fd.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(kvm("KVM_CREATE_PIT2"))?;
-        let processors = match spec.guest {
-            GuestSpec::Linux(_) => Some(Processors::new(&hypervisor, spec.vcpus)?),
+        let memory_end = guest_regions.last().and_then(|run| run.end()).map_or(0, |end| end.0.saturating_mul(PAGE_SIZE_U64));
+        let processors = match &spec.guest {
+            GuestSpec::Linux(options) => Some(Processors::new(&hypervisor, spec.vcpus, options.cpu, memory_end)?),
             GuestSpec::Churn(_) | GuestSpec::Touch(_) => None,
         };
         let mut vcpus = Vec::new();

@@ -627,3 +627,34 @@ fn clocks_that_were_put_forward_agree() {
         assert!(two.abs_diff(one) < ticks(took), "{one} and {two}");
     }
 }
+
+/// Without scaling KVM takes a higher frequency, and has the counter jump: nothing but what is the same is taken.
+#[test]
+fn a_frequency_that_can_not_be_had_is_refused() {
+    let Some(kvm) = kvm("a_frequency_that_can_not_be_had_is_refused") else { return };
+    let Ok(khz) = Machine::new(&kvm, true, true).vcpus[0].get_tsc_khz() else { return };
+    for (wanted, same) in [
+        (khz, true),
+        (khz + khz / 10_000, true),
+        (khz - khz / 10_000, true),
+        (khz + khz / 1000, false),
+        (khz - khz / 1000, false),
+    ] {
+        let machine = Machine::new(&kvm, true, true);
+        let mut state = machine.capture().vcpus.remove(0);
+        state.tsc_khz = Some(wanted);
+        let applied = apply_vcpu(&machine.vcpus[0], &machine.spec, &state);
+        match (same, machine.spec.tsc_scaling) {
+            (true, _) => assert!(applied.is_ok() && machine.vcpus[0].get_tsc_khz().unwrap() == khz, "{wanted}: {applied:?}"),
+            (false, true) => {
+                assert!(applied.is_ok() && machine.vcpus[0].get_tsc_khz().unwrap() == wanted, "{wanted}: {applied:?}")
+            }
+            (false, false) => {
+                assert!(
+                    matches!(applied, Err(StateError::Unsupported { piece: "vcpu.tsc_khz", vcpu: Some(0), .. })),
+                    "{applied:?}"
+                );
+            }
+        }
+    }
+}

@@ -7,7 +7,9 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
 use super::super::error::{VmmError, kvm};
+use super::error::LinuxError;
 use super::layout::{BOOT_PARAMS, GDT, PAGE_DIRECTORY, PDPT, PML4, STACK};
+use super::level::CpuLevel;
 
 /// Descriptors at the selectors that the boot protocol asks for: flat code at 0x10, flat data at 0x18, a task state segment at 0x20.
 const DESCRIPTORS: [u64; 6] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067, 0];
@@ -116,15 +118,22 @@ pub(super) fn set_boot_msrs(vcpu: &VcpuFd) -> Result<(), VmmError> {
 /// What CPUID tells on every vCPU: what this KVM supports, without what a checkpoint can't hold, and with each vCPU's place among `vcpus`.
 #[derive(Debug)]
 pub(in crate::vmm) struct Processors {
-    supported: CpuId,
+    /// What the guest may be told of, of what this KVM supports.
+    offered: Vec<kvm_cpuid_entry2>,
     has_deadline: bool,
     vcpus: u32,
 }
 
 impl Processors {
-    pub(in crate::vmm) fn new(hypervisor: &Kvm, vcpus: u32) -> Result<Self, VmmError> {
+    /// For a guest that is started at a level: one that goes on is told what it was told.
+    pub(in crate::vmm) fn new(hypervisor: &Kvm, vcpus: u32, cpu: CpuLevel, memory_end: u64) -> Result<Self, VmmError> {
         let supported = hypervisor.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
-        Ok(Self { supported, has_deadline: hypervisor.check_extension(Cap::TscDeadlineTimer), vcpus })
+        let lacking = cpu.lacking(supported.as_slice());
+        if !lacking.is_empty() {
+            return Err(LinuxError::CpuLevel { level: cpu, lacking }.into());
+        }
+        let offered = cpu.mask(supported.as_slice(), memory_end);
+        Ok(Self { offered, has_deadline: hypervisor.check_extension(Cap::TscDeadlineTimer), vcpus })
     }
 
     /// Tells `vcpu`, the one with this index.
@@ -136,10 +145,10 @@ impl Processors {
 
     fn entries(&self, index: u32) -> Vec<kvm_cpuid_entry2> {
         let topology = Topology { index, vcpus: self.vcpus, has_deadline: self.has_deadline };
-        let supported = self.supported.as_slice();
+        let offered = &self.offered;
         let mut entries: Vec<_> =
-            supported.iter().filter(|entry| !is_extended_topology(entry.function)).map(|entry| topology.adapt(*entry)).collect();
-        if supported.iter().any(|entry| entry.function == 0 && entry.eax >= 0xb) {
+            offered.iter().filter(|entry| !is_extended_topology(entry.function)).map(|entry| topology.adapt(*entry)).collect();
+        if offered.iter().any(|entry| entry.function == 0 && entry.eax >= 0xb) {
             entries.extend(topology.extended());
         }
         entries

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::devices::DeviceName;
+use super::level::CpuLevel;
 use crate::kvm::probe::Refused;
 
 /// Why a Linux guest can't be booted.
@@ -105,6 +106,14 @@ pub enum LinuxError {
         found: u32,
         /// The most.
         most: u32,
+    },
+    /// This host does not have the level of the processor that the guest is to be told of.
+    #[error("this host's KVM does not have all of {level}: it lacks {}", lacking.join(", "))]
+    CpuLevel {
+        /// The level.
+        level: CpuLevel,
+        /// What it lacks.
+        lacking: Vec<&'static str>,
     },
     /// A machine without a device that this program gives to each.
     #[error("a machine without the device {device:?} can't be built by this program")]

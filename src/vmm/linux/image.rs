@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::disk::DiskBase;
 use super::error::LinuxError;
 use super::layout::{COMMAND_LINE_ROOM, HIGH_BEGIN};
+use super::level::CpuLevel;
 use crate::page::PAGE_SIZE_U64;
 
 /// Where a bzImage has its header.
@@ -80,6 +81,7 @@ pub struct Boot {
     pub(super) kind: Kind,
     pub(super) initrd: Option<Loaded>,
     pub(super) command_line: String,
+    pub(super) cpu: CpuLevel,
     pub(super) disks: Vec<DiskBase>,
 }
 
@@ -96,7 +98,14 @@ impl Boot {
         if found > most || command_line.contains('\0') {
             return Err(LinuxError::CommandLine { found, most });
         }
-        Ok(Self { kernel, kind, initrd, command_line: command_line.to_owned(), disks: Vec::new() })
+        Ok(Self { kernel, kind, initrd, command_line: command_line.to_owned(), cpu: CpuLevel::Host, disks: Vec::new() })
+    }
+
+    /// Has the guest told of no more than a level of the processor.
+    #[must_use]
+    pub const fn with_cpu(mut self, cpu: CpuLevel) -> Self {
+        self.cpu = cpu;
+        self
     }
 
     /// Adds a disk.

@@ -11,6 +11,7 @@ mod error;
 mod generation;
 mod image;
 mod layout;
+mod level;
 mod line;
 mod load;
 mod power;
@@ -34,6 +35,7 @@ pub(super) use disk::device_regions;
 pub use disk_image::{DiskImageError, write_disk_image};
 pub use error::LinuxError;
 pub use image::{Boot, FileId};
+pub use level::CpuLevel;
 pub use power::GuestEnd;
 pub use virtio::VirtioError;
 
@@ -57,6 +59,9 @@ pub struct Options {
     pub initrd: Option<FileId>,
     /// The kernel's command line.
     pub command_line: String,
+    /// What it was told of the processor.
+    #[serde(default, skip_serializing_if = "CpuLevel::is_host")]
+    pub cpu: CpuLevel,
     /// The disks, as `vda`, `vdb` and so on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskBase>,
@@ -108,6 +113,7 @@ impl Boot {
             kernel: self.kernel.id(),
             initrd: self.initrd.as_ref().map(image::Loaded::id),
             command_line: self.command_line.clone(),
+            cpu: self.cpu,
             disks: self.disks.clone(),
         }
     }
