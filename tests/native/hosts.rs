@@ -46,7 +46,11 @@ impl Golden {
         fit.adapt(&mut state);
         let mut golden = Self { chain, memory: BTreeMap::new(), state, host };
         plan.fill(&mut golden, &mut |_, _| {}).unwrap();
-        golden.state.vcpus.iter_mut().for_each(|vcpu| vcpu.tsc_khz = golden.host.tsc_khz);
+        golden.state.vcpus.iter_mut().for_each(|vcpu| {
+            vcpu.tsc_khz = golden.host.tsc_khz;
+            // PVM, which saved it, drops the I/O privilege level; QEMU's emulation does not read the I/O bitmap of a busy 64-bit TSS.
+            vcpu.regs.rflags |= 0x3000;
+        });
         golden
     }
 
