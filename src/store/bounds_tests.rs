@@ -41,7 +41,8 @@ fn long(segments: u64) -> (Disk, Model) {
 
 fn all(disk: &Disk, scope: Scope, newest: EpochId) -> Result<compact::Compacted, StoreError> {
     let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| BTreeSet::from([newest]);
-    compact::run(Path::new("disk"), &disk.medium(), MAIN_BRANCH, &keep, scope, &mut |_, _| Ok(()))
+    compact::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, scope, 0, &mut |_, _| Ok(()))
+        .map(|upkeep| upkeep.compacted)
 }
 
 /// Threads that read for a restore, each of which has one file in hand.

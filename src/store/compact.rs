@@ -1,6 +1,7 @@
 //! Putting one segment in the place of several, and dropping epochs: how a chain stays small.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::names::{LOCK, Listed, MAINTENANCE};
 use super::place::Place;
 use super::read::{place_of, read_identity};
 use super::writer::{now_unix_ns, take_lock};
-use super::{Chain, CutTime, ReadOptions, Retention, SegmentNumbers, StoreError, causes, rewrite, scan, seal};
+use super::{Chain, CutTime, Epoch, ReadOptions, Retention, SegmentNumbers, StoreError, causes, rewrite, scan, seal, steps};
 use crate::format::{FORMAT_WITH_COMPACTION, Identity};
 use crate::page::EpochId;
 
@@ -48,12 +49,12 @@ pub(super) enum Scope {
 }
 
 /// Puts the segments of a chain of the store in `dir` together, `main` or a branch. With `keep`, only the epochs stay that it keeps and those that
-/// branches begin at; without, all stay. While somebody writes to the chain, its last segment is left as it is. `progress` is told bytes done
-/// and in all.
+/// branches begin at; without, all stay. While somebody writes to the chain, its last segment is left as it is. Where there is not room for all of it at
+/// once, it is done in steps, each of which frees room for the next. `progress` is told bytes done and in all, of each step.
 ///
 /// # Errors
 /// As [`Chain::open_branch`]; somebody else who compacts the store or makes a branch; a chain of a format before 3; damage; what the operating
-/// system refuses. Nothing is changed then.
+/// system refuses. Nothing is changed then. [`StoreError::Room`] where no further step fits: those before it are done.
 pub fn compact(
     dir: &Path,
     branch: &str,
@@ -63,24 +64,35 @@ pub fn compact(
     let medium: Arc<dyn Medium> = Arc::new(Directory::open(dir)?);
     let (rules, scope) = keep.map_or((Retention::default(), Scope::All), |rules| (*rules, Scope::WhatIsDropped));
     let kept = |epochs: &[CutTime], pinned: &BTreeSet<EpochId>| rules.kept(epochs, pinned);
-    run(dir, &medium, branch, &kept, scope, &mut |done, total| {
+    run((dir, &medium), branch, &kept, scope, 0, &mut |done, total| {
         progress(done, total);
         Ok(())
     })
+    .map(|upkeep| upkeep.compacted)
 }
 
-/// Compacts a chain of the store at `root`.
+/// What was done for a chain, and what it takes to do it again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Upkeep {
+    pub(super) compacted: Compacted,
+    /// About so many bytes have to be free at most so that what is not kept can be dropped at once. Where there is far more room, all bytes of the chain stand for it.
+    pub(super) needs: u64,
+    /// The last segment that was looked at for that, or 0: not the one that somebody writes to.
+    pub(super) last: u32,
+}
+
+/// Compacts a chain of the store at `root`, and leaves `spare` bytes of the disk free.
 ///
 /// # Errors
-/// Somebody else at it; a format before 3; damage, after which nothing was changed; what the operating system refuses.
+/// Somebody else at it; a format before 3; damage, after which nothing was changed; what the operating system refuses; [`StoreError::Room`].
 pub(super) fn run(
-    root: &Path,
-    root_medium: &Arc<dyn Medium>,
+    (root, root_medium): (&Path, &Arc<dyn Medium>),
     branch: &str,
     keep: Keep<'_>,
     scope: Scope,
+    spare: u64,
     progress: &mut dyn FnMut(u64, u64) -> Result<(), StoreError>,
-) -> Result<Compacted, StoreError> {
+) -> Result<Upkeep, StoreError> {
     let (dir, own) = place_of(root, root_medium.as_ref(), branch)?;
     let medium = own.unwrap_or_else(|| root_medium.clone());
     let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
@@ -94,57 +106,207 @@ pub(super) fn run(
         Err(StoreError::InUse { .. }) => None,
         Err(error) => return Err(error),
     };
-    let medium = medium.as_ref();
-    let files = ReadOptions::open_files(OPEN_FILES);
-    let chain = Arc::new(Chain::open_on_with(root, root_medium, branch, files)?);
-    if let Some(damage) = chain.damage().first() {
-        return Err(StoreError::Damaged(damage.clone()));
-    }
-    let pinned = pinned(&branches_on(root, root_medium.as_ref())?, branch);
-    let mut whole = chain.own_segments();
-    let before = Seen::all(&chain)?;
-    // A torn tail is the writer's to cut off.
-    if writer.is_none() || chain.tail().is_some() {
-        whole.end = whole.end.saturating_sub(1).max(whole.start);
-    }
-    let times: Vec<_> = before.iter().flat_map(|segment| segment.epochs.iter().copied()).collect();
-    let mut kept = keep(&times, &pinned);
-    kept.extend(&pinned);
-    kept.extend(times.last().map(|cut| cut.epoch));
-    let first = whole.start;
-    let candidates = before.get(..whole.len()).unwrap_or_default();
     // Before anything takes another's place or goes: who moves or replaces the store, or unlocks it by removing a lock, may have another at work in it.
     let check = || [Some(&maintenance), writer.as_ref()].into_iter().flatten().try_for_each(Place::check);
-    let mut compaction = Compaction { dir: &dir, medium, identity: &identity, chain: &chain, kept: &kept, check: &check };
-    let chosen = match scope {
-        Scope::All => {
-            (candidates.len() > 1 || candidates.iter().any(|segment| segment.drops(&kept) > 0)).then_some(0..candidates.len())
-        }
-        Scope::WhatIsDropped => what_is_dropped(candidates, &kept),
-        Scope::WhatPays { drops } => what_pays(candidates, &kept, if drops { ALIKE_DROPPING } else { ALIKE }),
-    };
-    // Where there is nothing to do, nothing is read again.
-    let mut after = before.clone();
-    if let Some(chosen) = chosen {
-        let total = candidates.get(chosen.clone()).unwrap_or_default().iter().fold(0, |sum, segment| sum + segment.bytes);
-        compaction.replace(first + chosen.start..first + chosen.end, &mut |done| progress(done, total))?;
-        after = Seen::all(&Chain::open_on_with(root, root_medium, branch, files)?)?;
-    } else {
-        compaction.remove_replaced();
+    let (medium, check): (_, &dyn Fn() -> _) = (medium.as_ref(), &check);
+    let identity = &identity;
+    let dir = dir.as_path();
+    let stepwise =
+        Stepwise { root, root_medium, branch, dir, medium, identity, keep, scope, spare, is_alone: writer.is_some(), check };
+    let mut room_most = u64::MAX;
+    let mut done = stepwise.step(&mut room_most, progress)?;
+    while done.is_more {
+        let next = stepwise.step(&mut room_most, progress)?;
+        let before = done.upkeep.compacted;
+        done = next;
+        let compacted = &mut done.upkeep.compacted;
+        (compacted.segments.0, compacted.epochs.0, compacted.bytes.0) = (before.segments.0, before.epochs.0, before.bytes.0);
     }
-    let sum = |of: &dyn Fn(&Seen) -> u64| (before.iter().map(of).sum(), after.iter().map(of).sum());
-    Ok(Compacted {
-        segments: (before.len() as u64, after.len() as u64),
-        epochs: sum(&|segment| segment.epochs.len() as u64),
-        bytes: sum(&|segment| segment.bytes),
-    })
+    Ok(done.upkeep)
+}
+
+/// A compaction that is done in as many steps as the room on the disk needs.
+struct Stepwise<'a> {
+    root: &'a Path,
+    root_medium: &'a Arc<dyn Medium>,
+    branch: &'a str,
+    dir: &'a Path,
+    medium: &'a dyn Medium,
+    identity: &'a Arc<Identity>,
+    keep: Keep<'a>,
+    scope: Scope,
+    /// Bytes that are left free.
+    spare: u64,
+    /// Nobody writes to the chain.
+    is_alone: bool,
+    /// Whether the store is where it was, and locked.
+    check: &'a dyn Fn() -> Result<(), StoreError>,
+}
+
+/// What came of a step.
+struct Taken {
+    upkeep: Upkeep,
+    is_more: bool,
+}
+
+/// With less room than this, no smaller step is tried.
+const ROOM_MIN: u64 = 64 << 10;
+
+/// With so many times the bytes of a chain free, dropping surely fits.
+const PLENTY: u64 = 8;
+
+impl Stepwise<'_> {
+    /// Does all at once where there is room, or else a part of it. `room_most` is lowered where there turned out to be less room than the system says.
+    fn step(
+        &self,
+        room_most: &mut u64,
+        progress: &mut dyn FnMut(u64, u64) -> Result<(), StoreError>,
+    ) -> Result<Taken, StoreError> {
+        let chain = Arc::new(self.open()?);
+        if let Some(damage) = chain.damage().first() {
+            return Err(StoreError::Damaged(damage.clone()));
+        }
+        let pinned = pinned(&branches_on(self.root, self.root_medium.as_ref())?, self.branch);
+        let before = Seen::all(&chain)?;
+        let mut whole = chain.own_segments();
+        // A torn tail is the writer's to cut off.
+        if !self.is_alone || chain.tail().is_some() {
+            whole.end = whole.end.saturating_sub(1).max(whole.start);
+        }
+        let times: Vec<_> = before.iter().flat_map(|segment| &segment.epochs).map(|epoch| epoch.cut).collect();
+        let mut kept = (self.keep)(&times, &pinned);
+        kept.extend(&pinned);
+        kept.extend(times.last().map(|cut| cut.epoch));
+        let candidates = before.get(..whole.len()).unwrap_or_default();
+        let compaction = Compaction {
+            dir: self.dir,
+            medium: self.medium,
+            identity: self.identity,
+            chain: &chain,
+            kept: &kept,
+            check: self.check,
+            bytes_most: u64::MAX,
+        };
+        // What an earlier one left takes room.
+        compaction.remove_replaced();
+        let chosen = match self.scope {
+            Scope::All => {
+                (candidates.len() > 1 || candidates.iter().any(|segment| segment.drops(&kept) > 0)).then_some(0..candidates.len())
+            }
+            Scope::WhatIsDropped => what_is_dropped(candidates, &kept),
+            Scope::WhatPays { drops } => what_pays(candidates, &kept, if drops { ALIKE_DROPPING } else { ALIKE }),
+        };
+        // Where there is nothing to do, nothing is read again.
+        let (after, is_more) = match chosen {
+            None => (None, false),
+            Some(chosen) => {
+                let is_all = self.replace(compaction, candidates, &kept, chosen, room_most, progress)?;
+                (Some(self.open()?), !is_all)
+            }
+        };
+        let seen_after = after.as_ref().map(Seen::all).transpose()?;
+        let seen_after = seen_after.as_ref().unwrap_or(&before);
+        let (needs, last) = if is_more { (0, 0) } else { self.needs(after.as_ref().unwrap_or(&chain), seen_after, &kept)? };
+        let compacted = Compacted {
+            segments: (before.len() as u64, seen_after.len() as u64),
+            epochs: (sum(&before, Seen::len), sum(seen_after, Seen::len)),
+            bytes: (sum(&before, |segment| segment.bytes), sum(seen_after, |segment| segment.bytes)),
+        };
+        Ok(Taken { upkeep: Upkeep { compacted, needs, last }, is_more })
+    }
+
+    fn open(&self) -> Result<Chain, StoreError> {
+        Chain::open_on_with(self.root, self.root_medium, self.branch, ReadOptions::open_files(OPEN_FILES))
+    }
+
+    /// Bytes that are free, but for the spare ones. Where the system does not tell, trying does.
+    fn room(&self) -> u64 {
+        self.medium.room().unwrap_or(u64::MAX).saturating_sub(self.spare)
+    }
+
+    /// Puts one segment in the place of those chosen, or of some of them. Returns whether of all.
+    fn replace(
+        &self,
+        mut compaction: Compaction<'_>,
+        candidates: &[Seen],
+        kept: &BTreeSet<EpochId>,
+        chosen: Range<usize>,
+        room_most: &mut u64,
+        progress: &mut dyn FnMut(u64, u64) -> Result<(), StoreError>,
+    ) -> Result<bool, StoreError> {
+        let chain = compaction.chain;
+        let first = chain.own_segments().start;
+        let files = chain.own().get(chosen.clone()).unwrap_or_default();
+        let seen = candidates.get(chosen.clone()).unwrap_or_default();
+        loop {
+            let room = self.room().min(*room_most);
+            // Nothing is estimated where there is more room than it can need.
+            let needs = if room / PLENTY >= sum(seen, |segment| segment.bytes) { 0 } else { steps::at_most(files, seen, kept)? };
+            let is_all = needs <= room;
+            let range = if is_all {
+                chosen.clone()
+            } else {
+                match steps::choose(files, seen, kept, room, self.scope == Scope::All)? {
+                    steps::Step::These(range) => chosen.start + range.start..chosen.start + range.end,
+                    steps::Step::Needs(needed) => {
+                        let needed = needed.saturating_add(self.spare);
+                        let free = self.medium.room().unwrap_or(u64::MAX).min(room.saturating_add(self.spare));
+                        return Err(StoreError::Room { dir: self.dir.to_owned(), needed, free });
+                    }
+                }
+            };
+            let total = sum(candidates.get(range.clone()).unwrap_or_default(), |segment| segment.bytes);
+            compaction.bytes_most = room;
+            match compaction.replace(first + range.start..first + range.end, &mut |done| progress(done, total)) {
+                Ok(()) => return Ok(is_all),
+                Err(error) if error.lacks_room() && room > ROOM_MIN => {
+                    tracing::debug!(error = causes(&error), room, "a step did not fit: a smaller one is tried");
+                    *room_most = if needs == 0 { room / 2 } else { room.min(needs) / 2 };
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// What dropping everything that is not kept needs at most, and the last segment of which it is dropped.
+    fn needs(&self, chain: &Chain, seen: &[Seen], kept: &BTreeSet<EpochId>) -> Result<(u64, u32), StoreError> {
+        let theirs = if self.is_alone { 0 } else { 1 };
+        let whole = seen.len().saturating_sub(theirs);
+        let (files, seen) = (chain.own().get(..whole).unwrap_or_default(), seen.get(..whole).unwrap_or_default());
+        let last = files.last().map_or(0, |segment| segment.numbers().last);
+        let bytes = sum(seen, |segment| segment.bytes);
+        let needs = if self.room() / PLENTY >= bytes { bytes } else { steps::at_most(files, seen, kept)? };
+        Ok((needs, last))
+    }
+}
+
+fn sum(segments: &[Seen], of: impl Fn(&Seen) -> u64) -> u64 {
+    segments.iter().fold(0, |sum: u64, segment| sum.saturating_add(of(segment)))
+}
+
+/// An epoch, and how much of its segment it takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SizedEpoch {
+    pub(super) cut: CutTime,
+    /// Bytes of all its frames.
+    pub(super) bytes: u64,
+    /// Bytes from its state on: what it has at least.
+    pub(super) state_bytes: u64,
+}
+
+impl SizedEpoch {
+    pub(super) fn new(epoch: &Epoch) -> Self {
+        let bytes = epoch.commit.bytes_written;
+        let state_bytes = bytes.saturating_sub(epoch.state_offset.saturating_sub(epoch.offset));
+        Self { cut: CutTime::from(&epoch.commit), bytes, state_bytes }
+    }
 }
 
 /// What a segment holds.
 #[derive(Clone, Debug)]
-struct Seen {
-    bytes: u64,
-    epochs: Vec<CutTime>,
+pub(super) struct Seen {
+    pub(super) bytes: u64,
+    pub(super) epochs: Vec<SizedEpoch>,
     /// Bytes of the first epoch, where that is a base.
     base_bytes: u64,
 }
@@ -157,15 +319,19 @@ impl Seen {
             Ok(Self {
                 bytes: segment.bytes(),
                 base_bytes: base.map_or(0, |epoch| epoch.commit.bytes_written),
-                epochs: epochs.iter().map(|epoch| (&epoch.commit).into()).collect(),
+                epochs: epochs.iter().map(SizedEpoch::new).collect(),
             })
         });
         seen.collect()
     }
 
+    fn len(&self) -> u64 {
+        self.epochs.len() as u64
+    }
+
     /// How many of its epochs are not kept.
     fn drops(&self, kept: &BTreeSet<EpochId>) -> u64 {
-        self.epochs.iter().filter(|cut| !kept.contains(&cut.epoch)).count() as u64
+        self.epochs.iter().filter(|epoch| !kept.contains(&epoch.cut.epoch)).count() as u64
     }
 
     /// Bytes of its epochs that are not kept, other than a base.
@@ -176,12 +342,13 @@ impl Seen {
 }
 
 /// From the first segment with something to drop to the last, and on until one ends in an epoch that is kept: the last epoch stays in any case.
-fn what_is_dropped(segments: &[Seen], kept: &BTreeSet<EpochId>) -> Option<std::ops::Range<usize>> {
+fn what_is_dropped(segments: &[Seen], kept: &BTreeSet<EpochId>) -> Option<Range<usize>> {
     let drops = |segment: &Seen| segment.drops(kept) > 0;
     let first = segments.iter().position(drops)?;
     let mut end = segments.iter().rposition(drops)? + 1;
-    let ends_kept =
-        |end: usize| segments.get(end - 1).and_then(|segment| segment.epochs.last()).is_none_or(|cut| kept.contains(&cut.epoch));
+    let ends_kept = |end: usize| {
+        segments.get(end - 1).and_then(|segment| segment.epochs.last()).is_none_or(|epoch| kept.contains(&epoch.cut.epoch))
+    };
     while end < segments.len() && !ends_kept(end) {
         end += 1;
     }
@@ -201,7 +368,7 @@ const ALIKE_DROPPING: usize = 32;
 const LARGE_BYTES: u64 = 1 << 30;
 
 /// Segments with more waste than half of the image that has to be written to get rid of it; or else so many that are alike.
-fn what_pays(segments: &[Seen], kept: &BTreeSet<EpochId>, enough: usize) -> Option<std::ops::Range<usize>> {
+fn what_pays(segments: &[Seen], kept: &BTreeSet<EpochId>, enough: usize) -> Option<Range<usize>> {
     let waste = segments.iter().fold(0, |sum: u64, segment| sum.saturating_add(segment.waste(kept)));
     let image = segments.first().map_or(0, |segment| segment.base_bytes);
     if waste >= (image / 2).max(WASTE_BYTES_MIN) {
@@ -236,13 +403,15 @@ struct Compaction<'a> {
     kept: &'a BTreeSet<EpochId>,
     /// Whether the store is where it was, and locked.
     check: &'a dyn Fn() -> Result<(), StoreError>,
+    /// What is above this is left for others.
+    bytes_most: u64,
 }
 
 impl Compaction<'_> {
     /// Puts one segment in the place of these.
     fn replace(
         &mut self,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
         progress: &mut dyn FnMut(u64) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let segments = self.chain.all_segments().get(range.clone()).unwrap_or_default();
@@ -257,7 +426,8 @@ impl Compaction<'_> {
             let file = self.chain.with_room(|| self.medium.create(DRAFT)).map_err(io("make"))?;
             let file = file.as_ref();
             let all = range.start..=range.end - 1;
-            let made = rewrite::rewrite(self.chain, all, numbers, self.kept, now_unix_ns(), (file, &draft), progress)?;
+            let made =
+                rewrite::rewrite(self.chain, all, numbers, self.kept, now_unix_ns(), (file, &draft, self.bytes_most), progress)?;
             file.sync().map_err(io("sync"))?;
             // Reads back what was written, frame by frame.
             let index = scan::index_of(&draft, numbers, file, made.bytes, self.identity)?;

@@ -23,7 +23,8 @@ fn epochs(chain: &Chain) -> Vec<EpochId> {
 
 fn compact(disk: &Disk, keep: &BTreeSet<EpochId>, scope: Scope) -> Result<Compacted, StoreError> {
     let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| keep.clone();
-    compact::run(Path::new("disk"), &disk.medium(), MAIN_BRANCH, &keep, scope, &mut |_, _| Ok(()))
+    compact::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, scope, 0, &mut |_, _| Ok(()))
+        .map(|upkeep| upkeep.compacted)
 }
 
 /// Some of the epochs; the newest too, or not.
@@ -135,7 +136,8 @@ fn a_writer_and_a_compaction_do_not_disturb_each_other() {
             let chain = disk.chain().unwrap();
             let keep = some(&epochs(&chain), &mut random);
             let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| keep.clone();
-            compact::run(Path::new("disk"), &disk.medium(), MAIN_BRANCH, &keep, Scope::WhatIsDropped, &mut |_, _| Ok(()))
+            compact::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, Scope::WhatIsDropped, 0, &mut |_, _| Ok(()))
+                .map(|upkeep| upkeep.compacted)
                 .unwrap();
             held.push(chain);
         }
@@ -405,7 +407,7 @@ fn branches_share_what_they_begin_at() {
         for name in [MAIN_BRANCH, "try", "deeper", MAIN_BRANCH] {
             let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| BTreeSet::new();
             let scope = Scope::WhatIsDropped;
-            compact::run(Path::new("disk"), &disk.medium(), name, &keep, scope, &mut |_, _| Ok(())).unwrap();
+            compact::run((Path::new("disk"), &disk.medium()), name, &keep, scope, 0, &mut |_, _| Ok(())).unwrap();
             is_sound(&disk.branch("try").unwrap(), &branch);
             is_sound(&disk.branch("deeper").unwrap(), &deeper);
         }

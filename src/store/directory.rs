@@ -208,6 +208,11 @@ impl Medium for Directory {
         Err(io::Error::new(io::ErrorKind::ResourceBusy, "its file is removed again and again"))
     }
 
+    fn room(&self) -> io::Result<u64> {
+        let found = rustix::fs::fstatvfs(self.file())?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
     fn look(&self, name: &str) -> io::Result<Option<FileId>> {
         seen(rustix::fs::statat(self.file(), name, AtFlags::empty()))
     }

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Damage;
 use super::files::FileReplaced;
+use super::{Damage, shortage};
 use crate::format::FormatError;
 use crate::page::EpochId;
 
@@ -148,6 +148,17 @@ pub enum StoreError {
         /// The operating system's reason.
         source: io::Error,
     },
+    /// There is not the room that dropping what is not kept takes. A writer of a chain of which epochs are dropped appends nothing then: what it took
+    /// would be missing for good.
+    #[error("compacting {} needs {} free, and {} are", dir.display(), bytes_text(*needed), bytes_text(*free))]
+    Room {
+        /// The directory of the chain.
+        dir: PathBuf,
+        /// Bytes that have to be free.
+        needed: u64,
+        /// Bytes that are.
+        free: u64,
+    },
     /// Epochs do not come in order.
     #[error("epoch {epoch} cannot follow epoch {before}")]
     Order {
@@ -210,11 +221,30 @@ impl StoreError {
         matches!(self, Self::Replaced { .. })
     }
 
+    /// Whether the process, or the system, may open no more files.
+    pub(super) fn lacks_descriptors(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if shortage::lacks_descriptors(source))
+    }
+
+    /// Whether the disk, a quota or a limit on a file's size left no room.
+    pub(super) fn lacks_room(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => shortage::lacks_room(source),
+            Self::Room { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Whether another writer has the chain.
     #[must_use]
     pub const fn is_in_use(&self) -> bool {
         matches!(self, Self::InUse { .. })
     }
+}
+
+/// Bytes for people: needs are rounded up.
+fn bytes_text(bytes: u64) -> String {
+    if bytes < 10 << 20 { format!("{} KiB", bytes.div_ceil(1 << 10)) } else { format!("{} MiB", bytes.div_ceil(1 << 20)) }
 }
 
 fn newest_text(newest: EpochId) -> String {

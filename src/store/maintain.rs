@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use super::medium::Medium;
@@ -17,6 +17,14 @@ use crate::page::EpochId;
 
 /// How much the background gives way: about a tenth of a processor is left to it where others want it all, so that a chain stays bounded.
 const NICE: i32 = 10;
+
+/// What a compaction beside a writer leaves free: the writer looks at the room each time it has appended half of that.
+pub(super) const SPARE_BYTES: u64 = if cfg!(test) { 16 << 10 } else { 2 << 20 };
+
+/// With so much room, or more, nobody has to think of it: half as much again as dropping takes.
+pub(super) const fn enough_room(needs: u64) -> u64 {
+    needs.saturating_add(needs / 2)
+}
 
 /// The store that a chain is part of.
 #[derive(Clone, Debug)]
@@ -47,6 +55,22 @@ struct Work {
     ending: Arc<AtomicBool>,
     /// How many read segments that must stay.
     readers: Arc<AtomicUsize>,
+    needs: Arc<Mutex<Needs>>,
+}
+
+/// Bytes that dropping what is not kept takes at most.
+#[derive(Debug, Default)]
+struct Needs {
+    /// Of the segments that were full when it was last looked at.
+    looked_at: u64,
+    /// Of each that is full since, at most all of it: its number and its bytes.
+    since: Vec<(u32, u64)>,
+}
+
+impl Needs {
+    fn all(&self) -> u64 {
+        self.since.iter().fold(self.looked_at, |sum, (_, bytes)| sum.saturating_add(*bytes)).saturating_add(SPARE_BYTES)
+    }
 }
 
 /// While this lives, the writer that gave it compacts nothing: what it puts in the place of segments would take them from a reader that cannot begin again.
@@ -61,12 +85,14 @@ impl Drop for KeptSegments {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Task {
     /// Makes the index of a segment, after which a compaction may pay.
     Seal(SegmentNumbers),
     /// Makes the indexes of segments before this one that are missing or do not fit.
     SealBefore(SegmentNumbers),
+    /// Drops whatever is not kept, and says when that is over.
+    MakeRoom(SyncSender<()>),
 }
 
 impl Maintenance {
@@ -75,10 +101,12 @@ impl Maintenance {
         identity: Arc<Identity>,
         home: Home,
         retention: Option<Retention>,
+        needs: u64,
         background: bool,
     ) -> Self {
         let (dir, retention, ending) = (dir.to_owned(), retention.unwrap_or_default(), Arc::default());
-        let work = Work { dir, medium, place, identity, home, retention, ending, readers: Arc::default() };
+        let needs = Arc::new(Mutex::new(Needs { looked_at: needs, since: Vec::new() }));
+        let work = Work { dir, medium, place, identity, home, retention, ending, readers: Arc::default(), needs };
         let background = background.then(|| {
             let (sender, tasks) = channel();
             let work = work.clone();
@@ -107,14 +135,30 @@ impl Maintenance {
         }
     }
 
-    /// Has the index of a segment made that gets no more epochs.
-    pub(super) fn seal(&self, numbers: SegmentNumbers) {
+    /// Has the index of a segment made that gets no more epochs and has so many bytes.
+    pub(super) fn seal(&self, numbers: SegmentNumbers, bytes: u64) {
+        if !self.work.retention.is_empty() {
+            self.work.needs().since.push((numbers.last, bytes));
+        }
         self.hand_over(Task::Seal(numbers));
     }
 
     /// Has indexes made of the segments before this one that have none, or one that does not fit.
     pub(super) fn seal_the_rest(&self, before: SegmentNumbers) {
         self.hand_over(Task::SealBefore(before));
+    }
+
+    /// Drops what is not kept, as far as there is room to do it, and waits until that is over.
+    pub(super) fn make_room(&self) {
+        let (over, is_over) = sync_channel(1);
+        self.hand_over(Task::MakeRoom(over));
+        // Where the thread is gone, nothing is made.
+        let _ = is_over.recv();
+    }
+
+    /// Bytes that have to be free so that what is not kept can be dropped from the segments that are full.
+    pub(super) fn needs(&self) -> u64 {
+        self.work.needs().all()
     }
 
     /// Nothing is compacted as long as this lives.
@@ -142,17 +186,34 @@ impl Drop for Maintenance {
 }
 
 impl Work {
+    fn needs(&self) -> MutexGuard<'_, Needs> {
+        self.needs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// One compaction does for all segments.
     fn run(&self, tasks: &[Task]) {
-        tasks.iter().for_each(|task| self.index(*task));
-        if tasks.iter().any(|task| matches!(task, Task::Seal(_))) {
-            self.compact();
+        tasks.iter().for_each(|task| self.index(task));
+        let makes_room = tasks.iter().any(|task| matches!(task, Task::MakeRoom(_)));
+        if makes_room || tasks.iter().any(|task| matches!(task, Task::Seal(_))) {
+            self.compact(makes_room);
+        }
+        for task in tasks {
+            if let Task::MakeRoom(over) = task {
+                let _ = over.send(());
+            }
         }
     }
 
-    fn index(&self, task: Task) {
+    /// Whether there is not much more room than dropping takes: it is done early then, before a writer has to wait for it.
+    fn is_short(&self) -> bool {
+        let needs = self.needs().all();
+        self.medium.room().is_ok_and(|room| room < enough_room(needs))
+    }
+
+    fn index(&self, task: &Task) {
         match task {
-            Task::Seal(numbers) => self.seal(numbers),
+            Task::MakeRoom(_) => {}
+            Task::Seal(numbers) => self.seal(*numbers),
             Task::SealBefore(before) => {
                 let names = match self.medium.list() {
                     Ok(names) => names,
@@ -182,8 +243,8 @@ impl Work {
         }
     }
 
-    /// Drops what is not kept and puts segments together, where that pays.
-    fn compact(&self) {
+    /// Drops what is not kept and puts segments together, where that pays; everything that is not kept where room is short.
+    fn compact(&self, makes_room: bool) {
         let ending = || self.ending.load(Ordering::Relaxed);
         if self.identity.format < FORMAT_WITH_COMPACTION || ending() {
             return;
@@ -197,10 +258,24 @@ impl Work {
             false => self.place.check(),
         };
         let Home { root, medium, branch } = &self.home;
-        let scope = compact::Scope::WhatPays { drops: !self.retention.is_empty() };
-        match compact::run(root, medium, branch, &kept, scope, &mut go_on) {
-            Ok(_) | Err(StoreError::InUse { .. }) => {}
+        let drops = !self.retention.is_empty();
+        let scope = if drops && (makes_room || self.is_short()) {
+            compact::Scope::WhatIsDropped
+        } else {
+            compact::Scope::WhatPays { drops }
+        };
+        match compact::run((root, medium), branch, &kept, scope, SPARE_BYTES, &mut go_on) {
+            Ok(upkeep) => {
+                let mut needs = self.needs();
+                needs.looked_at = upkeep.needs;
+                needs.since.retain(|(number, _)| *number > upkeep.last);
+            }
+            Err(StoreError::InUse { .. }) => {}
             Err(_) if ending() => {}
+            // The writer says so.
+            Err(StoreError::Room { needed, free, .. }) if makes_room => {
+                tracing::debug!(needed, free, "there is no room to drop what is not kept");
+            }
             Err(error) => tracing::warn!(error = causes(&error), "the chain could not be compacted"),
         }
     }

@@ -26,6 +26,8 @@ pub(crate) trait Medium: Send + Sync + fmt::Debug {
     fn make_directory(&self, name: &str) -> io::Result<()>;
     /// Takes the lock and writes `text` into it, or says what its holder wrote.
     fn lock(&self, name: &str, text: &str) -> io::Result<Lock>;
+    /// Bytes that this process may still write to the disk, as far as the system tells: a quota may be less.
+    fn room(&self) -> io::Result<u64>;
     /// What has the name at present.
     fn look(&self, name: &str) -> io::Result<Option<FileId>>;
     /// Whether whoever looks for this directory where it was opened still comes to it.

@@ -29,10 +29,13 @@ mod prune;
 mod read;
 mod retention;
 mod rewrite;
+#[cfg(test)]
+mod room_tests;
 mod scan;
 mod seal;
 mod segment;
 mod shortage;
+mod steps;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::branch::{branches_on, pinned};
+use super::compact::SizedEpoch;
 use super::directory::Directory;
 use super::medium::Medium;
 use super::read::again;
-use super::{Chain, ClockJump, CutTime, Epoch, ReadOptions, Retention, Segment, StoreError};
+use super::{Chain, ClockJump, ReadOptions, Retention, Segment, StoreError};
 use crate::format::{BLOCK_PAGES, FORMAT_WITH_COMPACTION, Index, IndexError, Mention};
 use crate::page::{EpochId, PAGE_SIZE_U64};
 
@@ -59,34 +60,33 @@ pub(super) fn plan_prune_on(
     let mut epochs = Vec::new();
     for segment in own {
         for number in 0..segment.epochs()? {
-            epochs.push(segment.epoch(number)?);
+            epochs.push(SizedEpoch::new(&segment.epoch(number)?));
         }
     }
-    let times: Vec<_> = epochs.iter().map(|epoch| CutTime::from(&epoch.commit)).collect();
+    let times: Vec<_> = epochs.iter().map(|epoch| epoch.cut).collect();
     let kept = retention.kept(&times, &pinned(&branches_on(root, medium)?, branch));
     let dropped = times.iter().map(|cut| cut.epoch).filter(|epoch| !kept.contains(epoch)).collect();
     let bytes = own.iter().map(Segment::bytes).sum();
-    let bytes_expected = if kept.len() == epochs.len() { bytes } else { expected(own, &epochs, &kept)? };
+    let bytes_expected = if kept.len() == epochs.len() { bytes } else { expected(own, &epochs, &kept)?.about() };
     Ok(PrunePlan { kept: kept.into_iter().collect(), dropped, bytes, bytes_expected, clock_jumps: ClockJump::all(&times) })
 }
 
 /// Bytes of the epochs that stay as they are, and of those that are written anew.
-fn expected(segments: &[Segment], epochs: &[Epoch], kept: &BTreeSet<EpochId>) -> Result<u64, StoreError> {
+pub(super) fn expected(segments: &[Segment], epochs: &[SizedEpoch], kept: &BTreeSet<EpochId>) -> Result<Expected, StoreError> {
     let kept: Vec<_> = kept.iter().copied().collect();
     // Which kept epoch takes over what an epoch holds: itself, or the next one.
     let heir = |epoch: EpochId| kept.partition_point(|kept| *kept < epoch);
     let mut rewritten = vec![false; kept.len()];
     let is_heir = |epoch: EpochId| kept.binary_search(&epoch).is_ok();
-    for epoch in epochs.iter().filter(|epoch| !is_heir(epoch.commit.epoch)) {
-        if let Some(rewritten) = rewritten.get_mut(heir(epoch.commit.epoch)) {
+    for epoch in epochs.iter().filter(|epoch| !is_heir(epoch.cut.epoch)) {
+        if let Some(rewritten) = rewritten.get_mut(heir(epoch.cut.epoch)) {
             *rewritten = true;
         }
     }
     let is_rewritten = |heir: usize| rewritten.get(heir).copied().unwrap_or_default();
     let mut bytes = 0_u64;
-    for epoch in epochs.iter().filter(|epoch| is_heir(epoch.commit.epoch)) {
-        let state_on = epoch.commit.bytes_written.saturating_sub(epoch.state_offset.saturating_sub(epoch.offset));
-        bytes = bytes.saturating_add(if is_rewritten(heir(epoch.commit.epoch)) { state_on } else { epoch.commit.bytes_written });
+    for epoch in epochs.iter().filter(|epoch| is_heir(epoch.cut.epoch)) {
+        bytes = bytes.saturating_add(if is_rewritten(heir(epoch.cut.epoch)) { epoch.state_bytes } else { epoch.bytes });
     }
     let (mut whole_bytes, mut whole_pages, mut pages) = (0_u64, 0_u64, 0_u64);
     // Which heir was the last to get a page. Segments come oldest first.
@@ -114,7 +114,31 @@ fn expected(segments: &[Segment], epochs: &[Epoch], kept: &BTreeSet<EpochId>) ->
         }
     }
     let page_bytes = whole_bytes.checked_div(whole_pages).unwrap_or(PAGE_SIZE_U64);
-    Ok(bytes.saturating_add(pages.saturating_mul(page_bytes)))
+    Ok(Expected { bytes, pages, page_bytes })
+}
+
+/// What epochs come to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Expected {
+    /// Bytes of what stays as it is.
+    bytes: u64,
+    /// Pages that are stored whole.
+    pages: u64,
+    /// Bytes that a whole page has now, on average.
+    page_bytes: u64,
+}
+
+impl Expected {
+    fn about(self) -> u64 {
+        self.bytes.saturating_add(self.pages.saturating_mul(self.page_bytes))
+    }
+
+    /// With pages that take a quarter more; none takes more than itself.
+    pub(super) fn at_most(self) -> u64 {
+        let page_bytes = (self.page_bytes + self.page_bytes / 4).min(PAGE_SIZE_U64);
+        let blocks = self.pages.div_ceil(BLOCK_PAGES as u64);
+        self.bytes.saturating_add(self.pages.saturating_mul(page_bytes + 4)).saturating_add(blocks.saturating_mul(80))
+    }
 }
 
 /// What the index of a segment says.

@@ -29,14 +29,14 @@ pub(super) struct Rewritten {
 }
 
 /// Writes a segment that stands for `numbers`, with those epochs of the chain's segments `from` that are in `keep` and the last one of them, to `file`.
-/// Told how many bytes of the old segments are done.
+/// No more than `bytes_most` are written. Told how many bytes of the old segments are done.
 pub(super) fn rewrite(
     chain: &Arc<Chain>,
     from: RangeInclusive<usize>,
     numbers: SegmentNumbers,
     keep: &BTreeSet<EpochId>,
     created_unix_ns: u64,
-    (file, path): (&dyn MediumFile, &Path),
+    (file, path, bytes_most): (&dyn MediumFile, &Path, u64),
     progress: &mut dyn FnMut(u64) -> Result<(), StoreError>,
 ) -> Result<Rewritten, StoreError> {
     let sources = chain.all_segments();
@@ -53,7 +53,7 @@ pub(super) fn rewrite(
         previous,
         created_unix_ns,
     };
-    let mut out = Out { file, path, at: 0, buffer: header.encode_frame() };
+    let mut out = Out { file, path, at: 0, bytes_most, buffer: header.encode_frame() };
     let mut last = (previous, previous_hash);
     let mut window = Vec::new();
     let mut written = 0;
@@ -92,11 +92,16 @@ struct Out<'a> {
     file: &'a dyn MediumFile,
     path: &'a Path,
     at: u64,
+    /// What is above this is left for others.
+    bytes_most: u64,
     buffer: Vec<u8>,
 }
 
 impl Out<'_> {
     fn flush(&mut self) -> Result<(), StoreError> {
+        if self.at.saturating_add(self.buffer.len() as u64) > self.bytes_most {
+            return Err(StoreError::io("write", self.path)(std::io::ErrorKind::StorageFull.into()));
+        }
         self.file.write(self.at, &[&self.buffer]).map_err(StoreError::io("write", self.path))?;
         self.at += self.buffer.len() as u64;
         self.buffer.clear();

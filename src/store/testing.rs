@@ -100,6 +100,8 @@ struct Inode {
     /// What the medium holds for sure.
     durable: Vec<u8>,
     pending: Vec<FileOp>,
+    /// Space was taken up to here, used or not.
+    reserved: u64,
 }
 
 #[derive(Debug, Default)]
@@ -116,6 +118,8 @@ struct State {
     faults: Option<(Random, u64)>,
     /// Bytes of all files together that fit.
     capacity: Option<u64>,
+    /// No file may be longer.
+    file_most: Option<u64>,
     /// Files that somebody has locked.
     held: BTreeSet<usize>,
     /// Files that are open now, and the most that were at a time.
@@ -212,7 +216,7 @@ impl Disk {
         {
             let mut state = disk.state();
             for (inode, (name, bytes)) in files.iter().enumerate() {
-                state.inodes.push(Inode { live: bytes.clone(), durable: bytes.clone(), pending: Vec::new() });
+                state.inodes.push(Inode { live: bytes.clone(), durable: bytes.clone(), pending: Vec::new(), reserved: 0 });
                 let name = format!("{STORE}{name}");
                 state.live.insert(name.clone(), inode);
                 state.durable.insert(name, inode);
@@ -238,6 +242,16 @@ impl Disk {
 
     pub(crate) fn set_capacity(&self, bytes: Option<u64>) {
         self.state().capacity = bytes;
+    }
+
+    /// Bytes that no file may be longer than.
+    pub(crate) fn set_file_most(&self, bytes: Option<u64>) {
+        self.state().file_most = bytes;
+    }
+
+    /// Bytes of all files, and of what was taken ahead for them.
+    pub(crate) fn used(&self) -> u64 {
+        self.state().used()
     }
 
     /// How many files may be open from now on.
@@ -415,7 +429,7 @@ impl State {
                     let name = format!("{STORE}{name}");
                     self.live.insert(name.clone(), self.inodes.len());
                     self.durable.insert(name, self.inodes.len());
-                    self.inodes.push(Inode { durable: live.clone(), live, pending: Vec::new() });
+                    self.inodes.push(Inode { durable: live.clone(), live, pending: Vec::new(), reserved: 0 });
                 }
             }
             Meddling::Unlock(place) => {
@@ -435,6 +449,15 @@ impl State {
 
     fn fault(&mut self) -> bool {
         self.faults.as_mut().is_some_and(|(random, one_in)| random.one_in(*one_in))
+    }
+
+    /// Bytes of files that have a name, and what was taken ahead for them.
+    fn used(&self) -> u64 {
+        self.live.values().map(|inode| &self.inodes[*inode]).map(|inode| inode.reserved.max(inode.live.len() as u64)).sum()
+    }
+
+    fn room(&self) -> u64 {
+        self.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(self.used()))
     }
 
     fn take_descriptor(&mut self) -> io::Result<()> {
@@ -529,6 +552,10 @@ impl Medium for Disk {
         Ok(Box::new(state.inodes[inode].live.clone()))
     }
 
+    fn room(&self) -> io::Result<u64> {
+        Ok(self.state().room())
+    }
+
     fn look(&self, name: &str) -> io::Result<Option<FileId>> {
         let path = self.path(name);
         Ok(self.state().live.get(&path).map(|inode| FileId { device: 0, inode: *inode as u64 }))
@@ -616,22 +643,22 @@ impl MediumFile for DiskFile {
 
     fn write(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
         let mut data = parts.concat();
-        let (mut fault, used) = {
+        let (mut fault, room, file_most) = {
             let mut state = self.disk.state();
             let fault = state.fault();
-            (
-                fault,
-                state.capacity.map(|capacity| (capacity, state.inodes.iter().map(|inode| inode.live.len() as u64).sum::<u64>())),
-            )
+            let inode = &state.inodes[self.inode];
+            let has = inode.reserved.max(inode.live.len() as u64);
+            (fault, state.room().saturating_add(has.saturating_sub(offset)), state.file_most)
         };
         if fault {
             let kept = self.disk.state().faults.as_mut().unwrap().0.below(data.len() as u64 + 1);
             data.truncate(usize::try_from(kept).unwrap());
         }
-        if let Some((capacity, used)) = used {
-            let room = usize::try_from(capacity.saturating_sub(used)).unwrap();
-            fault |= data.len() > room;
-            data.truncate(room);
+        let room = usize::try_from(room).unwrap();
+        fault |= data.len() > room;
+        data.truncate(room);
+        if file_most.is_some_and(|most| offset + data.len() as u64 > most) {
+            return Err(rustix::io::Errno::FBIG.into());
         }
         self.apply(FileOp::Write(offset, data))?;
         if fault { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
@@ -641,6 +668,7 @@ impl MediumFile for DiskFile {
         if self.disk.state().fault() {
             return Err(io::Error::other("cannot cut"));
         }
+        self.disk.state().inodes[self.inode].reserved = 0;
         self.apply(FileOp::SetLen(len))
     }
 
@@ -661,7 +689,15 @@ impl MediumFile for DiskFile {
         if fault { Err(io::Error::other("input/output error")) } else { Ok(()) }
     }
 
-    fn preallocate(&self, _: u64, _: u64) -> io::Result<()> {
+    fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let room = state.room();
+        let inode = &mut state.inodes[self.inode];
+        let has = inode.reserved.max(inode.live.len() as u64);
+        if (offset + len).saturating_sub(has) > room {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        inode.reserved = has.max(offset + len);
         Ok(())
     }
 

@@ -235,7 +235,7 @@ fn a_full_disk_rejects_the_epoch_and_only_that() {
     let disk = Disk::new();
     let mut model = Model::new(9, Compression::None);
     model.quiet();
-    let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
+    let mut writer = disk.create(&new_chain(), WriterOptions { preallocate_bytes: 0, ..WriterOptions::default() }).unwrap();
     model.run(&mut writer, 4);
     model.sync(&mut writer).unwrap();
     let (tip, files) = (writer.tip(), disk.files());

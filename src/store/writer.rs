@@ -9,14 +9,13 @@ use std::time::SystemTime;
 
 use super::directory::Directory;
 use super::files::{ChainAt, Files};
-use super::maintain::{Home, KeptSegments, Maintenance};
+use super::maintain::{Home, KeptSegments, Maintenance, SPARE_BYTES, enough_room};
 use super::mark::MarkFile;
 use super::medium::{Medium, MediumFile};
 use super::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE, MARK};
 use super::place::Place;
 use super::read::{BRANCHES_DEPTH_MAX, place_of, read_identity};
 use super::retention::OwnTime;
-use super::shortage::lacks_descriptors;
 use super::{Chain, ClockJump, CutTime, ReadOptions, Retention, SegmentNumbers, StoreError, TornTail, causes, mounts, scan};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
@@ -46,10 +45,13 @@ pub struct WriterOptions {
     /// Nor does one that mentions this many pages, or has an eighth as many epochs: how long a chain takes to open that was not ended in order follows
     /// these. 256 Ki by default.
     pub segment_mentions: u64,
-    /// How far ahead space is taken, in bytes, so that a full disk shows at an append and not at a sync. 16 MiB by default; 0 for
-    /// not at all.
+    /// How far ahead space is taken, in bytes, so that a full disk shows at an append and not at a sync. 16 MiB by default, and no more than an eighth of
+    /// what is free; 0 for not at all.
     pub preallocate_bytes: u64,
     /// Which epochs stay restorable; the others are dropped while the chain is written, once there is enough of them to pay. All by default.
+    ///
+    /// Dropping writes before it frees. The writer leaves it the room that it takes, about as much as the chain will have then: where an append would have
+    /// some of that, it waits until what is not kept was dropped, and is refused ([`StoreError::Room`]) where that gave too little.
     pub retention: Option<Retention>,
     /// Whether segments get their indexes and are compacted on a thread of their own, and not while the writer waits. True by default.
     pub background: bool,
@@ -115,7 +117,19 @@ pub struct Writer {
     spare: Option<Box<dyn MediumFile>>,
     /// No new segment is begun for its own sake before the last one is this long: there was no descriptor for one.
     rotate_from: u64,
+    room: Room,
     place: Arc<Place>,
+}
+
+/// What the writer knows of the room on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// There was enough, and so many bytes were appended since.
+    Enough(u64),
+    /// There is not much more than dropping takes: no space is taken ahead.
+    Little,
+    /// Something was refused for want of room, whatever the system says of how much there is.
+    Refused,
 }
 
 /// The segment that is appended to.
@@ -312,7 +326,8 @@ impl Writer {
         let identity = Arc::new(identity);
         let segment = make_segment(dir, medium.as_ref(), &identity, 1, from)?;
         let recovered = Recovered { tip: from.0, epochs: 0, torn: None, closed: false };
-        let opened = Opened { segment, mark: Some(mark), tip_hash: from.1, image_bytes: 0, newest: None, recovered };
+        let opened =
+            Opened { segment, mark: Some(mark), tip_hash: from.1, image_bytes: 0, full_bytes: 0, newest: None, recovered };
         Ok(Self::new((dir, medium, home), identity, opened, options, place).0)
     }
 
@@ -323,10 +338,11 @@ impl Writer {
         options: WriterOptions,
         place: Place,
     ) -> (Self, Recovered) {
-        let Opened { segment, mark, tip_hash, image_bytes, newest, recovered } = opened;
+        let Opened { segment, mark, tip_hash, image_bytes, full_bytes, newest, recovered } = opened;
         let WriterOptions { retention, background, .. } = options;
         let place = Arc::new(place);
-        let maintenance = Maintenance::new((dir, medium.clone(), place.clone()), identity.clone(), home, retention, background);
+        let at = (dir, medium.clone(), place.clone());
+        let maintenance = Maintenance::new(at, identity.clone(), home, retention, full_bytes, background);
         let mut writer = Self {
             dir: dir.to_owned(),
             medium,
@@ -349,6 +365,7 @@ impl Writer {
             untouched: true,
             spare: None,
             rotate_from: 0,
+            room: Room::Little,
             place,
         };
         writer.take_spare();
@@ -465,6 +482,7 @@ impl Writer {
             None if epoch <= self.tip => return self.reject(StoreError::Order { epoch, before: self.tip }),
             None => {}
         }
+        self.make_room()?;
         let Active { end, mentions, epochs, sealed, full, base_bytes, .. } = self.segment;
         let WriterOptions { segment_bytes, segment_mentions, .. } = self.options;
         let segment_bytes = match self.options.retention {
@@ -487,6 +505,34 @@ impl Writer {
         Ok(())
     }
 
+    /// Leaves dropping the room that it takes. Between epochs only.
+    fn make_room(&mut self) -> Result<(), SinkError> {
+        if self.options.retention.is_none_or(|retention| retention.is_empty()) {
+            return Ok(());
+        }
+        if matches!(self.room, Room::Enough(appended) if appended < SPARE_BYTES / 2) {
+            return Ok(());
+        }
+        // Where the system does not tell, an append shows.
+        let room = |writer: &Self| writer.medium.room().unwrap_or(u64::MAX);
+        let Active { at, reserved, end, .. } = self.segment;
+        // The last segment will be full, too.
+        let needs = |writer: &Self| writer.maintenance.needs().saturating_add(end);
+        let was_refused = std::mem::replace(&mut self.room, Room::Little) == Room::Refused;
+        if !was_refused && room(self).saturating_add(reserved.saturating_sub(at)) >= enough_room(needs(self)) {
+            self.room = Room::Enough(0);
+            return Ok(());
+        }
+        self.release_space();
+        if !was_refused && room(self) >= needs(self) {
+            return Ok(());
+        }
+        tracing::debug!(room = room(self), needs = needs(self), "there is little room: what is not kept is dropped first");
+        self.maintenance.make_room();
+        let (needed, free) = (needs(self), room(self));
+        if free < needed { self.reject(StoreError::Room { dir: self.dir.clone(), needed, free }) } else { Ok(()) }
+    }
+
     /// Goes on in a new segment. Between epochs only.
     fn rotate(&mut self) -> Result<(), SinkError> {
         let number = self.segment.numbers.last + 1;
@@ -499,7 +545,7 @@ impl Writer {
         let tip = (self.tip, self.tip_hash);
         let make = || make_segment(&self.dir, self.medium.as_ref(), &self.identity, number, tip);
         let made = match make() {
-            Err(error) if is_of_descriptors(&error) && self.spare.take().is_some() => make(),
+            Err(error) if error.lacks_descriptors() && self.spare.take().is_some() => make(),
             made => made,
         };
         match made {
@@ -511,7 +557,7 @@ impl Writer {
                 let full = std::mem::replace(&mut self.segment, segment);
                 self.closed = false;
                 if !full.sealed {
-                    self.maintenance.seal(full.numbers);
+                    self.maintenance.seal(full.numbers, full.end);
                 }
                 self.stay()
             }
@@ -524,7 +570,7 @@ impl Writer {
                 };
                 match gone {
                     // One that is longer than it should be is as good.
-                    Ok(()) if is_of_descriptors(&error) && !self.segment.sealed => {
+                    Ok(()) if error.lacks_descriptors() && !self.segment.sealed => {
                         tracing::warn!(error = causes(&error), "the segment goes on: there is no descriptor for the next");
                         self.rotate_from = self.segment.end.saturating_add(ROTATE_AGAIN_BYTES);
                         Ok(())
@@ -549,6 +595,9 @@ impl Writer {
         match self.segment.file.write(self.segment.at, parts) {
             Ok(()) => {
                 self.segment.at += bytes;
+                if let Room::Enough(appended) = &mut self.room {
+                    *appended += bytes;
+                }
                 Ok(())
             }
             Err(error) => {
@@ -563,16 +612,25 @@ impl Writer {
 
     /// Takes space up to `end` and a step further. Where there is none, the append itself shows what still fits.
     fn preallocate(&mut self, end: u64) {
-        if !self.preallocates || end <= self.segment.reserved {
+        let is_short = self.options.retention.is_some() && !matches!(self.room, Room::Enough(_));
+        if !self.preallocates || is_short || end <= self.segment.reserved {
             return;
         }
-        let len = (end - self.segment.reserved).max(self.options.preallocate_bytes);
+        let most = self.medium.room().map_or(u64::MAX, |room| room / ROOM_PER_STEP);
+        let len = (end - self.segment.reserved).max(self.options.preallocate_bytes.min(most));
         match self.segment.file.preallocate(self.segment.reserved, len) {
             Ok(()) => self.segment.reserved += len,
             Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput) => {
                 self.preallocates = false
             }
-            Err(_) => {}
+            // Some of it may have been taken.
+            Err(_) => {
+                let at = self.segment.at;
+                let _ = self
+                    .check_writes(at..=at)
+                    .and_then(|()| self.segment.file.set_len(at).map_err(StoreError::io("cut", self.path())));
+                self.segment.reserved = at;
+            }
         }
     }
 
@@ -586,6 +644,9 @@ impl Writer {
 
     /// Undoes the epoch in hand and says why.
     fn reject(&mut self, error: StoreError) -> Result<(), SinkError> {
+        if error.lacks_room() && !self.segment.full {
+            self.room = Room::Refused;
+        }
         let Active { end, at, .. } = self.segment;
         if let Err(displaced) = self.check_writes(end..=at) {
             return Err(self.latch_with(displaced, end..=at));
@@ -751,7 +812,7 @@ impl Sink for Writer {
         self.release_space();
         if self.closed && !self.segment.sealed && self.segment.end >= SEALED_AT_CLOSE_BYTES {
             self.segment.sealed = true;
-            self.maintenance.seal(self.segment.numbers);
+            self.maintenance.seal(self.segment.numbers, self.segment.end);
         }
         self.maintenance.finish();
         Ok(self.durable)
@@ -770,16 +831,14 @@ impl fmt::Debug for Writer {
     }
 }
 
+/// Of the room on the disk, at most one part in so many is taken ahead at a time.
+const ROOM_PER_STEP: u64 = 8;
+
 /// A segment that is shorter when the chain is closed gets no index and may grow later: it is walked as quickly.
 const SEALED_AT_CLOSE_BYTES: u64 = 1 << 20;
 
 /// A segment for whose successor there was no descriptor grows by so much before another is tried.
 const ROTATE_AGAIN_BYTES: u64 = if cfg!(test) { 4096 } else { 1 << 20 };
-
-/// Whether there was no descriptor for a file.
-fn is_of_descriptors(error: &StoreError) -> bool {
-    matches!(error, StoreError::Io { source, .. } if lacks_descriptors(source))
-}
 
 /// Where epochs are dropped, segments are at least this long.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
@@ -810,6 +869,8 @@ struct Opened {
     mark: Option<MarkFile>,
     tip_hash: u128,
     image_bytes: u64,
+    /// Bytes of the segments before the last.
+    full_bytes: u64,
     /// The newest epoch of the chain's own.
     newest: Option<CutTime>,
     recovered: Recovered,
@@ -871,6 +932,8 @@ fn recover(dir: &Path, own: &Arc<dyn Medium>, identity: &Arc<Identity>, least: E
     let epochs = usize::try_from(epochs).unwrap_or(usize::MAX);
     let recovered = Recovered { tip, epochs, torn: scan.tail, closed: scan.closed };
     let image_bytes = scan.files.first().map_or(0, |(_, bytes)| *bytes);
+    let full_bytes =
+        scan.files.iter().filter(|(numbers, _)| numbers.last < last).fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes));
     let mut newest = None;
     for segment in scan.segments.iter().rev() {
         if let Some(last) = segment.epochs()?.checked_sub(1) {
@@ -878,7 +941,7 @@ fn recover(dir: &Path, own: &Arc<dyn Medium>, identity: &Arc<Identity>, least: E
             break;
         }
     }
-    Ok(Opened { segment, mark, tip_hash, image_bytes, newest, recovered })
+    Ok(Opened { segment, mark, tip_hash, image_bytes, full_bytes, newest, recovered })
 }
 
 fn make_segment(

@@ -2,12 +2,17 @@
 #![expect(unsafe_code, reason = "mounts a small tmpfs")]
 
 use std::ffi::CString;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::native::follow;
 use crate::support::command::{Running, guest_is_ok, number, run, slackwater};
-use crate::support::{as_time_allows, kvm_or_skip, skip};
+use crate::support::{as_time_allows, kvm_or_skip, patience, skip};
+
+/// Nothing here is waited for longer.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A tmpfs of a fixed size, unmounted at the end.
 struct Small {
@@ -154,4 +159,71 @@ fn an_export_leaves_nothing() {
         std::fs::remove_file(&out).unwrap();
         disk.resize(1);
     }
+}
+
+/// Bytes that are used of the file system that `place` is on.
+fn used(place: &Path) -> u64 {
+    let found = rustix::fs::statvfs(place).unwrap();
+    (found.f_blocks - found.f_bfree) * found.f_frsize
+}
+
+/// The newest epoch, and how many there are.
+fn newest(store: &Path) -> (u64, usize) {
+    let log = run(&format!("log --store {} --json", store.display())).expect(0);
+    let epochs: Vec<serde_json::Value> = log.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    (epochs.last().map_or(0, |epoch| number(epoch, "/epoch")), epochs.len())
+}
+
+/// Dropping writes before it frees. Somebody else fills the disk and frees it again: the chain is as small as before then, and nothing has to be done by
+/// hand. Where there is no room for it, the message says how much it takes.
+#[test]
+fn a_chain_is_small_again_when_a_disk_was_full() {
+    let test = "native::full::a_chain_is_small_again_when_a_disk_was_full";
+    if !kvm_or_skip(test) {
+        return;
+    }
+    let Some(disk) = Small::mount(test, 40) else { return };
+    let store = disk.place.join("store");
+    let path = store.display();
+    let line = format!("checkpoint --store {path} --memory 32M --budget 512 --keep-last 5 --on-storage-error continue --json");
+    let mut running = Running::start(&mut slackwater(line.split_whitespace()));
+    // Waits until the chain has dropped what it does not keep and goes on: with three images and what is kept it is below 36 MB.
+    let settled = |running: &mut Running, from: u64| {
+        let start = Instant::now();
+        loop {
+            let (newest, epochs) = if store.join("identity.json").exists() { newest(&store) } else { (0, 0) };
+            if newest > from + 60 && newest > 60 + epochs as u64 && used(&disk.place) < 36 << 20 {
+                return newest;
+            }
+            assert!(!running.has_ended(), "it has ended, with epoch {newest} as the newest");
+            assert!(
+                start.elapsed() < patience(LIMIT),
+                "{newest} is the newest of {epochs} epochs, {from} was, {} bytes",
+                used(&disk.place)
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let mut newest = settled(&mut running, 0);
+    // Twice: what was taken of the room for it the first time would be missing the second time.
+    for _ in 0..2 {
+        let refused = "an epoch could not be stored";
+        let said = running.messages(refused);
+        let fill = disk.place.join("fill");
+        let mut file = std::fs::File::create(&fill).unwrap();
+        let full = (0..40 << 4).find_map(|_| file.write_all(&[1; 64 << 10]).err());
+        assert_eq!(full.unwrap().kind(), std::io::ErrorKind::StorageFull);
+        running.wait_for_messages(refused, said + 1);
+        std::fs::remove_file(&fill).unwrap();
+        drop(file);
+        newest = settled(&mut running, newest);
+    }
+    running.signal(libc::SIGTERM);
+    let report = running.wait().expect(0).says(&["compacting ", " needs ", " free, and "]).json();
+    assert!(guest_is_ok(&report) && number(&report, "/failed_epochs") >= 1, "{report}");
+    let verified = run(&format!("verify --store {path} --json")).expect(0).json();
+    assert!(number(&verified, "/newest") > newest, "{verified}");
+    run(&format!("prune --store {path} --keep-last 5")).expect(0);
+    let restored = run(&format!("restore --store {path} --for 50ms --json")).expect(0).json();
+    assert!(guest_is_ok(&restored), "{restored}");
 }

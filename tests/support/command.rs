@@ -132,12 +132,24 @@ impl Running {
     /// Waits until it has said `text`, on standard error.
     #[track_caller]
     pub(crate) fn wait_for_message(&mut self, text: &str) {
+        self.wait_for_messages(text, 1);
+    }
+
+    /// How often it has said `text` by now.
+    pub(crate) fn messages(&self, text: &str) -> usize {
+        let [_, messages] = self.output.as_ref().unwrap();
+        messages.so_far().matches(text).count()
+    }
+
+    /// Waits until it has said `text` so often, on standard error.
+    #[track_caller]
+    pub(crate) fn wait_for_messages(&mut self, text: &str, times: usize) {
         let start = Instant::now();
         loop {
             let ended = self.has_ended();
             let [_, messages] = self.output.as_ref().unwrap();
             let said = messages.so_far();
-            if said.contains(text) {
+            if said.matches(text).count() >= times {
                 return;
             }
             assert!(!ended, "ended without `{text}`: {said}");

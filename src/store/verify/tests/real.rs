@@ -26,7 +26,7 @@ fn compacted(disk: &Disk, seed: u64, sparse: u64) -> bool {
         epochs.iter().map(|cut| cut.epoch).filter(|_| random.one_in(sparse)).collect()
     };
     let scope = if seed.is_multiple_of(2) { Scope::All } else { Scope::WhatIsDropped };
-    compact::run(Path::new("disk"), &disk.medium(), MAIN_BRANCH, &keep, scope, &mut |_, _| Ok(())).is_ok()
+    compact::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, scope, 0, &mut |_, _| Ok(())).is_ok()
 }
 
 fn saved(disk: &Disk) -> TempDir {
