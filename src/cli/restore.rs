@@ -224,8 +224,8 @@ impl Restore {
         // A branch has the machine of what it branches off.
         let machine = machine_of(&self.store, &Chain::identity_in(&self.store, from)?)?;
         let options = self.build_options(HotCheck::Late);
-        let (chosen, host) = beside(
-            || Offer::read(&self.kvm),
+        let (chosen, (checked, host)) = beside(
+            || (machine.check(), Offer::read(&self.kvm)),
             || {
                 let goes_on = into.map(|into| self.open_writer(into)).transpose()?;
                 let (chain, epoch, clocks, state) = again(|| {
@@ -238,6 +238,7 @@ impl Restore {
             },
         )?;
         let (goes_on, chain, epoch, clocks, mut state) = chosen?;
+        checked.map_err(|error| unbuildable(&self.store, error))?;
         let host = host?;
         let fit = fitting(&self.store, epoch, &state, &host, self.wishes(tracking))?;
         fit.adapt(&mut state);
@@ -392,6 +393,7 @@ pub(super) fn restore_machine(
 ) -> Result<Restored, CliError> {
     let plan = Plan::new(chain, epoch)?;
     let machine = machine_of(chain.dir(), chain.identity())?;
+    machine.check().map_err(|error| unbuildable(chain.dir(), error))?;
     let host = Offer::read(kvm)?;
     let state = MachineState::from_records(plan.state(), machine.vcpus);
     let mut state = state.map_err(|source| CliError::State { epoch, source })?;

@@ -45,6 +45,14 @@ pub struct MachineSpec {
 }
 
 impl MachineSpec {
+    /// Whether the guest fits the machine. No KVM is asked.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn check(&self) -> Result<(), VmmError> {
+        self.guest.fits(self.memory_bytes, self.vcpus)
+    }
+
     /// The disks of a Linux guest.
     #[must_use]
     pub fn disks(&self) -> &[DiskBase] {
