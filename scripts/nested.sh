@@ -41,9 +41,14 @@ for program in "$lib_tests" "$integration_tests" "$command"; do
   [ -x "$program" ] || fail "cargo did not say where it put the tests and the command"
 done
 # What is still to pass, one path of a test a line.
+# Tests of files, limits and words need a guest and not a certain KVM: where this machine has one, they run on that and not here as well.
+elsewhere='^$'
+if [ "$filter" = native ] && [ -e /dev/kvm ]; then
+  elsewhere='^(bad_input|place|native::(export|full|limits|upkeep|words))::'
+fi
 for tests in lib integration; do
   program=${tests}_tests
-  "${!program}" "$filter" --list | sed -n 's/: test$//p' > "$run/$tests.left"
+  "${!program}" "$filter" --list | sed -n 's/: test$//p' | { grep -vE "$elsewhere" || true; } > "$run/$tests.left"
 done
 listed=$(cat "$run"/*.left | wc -l)
 [ "$listed" -gt 0 ] || fail "no test has '$filter' in its path: there is nothing to run"

@@ -206,7 +206,9 @@ impl Stepwise<'_> {
         };
         let seen_after = after.as_ref().map(Seen::all).transpose()?;
         let seen_after = seen_after.as_ref().unwrap_or(&before);
-        let (needs, last) = if is_more { (0, 0) } else { self.needs(after.as_ref().unwrap_or(&chain), seen_after, &kept)? };
+        let drops = !matches!(self.scope, Scope::All | Scope::WhatPays { drops: false });
+        let (needs, last) =
+            if is_more || !drops { (0, 0) } else { self.needs(after.as_ref().unwrap_or(&chain), seen_after, &kept)? };
         let compacted = Compacted {
             segments: (before.len() as u64, seen_after.len() as u64),
             epochs: (sum(&before, Seen::len), sum(seen_after, Seen::len)),

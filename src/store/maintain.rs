@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::medium::Medium;
 use super::names::Listed;
@@ -25,6 +26,10 @@ pub(super) const SPARE_BYTES: u64 = if cfg!(test) { 16 << 10 } else { 2 << 20 };
 pub(super) const fn enough_room(needs: u64) -> u64 {
     needs.saturating_add(needs / 2)
 }
+
+/// How long, and how often, a writer that has to wait for room waits for others who compact the store or make branches.
+const OTHERS_LIMIT: Duration = Duration::from_secs(30);
+const OTHERS_AGAIN: Duration = Duration::from_millis(5);
 
 /// The store that a chain is part of.
 #[derive(Clone, Debug)]
@@ -264,7 +269,14 @@ impl Work {
         } else {
             compact::Scope::WhatPays { drops }
         };
-        match compact::run((root, medium), branch, &kept, scope, SPARE_BYTES, &mut go_on) {
+        let mut run = || compact::run((root, medium), branch, &kept, scope, SPARE_BYTES, &mut go_on);
+        let (mut done, since) = (run(), Instant::now());
+        // Who compacts the store meanwhile makes room as well.
+        while makes_room && matches!(done, Err(StoreError::InUse { .. })) && !ending() && since.elapsed() < OTHERS_LIMIT {
+            std::thread::sleep(OTHERS_AGAIN);
+            done = run();
+        }
+        match done {
             Ok(upkeep) => {
                 let mut needs = self.needs();
                 needs.looked_at = upkeep.needs;

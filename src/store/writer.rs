@@ -505,9 +505,14 @@ impl Writer {
         Ok(())
     }
 
+    /// Whether epochs are dropped while the chain is written.
+    fn drops(&self) -> bool {
+        self.options.retention.is_some_and(|retention| !retention.is_empty())
+    }
+
     /// Leaves dropping the room that it takes. Between epochs only.
     fn make_room(&mut self) -> Result<(), SinkError> {
-        if self.options.retention.is_none_or(|retention| retention.is_empty()) {
+        if !self.drops() {
             return Ok(());
         }
         if matches!(self.room, Room::Enough(appended) if appended < SPARE_BYTES / 2) {
@@ -612,7 +617,7 @@ impl Writer {
 
     /// Takes space up to `end` and a step further. Where there is none, the append itself shows what still fits.
     fn preallocate(&mut self, end: u64) {
-        let is_short = self.options.retention.is_some() && !matches!(self.room, Room::Enough(_));
+        let is_short = self.drops() && !matches!(self.room, Room::Enough(_));
         if !self.preallocates || is_short || end <= self.segment.reserved {
             return;
         }

@@ -182,10 +182,32 @@ impl Running {
     }
 }
 
+impl Running {
+    /// What it has said, and what its threads are at.
+    fn tell(&self) {
+        let [stdout, stderr] = self.output.as_ref().unwrap();
+        println!("{}\n--- stdout\n{}\n--- stderr\n{}", self.line, stdout.so_far(), stderr.so_far());
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).into_iter().flatten().flatten();
+        for thread in threads.map(|thread| thread.path()) {
+            let of = |name: &str| std::fs::read_to_string(thread.join(name)).unwrap_or_default();
+            println!(
+                "--- {}, {}, in {}, {}",
+                of("comm").trim(),
+                of("syscall").trim(),
+                of("wchan"),
+                of("stack").replace('\n', " ")
+            );
+        }
+    }
+}
+
 impl Drop for Running {
     /// A test that failed in between leaves nothing behind.
     fn drop(&mut self) {
         if self.watchdog.is_some() {
+            if thread::panicking() {
+                self.tell();
+            }
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
