@@ -123,7 +123,7 @@ fn meddled(seed: u64, at: u64) -> bool {
             drop(open(&cut, branch, options).unwrap());
             model.check(&chain(&cut, branch));
         }
-        Meddling::Resize(..) => return true,
+        Meddling::Resize(..) | Meddling::Join => return true,
     }
     if !matches!(what, Meddling::Replace) {
         model.check(&chain(&disk, branch));
@@ -158,4 +158,17 @@ fn nothing_is_durable_elsewhere() {
         }
         assert!(at > step, "seed {seed}");
     }
+}
+
+/// A compaction may have the segment that a writer leaves as soon as there is a next one, and the writer looks at the one that it leaves once more.
+#[test]
+fn a_segment_that_was_left_and_compacted_is_no_displacement() {
+    let disk = Disk::new().meddling_at(0, Meddling::Join);
+    let mut model = Model::new(0, Compression::None);
+    let mut writer = disk.create(&new_chain(), OPTIONS).unwrap();
+    while !disk.is_meddled_with() {
+        model.epoch(&mut writer).unwrap();
+    }
+    model.epoch(&mut writer).unwrap();
+    model.sync(&mut writer).unwrap();
 }

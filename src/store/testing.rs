@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::medium::{Displaced, FileId, HeldLock, Lock, Medium, MediumFile};
 use super::verify::{VerifyOptions, VerifyReport, verify};
-use super::{Chain, NewChain, StoreError, Writer, WriterOptions};
+use super::{Chain, NewChain, SegmentNumbers, StoreError, Writer, WriterOptions};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
     BlockEncoder, CHANGED_WORDS_MAX, CHANGES_DEPTH_MAX, ChainId, ChangedWords, Commit, Compression, EpochWriter, IndexBytes,
@@ -156,6 +156,8 @@ pub(crate) enum Meddling {
     Unlock(String),
     /// Appends bytes to the last segment there, or takes as many away.
     Resize(String, i64),
+    /// As a compaction does: as soon as there is a third segment, one takes the place of the first two. The writer's own may, so it goes on.
+    Join,
 }
 
 /// Where the store is, and where it is moved to.
@@ -393,7 +395,12 @@ impl State {
         if self.dead {
             return Err(io::Error::other("the power is off"));
         }
-        let waits = |what: &Meddling| is_write && matches!(what, Meddling::Resize(..));
+        let third = format!("{STORE}{}", SegmentNumbers::one(3).file_name());
+        let waits = |what: &Meddling| match what {
+            Meddling::Resize(..) => is_write,
+            Meddling::Join => !self.live.contains_key(&third),
+            _ => false,
+        };
         if let Some((_, what)) = self.meddling.take_if(|(at, what)| *at <= self.operations && !waits(what)) {
             self.meddle(&what);
             self.meddled = true;
@@ -443,6 +450,12 @@ impl State {
                 let op = FileOp::SetLen((inode.live.len() as u64).saturating_add_signed(*bytes));
                 op.apply(&mut inode.live);
                 inode.pending.push(op);
+            }
+            Meddling::Join => {
+                let name = |numbers: SegmentNumbers| format!("{STORE}{}", numbers.file_name());
+                let first = self.live.remove(&name(SegmentNumbers::one(1))).unwrap();
+                self.live.remove(&name(SegmentNumbers::one(2))).unwrap();
+                self.live.insert(name(SegmentNumbers { first: 1, last: 2 }), first);
             }
         }
     }

@@ -558,7 +558,12 @@ impl Writer {
                 self.take_spare();
                 self.rotate_from = 0;
                 // The one that is left is not looked at again, and what is written next goes into the other.
-                self.stay()?;
+                let at = self.segment.at;
+                if let Err(error) = self.check_writes(at..=at)
+                    && !self.is_replaced()
+                {
+                    return Err(self.latch_with(error, at..=at));
+                }
                 let full = std::mem::replace(&mut self.segment, segment);
                 self.closed = false;
                 if !full.sealed {
@@ -585,6 +590,16 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Whether a compaction put another segment in the place of the one that is left, which is as it was: it may, once there is a next one.
+    fn is_replaced(&self) -> bool {
+        let Active { numbers, at, .. } = self.segment;
+        let covers = |names: Vec<String>| {
+            let live = Listed::new(&names, self.identity.format).live;
+            !names.contains(&numbers.file_name()) && live.iter().any(|other| other.cover(numbers))
+        };
+        self.place.check().is_ok() && self.segment.file.len().is_ok_and(|len| len == at) && self.medium.list().is_ok_and(covers)
     }
 
     /// Opens a file whose descriptor the next segment can have. Without one it is as before.
