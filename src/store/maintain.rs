@@ -27,6 +27,9 @@ pub(super) const fn enough_room(needs: u64) -> u64 {
     needs.saturating_add(needs / 2)
 }
 
+/// About what an index takes, and an eighth of its segment.
+const INDEX_BYTES: u64 = 20 << 10;
+
 /// How long, and how often, a writer that has to wait for room waits for others who compact the store or make branches.
 const OTHERS_LIMIT: Duration = Duration::from_secs(30);
 const OTHERS_AGAIN: Duration = Duration::from_millis(5);
@@ -68,7 +71,7 @@ struct Work {
 struct Needs {
     /// Of the segments that were full when it was last looked at.
     looked_at: u64,
-    /// Of each that is full since, at most all of it: its number and its bytes.
+    /// Of each that is full since, about all of it and the index that it may not have yet: its number and its bytes.
     since: Vec<(u32, u64)>,
 }
 
@@ -143,7 +146,8 @@ impl Maintenance {
     /// Has the index of a segment made that gets no more epochs and has so many bytes.
     pub(super) fn seal(&self, numbers: SegmentNumbers, bytes: u64) {
         if !self.work.retention.is_empty() {
-            self.work.needs().since.push((numbers.last, bytes));
+            let index_bytes = INDEX_BYTES.saturating_add(bytes / 8);
+            self.work.needs().since.push((numbers.last, bytes.saturating_add(index_bytes)));
         }
         self.hand_over(Task::Seal(numbers));
     }
