@@ -224,8 +224,8 @@ impl Restore {
         // A branch has the machine of what it branches off.
         let machine = machine_of(&self.store, &Chain::identity_in(&self.store, from)?)?;
         let options = self.build_options(HotCheck::Late);
-        let (chosen, (checked, host)) = beside(
-            || (machine.check(), Offer::read(&self.kvm)),
+        let (chosen, host) = beside(
+            || Offer::read(&self.kvm),
             || {
                 let goes_on = into.map(|into| self.open_writer(into)).transpose()?;
                 let (chain, epoch, clocks, state) = again(|| {
@@ -238,9 +238,8 @@ impl Restore {
             },
         )?;
         let (goes_on, chain, epoch, clocks, mut state) = chosen?;
-        checked.map_err(|error| unbuildable(&self.store, error))?;
-        let host = host?;
-        let fit = fitting(&self.store, epoch, &state, &host, self.wishes(tracking))?;
+        let fit = host.map_err(CliError::from).and_then(|host| fitting(&self.store, epoch, &state, &host, self.wishes(tracking)));
+        let fit = fit.map_err(|error| said_first(&self.store, &machine, error))?;
         fit.adapt(&mut state);
         let build = || Vm::build_with(&self.kvm, machine, tracking, &options).map_err(|error| unbuildable(&self.store, error));
         let branch = goes_on.as_ref().map_or(from, |goes_on| goes_on.reads_from(from)).to_owned();
@@ -393,11 +392,14 @@ pub(super) fn restore_machine(
 ) -> Result<Restored, CliError> {
     let plan = Plan::new(chain, epoch)?;
     let machine = machine_of(chain.dir(), chain.identity())?;
-    machine.check().map_err(|error| unbuildable(chain.dir(), error))?;
-    let host = Offer::read(kvm)?;
-    let state = MachineState::from_records(plan.state(), machine.vcpus);
-    let mut state = state.map_err(|source| CliError::State { epoch, source })?;
-    let fit = fitting(chain.dir(), epoch, &state, &host, wishes)?;
+    let fitted = || {
+        let host = Offer::read(kvm)?;
+        let state = MachineState::from_records(plan.state(), machine.vcpus);
+        let state = state.map_err(|source| CliError::State { epoch, source })?;
+        let fit = fitting(chain.dir(), epoch, &state, &host, wishes)?;
+        Ok((state, fit))
+    };
+    let (mut state, fit) = fitted().map_err(|error| said_first(chain.dir(), &machine, error))?;
     fit.adapt(&mut state);
     let mut vm = Vm::build_with(kvm, machine, tracking, options).map_err(|error| unbuildable(chain.dir(), error))?;
     let bar = output::bar("restoring");
@@ -408,6 +410,11 @@ pub(super) fn restore_machine(
     bar.finish_and_clear();
     let forward = vm.apply_with(&state, clocks)?;
     Ok(Restored { vm, pages: filled.pages, forward, counter: fit.counter() })
+}
+
+/// Where the machine of the store in `dir` can't be built on any host, that is said, and not what this host lacks. Building finds it by itself.
+fn said_first(dir: &Path, machine: &MachineSpec, error: CliError) -> CliError {
+    machine.check().err().map_or(error, |unfit| unbuildable(dir, unfit))
 }
 
 fn unbuildable(dir: &Path, error: VmmError) -> CliError {

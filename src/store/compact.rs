@@ -12,7 +12,9 @@ use super::names::{LOCK, Listed, MAINTENANCE};
 use super::place::Place;
 use super::read::{place_of, read_identity};
 use super::writer::{now_unix_ns, take_lock};
-use super::{Chain, CutTime, Epoch, ReadOptions, Retention, SegmentNumbers, StoreError, causes, rewrite, scan, seal, steps};
+use super::{
+    Chain, CutTime, Epoch, ReadOptions, Retention, Segment, SegmentNumbers, StoreError, causes, rewrite, scan, seal, steps,
+};
 use crate::format::{FORMAT_WITH_COMPACTION, Identity};
 use crate::page::EpochId;
 
@@ -113,16 +115,12 @@ pub(super) fn run(
     let dir = dir.as_path();
     let stepwise =
         Stepwise { root, root_medium, branch, dir, medium, identity, keep, scope, spare, is_alone: writer.is_some(), check };
-    let mut room_most = u64::MAX;
-    let mut done = stepwise.step(&mut room_most, progress)?;
-    while done.is_more {
-        let next = stepwise.step(&mut room_most, progress)?;
-        let before = done.upkeep.compacted;
-        done = next;
-        let compacted = &mut done.upkeep.compacted;
-        (compacted.segments.0, compacted.epochs.0, compacted.bytes.0) = (before.segments.0, before.epochs.0, before.bytes.0);
+    let (mut begun, mut room_most) = (None, u64::MAX);
+    loop {
+        if let Some(done) = stepwise.step(&mut begun, &mut room_most, progress)? {
+            return Ok(done);
+        }
     }
-    Ok(done.upkeep)
 }
 
 /// A compaction that is done in as many steps as the room on the disk needs.
@@ -143,12 +141,6 @@ struct Stepwise<'a> {
     check: &'a dyn Fn() -> Result<(), StoreError>,
 }
 
-/// What came of a step.
-struct Taken {
-    upkeep: Upkeep,
-    is_more: bool,
-}
-
 /// With less room than this, no smaller step is tried.
 const ROOM_MIN: u64 = 64 << 10;
 
@@ -156,28 +148,30 @@ const ROOM_MIN: u64 = 64 << 10;
 const PLENTY: u64 = 8;
 
 impl Stepwise<'_> {
-    /// Does all at once where there is room, or else a part of it. `room_most` is lowered where there turned out to be less room than the system says.
+    /// Does all at once where there is room, or else a part of it, and returns nothing then: there is more to do. `begun` is what there was before the first step.
+    /// `room_most` is lowered where there turned out to be less room than the system says.
     fn step(
         &self,
+        begun: &mut Option<Totals>,
         room_most: &mut u64,
         progress: &mut dyn FnMut(u64, u64) -> Result<(), StoreError>,
-    ) -> Result<Taken, StoreError> {
+    ) -> Result<Option<Upkeep>, StoreError> {
         let chain = Arc::new(self.open()?);
         if let Some(damage) = chain.damage().first() {
             return Err(StoreError::Damaged(damage.clone()));
         }
         let pinned = pinned(&branches_on(self.root, self.root_medium.as_ref())?, self.branch);
-        let before = Seen::all(&chain)?;
+        let seen = Seen::all(&chain)?;
         let mut whole = chain.own_segments();
         // A torn tail is the writer's to cut off.
         if !self.is_alone || chain.tail().is_some() {
             whole.end = whole.end.saturating_sub(1).max(whole.start);
         }
-        let times: Vec<_> = before.iter().flat_map(|segment| &segment.epochs).map(|epoch| epoch.cut).collect();
+        let times: Vec<_> = seen.iter().flat_map(|segment| &segment.epochs).map(|epoch| epoch.cut).collect();
         let mut kept = (self.keep)(&times, &pinned);
         kept.extend(&pinned);
         kept.extend(times.last().map(|cut| cut.epoch));
-        let candidates = before.get(..whole.len()).unwrap_or_default();
+        let candidates = seen.get(..whole.len()).unwrap_or_default();
         let compaction = Compaction {
             dir: self.dir,
             medium: self.medium,
@@ -185,7 +179,6 @@ impl Stepwise<'_> {
             chain: &chain,
             kept: &kept,
             check: self.check,
-            bytes_most: u64::MAX,
         };
         // What an earlier one left takes room.
         compaction.remove_replaced();
@@ -196,25 +189,28 @@ impl Stepwise<'_> {
             Scope::WhatIsDropped => what_is_dropped(candidates, &kept),
             Scope::WhatPays { drops } => what_pays(candidates, &kept, if drops { ALIKE_DROPPING } else { ALIKE }),
         };
+        let before = Totals::of(&seen);
+        let before = *begun.get_or_insert(before);
         // Where there is nothing to do, nothing is read again.
-        let (after, is_more) = match chosen {
-            None => (None, false),
-            Some(chosen) => {
-                let is_all = self.replace(compaction, candidates, &kept, chosen, room_most, progress)?;
-                (Some(self.open()?), !is_all)
+        let (chain, seen) = if let Some(chosen) = chosen {
+            if !self.replace(&compaction, candidates, chosen, room_most, progress)? {
+                return Ok(None);
             }
+            let chain = Arc::new(self.open()?);
+            let seen = Seen::all(&chain)?;
+            (chain, seen)
+        } else {
+            (chain, seen)
         };
-        let seen_after = after.as_ref().map(Seen::all).transpose()?;
-        let seen_after = seen_after.as_ref().unwrap_or(&before);
         let drops = !matches!(self.scope, Scope::All | Scope::WhatPays { drops: false });
-        let (needs, last) =
-            if is_more || !drops { (0, 0) } else { self.needs(after.as_ref().unwrap_or(&chain), seen_after, &kept)? };
+        let (needs, last) = if drops { self.needs(&chain, &seen, &kept)? } else { (0, 0) };
+        let after = Totals::of(&seen);
         let compacted = Compacted {
-            segments: (before.len() as u64, seen_after.len() as u64),
-            epochs: (sum(&before, Seen::len), sum(seen_after, Seen::len)),
-            bytes: (sum(&before, |segment| segment.bytes), sum(seen_after, |segment| segment.bytes)),
+            segments: (before.segments, after.segments),
+            epochs: (before.epochs, after.epochs),
+            bytes: (before.bytes, after.bytes),
         };
-        Ok(Taken { upkeep: Upkeep { compacted, needs, last }, is_more })
+        Ok(Some(Upkeep { compacted, needs, last }))
     }
 
     fn open(&self) -> Result<Chain, StoreError> {
@@ -229,21 +225,20 @@ impl Stepwise<'_> {
     /// Puts one segment in the place of those chosen, or of some of them. Returns whether of all.
     fn replace(
         &self,
-        mut compaction: Compaction<'_>,
+        compaction: &Compaction<'_>,
         candidates: &[Seen],
-        kept: &BTreeSet<EpochId>,
         chosen: Range<usize>,
         room_most: &mut u64,
         progress: &mut dyn FnMut(u64, u64) -> Result<(), StoreError>,
     ) -> Result<bool, StoreError> {
-        let chain = compaction.chain;
+        let Compaction { chain, kept, .. } = *compaction;
         let first = chain.own_segments().start;
         let files = chain.own().get(chosen.clone()).unwrap_or_default();
         let seen = candidates.get(chosen.clone()).unwrap_or_default();
+        let mut refused = None;
         loop {
             let room = self.room().min(*room_most);
-            // Nothing is estimated where there is more room than it can need.
-            let needs = if room / PLENTY >= sum(seen, |segment| segment.bytes) { 0 } else { steps::at_most(files, seen, kept)? };
+            let needs = at_most(files, seen, kept, room)?;
             let is_all = needs <= room;
             let range = if is_all {
                 chosen.clone()
@@ -252,18 +247,22 @@ impl Stepwise<'_> {
                     steps::Step::These(range) => chosen.start + range.start..chosen.start + range.end,
                     steps::Step::Needs(needed) => {
                         let needed = needed.saturating_add(self.spare);
-                        let free = self.medium.room().unwrap_or(u64::MAX).min(room.saturating_add(self.spare));
-                        return Err(StoreError::Room { dir: self.dir.to_owned(), needed, free });
+                        let free = self.medium.room().unwrap_or(u64::MAX);
+                        return Err(match refused {
+                            // The system says that there is room, and gives none: it knows why.
+                            Some(error) if needed <= free => error,
+                            _ => StoreError::Room { dir: self.dir.to_owned(), needed, free },
+                        });
                     }
                 }
             };
             let total = sum(candidates.get(range.clone()).unwrap_or_default(), |segment| segment.bytes);
-            compaction.bytes_most = room;
-            match compaction.replace(first + range.start..first + range.end, &mut |done| progress(done, total)) {
+            match compaction.replace(first + range.start..first + range.end, room, &mut |done| progress(done, total)) {
                 Ok(()) => return Ok(is_all),
                 Err(error) if error.lacks_room() && room > ROOM_MIN => {
                     tracing::debug!(error = causes(&error), room, "a step did not fit: a smaller one is tried");
-                    *room_most = if needs == 0 { room / 2 } else { room.min(needs) / 2 };
+                    *room_most = room.min(needs) / 2;
+                    refused = Some(error);
                 }
                 Err(error) => return Err(error),
             }
@@ -276,14 +275,32 @@ impl Stepwise<'_> {
         let whole = seen.len().saturating_sub(theirs);
         let (files, seen) = (chain.own().get(..whole).unwrap_or_default(), seen.get(..whole).unwrap_or_default());
         let last = files.last().map_or(0, |segment| segment.numbers().last);
-        let bytes = sum(seen, |segment| segment.bytes);
-        let needs = if self.room() / PLENTY >= bytes { bytes } else { steps::at_most(files, seen, kept)? };
-        Ok((needs, last))
+        Ok((at_most(files, seen, kept, self.room())?, last))
     }
 }
 
-fn sum(segments: &[Seen], of: impl Fn(&Seen) -> u64) -> u64 {
+/// As [`steps::at_most`]. Nothing is read where there is far more room than it can be: all bytes of the segments stand for it then.
+fn at_most(segments: &[Segment], seen: &[Seen], kept: &BTreeSet<EpochId>, room: u64) -> Result<u64, StoreError> {
+    let bytes = sum(seen, |segment| segment.bytes);
+    if room / PLENTY >= bytes { Ok(bytes) } else { steps::at_most(segments, seen, kept) }
+}
+
+pub(super) fn sum(segments: &[Seen], of: impl Fn(&Seen) -> u64) -> u64 {
     segments.iter().fold(0, |sum: u64, segment| sum.saturating_add(of(segment)))
+}
+
+/// How much there is of a chain.
+#[derive(Clone, Copy, Debug)]
+struct Totals {
+    segments: u64,
+    epochs: u64,
+    bytes: u64,
+}
+
+impl Totals {
+    fn of(seen: &[Seen]) -> Self {
+        Self { segments: seen.len() as u64, epochs: sum(seen, Seen::len), bytes: sum(seen, |segment| segment.bytes) }
+    }
 }
 
 /// An epoch, and how much of its segment it takes.
@@ -371,7 +388,7 @@ const LARGE_BYTES: u64 = 1 << 30;
 
 /// Segments with more waste than half of the image that has to be written to get rid of it; or else so many that are alike.
 fn what_pays(segments: &[Seen], kept: &BTreeSet<EpochId>, enough: usize) -> Option<Range<usize>> {
-    let waste = segments.iter().fold(0, |sum: u64, segment| sum.saturating_add(segment.waste(kept)));
+    let waste = sum(segments, |segment| segment.waste(kept));
     let image = segments.first().map_or(0, |segment| segment.base_bytes);
     if waste >= (image / 2).max(WASTE_BYTES_MIN) {
         // The last one that has anything to drop may have much to keep: it is left until it is half empty.
@@ -405,15 +422,14 @@ struct Compaction<'a> {
     kept: &'a BTreeSet<EpochId>,
     /// Whether the store is where it was, and locked.
     check: &'a dyn Fn() -> Result<(), StoreError>,
-    /// What is above this is left for others.
-    bytes_most: u64,
 }
 
 impl Compaction<'_> {
-    /// Puts one segment in the place of these.
+    /// Puts one segment in the place of these, which has at most `bytes_most`.
     fn replace(
-        &mut self,
+        &self,
         range: Range<usize>,
+        bytes_most: u64,
         progress: &mut dyn FnMut(u64) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let segments = self.chain.all_segments().get(range.clone()).unwrap_or_default();
@@ -429,7 +445,7 @@ impl Compaction<'_> {
             let file = file.as_ref();
             let all = range.start..=range.end - 1;
             let made =
-                rewrite::rewrite(self.chain, all, numbers, self.kept, now_unix_ns(), (file, &draft, self.bytes_most), progress)?;
+                rewrite::rewrite(self.chain, all, numbers, self.kept, now_unix_ns(), (file, &draft, bytes_most), progress)?;
             file.sync().map_err(io("sync"))?;
             // Reads back what was written, frame by frame.
             let index = scan::index_of(&draft, numbers, file, made.bytes, self.identity)?;

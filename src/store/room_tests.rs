@@ -29,6 +29,14 @@ fn options(seed: u64) -> WriterOptions {
     }
 }
 
+/// A new chain on a disk of so many bytes.
+fn begun(seed: u64, capacity: u64) -> (Disk, Model, Writer) {
+    let disk = Disk::new();
+    let writer = disk.create(&new_chain(), options(seed)).unwrap();
+    disk.set_capacity(Some(capacity));
+    (disk, Model::new(seed, Compression::None), writer)
+}
+
 /// Offers an epoch. Says whether it was taken.
 fn offer(model: &mut Model, writer: &mut Writer, syncs: bool) -> bool {
     match model.epoch(writer).and_then(|()| if syncs { model.sync(writer) } else { Ok(()) }) {
@@ -59,10 +67,7 @@ fn check(disk: &Disk, model: &Model, seed: u64) {
 #[test]
 fn a_small_disk_is_enough() {
     for seed in seeds(6) {
-        let (disk, mut model) = (Disk::new(), Model::new(seed, Compression::None));
-        let mut writer = disk.create(&new_chain(), options(seed)).unwrap();
-        let most = 900_000;
-        disk.set_capacity(Some(most));
+        let (disk, mut model, mut writer) = begun(seed, 900_000);
         for at in 0..250 {
             assert!(
                 offer(&mut model, &mut writer, at % 3 == 0),
@@ -79,9 +84,7 @@ fn a_small_disk_is_enough() {
 #[test]
 fn what_is_needed_is_said_and_is_enough() {
     for seed in seeds(10) {
-        let (disk, mut model) = (Disk::new(), Model::new(seed, Compression::None));
-        let mut writer = disk.create(&new_chain(), options(seed)).unwrap();
-        disk.set_capacity(Some(280_000));
+        let (disk, mut model, mut writer) = begun(seed, 280_000);
         let refused = (0..250).find_map(|at| match model.epoch(&mut writer) {
             Ok(()) => None,
             Err(SinkError::Rejected(error)) => Some((at, error)),
@@ -104,11 +107,9 @@ fn what_is_needed_is_said_and_is_enough() {
 #[test]
 fn a_disk_that_was_full_for_a_moment_is_no_fault_for_ever() {
     for seed in seeds(8) {
-        let (disk, mut model) = (Disk::new(), Model::new(seed, Compression::None));
-        let mut random = Random(seed);
-        let mut writer = disk.create(&new_chain(), options(seed)).unwrap();
         let most = 900_000;
-        disk.set_capacity(Some(most));
+        let (disk, mut model, mut writer) = begun(seed, most);
+        let mut random = Random(seed);
         for round in 0..8 {
             (0..random.below(60))
                 .for_each(|at| assert!(offer(&mut model, &mut writer, at % 3 == 0), "seed {seed}, round {round}"));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::compact::Seen;
+use super::compact::{Seen, sum};
 use super::prune::expected;
 use super::{Segment, StoreError};
 use crate::page::EpochId;
@@ -61,8 +61,7 @@ pub(super) fn choose(
                 continue;
             }
             let needs = at_most(files, of, kept)?;
-            let bytes = of.iter().fold(0, |sum: u64, segment| sum.saturating_add(segment.bytes));
-            let freed = bytes.saturating_sub(needs);
+            let freed = sum(of, |segment| segment.bytes).saturating_sub(needs);
             let gain = if joins && size > 1 { freed.max(size as u64) } else { freed };
             let is_useful = if joins { size > 1 } else { freed >= FREED_BYTES_MIN.max(needs / 8) };
             if !is_useful {

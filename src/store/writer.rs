@@ -645,11 +645,8 @@ impl Writer {
             }
             // Some of it may have been taken.
             Err(_) => {
-                let at = self.segment.at;
-                let _ = self
-                    .check_writes(at..=at)
-                    .and_then(|()| self.segment.file.set_len(at).map_err(StoreError::io("cut", self.path())));
-                self.segment.reserved = at;
+                self.segment.reserved += len;
+                self.release_space();
             }
         }
     }

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
 use serde_json::{Value, json};
 use slackwater::epoch::Sink;
-use slackwater::format::{BlockEncoder, Commit, Compression, EpochWriter, Phases, Trigger};
 use slackwater::kvm::host::KVM_PATH;
 use slackwater::kvm::offer::Offer;
 use slackwater::machine::MachineState;
@@ -18,6 +17,7 @@ use slackwater::store::{Chain, NewChain, Writer, WriterOptions};
 use crate::support::command::{Run, guest_is_ok, number, run};
 use crate::support::copy::{checkpoints, read};
 use crate::support::kvm_or_skip;
+use crate::support::store::append_pages;
 
 /// The golden chain of a real guest, as of an epoch in its middle.
 struct Golden {
@@ -62,35 +62,9 @@ impl Golden {
         let identity = self.chain.identity();
         let new = NewChain { memory: identity.memory.clone(), device_runs: 0, vcpus: 2, machine: identity.machine.clone() };
         let mut writer = Writer::create(&path, &new, WriterOptions::default()).unwrap();
-        let mut frames = EpochWriter::new(writer.chain(), EpochId(1));
-        let mut out = Vec::new();
-        let mut encoder = BlockEncoder::new(Compression::None);
-        let pages: Vec<_> = self.memory.iter().map(|(gfn, page)| (Gfn(*gfn), &**page)).collect();
-        pages.chunks(16).for_each(|block| frames.pages(&mut out, &mut encoder, block).unwrap());
-        frames.state(&mut out, &state.to_records()).unwrap();
-        let totals = frames.totals();
-        let commit = Commit {
-            epoch: EpochId(1),
-            parent: EpochId::NONE,
-            parent_hash: 0,
-            totals,
-            time_unix_ns: 1_790_000_000_000_000_000,
-            own_ns: 0,
-            run_ns: 0,
-            phases: Phases::default(),
-            captured_pages: totals.stored_pages,
-            zero_pages: 0,
-            unchanged_pages: 0,
-            bytes_written: 0,
-            durable: EpochId::NONE,
-            trigger: Trigger::Request,
-            base: true,
-            recovery: false,
-            audit: None,
-            rewritten: None,
-        };
-        writer.commit(&out, commit).unwrap();
-        writer.sync().unwrap();
+        let pages: Vec<_> = self.memory.iter().map(|(gfn, page)| (*gfn, page.clone())).collect();
+        // In September 2026.
+        append_pages(&mut writer, 29_833_333, &pages, &state.to_records());
         writer.close(true).unwrap();
         std::fs::remove_file(path.join("lock")).unwrap();
         path

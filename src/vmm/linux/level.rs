@@ -60,6 +60,13 @@ struct Features {
     v3: &'static [(u32, &'static str)],
 }
 
+impl Features {
+    /// What a level that is not the host's has of its own.
+    fn of_level(&self, level: CpuLevel) -> impl Iterator<Item = &(u32, &'static str)> {
+        self.v2.iter().chain(if level == CpuLevel::V3 { self.v3 } else { &[] })
+    }
+}
+
 fn eax(entry: &mut kvm_cpuid_entry2) -> &mut u32 {
     &mut entry.eax
 }
@@ -123,8 +130,7 @@ impl CpuLevel {
         for features in FEATURES.iter().filter(|_| !self.is_host()) {
             let entry = supported.iter().find(|entry| entry.function == features.function && entry.index == 0);
             let found = *(features.register)(&mut entry.copied().unwrap_or_default());
-            let wanted = features.v2.iter().chain(if self == Self::V3 { features.v3 } else { &[] });
-            lacking.extend(wanted.filter(|(bit, _)| found >> bit & 1 == 0).map(|(_, name)| *name));
+            lacking.extend(features.of_level(self).filter(|(bit, _)| found >> bit & 1 == 0).map(|(_, name)| *name));
         }
         lacking
     }
@@ -141,8 +147,7 @@ impl CpuLevel {
     fn masked(self, mut entry: kvm_cpuid_entry2, memory_end: u64) -> Option<kvm_cpuid_entry2> {
         let (function, index) = (entry.function, entry.index);
         for features in FEATURES.iter().filter(|features| (features.function, 0) == (function, index)) {
-            let bits = |list: &[(u32, &str)]| list.iter().fold(0, |word, (bit, _)| word | 1 << bit);
-            let level = bits(features.v2) | if self == Self::V3 { bits(features.v3) } else { 0 };
+            let level = features.of_level(self).fold(0, |word, (bit, _)| word | 1 << bit);
             *(features.register)(&mut entry) &= features.base | level;
         }
         match (function, index) {
