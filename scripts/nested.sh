@@ -165,8 +165,9 @@ chmod +x "$root/init"
 (cd "$root" && find . | cpio --quiet -o -H newc) > "$run/root.cpio"
 
 # Boot. The machine is started again, for the tests that have not passed yet, only where there is proof that the emulator did it (docs/testing.md):
-# its own pulse stops, which is what a machine that hangs by itself does; or vCPUs of guests shut down with the registers of the machine's own
-# kernel, as often as tests failed by a shutdown and in no other way. It is said aloud. Whatever else fails a test fails the lane.
+# its own pulse stops, which is what a machine that hangs by itself does; or its own kernel panics, which no program on it may be able to do; or vCPUs
+# of guests shut down with the registers of that kernel, as often as tests failed by a shutdown and in no other way. It is said aloud. Whatever else
+# fails a test fails the lane.
 pulse=$run/pulse
 pulse_limit_s=150
 # Longer than a test waits for anything without a word.
@@ -237,6 +238,8 @@ emulator_did_it() {
   proven=$(grep -c 'BEHIND THE VMRUN OF THIS KERNEL' "$work/serial.log" || true)
   [ "$failed" -gt 0 ] && [ "$proven" -ge "$failed" ]
 }
+# Whether the emulated machine's own kernel gave up.
+kernel_panicked() { [ ! -s "$verdict" ] && grep -q '^\[[ .0-9]*\] Kernel panic - not syncing' "$work/serial.log"; }
 last_line() { tail -n 1 "$work/serial.log" | sed 's/\r//'; }
 # Takes the tests that have passed off what is left to do.
 note_passed() {
@@ -278,6 +281,9 @@ for ((boots = 1; ; boots++)); do
     break
   elif [ "$boot_status" = hung ]; then
     say "******** THE EMULATED MACHINE HAS NO PULSE FOR $pulse_limit_s s: it is started again. Its last line: $(last_line) ********"
+  elif [ "$boot_status" = 0 ] && kernel_panicked; then
+    say "******** THE EMULATED MACHINE'S OWN KERNEL PANICKED: it is started again. The console is kept in $work/panic.log ********"
+    cp "$work/serial.log" "$work/panic.log"
   elif [ "$boot_status" = 0 ] && emulator_did_it; then
     say "******** THE EMULATOR SHUT A GUEST DOWN WITH ITS HOST'S REGISTERS: the emulated machine is started again. It was in: $(failed_tests | tr '\n' ' ')********"
   else

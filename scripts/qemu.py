@@ -1,0 +1,102 @@
+"""Corrects a defect of QEMU in a copy of its program. usage: qemu.py PROGRAM
+
+Where VMRUN injects an interrupt, QEMU's `helper_vmrun` delivers it at once, and leaves its vector in the processor's `exception_index` all the same. If the
+translated code is left next for something that is neither an interrupt nor a #VMEXIT (another thread wakes the processor), the vector is delivered once more,
+as an exception: to a guest that has interrupts disabled and is in the handler of that very interrupt. QEMU 7.2 to 11.1 have it.
+
+The store of the vector becomes a no-op; what is delivered takes it from an argument. The store is found by what is around it, and must be the only one:
+`helper_vmrun` calls `do_interrupt_x86_hardirq` once, and stores 2, the vector of an NMI, into the same field elsewhere.
+Exit status 0: corrected, now or before. 1: this program is not understood, and is as it was.
+"""
+
+import re
+import struct
+import sys
+
+# Of the store and the call: the instructions between them are few.
+NEAR_BYTES = 80
+NO_OP = bytes.fromhex("660f1f440000")
+
+
+class NotUnderstood(Exception):
+    """There is not what was expected, and nothing may be changed."""
+
+
+def only(what, found):
+    found = list(found)
+    if len(found) != 1:
+        raise NotUnderstood(f"{len(found)} of {what}")
+    return found[0]
+
+
+class Program:
+    """An ELF program for x86-64."""
+
+    def __init__(self, data):
+        if data[:6] != b"\x7fELF\x02\x01" or data[18:20] != b"\x3e\x00":
+            raise NotUnderstood("this is no ELF program for x86-64")
+        at, size, count = struct.unpack_from("<Q", data, 0x28)[0], *struct.unpack_from("<HH", data, 0x3A)
+        headers = [struct.unpack_from("<IIQQQQIIQQ", data, at + size * index) for index in range(count)]
+        # Names and values of what it exports.
+        self.symbols = {}
+        for _, kind, _, _, offset, length, link, _, _, entry in headers:
+            if kind == 11:
+                names = headers[link][4]
+                for place in range(offset, offset + length, entry):
+                    name, _, _, _, value, bytes_ = struct.unpack_from("<IBBHQQ", data, place)
+                    end = data.index(b"\0", names + name)
+                    self.symbols[data[names + name : end].decode()] = (value, bytes_)
+        at, size, count = struct.unpack_from("<Q", data, 0x20)[0], *struct.unpack_from("<HH", data, 0x36)
+        headers = [struct.unpack_from("<IIQQQQQQ", data, at + size * index) for index in range(count)]
+        self.loads = [(address, offset, length) for kind, _, offset, address, _, length, _, _ in headers if kind == 1]
+
+    def symbol(self, name):
+        """Its address and its length."""
+        if name not in self.symbols:
+            raise NotUnderstood(f"no symbol {name}")
+        return self.symbols[name]
+
+    def offset(self, address):
+        """Where in the file that address is."""
+        return only(f"a place of {address:#x}", (o + address - a for a, o, n in self.loads if a <= address < a + n))
+
+
+def store_of_the_vector(data):
+    """The offset of the instruction in the file, and whether it is a no-op already."""
+    program = Program(data)
+    address, length = program.symbol("helper_vmrun")
+    deliver, _ = program.symbol("do_interrupt_x86_hardirq")
+    begin = program.offset(address)
+    code = data[begin : begin + length]
+    calls = (hit.start() for hit in re.finditer(b"\xe8", code) if hit.start() + 5 <= length)
+    call = only(
+        "a call of do_interrupt_x86_hardirq",
+        (at for at in calls if address + at + 5 + struct.unpack_from("<i", code, at + 1)[0] == deliver),
+    )
+    # mov dword ptr [register + field], 2
+    nmi = re.finditer(rb"\xc7[\x80-\x83\x85-\x87](....)\x02\0\0\0", code, re.DOTALL)
+    # The processor's state is before the registers, which are what the function was given.
+    field = only("a store of 2", {hit[1] for hit in nmi if struct.unpack("<i", hit[1])[0] < 0})
+    near = code[max(call - NEAR_BYTES, 0) : call]
+    # mov dword ptr [register + field], register
+    stores = [(hit.start(), False) for hit in re.finditer(rb"\x89[\x80-\xbf]" + re.escape(field), near)]
+    no_ops = [(hit.start(), True) for hit in re.finditer(re.escape(NO_OP), near)]
+    at, is_done = only("a store of the vector before the call", stores or no_ops)
+    return begin + max(call - NEAR_BYTES, 0) + at, is_done
+
+
+def main():
+    path = sys.argv[1]
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        at, is_done = store_of_the_vector(data)
+    except (NotUnderstood, struct.error, IndexError, ValueError) as error:
+        sys.exit(f"qemu.py: {path} is not understood, and is as it was: {error}")
+    if not is_done:
+        with open(path, "r+b") as file:
+            file.seek(at)
+            file.write(NO_OP)
+
+
+main()
