@@ -113,6 +113,16 @@ fn the_soft_limit_on_open_files_is_no_limit() {
     }
 }
 
+/// How many files a verb has open is no matter of how many there are.
+#[test]
+fn a_long_chain_needs_no_more_files_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 600);
+    for verb in VERBS {
+        on_a_copy(&store, "ulimit -n 64", verb).0.expect(0);
+    }
+}
+
 /// What nobody reads.
 fn gone() -> Stdio {
     let (reader, writer) = pipe().unwrap();
