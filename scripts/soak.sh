@@ -36,7 +36,7 @@ steps=()
 for kind in lib test; do
   root=$([ "$kind" = lib ] && echo src || echo tests)
   [ -x "${programs[$kind]}" ] || fail "cargo did not say where it put the tests"
-  modules=$(grep -rlE 'Random::seeded\(|rounds\(|full\(\)|SLACKWATER_(SEED|FULL)' --include='*.rs' "$root" |
+  modules=$(grep -rlE 'Random::seeded\(|rounds\(|seeds\(|full\(\)|SLACKWATER_(SEED|FULL)' --include='*.rs' "$root" |
     sed -e "s:^$root/::" -e 's:\.rs$::' -e 's:/mod$::' -e 's:/:\:\::g' | grep -v '^support')
   filter=$(printf '%s\n' "$modules" | sed 's/.*/^&::/' | paste -sd '|')
   mapfile -t found < <("${programs[$kind]}" --list 2> /dev/null | sed -n 's/: test$//p' | grep -E "$filter")

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::compact::{self, Compacted, Scope};
-use super::testing::{Cut, Disk, Memory, Model, Random, memory_digest, new_chain, state_of};
+use super::testing::{Cut, Disk, Memory, Model, Random, is_full, memory_digest, new_chain, seeds, state_of};
 use super::verify::LeftoverKind;
 use super::*;
 use crate::epoch::Sink;
@@ -453,16 +453,17 @@ fn holds(chain: &Chain, model: &Model) {
 
 #[test]
 fn a_cut_at_any_step_of_a_busy_life_loses_nothing() {
-    let full = std::env::var_os("SLACKWATER_FULL").is_some();
     let models = |seed| (Model::new(seed, Compression::default()), Model::new(seed + 1000, Compression::default()));
     let (mut cuts, mut with_branch, mut compactions) = (0, 0, 0);
-    for seed in 0..if full { 60 } else { 3 } {
+    // Each step of one life takes minutes.
+    let stride = if is_full() { 1 } else { 13 };
+    for seed in seeds(3, 2) {
         let disk = Disk::new();
         let (mut main, mut branch) = models(seed);
         busy_life(&disk, &mut main, &mut branch, &mut None).unwrap();
         compactions += disk.files().keys().filter(|name| name.starts_with("segment") && name.len() > 20).count();
         let steps = disk.operations();
-        for step in (seed % 5..steps).step_by(if full { 1 } else { 5 }) {
+        for step in (seed % stride..steps).step_by(stride as usize) {
             let disk = Disk::new().cutting_at(step);
             let ((mut main, mut branch), mut made) = (models(seed), None);
             let result = busy_life(&disk, &mut main, &mut branch, &mut made);
@@ -477,7 +478,7 @@ fn a_cut_at_any_step_of_a_busy_life_loses_nothing() {
                 };
                 holds(&chain, &main);
                 // Now and then, for it takes as long as all the rest.
-                if matches!(cut, Cut::Torn(_)) && (full || step % 4 == 0) {
+                if matches!(cut, Cut::Torn(_)) && (is_full() || step % 4 == 0) {
                     let report = disk.verified();
                     assert!(report.is_sound(), "seed {seed}, step {step}, {cut:?}: {report:#?}");
                 }
@@ -509,5 +510,5 @@ fn a_cut_at_any_step_of_a_busy_life_loses_nothing() {
             }
         }
     }
-    assert!(cuts > 500 && with_branch > 100 && compactions > 2, "{cuts}, {with_branch}, {compactions}");
+    assert!(cuts > 200 && with_branch > 40 && compactions > 2, "{cuts}, {with_branch}, {compactions}");
 }

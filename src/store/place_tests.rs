@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::error::causes;
-use super::testing::{Cut, Disk, Meddling, Model, Random, new_chain};
+use super::testing::{Cut, Disk, Meddling, Model, Random, is_full, new_chain};
 use super::{Chain, Retention, StoreError, Writer, WriterOptions};
 use crate::epoch::{Sink, SinkError};
 use crate::format::Compression;
@@ -150,7 +150,7 @@ fn goes_on(disk: &Disk, model: &mut Model, writer: &mut Writer, told: &str) {
 #[test]
 fn nothing_is_durable_elsewhere() {
     // Each operation of each life takes minutes.
-    let step = if std::env::var_os("SLACKWATER_FULL").is_some() { 1 } else { 11 };
+    let step = if is_full() { 1 } else { 11 };
     for seed in 0..24 {
         let mut at = seed % step;
         while meddled(seed, at) {

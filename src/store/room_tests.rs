@@ -5,19 +5,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::compact::{self, Scope};
-use super::testing::{Cut, Disk, Model, Random, new_chain};
+use super::testing::{Cut, Disk, Model, Random, new_chain, seeds};
 use super::*;
 use crate::epoch::{Sink, SinkError};
 use crate::format::{Compression, MAIN_BRANCH};
 use crate::page::EpochId;
 
 const LAST: u64 = 3;
-
-/// So many seeds, or others for a soak.
-fn seeds(count: u64) -> std::ops::Range<u64> {
-    let first = std::env::var("SLACKWATER_SEED").map_or(0, |seed| seed.parse::<u64>().unwrap());
-    first..first + count * if std::env::var_os("SLACKWATER_FULL").is_some() { 50 } else { 1 }
-}
 
 fn options(seed: u64) -> WriterOptions {
     WriterOptions {
@@ -66,7 +60,7 @@ fn check(disk: &Disk, model: &Model, seed: u64) {
 /// On a disk that has never room for more than the chain, what dropping writes beside it and the spare bytes, every epoch is taken.
 #[test]
 fn a_small_disk_is_enough() {
-    for seed in seeds(6) {
+    for seed in seeds(6, 300) {
         let (disk, mut model, mut writer) = begun(seed, 900_000);
         for at in 0..250 {
             assert!(
@@ -83,7 +77,7 @@ fn a_small_disk_is_enough() {
 /// Where it has less, the writer refuses and says how much is needed, but takes nothing of what dropping needs: with so much, it goes on at once.
 #[test]
 fn what_is_needed_is_said_and_is_enough() {
-    for seed in seeds(10) {
+    for seed in seeds(10, 500) {
         let (disk, mut model, mut writer) = begun(seed, 280_000);
         let refused = (0..250).find_map(|at| match model.epoch(&mut writer) {
             Ok(()) => None,
@@ -106,7 +100,7 @@ fn what_is_needed_is_said_and_is_enough() {
 /// Others fill the disk and free it, by seed.
 #[test]
 fn a_disk_that_was_full_for_a_moment_is_no_fault_for_ever() {
-    for seed in seeds(8) {
+    for seed in seeds(8, 400) {
         let most = 900_000;
         let (disk, mut model, mut writer) = begun(seed, most);
         let mut random = Random(seed);

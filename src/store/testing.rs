@@ -22,6 +22,17 @@ use crate::restore;
 #[derive(Clone, Debug)]
 pub(crate) struct Random(pub(crate) u64);
 
+/// The seeds of a test: so many, from `SLACKWATER_SEED` on; with `SLACKWATER_FULL` as many as the second number says.
+pub(crate) fn seeds(count: u64, full: u64) -> std::ops::Range<u64> {
+    let first = std::env::var("SLACKWATER_SEED").map_or(0, |seed| seed.parse::<u64>().unwrap());
+    first..first + if is_full() { full } else { count }
+}
+
+/// Whether a test does all that it can.
+pub(crate) fn is_full() -> bool {
+    std::env::var_os("SLACKWATER_FULL").is_some()
+}
+
 impl Random {
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
