@@ -188,7 +188,7 @@ fn memory_is_what_it_was_at_the_cut_and_the_guest_finds_nothing_wrong() {
                 let (running, seen) = start(guest, vcpus, tracking, None);
                 let Storm { rolled_back, after_a_pass } = storm(&running, &mut random, rounds(6, 16, 400));
                 let report = finish(running).report.unwrap();
-                assert_eq!((report.rollback.count, report.tracking_lost, report.drains), (rolled_back, 0, 0));
+                assert_eq!((report.rollback.count, report.tracking_lost), (rolled_back, 0));
                 let differed = check(&seen.lock().unwrap());
                 println!("{name}, {vcpus} vCPUs, {guest}: {rolled_back} rollbacks, {differed} of other memory");
                 assert!(differed as u64 >= after_a_pass, "{after_a_pass} rollbacks came after a pass of the guest");
