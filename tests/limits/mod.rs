@@ -1,13 +1,15 @@
 //! What limits of the process, and readers of its output that are gone, do to verbs that need no KVM.
 
-use std::io::pipe;
+use std::io::{Read, pipe};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use slackwater::page::EpochId;
+use slackwater::format::Compression;
+use slackwater::page::{EpochId, Gfn, PageRun};
 use slackwater::store::verify::{VerifyOptions, verify};
 use slackwater::store::{Chain, Writer};
 
+use crate::support::chain::{Builder, NewEpoch, Part, text};
 use crate::support::command::{Run, finish, run, slackwater};
 use crate::support::copy;
 use crate::support::epochs;
@@ -117,10 +119,27 @@ fn the_soft_limit_on_open_files_is_no_limit() {
 #[test]
 fn a_long_chain_needs_no_more_files_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path(), 600);
+    let store = dir.path().join("store");
+    // Made without a writer, which would put segments together.
+    let mut chain = Builder::of_format(4, [3; 16], vec![PageRun { first: Gfn(0), count: 1024 }], 1, serde_json::Value::Null);
+    for number in 1..=400 {
+        chain.segment();
+        let parts = vec![Part::Pages(Compression::default(), vec![(number, text(number))])];
+        chain.epoch(&NewEpoch { number, base: number == 1, parts, ..NewEpoch::default() });
+    }
+    chain.close();
+    copy::write(&store, &chain.files);
     for verb in VERBS {
         on_a_copy(&store, "ulimit -n 64", verb).0.expect(0);
     }
+    // More than a pipe takes: the command is still there when its first byte is read.
+    let mut log = limited("ulimit -Sn 24 && ulimit -Hn 512", args("log --json", &store)).stdout(Stdio::piped()).spawn().unwrap();
+    log.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", log.id())).unwrap();
+    let files: Vec<_> = limits.lines().find(|line| line.starts_with("Max open files")).unwrap().split_whitespace().collect();
+    assert_eq!(files[3..5], ["512", "512"], "{limits}");
+    drop(log.stdout.take());
+    log.wait().unwrap();
 }
 
 /// What nobody reads.

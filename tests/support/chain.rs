@@ -77,7 +77,7 @@ impl Builder {
         Self::of_format(1, chain, memory, vcpus, machine)
     }
 
-    fn of_format(format: u32, chain: [u8; 16], memory: Vec<PageRun>, vcpus: u32, machine: serde_json::Value) -> Self {
+    pub(crate) fn of_format(format: u32, chain: [u8; 16], memory: Vec<PageRun>, vcpus: u32, machine: serde_json::Value) -> Self {
         let clock_ns = 1_790_000_000_000_000_000;
         let identity = Identity {
             format,
