@@ -67,13 +67,17 @@ pub(super) fn encode_state(out: &mut Vec<u8>, records: &[StateRecord]) -> Result
     Ok(())
 }
 
-/// Packs the payload of a state frame that stands at the end of `out` from `begin` on, if that makes it smaller.
+/// Packs the payload of a state frame that stands at the end of `out` from `begin` on, if that makes it smaller. More records than may be unpacked again stay as
+/// they are: no frame is so large.
 pub(super) fn pack_state(out: &mut Vec<u8>, begin: usize) {
     let end = out.len();
     let records = begin + HEAD_BYTES;
     let Some((bytes, length)) = end.checked_sub(records).and_then(|bytes| Some((bytes, u32::try_from(bytes).ok()?))) else {
         return;
     };
+    if bytes > PACKED_BYTES_MAX {
+        return;
+    }
     let bits = bytes.div_ceil(64 * WORD_BYTES) * WORD_BYTES;
     out.resize(end + bits, 0);
     for word in 0..bytes / WORD_BYTES {

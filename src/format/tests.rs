@@ -214,6 +214,10 @@ fn state_records_have_limits() {
     let five = |data: usize| (0..5).map(|index| StateRecord { index, data: vec![0; data], ..record.clone() }).collect::<Vec<_>>();
     write(&five(12 << 20)).unwrap();
     write(&five(14 << 20)).unwrap_err();
+    // What can't be unpacked is not packed either, however small it would be.
+    let pack = |records: &[StateRecord]| EpochWriter::new(CHAIN, EpochId(1)).packed_state(&mut Vec::new(), records);
+    pack(&five(12 << 20)).unwrap();
+    pack(&five(14 << 20)).unwrap_err();
 }
 
 #[test]
