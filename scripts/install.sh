@@ -62,15 +62,10 @@ CONFIGURATION
 
 # QEMU is a copy of our own, for a defect of it is corrected there (scripts/qemu.py). One before 8 emulates SVM with several processors badly: the
 # emulated machine stops now and then, its guests shut down. One before 10.2 loses an interrupt now and then.
-qemu_version_in() { # PLACE
-  apt-cache -c "$1/apt.conf" policy qemu-system-x86 | sed -n 's/^ *Candidate: \([0-9]*:\)\?\([0-9]*\)\.\([0-9]*\)\..*/\2 \3/p'
-}
-
-qemu_is_new_in() { # PLACE [MAJOR MINOR]
+qemu_is_in() { # PLACE VERSION: whether apt there has that version or a newer one
   local version
-  version=$(qemu_version_in "$1")
-  set -- "${2:-10}" "${3:-2}" ${version:-0 0}
-  [ "$3" -gt "$1" ] || { [ "$3" -eq "$1" ] && [ "$4" -ge "$2" ]; }
+  version=$(apt-cache -c "$1/apt.conf" policy qemu-system-x86 | sed -n 's/^ *Candidate: \([0-9]*:\)\?\([0-9].*\)/\2/p')
+  dpkg --compare-versions "${version:-0}" ge "$2"
 }
 
 # On Debian, the stable release and its backports on the mirror that the system uses: for what the system's own release has only in a version
@@ -134,8 +129,8 @@ place_tools() {
   ready_apt "${pairs[*]%%:*}"
   place=$work/apt
   if [[ " ${pairs[*]}" = *' qemu-'* ]]; then
-    qemu_is_new_in "$place" || place=$(ready_stable) || place=$work/apt
-    qemu_is_new_in "$place" 8 0 ||
+    qemu_is_in "$place" 10.2 || place=$(ready_stable) || place=$work/apt
+    qemu_is_in "$place" 8 ||
       printf 'install: ******** ONLY AN OLD QEMU CAN BE HAD HERE: expect the emulated machine to stop now and then ********\n' >&2
   fi
   apt-get -c "$place/apt.conf" install -qy --download-only "${pairs[@]#*:}" >&2 || fail "apt-get could not download ${pairs[*]#*:}"

@@ -29,14 +29,19 @@ def only(what, found):
     return found[0]
 
 
+def table(data, place, sizes, form):
+    """The headers whose table's offset is at `place`, and their size and number at `sizes`."""
+    (at,), (size, count) = struct.unpack_from("<Q", data, place), struct.unpack_from("<HH", data, sizes)
+    return [struct.unpack_from(form, data, at + size * index) for index in range(count)]
+
+
 class Program:
     """An ELF program for x86-64."""
 
     def __init__(self, data):
         if data[:6] != b"\x7fELF\x02\x01" or data[18:20] != b"\x3e\x00":
             raise NotUnderstood("this is no ELF program for x86-64")
-        at, size, count = struct.unpack_from("<Q", data, 0x28)[0], *struct.unpack_from("<HH", data, 0x3A)
-        headers = [struct.unpack_from("<IIQQQQIIQQ", data, at + size * index) for index in range(count)]
+        headers = table(data, 0x28, 0x3A, "<IIQQQQIIQQ")
         # Names and values of what it exports.
         self.symbols = {}
         for _, kind, _, _, offset, length, link, _, _, entry in headers:
@@ -46,8 +51,7 @@ class Program:
                     name, _, _, _, value, bytes_ = struct.unpack_from("<IBBHQQ", data, place)
                     end = data.index(b"\0", names + name)
                     self.symbols[data[names + name : end].decode()] = (value, bytes_)
-        at, size, count = struct.unpack_from("<Q", data, 0x20)[0], *struct.unpack_from("<HH", data, 0x36)
-        headers = [struct.unpack_from("<IIQQQQQQ", data, at + size * index) for index in range(count)]
+        headers = table(data, 0x20, 0x36, "<IIQQQQQQ")
         self.loads = [(address, offset, length) for kind, _, offset, address, _, length, _, _ in headers if kind == 1]
 
     def symbol(self, name):
@@ -77,12 +81,13 @@ def store_of_the_vector(data):
     nmi = re.finditer(rb"\xc7[\x80-\x83\x85-\x87](....)\x02\0\0\0", code, re.DOTALL)
     # The processor's state is before the registers, which are what the function was given.
     field = only("a store of 2", {hit[1] for hit in nmi if struct.unpack("<i", hit[1])[0] < 0})
-    near = code[max(call - NEAR_BYTES, 0) : call]
+    before = max(call - NEAR_BYTES, 0)
+    near = code[before:call]
     # mov dword ptr [register + field], register
     stores = [(hit.start(), False) for hit in re.finditer(rb"\x89[\x80-\xbf]" + re.escape(field), near)]
     no_ops = [(hit.start(), True) for hit in re.finditer(re.escape(NO_OP), near)]
     at, is_done = only("a store of the vector before the call", stores or no_ops)
-    return begin + max(call - NEAR_BYTES, 0) + at, is_done
+    return begin + before + at, is_done
 
 
 def main():

@@ -189,8 +189,7 @@ impl Stepwise<'_> {
             Scope::WhatIsDropped => what_is_dropped(candidates, &kept),
             Scope::WhatPays { drops } => what_pays(candidates, &kept, if drops { ALIKE_DROPPING } else { ALIKE }),
         };
-        let before = Totals::of(&seen);
-        let before = *begun.get_or_insert(before);
+        let before = *begun.get_or_insert_with(|| Totals::of(&seen));
         // Where there is nothing to do, nothing is read again.
         let (chain, seen) = if let Some(chosen) = chosen {
             if !self.replace(&compaction, candidates, chosen, room_most, progress)? {

@@ -406,10 +406,9 @@ impl State {
         if self.dead {
             return Err(io::Error::other("the power is off"));
         }
-        let third = format!("{STORE}{}", SegmentNumbers::one(3).file_name());
         let waits = |what: &Meddling| match what {
             Meddling::Resize(..) => is_write,
-            Meddling::Join => !self.live.contains_key(&third),
+            Meddling::Join => !self.live.contains_key(&format!("{STORE}{}", SegmentNumbers::one(3).file_name())),
             _ => false,
         };
         if let Some((_, what)) = self.meddling.take_if(|(at, what)| *at <= self.operations && !waits(what)) {
