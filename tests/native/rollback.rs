@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use slackwater::epoch::{Discard, Engine, EngineError, EngineOptions, HotPages, Sink, Start};
+use slackwater::epoch::{Discard, Engine, EngineError, EngineOptions, HotPages, Sink, Start, WhenBehind};
 use slackwater::format::MemoryDigest;
 use slackwater::kvm::host::KVM_PATH;
 use slackwater::kvm::park::Parked;
@@ -108,7 +108,9 @@ fn start(guest: &str, vcpus: u32, tracking: Tracking, sink: Option<&Path>) -> (R
     let seen = Arc::default();
     let tracker = Looking { inner: vm.take_tracker().unwrap(), memory: vm.memory().clone(), seen: Arc::clone(&seen) };
     let audit_every = NonZeroU64::new(u64::from(!discards));
-    let options = EngineOptions { budget_pages: 4096, rollback: true, audit_every, ..EngineOptions::default() };
+    // A cut takes an epoch, and never only the list of pages, however late the storage's thread comes to run.
+    let when_behind = WhenBehind::Wait;
+    let options = EngineOptions { budget_pages: 4096, rollback: true, when_behind, audit_every, ..EngineOptions::default() };
     let engine = Engine::new(vm.memory().clone(), Box::new(tracker), sink, Start::Fresh, options).unwrap();
     let protection = Protection { engine, interval: None, base_first: true, share_pages: 0 };
     (Running::start(vm, Some(protection), Limits::default(), Stop::default()).unwrap(), seen)
