@@ -29,10 +29,14 @@ struct Bench {
 
 impl Bench {
     fn new(pages: usize, sink: Box<dyn Sink>, durability: Durability) -> Self {
+        let options = EngineOptions { durability, ..EngineOptions::default() };
+        Self::with(pages, sink, options)
+    }
+
+    fn with(pages: usize, sink: Box<dyn Sink>, options: EngineOptions) -> Self {
         let guest = SimulatedGuest::new(pages);
         let tracker = Box::new(SimulatedTracker::new(guest.ring.clone()));
-        let options =
-            EngineOptions { budget_pages: pages, durability, when_behind: WhenBehind::Wait, ..EngineOptions::default() };
+        let options = EngineOptions { budget_pages: pages, when_behind: WhenBehind::Wait, ..options };
         let engine = Engine::new(guest.memory.clone(), tracker, sink, Start::Fresh, options).expect("an engine");
         let mut bench = Self { guest, engine };
         bench.cut();
@@ -55,8 +59,9 @@ fn encode(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("encode_thread");
     group.throughput(Throughput::Bytes((PAGES * PAGE_SIZE) as u64));
     // Whole pages only: changes are not what plain zstd does.
-    let mut bench = Bench::new(PAGES, Box::new(Nowhere::of_format(1)), Durability::None);
-    let mut keeping = Bench::new(PAGES, Box::new(Nowhere::of_format(2)), Durability::None);
+    let options = || EngineOptions { durability: Durability::None, ..EngineOptions::default() };
+    let mut bench = Bench::with(PAGES, Box::new(Nowhere::default()), EngineOptions { version_pages: 0, ..options() });
+    let mut keeping = Bench::with(PAGES, Box::new(Nowhere::default()), options());
     let epochs = |bench: &mut Bench, next: &dyn Fn(&mut SimulatedGuest), rounds: u64| {
         bench.flush();
         let before = thread_time("slackwater-enc");
@@ -167,16 +172,9 @@ fn thread_time(name: &str) -> Duration {
 }
 
 /// Takes everything and keeps nothing.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Nowhere {
-    format: u32,
     tip: EpochId,
-}
-
-impl Nowhere {
-    const fn of_format(format: u32) -> Self {
-        Self { format, tip: EpochId::NONE }
-    }
 }
 
 impl Sink for Nowhere {
@@ -186,10 +184,6 @@ impl Sink for Nowhere {
 
     fn tip(&self) -> EpochId {
         self.tip
-    }
-
-    fn format(&self) -> u32 {
-        self.format
     }
 
     fn append(&mut self, _epoch: EpochId, _frames: &[u8]) -> Result<(), SinkError> {

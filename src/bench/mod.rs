@@ -10,7 +10,9 @@ mod cpu;
 pub mod effort;
 pub mod endtoend;
 mod floor;
+mod interleave;
 pub mod machine;
+mod prose;
 mod record;
 pub mod report;
 pub mod results;
@@ -20,8 +22,6 @@ pub mod stats;
 pub mod summary;
 #[cfg(test)]
 mod testing;
-mod turns;
-mod words;
 pub mod workload;
 
 use std::path::PathBuf;

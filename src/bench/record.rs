@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::turns::Turns;
+use super::interleave::Turns;
 use crate::epoch::{Sink, SinkError};
 use crate::format::{ChainId, Commit};
 use crate::page::EpochId;

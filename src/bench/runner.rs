@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::effort::{COLD_CUTS, Costs, Effort};
 use super::floor::{Copies, PlainCopy, Untracked};
+use super::interleave::{TakingTurns, Turns};
 use super::record::{Recorded, RecordingSink};
 use super::stats::median;
-use super::turns::{TakingTurns, Turns};
 use super::workload::{Extent, Point, TrackerKind, fault_point};
 use super::{BenchError, TURN_LIMIT};
 use crate::epoch::{Durability, Engine, EngineOptions, Start, WhenBehind};

@@ -146,7 +146,7 @@ impl Summary {
             duels,
             words: Vec::new(),
         };
-        summary.words = super::words::words(&summary, results);
+        summary.words = super::prose::words(&summary, results);
         summary
     }
 }

@@ -7,9 +7,7 @@ use super::guest::CapturedState;
 use super::sink::Sink;
 use super::slot::Slot;
 use super::versions::{Store, Versions};
-use crate::format::{
-    BLOCK_PAGES, BlockEncoder, ChainId, ChangedWords, Compression, EpochWriter, FORMAT_WITH_CHANGES, FormatError, is_zero,
-};
+use crate::format::{BLOCK_PAGES, BlockEncoder, ChainId, ChangedWords, Compression, EpochWriter, FormatError, is_zero};
 use crate::page::{EpochId, Gfn, PageBytes, runs};
 
 /// Encodes the parts of epochs, in order.
@@ -17,7 +15,6 @@ pub(super) struct Encoder {
     chain: ChainId,
     blocks: BlockEncoder,
     known: Known,
-    packs_state: bool,
     /// Nothing is kept of what would be encoded.
     discards: bool,
     /// The epoch in hand; parts of it may have gone before.
@@ -42,7 +39,6 @@ impl Encoder {
             discards: sink.discards(),
             blocks: BlockEncoder::new(compression),
             known: Known { contents, versions },
-            packs_state: sink.format() >= FORMAT_WITH_CHANGES,
             writer: EpochWriter::new(chain, EpochId::NONE),
             zero_pages: 0,
             unchanged_pages: 0,
@@ -107,11 +103,7 @@ impl Encoder {
         }
         if let Some(commit) = &mut slot.part.commit {
             let records = slot.state.records();
-            if self.packs_state {
-                self.writer.packed_state(&mut slot.frames, &records)?;
-            } else {
-                self.writer.state(&mut slot.frames, &records)?;
-            }
+            self.writer.state(&mut slot.frames, &records)?;
             commit.totals = self.writer.totals();
             commit.zero_pages = self.zero_pages;
             commit.unchanged_pages = self.unchanged_pages;

@@ -14,7 +14,7 @@ use super::sink::Sink;
 use super::slot::{FIRST_GENERATION, Part, PipelineError, Progress, Shared, Slot, State};
 use super::versions::Versions;
 use super::write::Writer;
-use crate::format::{BLOCK_PAGES, Compression, FORMAT_WITH_CHANGES, FRAME_HEADER_BYTES};
+use crate::format::{BLOCK_PAGES, Compression, FRAME_HEADER_BYTES};
 use crate::memory::Arena;
 use crate::page::{EpochId, PAGE_SIZE, PageSet};
 
@@ -73,9 +73,8 @@ impl<C: CapturedState> Pipeline<C> {
         let (parts, to_encode) = sync_channel::<Slot<C>>(slots);
         let (encoded, to_write) = sync_channel::<Slot<C>>(slots);
         let contents = Contents::new(frames, known_zero, random_seed());
-        let packs = sink.format() >= FORMAT_WITH_CHANGES;
         let discards = sink.discards();
-        let keeps_versions = packs && !discards && options.compression != Compression::None;
+        let keeps_versions = !discards && options.compression != Compression::None;
         let versions = Versions::new(frames, if keeps_versions { options.version_pages } else { 0 });
         let known = (contents, versions);
         let encoder = Encoder::new(sink.as_ref(), options.compression, known, part_pages);

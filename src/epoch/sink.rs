@@ -1,6 +1,6 @@
 //! What the engine needs of a place to commit to.
 
-use crate::format::{ChainId, Commit, FORMAT_VERSION_OLDEST};
+use crate::format::{ChainId, Commit};
 use crate::page::EpochId;
 
 /// Why a place to commit to could not do as asked.
@@ -26,12 +26,6 @@ pub trait Sink: Send {
 
     /// The newest epoch that was appended whole, or [`EpochId::NONE`].
     fn tip(&self) -> EpochId;
-
-    /// The version of the format that frames keep to. From [`FORMAT_WITH_CHANGES`](crate::format::FORMAT_WITH_CHANGES) on they may hold changes of pages
-    /// and packed state; before, pages are always stored whole.
-    fn format(&self) -> u32 {
-        FORMAT_VERSION_OLDEST
-    }
 
     /// Whether nothing is kept of what is appended. Then nothing is encoded either: epochs have no frames.
     fn discards(&self) -> bool {

@@ -1,9 +1,5 @@
 //! What can be wrong with bytes, or with what is to become bytes.
 
-/// The versions of the format that this code knows, in words.
-pub(crate) const KNOWN_VERSIONS: &str = "1 to 4";
-const _: () = assert!(super::FORMAT_VERSION_OLDEST == 1 && super::FORMAT_VERSION == 4);
-
 /// Why bytes are not what `docs/format.md` says, or why something cannot be written as it says.
 ///
 /// Offsets are in bytes from the beginning of the frame (of the file, for an identity); a store adds the file and where the frame
@@ -48,7 +44,7 @@ pub enum FormatError {
         found: u64,
     },
     /// The format's version is one that this reader does not know.
-    #[error("format version: expected {}, found {found}", KNOWN_VERSIONS)]
+    #[error("format version: expected {}, found {found}", super::FORMAT_VERSION)]
     Version {
         /// Where the version stands.
         offset: u64,
@@ -97,7 +93,7 @@ impl FormatError {
             Self::Field { field, expected, .. } => format!("{field} {expected}"),
             Self::Short { field, needed, .. } => format!("{needed} bytes of {field}"),
             Self::Checksum { field, expected, .. } => format!("{field} {expected:016x}"),
-            Self::Version { .. } => format!("format version {KNOWN_VERSIONS}"),
+            Self::Version { .. } => format!("format version {}", super::FORMAT_VERSION),
             Self::Input { what, expected, .. } => format!("{what} {expected}"),
         }
     }

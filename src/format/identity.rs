@@ -6,24 +6,12 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{ChainId, FormatError};
 use crate::page::{EpochId, Gfn, PAGE_SIZE_U64, PageRun};
 
-/// The version of the format that new chains have.
-pub const FORMAT_VERSION: u32 = 4;
-
-/// The oldest version of the format that this code reads, and goes on with.
-pub const FORMAT_VERSION_OLDEST: u32 = 1;
-
-/// The first version of the format that has blocks of changes and packed state.
-pub const FORMAT_WITH_CHANGES: u32 = 2;
-
-/// The first version of the format that has compacted segments and branches.
-pub const FORMAT_WITH_COMPACTION: u32 = 3;
-
-/// The first version of the format that has a mark.
-pub const FORMAT_WITH_MARK: u32 = 4;
+/// The version of the format that chains have. Every other one is refused.
+pub const FORMAT_VERSION: u32 = 1;
 
 /// Whether this code knows a version of the format.
 pub(super) fn is_known(version: impl Into<u64>) -> bool {
-    (u64::from(FORMAT_VERSION_OLDEST)..=u64::from(FORMAT_VERSION)).contains(&version.into())
+    version.into() == u64::from(FORMAT_VERSION)
 }
 
 /// The largest `identity.json`, in bytes.
@@ -39,7 +27,7 @@ const HASH_NAME: &str = "xxh3-64 ";
 /// What a chain is, written once when it is made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The version of the format: [`FORMAT_VERSION_OLDEST`] to [`FORMAT_VERSION`].
+    /// The version of the format: [`FORMAT_VERSION`].
     pub format: u32,
     /// The chain's identifier.
     pub chain: ChainId,
@@ -205,7 +193,7 @@ impl Identity {
     fn check(&self) -> Result<(), (&'static str, String, String)> {
         let wrong = |field, expected: &dyn ToString, found: &dyn ToString| Err((field, expected.to_string(), found.to_string()));
         if !is_known(self.format) {
-            return wrong("format", &format!("{FORMAT_VERSION_OLDEST} to {FORMAT_VERSION}"), &self.format);
+            return wrong("format", &FORMAT_VERSION, &self.format);
         }
         if self.page_size != PAGE_SIZE_U64 {
             return wrong("page_size", &PAGE_SIZE_U64, &self.page_size);
@@ -220,9 +208,6 @@ impl Identity {
             return wrong("device_runs", &format!("less than {}, all of `memory`", self.memory.len()), &self.device_runs);
         }
         if let Some(from) = &self.branch_of {
-            if self.format < FORMAT_WITH_COMPACTION {
-                return wrong("branch_of", &format!("none in a chain of format {}", self.format), &"one");
-            }
             if from.epoch == EpochId::NONE {
                 return wrong("epoch of branch_of", &"at least 1", &0);
             }

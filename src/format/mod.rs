@@ -29,18 +29,13 @@ pub use changes::{CHANGED_WORDS_MAX, CHANGES_DEPTH_MAX, ChangedWords, PageChange
 pub use commit::{COMMIT_FRAME_BYTES, Commit, EpochTotals, OWN_TIME_UNIT_NS, Phases, REWRITTEN_COMMIT_FRAME_BYTES, Trigger};
 pub use digest::{MemoryDigest, is_zero};
 pub use error::FormatError;
-pub(crate) use error::KNOWN_VERSIONS;
 pub use frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FRAME_PAYLOAD_BYTES_MAX, FrameHeader, FrameKind, hash_bytes};
-pub use identity::{
-    BRANCH_NAMES, BranchPoint, FORMAT_VERSION, FORMAT_VERSION_OLDEST, FORMAT_WITH_CHANGES, FORMAT_WITH_COMPACTION,
-    FORMAT_WITH_MARK, IDENTITY_BYTES_MAX, Identity, MAIN_BRANCH, is_branch_name,
-};
+pub use identity::{BRANCH_NAMES, BranchPoint, FORMAT_VERSION, IDENTITY_BYTES_MAX, Identity, MAIN_BRANCH, is_branch_name};
 pub use index::{
     INDEX_MENTIONS_MAX, Index, IndexBuilder, IndexBytes, IndexError, IndexProof, IndexedEpoch, IndexedFrame, IndexedRun, Mention,
 };
 pub use mark::{MARK_BLOCK_BYTES, MARK_BYTES, MARK_SLOTS, Mark};
 pub use segment::{CLOSE_FRAME_BYTES, Close, SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SegmentHeader};
-pub(crate) use state::is_packed;
 pub use state::{STATE_DATA_BYTES_MAX, STATE_NAME_BYTES_MAX, STATE_RECORDS_MAX, decode_state, unpack_state};
 pub use writer::EpochWriter;
 pub use zeros::{ZERO_RUNS_MAX, decode_zeros};

@@ -1,7 +1,7 @@
 //! The two frames that stand between epochs.
 
 use super::fields::Fields;
-use super::identity::{FORMAT_WITH_COMPACTION, is_known};
+use super::identity::is_known;
 use super::{ChainId, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind};
 use crate::page::{EpochId, PAGE_SIZE_U64};
 
@@ -76,7 +76,7 @@ impl SegmentHeader {
         }
         let at = fields.offset();
         let more = fields.u32("further numbers")?;
-        let most = if format < FORMAT_WITH_COMPACTION { 0 } else { SEGMENTS_MAX - number };
+        let most = SEGMENTS_MAX - number;
         if more > most {
             return Err(FormatError::field("further numbers", at, format!("up to {most}"), more));
         }

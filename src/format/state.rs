@@ -101,7 +101,7 @@ pub(super) fn pack_state(out: &mut Vec<u8>, begin: usize) {
 }
 
 /// Whether the records of a state frame's payload are packed.
-pub(crate) fn is_packed(payload: &[u8]) -> bool {
+fn is_packed(payload: &[u8]) -> bool {
     payload.get(4..HEAD_BYTES).is_some_and(|length| length != [0; 4])
 }
 

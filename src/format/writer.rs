@@ -54,7 +54,7 @@ impl EpochWriter {
 
     /// Appends a pages frame with what changed of 1 to 16 pages, whose gfns rise: for each the page as it is now, and the words that differ from its
     /// version before, 1 to [`CHANGED_WORDS_MAX`](super::CHANGED_WORDS_MAX). The version before is what the frames before this one say, in this epoch and in
-    /// those before; at most [`CHANGES_DEPTH_MAX`](super::CHANGES_DEPTH_MAX) changes of a page may follow each other. Not for chains of format 1.
+    /// those before; at most [`CHANGES_DEPTH_MAX`](super::CHANGES_DEPTH_MAX) changes of a page may follow each other.
     ///
     /// # Errors
     /// A number of pages, gfns or a number of words out of these bounds; a frame behind the state. Nothing is appended then.
@@ -88,21 +88,11 @@ impl EpochWriter {
         Ok(())
     }
 
-    /// Appends the state frame, which every epoch has once, behind all its pages.
+    /// Appends the state frame, which every epoch has once, behind all its pages. The records are packed where that makes them smaller.
     ///
     /// # Errors
     /// A record that breaks a limit of [`StateRecord`]; more than 64 MiB in all; a second state. Nothing is appended then.
     pub fn state(&mut self, out: &mut Vec<u8>, records: &[StateRecord]) -> Result<(), FormatError> {
-        self.frame(out, FrameKind::State, |out| encode_state(out, records))?;
-        self.ended = true;
-        Ok(())
-    }
-
-    /// As [`state`](Self::state), with the records packed where that makes them smaller. Not for chains of format 1.
-    ///
-    /// # Errors
-    /// As [`state`](Self::state).
-    pub fn packed_state(&mut self, out: &mut Vec<u8>, records: &[StateRecord]) -> Result<(), FormatError> {
         self.frame(out, FrameKind::State, |out| {
             let begin = out.len();
             encode_state(out, records)?;

@@ -15,7 +15,7 @@ use super::writer::{now_unix_ns, take_lock};
 use super::{
     Chain, CutTime, Epoch, ReadOptions, Retention, Segment, SegmentNumbers, StoreError, causes, rewrite, scan, seal, steps,
 };
-use crate::format::{FORMAT_WITH_COMPACTION, Identity};
+use crate::format::Identity;
 use crate::page::EpochId;
 
 /// Files that are open at a time, so that a writer beside it has those that it needs.
@@ -55,7 +55,7 @@ pub(super) enum Scope {
 /// once, it is done in steps, each of which frees room for the next. `progress` is told bytes done and in all, of each step.
 ///
 /// # Errors
-/// As [`Chain::open_branch`]; somebody else who compacts the store or makes a branch; a chain of a format before 3; damage; what the operating
+/// As [`Chain::open_branch`]; somebody else who compacts the store or makes a branch; damage; what the operating
 /// system refuses. Nothing is changed then. [`StoreError::Room`] where no further step fits: those before it are done.
 pub fn compact(
     dir: &Path,
@@ -86,7 +86,7 @@ pub(super) struct Upkeep {
 /// Compacts a chain of the store at `root`, and leaves `spare` bytes of the disk free.
 ///
 /// # Errors
-/// Somebody else at it; a format before 3; damage, after which nothing was changed; what the operating system refuses; [`StoreError::Room`].
+/// Somebody else at it; damage, after which nothing was changed; what the operating system refuses; [`StoreError::Room`].
 pub(super) fn run(
     (root, root_medium): (&Path, &Arc<dyn Medium>),
     branch: &str,
@@ -98,9 +98,6 @@ pub(super) fn run(
     let (dir, own) = place_of(root, root_medium.as_ref(), branch)?;
     let medium = own.unwrap_or_else(|| root_medium.clone());
     let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
-    if identity.format < FORMAT_WITH_COMPACTION {
-        return Err(StoreError::OldFormat { dir, format: identity.format });
-    }
     let maintenance = take_lock(root, root_medium, MAINTENANCE)?;
     // While somebody writes, the last segment is theirs.
     let writer = match take_lock(&dir, &medium, LOCK) {
@@ -481,7 +478,7 @@ impl Compaction<'_> {
             Ok(names) => names,
             Err(error) => return tracing::warn!(error = causes(&error), "the directory cannot be listed"),
         };
-        let mut leftovers = Listed::new(&names, self.identity.format).leftovers(&names);
+        let mut leftovers = Listed::new(&names).leftovers(&names);
         // Other drafts may be the writer's.
         leftovers.retain(|name| !name.ends_with(".tmp"));
         leftovers.extend(names.into_iter().filter(|name| name == DRAFT));

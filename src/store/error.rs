@@ -67,7 +67,7 @@ pub enum StoreError {
         holder: String,
     },
     /// The store is of a version that this program does not read.
-    #[error("{}: format version {found} is not supported (this program reads version {})", file.display(), crate::format::KNOWN_VERSIONS)]
+    #[error("{}: format version {found} is not supported (this program reads version {})", file.display(), crate::format::FORMAT_VERSION)]
     Version {
         /// The file that says so.
         file: PathBuf,
@@ -101,14 +101,6 @@ pub enum StoreError {
         epoch: EpochId,
         /// The newest epoch of the chain, or none.
         newest: EpochId,
-    },
-    /// The chain's format has no branches and no compacted segments.
-    #[error("the store {} has format {format}, which knows no branches and no compacted segments: format 3 does", dir.display())]
-    OldFormat {
-        /// The directory.
-        dir: PathBuf,
-        /// The format.
-        format: u32,
     },
     /// There is no branch of that name.
     #[error("the store {} has no branch {name}", dir.display())]

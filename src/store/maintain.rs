@@ -13,7 +13,7 @@ use super::medium::Medium;
 use super::names::Listed;
 use super::place::Place;
 use super::{CutTime, Retention, SegmentNumbers, StoreError, causes, compact, seal};
-use crate::format::{FORMAT_WITH_COMPACTION, Identity};
+use crate::format::Identity;
 use crate::page::EpochId;
 
 /// How much the background gives way: about a tenth of a processor is left to it where others want it all, so that a chain stays bounded.
@@ -228,7 +228,7 @@ impl Work {
                     Ok(names) => names,
                     Err(error) => return tracing::warn!(%error, "the directory cannot be listed"),
                 };
-                let live = Listed::new(&names, self.identity.format).live.into_iter();
+                let live = Listed::new(&names).live.into_iter();
                 live.filter(|numbers| numbers.last < before.first)
                     .filter(|numbers| !names.contains(&numbers.index_name()) || !self.has_index(*numbers))
                     .for_each(|numbers| self.seal(numbers));
@@ -255,7 +255,7 @@ impl Work {
     /// Drops what is not kept and puts segments together, where that pays; everything that is not kept where room is short.
     fn compact(&self, makes_room: bool) {
         let ending = || self.ending.load(Ordering::Relaxed);
-        if self.identity.format < FORMAT_WITH_COMPACTION || ending() {
+        if ending() {
             return;
         }
         if self.readers.load(Ordering::Relaxed) > 0 {

@@ -7,14 +7,12 @@ use super::files::Files;
 use super::medium::{Medium, MediumFile};
 use super::names::MARK;
 use super::{Damage, StoreError, causes};
-use crate::format::{ChainId, FORMAT_WITH_MARK, FormatError, Identity, MARK_BLOCK_BYTES, MARK_BYTES, MARK_SLOTS, Mark};
+use crate::format::{ChainId, FormatError, Identity, MARK_BLOCK_BYTES, MARK_BYTES, MARK_SLOTS, Mark};
 use crate::page::EpochId;
 
 /// What there is of a mark.
 #[derive(Clone, Debug)]
 pub(super) enum Found {
-    /// The chain has a format that knows none.
-    None,
     /// The newest epoch that it calls durable.
     Whole(Mark),
     /// It is not there, or not whole: what was durable is not known.
@@ -27,9 +25,6 @@ pub(super) enum Found {
 /// # Errors
 /// What the operating system refuses.
 pub(super) fn read(dir: &Path, medium: &dyn Medium, identity: &Identity, files: &Files) -> Result<Found, StoreError> {
-    if identity.format < FORMAT_WITH_MARK {
-        return Ok(Found::None);
-    }
     let path = dir.join(MARK);
     let damaged = |offset, expected: String, found: String| {
         let found = format!("{found}: what was durable is not known");
@@ -98,11 +93,8 @@ impl MarkFile {
         Ok(Self { file, chain, firm: Some((1, begins)), failed: false })
     }
 
-    /// Opens the mark of a chain that a writer goes on with, if its format has one.
-    pub(super) fn open(dir: &Path, medium: &dyn Medium, identity: &Identity) -> Result<Option<Self>, StoreError> {
-        if identity.format < FORMAT_WITH_MARK {
-            return Ok(None);
-        }
+    /// Opens the mark of a chain that a writer goes on with.
+    pub(super) fn open(dir: &Path, medium: &dyn Medium, identity: &Identity) -> Result<Self, StoreError> {
         let open = || {
             let file = medium.open(MARK, true)?;
             // Only what was synced survives a power cut.
@@ -110,7 +102,7 @@ impl MarkFile {
             let firm = newest([None, one, other]);
             Ok(Self { firm, file, chain: identity.chain, failed: false })
         };
-        open().map(Some).map_err(StoreError::io("open", dir.join(MARK)))
+        open().map_err(StoreError::io("open", dir.join(MARK)))
     }
 
     /// The epoch and all before it are durable, as a sync just said. Costs one small write, which a killed process leaves behind.

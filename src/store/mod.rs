@@ -11,10 +11,10 @@ mod branch;
 mod compact;
 #[cfg(test)]
 mod compaction_tests;
+mod covered;
 mod directory;
 mod error;
 mod files;
-mod found;
 mod frames;
 mod maintain;
 mod mark;
@@ -48,9 +48,9 @@ pub(crate) mod view;
 
 pub use branch::{Branch, branches};
 pub use compact::{Compacted, compact};
+pub(crate) use covered::Found;
 pub use error::StoreError;
 pub(crate) use error::causes;
-pub(crate) use found::Found;
 pub use maintain::KeptSegments;
 pub use names::SegmentNumbers;
 pub use pages::{FoundPages, PageReader};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::format::{FORMAT_WITH_COMPACTION, SEGMENTS_MAX};
+use crate::format::SEGMENTS_MAX;
 
 /// The file that says what a chain is.
 pub(super) const IDENTITY: &str = "identity.json";
@@ -101,11 +101,9 @@ pub(super) struct Listed {
 }
 
 impl Listed {
-    /// Sorts the names of a chain of `format`.
-    pub(super) fn new(names: &[String], format: u32) -> Self {
-        let compacted = format >= FORMAT_WITH_COMPACTION;
-        let numbers = names.iter().filter_map(|name| SegmentNumbers::parse("segment-", name));
-        let mut numbers: Vec<_> = numbers.filter(|numbers| compacted || numbers.first == numbers.last).collect();
+    /// Sorts the names of a chain's directory.
+    pub(super) fn new(names: &[String]) -> Self {
+        let mut numbers: Vec<_> = names.iter().filter_map(|name| SegmentNumbers::parse("segment-", name)).collect();
         // A wide one comes before those that it covers.
         numbers.sort_unstable_by_key(|numbers| (numbers.first, std::cmp::Reverse(numbers.last)));
         let mut listed = Self::default();
@@ -139,9 +137,9 @@ impl Listed {
 mod tests {
     use super::*;
 
-    fn listed(names: &[&str], format: u32) -> (Vec<String>, Vec<String>, Vec<String>) {
+    fn listed(names: &[&str]) -> (Vec<String>, Vec<String>, Vec<String>) {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-        let listed = Listed::new(&names, format);
+        let listed = Listed::new(&names);
         let text = |numbers: &[SegmentNumbers]| numbers.iter().map(ToString::to_string).collect();
         (text(&listed.live), text(&listed.replaced), listed.leftovers(&names))
     }
@@ -161,7 +159,7 @@ mod tests {
             "identity.json",
             "lock",
         ];
-        let (live, replaced, leftovers) = listed(&names, 3);
+        let (live, replaced, leftovers) = listed(&names);
         assert_eq!(live, ["00000001-00000003", "00000004"]);
         assert_eq!(replaced, ["00000001-00000002", "00000001", "00000002", "00000003"]);
         assert_eq!(
@@ -175,8 +173,7 @@ mod tests {
                 "index-00000004.tmp"
             ]
         );
-        assert_eq!(listed(&names, 2).0, ["00000001", "00000002", "00000003", "00000004"]);
-        assert_eq!(listed(&["segment-00000001-00000003", "segment-00000003-00000005"], 3).0.len(), 2);
+        assert_eq!(listed(&["segment-00000001-00000003", "segment-00000003-00000005"]).0.len(), 2);
     }
 
     #[test]
@@ -190,7 +187,7 @@ mod tests {
             "segment-00000001.tmp",
             "segment-+0000001",
         ] {
-            assert_eq!(listed(&[name], 3).0, Vec::<String>::new(), "{name}");
+            assert_eq!(listed(&[name]).0, Vec::<String>::new(), "{name}");
         }
     }
 }

@@ -10,7 +10,7 @@ use super::directory::Directory;
 use super::medium::Medium;
 use super::read::again;
 use super::{Chain, ClockJump, ReadOptions, Retention, Segment, StoreError};
-use crate::format::{BLOCK_PAGES, FORMAT_WITH_COMPACTION, Index, IndexError, Mention};
+use crate::format::{BLOCK_PAGES, Index, IndexError, Mention};
 use crate::page::{EpochId, PAGE_SIZE_U64};
 
 /// What a prune would do to a chain, of the epochs that are its own: those that a branch shares with another chain are the other's to keep.
@@ -50,9 +50,6 @@ pub(super) fn plan_prune_on(
     branch: &str,
     retention: &Retention,
 ) -> Result<PrunePlan, StoreError> {
-    if chain.identity().format < FORMAT_WITH_COMPACTION {
-        return Err(StoreError::OldFormat { dir: chain.dir().to_owned(), format: chain.identity().format });
-    }
     if let Some(damage) = chain.damage().first() {
         return Err(StoreError::Damaged(damage.clone()));
     }

@@ -383,11 +383,11 @@ impl Planner<'_> {
             }
         }
         let (chain, identity) = (found.chain, end.identity);
-        let mark =
-            found.mark.clone().map(|file| RepairStep::Mark { file, epoch: asked, segment: end.file.clone(), chain, identity });
-        if let Some(file) = found.mark.as_ref().filter(|file| self.dir.join(file).is_file()) {
+        let file = found.mark.clone();
+        if self.dir.join(&file).is_file() {
             self.steps.push(RepairStep::Copy { file: file.clone(), offset: 0, to: format!("{lost}/{file}") });
         }
+        let mark = RepairStep::Mark { file, epoch: asked, segment: end.file.clone(), chain, identity };
         let at = found.files.iter().position(|file| file.segment == end.file).unwrap_or(0);
         let (kept, behind) = found.files.split_at((at + 1).min(found.files.len()));
         let file = kept.last().filter(|file| file.bytes > end.offset);
@@ -410,7 +410,7 @@ impl Planner<'_> {
         let close = RepairStep::Close { file, offset, epoch: asked, chain, identity };
         self.steps.extend(kept.last().filter(|file| file.compacted).map(|_| close));
         // The last: until then it says that something is lost, and the same cut goes on.
-        self.steps.extend(mark);
+        self.steps.push(mark);
         self.cut.extend(gone.iter().chain([&branch]).map(|name| (*name).to_owned()));
         Ok(())
     }

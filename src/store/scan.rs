@@ -16,9 +16,9 @@ use super::names::Listed;
 use super::segment::{Segment, Walked};
 use super::{SegmentNumbers, StoreError, mark};
 use crate::format::{
-    BLOCK_LIST_BYTES_MAX, BlockList, CLOSE_FRAME_BYTES, ChainId, Close, Commit, FORMAT_WITH_CHANGES, FORMAT_WITH_COMPACTION,
-    FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Identity, Index, IndexBuilder, IndexBytes, IndexProof, IndexedEpoch,
-    Mark, Mention, SEGMENT_HEADER_FRAME_BYTES, SegmentHeader, decode_zeros,
+    BLOCK_LIST_BYTES_MAX, BlockList, CLOSE_FRAME_BYTES, ChainId, Close, Commit, FRAME_HEADER_BYTES, FormatError, FrameHeader,
+    FrameKind, Identity, Index, IndexBuilder, IndexBytes, IndexProof, IndexedEpoch, Mark, Mention, SEGMENT_HEADER_FRAME_BYTES,
+    SegmentHeader, decode_zeros,
 };
 use crate::page::EpochId;
 
@@ -128,7 +128,7 @@ pub(super) fn scan(
     let mut walk = Walk::new(identity, from);
     walk.files = Some(files);
     let mut segments: Vec<Read> = Vec::new();
-    for numbers in Listed::new(&names, identity.format).live {
+    for numbers in Listed::new(&names).live {
         let path = dir.join(numbers.file_name());
         let file = files.read(place, &numbers.file_name()).map_err(StoreError::io("open", &path))?;
         let bytes = file.len().map_err(StoreError::io("read", &path))?;
@@ -142,7 +142,6 @@ pub(super) fn scan(
         proofs.extend(proof(dir, medium, identity, numbers, files)?);
     }
     let unknown = match mark {
-        mark::Found::None => None,
         mark::Found::Whole(mark) => {
             proofs.push(mark);
             None
@@ -493,9 +492,6 @@ impl<'a> Walk<'a> {
                 let room = BLOCK_LIST_BYTES_MAX.min(usize::try_from(header.length).unwrap_or(usize::MAX));
                 let list = window.at(offset + FRAME_HEADER_BYTES as u64, room).map_err(StoreError::io("read", at.path))?;
                 BlockList::parse(list).and_then(|list| {
-                    if list.is_changes() && identity.format < FORMAT_WITH_CHANGES {
-                        return Err(FormatError::field("encoding", FRAME_HEADER_BYTES, "0 or 1 in a chain of format 1", 2));
-                    }
                     list.gfns().iter().try_for_each(|gfn| in_memory(*gfn))?;
                     pending.index.block(offset, list.is_changes(), list.gfns())
                 })
@@ -533,9 +529,6 @@ impl<'a> Walk<'a> {
         let begin = FRAME_HEADER_BYTES;
         if offset != 0 {
             return Err(FormatError::field("kind", 4, "a frame of an epoch or a close", "a segment header"));
-        }
-        if segment.format != self.identity.format {
-            return Err(FormatError::field("format version", begin, self.identity.format, segment.format));
         }
         if segment.number != at.numbers.first {
             return Err(FormatError::field("segment number", begin + 4, at.numbers.first, segment.number));
@@ -667,9 +660,6 @@ impl<'a> Walk<'a> {
         }
         if commit.parent_hash != hash {
             return Err(differs("parent hash", begin + 8, hash, commit.parent_hash));
-        }
-        if commit.rewritten.is_some() && self.identity.format < FORMAT_WITH_COMPACTION {
-            return Err(FormatError::field("flags", begin + 169, "no rewritten epoch before format 3", "one"));
         }
         let hash = commit.identity(&[&header.encode(self.chain)[..], payload].concat());
         let epoch = Epoch { commit, hash, segment: at.numbers, offset: current.offset, state_offset, commit_offset: offset };

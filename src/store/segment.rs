@@ -9,8 +9,8 @@ use super::medium::MediumFile;
 use super::scan::{self, Damage, Epoch};
 use super::{SegmentNumbers, StoreError};
 use crate::format::{
-    Commit, FORMAT_WITH_CHANGES, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Identity, Index, IndexError,
-    IndexedEpoch, Mention, REWRITTEN_COMMIT_FRAME_BYTES, is_packed,
+    Commit, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Identity, Index, IndexError, IndexedEpoch, Mention,
+    REWRITTEN_COMMIT_FRAME_BYTES,
 };
 use crate::page::EpochId;
 
@@ -207,10 +207,6 @@ impl Segment {
     pub(crate) fn state<'b>(&self, epoch: &Epoch, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], StoreError> {
         let (number, at) = (epoch.commit.epoch, epoch.state_offset);
         let (_, payload) = self.frame(number, at, epoch.commit_offset, FrameKind::State, buffer)?;
-        if is_packed(payload) && self.identity.format < FORMAT_WITH_CHANGES {
-            let error = FormatError::field("reserved", FRAME_HEADER_BYTES + 4, "0 in a chain of format 1", "other bytes");
-            return Err(self.damaged(number, at, &error));
-        }
         Ok(payload)
     }
 

@@ -19,7 +19,7 @@ use super::retention::OwnTime;
 use super::{Chain, ClockJump, CutTime, ReadOptions, Retention, SegmentNumbers, StoreError, TornTail, causes, mounts, scan};
 use crate::epoch::{Sink, SinkError};
 use crate::format::{
-    BranchPoint, COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, FORMAT_WITH_COMPACTION, Identity, MAIN_BRANCH, Mark,
+    BranchPoint, COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, Identity, MAIN_BRANCH, Mark,
     SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SegmentHeader,
 };
 use crate::page::{EpochId, PAGE_SIZE_U64, PageRun};
@@ -105,7 +105,7 @@ pub struct Writer {
     preallocates: bool,
     maintenance: Maintenance,
     /// Where it is said which epoch is durable, if the chain's format has that.
-    mark: Option<MarkFile>,
+    mark: MarkFile,
     /// About how many bytes a base of the chain has: where epochs are dropped, segments are no longer than a part of that.
     image_bytes: u64,
     own_time: OwnTime,
@@ -265,9 +265,6 @@ impl Writer {
             return Err(StoreError::BranchDepth { name: name.to_owned(), most: BRANCHES_DEPTH_MAX });
         }
         let begin = trunk.epoch(epoch)?;
-        if trunk.identity().format < FORMAT_WITH_COMPACTION {
-            return Err(StoreError::OldFormat { dir: trunk.dir().to_owned(), format: trunk.identity().format });
-        }
         trunk.make_durable(epoch)?;
         maintenance.check()?;
         let dir = root.join(BRANCHES).join(name);
@@ -326,8 +323,7 @@ impl Writer {
         let identity = Arc::new(identity);
         let segment = make_segment(dir, medium.as_ref(), &identity, 1, from)?;
         let recovered = Recovered { tip: from.0, epochs: 0, torn: None, closed: false };
-        let opened =
-            Opened { segment, mark: Some(mark), tip_hash: from.1, image_bytes: 0, full_bytes: 0, newest: None, recovered };
+        let opened = Opened { segment, mark, tip_hash: from.1, image_bytes: 0, full_bytes: 0, newest: None, recovered };
         Ok(Self::new((dir, medium, home), identity, opened, options, place).0)
     }
 
@@ -596,7 +592,7 @@ impl Writer {
     fn is_replaced(&self) -> bool {
         let Active { numbers, at, .. } = self.segment;
         let covers = |names: Vec<String>| {
-            let live = Listed::new(&names, self.identity.format).live;
+            let live = Listed::new(&names).live;
             !names.contains(&numbers.file_name()) && live.iter().any(|other| other.cover(numbers))
         };
         self.place.check().is_ok() && self.segment.file.len().is_ok_and(|len| len == at) && self.medium.list().is_ok_and(covers)
@@ -689,7 +685,7 @@ impl Writer {
     fn mark_firmly(&mut self) {
         if self.durable == self.tip {
             let said = Mark { epoch: self.tip, identity: self.tip_hash };
-            self.mark.iter_mut().for_each(|mark| mark.firmly_durable(said));
+            self.mark.firmly_durable(said);
         }
     }
 
@@ -701,7 +697,7 @@ impl Writer {
                 self.stay()?;
                 self.segment.synced = self.segment.at;
                 let said = Mark { epoch: tip, identity: self.tip_hash };
-                self.mark.iter_mut().for_each(|mark| mark.durable(said));
+                self.mark.durable(said);
                 // Somebody may have come in between.
                 self.stay()?;
                 self.durable = tip;
@@ -722,10 +718,6 @@ impl Sink for Writer {
 
     fn tip(&self) -> EpochId {
         self.tip
-    }
-
-    fn format(&self) -> u32 {
-        self.identity.format
     }
 
     fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {
@@ -883,7 +875,7 @@ fn random_chain(dir: &Path) -> Result<ChainId, StoreError> {
 
 struct Opened {
     segment: Active,
-    mark: Option<MarkFile>,
+    mark: MarkFile,
     tip_hash: u128,
     image_bytes: u64,
     /// Bytes of the segments before the last.
@@ -900,7 +892,7 @@ const OPEN_FILES: usize = 8;
 fn recover(dir: &Path, own: &Arc<dyn Medium>, identity: &Arc<Identity>, least: EpochId) -> Result<Opened, StoreError> {
     let medium = own.as_ref();
     let names = medium.list().map_err(StoreError::io("list", dir))?;
-    let listed = Listed::new(&names, identity.format);
+    let listed = Listed::new(&names);
     if let Some(last) = listed.live.last() {
         // After a failed sync the system may keep, as clean, what the medium does not have. Segments before the last were synced
         // before the last was made.
@@ -944,7 +936,7 @@ fn recover(dir: &Path, own: &Arc<dyn Medium>, identity: &Arc<Identity>, least: E
         }
     };
     let mut mark = MarkFile::open(dir, medium, identity)?;
-    mark.iter_mut().for_each(|mark| mark.firmly_durable(Mark { epoch: tip, identity: tip_hash }));
+    mark.firmly_durable(Mark { epoch: tip, identity: tip_hash });
     let epochs = scan.segments.iter().try_fold(0, |sum, segment| Ok::<_, StoreError>(sum + segment.epochs()?))?;
     let epochs = usize::try_from(epochs).unwrap_or(usize::MAX);
     let recovered = Recovered { tip, epochs, torn: scan.tail, closed: scan.closed };

@@ -7,7 +7,7 @@ pub mod linux;
 pub mod touch;
 
 mod clocks;
-mod cutting;
+mod cut;
 mod error;
 mod exits;
 mod flat;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use super::cutting::Vcpus;
+use super::cut::Vcpus;
 use super::error::{VmmError, kvm, system};
 use super::gate::Gate;
 use super::linux::GuestEnd;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::cutting::{Cutting, Vcpus};
+use super::cut::{Cutting, Vcpus};
 use super::error::VmmError;
 use super::monitor::Monitor;
 use super::stop::Stop;

@@ -21,7 +21,8 @@ fn no_kvm() {
     ] {
         run(&format!("host --kvm {kvm}")).refused(1, &[says, "hint: "]);
         run(&format!("checkpoint --store {} --memory 64M --kvm {kvm}", store.display())).refused(1, &[says, "hint: "]);
-        run(&format!("restore --store {} --kvm {kvm}", checkpoints().join("v1/churn").display())).refused(1, &[says, "hint: "]);
+        run(&format!("restore --store {} --kvm {kvm}", checkpoints().join("golden/churn").display()))
+            .refused(1, &[says, "hint: "]);
     }
     assert!(!store.exists(), "a store without a machine");
 }
@@ -86,7 +87,7 @@ fn native_places_that_take_no_store() {
     let filled = dir.path().join("filled");
     fs::create_dir(&filled).unwrap();
     fs::write(filled.join("letter"), "text").unwrap();
-    let golden = checkpoints().join("v1/plain");
+    let golden = checkpoints().join("golden/plain");
     for (store, says) in [
         (file.as_path(), "a store is a directory"),
         (filled.as_path(), "is not empty: it holds \"letter\""),

@@ -167,7 +167,7 @@ fn rings_and_budgets_that_no_kernel_takes() {
 
 #[test]
 fn restore_takes_no_other_machine() {
-    let golden = crate::support::copy::checkpoints().join("v1/plain");
+    let golden = crate::support::copy::checkpoints().join("golden/plain");
     for option in ["--memory 64M", "--vcpus 1", "--guest churn"] {
         crate::support::command::run(&format!("restore --store {} {option}", golden.display()))
             .refused(2, &["unexpected argument"]);

@@ -115,7 +115,7 @@ fn a_chain_without_epochs() {
 
 #[test]
 fn epochs_that_do_not_exist() {
-    let golden = checkpoints().join("v1/plain");
+    let golden = checkpoints().join("golden/plain");
     for epoch in ["4", "9", "18446744073709551615"] {
         for verb in ["digest", "restore --kvm /nonexistent"] {
             let line = format!("{verb} --store {} --epoch {epoch}", golden.display());
@@ -136,7 +136,7 @@ fn epochs_that_do_not_exist() {
 #[test]
 fn going_on_from_an_older_epoch() {
     let copy = tempfile::tempdir().unwrap();
-    let golden = read(&checkpoints().join("v1/plain"));
+    let golden = read(&checkpoints().join("golden/plain"));
     write(copy.path(), &golden);
     let line = format!("restore --store {} --continue --epoch 5 --kvm /nonexistent", copy.path().display());
     run(&line).refused(2, &["epoch 5 is not the newest of main, which is 8"]);
@@ -148,7 +148,7 @@ fn going_on_from_an_older_epoch() {
 #[test]
 fn another_writer() {
     let copy = tempfile::tempdir().unwrap();
-    write(copy.path(), &read(&checkpoints().join("v1/plain")));
+    write(copy.path(), &read(&checkpoints().join("golden/plain")));
     let (writer, recovered) = Writer::open(copy.path(), WriterOptions::default()).unwrap();
     assert_eq!(recovered.tip, EpochId(8));
     let me = format!("pid {}", std::process::id());
@@ -204,7 +204,7 @@ fn hostile_machines() {
 /// Identities that are sound JSON with a sound checksum, and break a limit of the format.
 #[test]
 fn hostile_identities() {
-    let golden = read(&checkpoints().join("v1/plain"));
+    let golden = read(&checkpoints().join("golden/plain"));
     let text = String::from_utf8(golden["identity.json"].clone()).unwrap();
     let line = text.lines().next().unwrap();
     for (from, to) in [
@@ -233,7 +233,7 @@ fn hostile_identities() {
 
 fn refuses_identity(bytes: &[u8], name: &str) {
     let dir = tempfile::tempdir().unwrap();
-    let mut files = read(&checkpoints().join("v1/plain"));
+    let mut files = read(&checkpoints().join("golden/plain"));
     files.insert("identity.json".to_owned(), bytes.to_vec());
     write(dir.path(), &files);
     for verb in READERS.iter().chain(&[CONTINUE]) {
@@ -248,7 +248,7 @@ fn refuses_identity(bytes: &[u8], name: &str) {
 fn pipes_and_directories_in_place_of_files() {
     for name in ["identity.json", "segment-00000002"] {
         let dir = tempfile::tempdir().unwrap();
-        let mut files = read(&checkpoints().join("v1/plain"));
+        let mut files = read(&checkpoints().join("golden/plain"));
         files.remove(name);
         write(dir.path(), &files);
         fs::create_dir(dir.path().join(name)).unwrap();
@@ -274,7 +274,7 @@ fn pipes_and_directories_in_place_of_files() {
 fn no_permission() {
     let dir = command::open_to_all();
     let store = dir.path().join("store");
-    write(&store, &read(&checkpoints().join("v1/plain")));
+    write(&store, &read(&checkpoints().join("golden/plain")));
     let segment = store.join("segment-00000002");
     fs::set_permissions(&segment, fs::Permissions::from_mode(0o000)).unwrap();
     for verb in READERS {
@@ -295,7 +295,7 @@ fn no_permission() {
 fn a_closed_pipe_is_no_error() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let golden = checkpoints().join("v1/plain");
+    let golden = checkpoints().join("golden/plain");
     let mut command = slackwater(["log", "--store", golden.to_str().unwrap()]);
     let child = command.stdout(writer).stderr(std::process::Stdio::piped()).spawn().unwrap();
     let output = child.wait_with_output().unwrap();

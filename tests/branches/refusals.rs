@@ -4,7 +4,6 @@ use slackwater::store::Writer;
 
 use super::{store, verb};
 use crate::support::command::run;
-use crate::support::copy::checkpoints;
 use crate::support::store::SEGMENT_EACH;
 
 const NO_KVM: &str = "--kvm /nonexistent";
@@ -53,12 +52,6 @@ fn rules() {
     verb("prune", &store, "").refused(2, &["which epochs stay", "--keep-last"]);
     verb("prune", &store, "--dry-run").refused(2, &["which epochs stay"]);
     verb("restore", &store, "--keep-last 3").refused(2, &["--continue", "slackwater prune"]);
-    // Formats before branches and compaction.
-    for golden in ["v1/plain", "v2/changes"] {
-        let golden = checkpoints().join(golden);
-        verb("prune", &golden, "--keep-last 1 --dry-run").refused(1, &["which knows no branches"]);
-        verb("compact", &golden, "").refused(1, &["which knows no branches"]);
-    }
 }
 
 #[test]

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use slackwater::epoch::{CapturedState, Cut, Durability, Engine, EngineError, EngineOptions, Finished, Guest, GuestError};
 use slackwater::epoch::{RollbackGuest, RolledBack, Sink, SinkError, Start};
 use slackwater::format::{
-    BLOCK_PAGES, BlockDecoder, BlockPages, CHANGES_DEPTH_MAX, ChainId, Commit, Compression, FORMAT_WITH_CHANGES,
-    FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, MemoryDigest, Trigger, decode_changes, decode_state, decode_zeros,
+    BLOCK_PAGES, BlockDecoder, BlockPages, CHANGES_DEPTH_MAX, ChainId, Commit, Compression, FRAME_HEADER_BYTES, FormatError,
+    FrameHeader, FrameKind, MemoryDigest, Trigger, decode_changes, decode_state, decode_zeros,
 };
 use slackwater::kvm::park::Parked;
 use slackwater::kvm::ring::Lost;
@@ -680,10 +680,6 @@ impl Sink for DiskSink {
 
     fn tip(&self) -> EpochId {
         tip(&self.0.lock().stored)
-    }
-
-    fn format(&self) -> u32 {
-        FORMAT_WITH_CHANGES
     }
 
     fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {

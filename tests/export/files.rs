@@ -81,11 +81,11 @@ fn raw_is_memory_as_it_was() {
 
 #[test]
 fn a_core_has_memory_and_registers_of_each_epoch() {
-    let store = checkpoints().join("v1/churn");
+    let store = checkpoints().join("golden/churn");
     let chain = Chain::open(&store).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("core");
-    for epoch in 1..=5 {
+    for epoch in 1..=chain.newest().0 {
         let line = format!("export --store {} --epoch {epoch} --format elf-core --force", store.display());
         let report = run(&format!("{line} --out {} --json", file.display())).expect(0).json();
         let (memory, found) = read_core(&fs::read(&file).unwrap());

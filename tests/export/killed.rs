@@ -18,7 +18,7 @@ use crate::support::store::{SEGMENT_EACH, append_pages, new_chain};
 /// Guest memory is private whatever the umask; and the owner may always read what he exported.
 #[test]
 fn only_the_owner_may_read_it() {
-    let store = checkpoints().join("v1/churn");
+    let store = checkpoints().join("golden/churn");
     for umask in [0, 0o022, 0o277, 0o777] {
         let dir = tempfile::tempdir().unwrap();
         for (number, format) in ["raw", "elf-core"].into_iter().enumerate() {

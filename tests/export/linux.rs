@@ -66,7 +66,7 @@ fn note(text: &str) -> Vec<u8> {
 
 /// A store of a machine with this memory, with the state of a real one.
 fn store(dir: &Path, memory: Vec<PageRun>, pages: &[(u64, Box<PageBytes>)]) -> std::path::PathBuf {
-    let golden = Chain::open(checkpoints().join("v1/churn")).unwrap();
+    let golden = Chain::open(checkpoints().join("golden/churn")).unwrap();
     let store = dir.join("store");
     let new = NewChain { memory, vcpus: golden.identity().vcpus, ..new_chain() };
     let mut writer = Writer::create(&store, &new, SEGMENT_EACH).unwrap();

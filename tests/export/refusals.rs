@@ -18,7 +18,7 @@ fn export(store: &Path, dir: &Path, format: &str, more: &str) -> Run {
 #[test]
 fn a_file_that_exists() {
     let dir = tempfile::tempdir().unwrap();
-    let store = checkpoints().join("v1/churn");
+    let store = checkpoints().join("golden/churn");
     let out = dir.path().join("out");
     fs::write(&out, "mine").unwrap();
     for format in BOTH {
@@ -53,7 +53,7 @@ fn a_file_that_exists() {
 fn files_of_the_store_itself() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
-    let files = read(&checkpoints().join("v1/churn"));
+    let files = read(&checkpoints().join("golden/churn"));
     write(&store, &files);
     std::os::unix::fs::symlink("store/identity.json", dir.path().join("link")).unwrap();
     for out in ["store/identity.json", "store/new", "link"] {
@@ -66,7 +66,7 @@ fn files_of_the_store_itself() {
 #[test]
 fn options_that_say_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let store = checkpoints().join("v1/churn");
+    let store = checkpoints().join("golden/churn");
     for format in BOTH {
         export(&store, dir.path(), format, "--disk 0").refused(2, &["`--disk` goes with `--format disk`"]);
         export(&store, dir.path(), format, "--image x").refused(2, &["`--image` goes with `--format disk`"]);
@@ -86,7 +86,7 @@ fn options_that_say_nothing() {
 #[test]
 fn epochs_that_are_not_there() {
     let dir = tempfile::tempdir().unwrap();
-    let store = checkpoints().join("v1/plain");
+    let store = checkpoints().join("golden/plain");
     for format in BOTH {
         export(&store, dir.path(), format, "--epoch 0").refused(2, &["epochs are numbered from 1"]);
     }

@@ -27,7 +27,7 @@ fn output(test: &str, tool: &str, args: &[&str]) -> Option<String> {
 #[test]
 fn readelf_and_gdb_read_a_core() {
     let test = "export::tools::readelf_and_gdb_read_a_core";
-    let store = checkpoints().join("v1/churn");
+    let store = checkpoints().join("golden/churn");
     let dir = tempfile::tempdir().unwrap();
     let core = dir.path().join("core");
     let core = core.to_str().unwrap();

@@ -121,7 +121,7 @@ fn a_long_chain_needs_no_more_files_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
     // Made without a writer, which would put segments together.
-    let mut chain = Builder::of_format(4, [3; 16], vec![PageRun { first: Gfn(0), count: 1024 }], 1, serde_json::Value::Null);
+    let mut chain = Builder::new([3; 16], vec![PageRun { first: Gfn(0), count: 1024 }], 1, serde_json::Value::Null);
     for number in 1..=400 {
         chain.segment();
         let parts = vec![Part::Pages(Compression::default(), vec![(number, text(number))])];

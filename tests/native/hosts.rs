@@ -37,9 +37,9 @@ impl PageTarget for Golden {
 
 impl Golden {
     fn read() -> Self {
-        let chain = Chain::open(checkpoints().join("v1/churn")).unwrap();
+        let chain = Chain::open(checkpoints().join("golden/churn")).unwrap();
         let host = Offer::read(KVM_PATH.as_ref()).unwrap();
-        let again = Chain::open(checkpoints().join("v1/churn")).unwrap();
+        let again = Chain::open(checkpoints().join("golden/churn")).unwrap();
         let plan = Plan::new(&again, EpochId(5)).unwrap();
         let mut state = MachineState::from_records(plan.state(), 2).unwrap();
         let fit = compare(&state, &host, Wishes { tsc: TscChoice::Host, ..Wishes::default() });

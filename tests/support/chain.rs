@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use slackwater::format::{
-    BlockEncoder, ChainId, ChangedWords, Close, Commit, Compression, EpochWriter, FRAME_HEADER_BYTES, FrameHeader, FrameKind,
-    Identity, IndexBuilder, IndexedEpoch, MemoryDigest, Mention, Phases, SEGMENT_HEADER_FRAME_BYTES, SegmentHeader, Trigger,
+    BlockEncoder, ChainId, ChangedWords, Close, Commit, Compression, EpochWriter, FORMAT_VERSION, FRAME_HEADER_BYTES,
+    FrameHeader, FrameKind, Identity, IndexBuilder, IndexedEpoch, MemoryDigest, Mention, Phases, SEGMENT_HEADER_FRAME_BYTES,
+    SegmentHeader, Trigger,
 };
 use slackwater::machine::StateRecord;
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE_U64, PageBytes, PageRun};
@@ -20,7 +21,7 @@ pub(crate) enum Part {
     Pages(Compression, Vec<(u64, Box<PageBytes>)>),
     /// A zeros frame of runs.
     Zeros(Vec<(u64, u64)>),
-    /// A pages frame of changes: pages as they are then. Not in format 1.
+    /// A pages frame of changes: pages as they are then.
     Changes(Vec<(u64, Box<PageBytes>)>),
 }
 
@@ -58,29 +59,24 @@ pub(crate) struct Builder {
     /// What each committed epoch holds.
     pub(crate) truth: BTreeMap<u64, Truth>,
     chain: ChainId,
-    format: u32,
     segment: u32,
     tip: EpochId,
     tip_hash: u128,
     durable: EpochId,
     memory: BTreeMap<u64, Box<PageBytes>>,
     clock_ns: u64,
-    /// Whether state has records that are mostly zeros, and is packed.
-    packs: bool,
-    /// Of the segment in hand, in formats whose segments get one here.
+    /// Whether state has records that are mostly zeros.
+    sparse_state: bool,
+    /// Of the segment in hand.
     index: IndexBuilder,
 }
 
 impl Builder {
-    /// A chain of format 1 with its identity and no segment.
+    /// A chain with its identity, its mark and no segment.
     pub(crate) fn new(chain: [u8; 16], memory: Vec<PageRun>, vcpus: u32, machine: serde_json::Value) -> Self {
-        Self::of_format(1, chain, memory, vcpus, machine)
-    }
-
-    pub(crate) fn of_format(format: u32, chain: [u8; 16], memory: Vec<PageRun>, vcpus: u32, machine: serde_json::Value) -> Self {
         let clock_ns = 1_790_000_000_000_000_000;
         let identity = Identity {
-            format,
+            format: FORMAT_VERSION,
             chain: ChainId(chain),
             page_size: PAGE_SIZE_U64,
             created_unix_ns: clock_ns,
@@ -91,28 +87,26 @@ impl Builder {
             machine,
             branch_of: None,
         };
-        Self {
+        let mut builder = Self {
             files: Files::from([("identity.json".to_owned(), identity.encode().unwrap())]),
             truth: BTreeMap::new(),
             chain: ChainId(chain),
-            format,
             segment: 0,
             tip: EpochId::NONE,
             tip_hash: 0,
             durable: EpochId::NONE,
             memory: BTreeMap::new(),
             clock_ns,
-            packs: format > 1,
+            sparse_state: false,
             index: IndexBuilder::new(),
-        }
+        };
+        builder.mark();
+        builder
     }
 
     /// Puts an index beside the segment in hand, which gets no more epochs.
     fn end_segment(&mut self) {
         let index = std::mem::take(&mut self.index);
-        if self.format < 4 {
-            return;
-        }
         let segment = self.file();
         let first: [u8; SEGMENT_HEADER_FRAME_BYTES] = segment[..SEGMENT_HEADER_FRAME_BYTES].try_into().unwrap();
         let previous = EpochId(u64::from_le_bytes(first[88..96].try_into().unwrap()));
@@ -121,7 +115,7 @@ impl Builder {
         self.files.insert(format!("index-{:08}", self.segment), index);
     }
 
-    /// Says in all slots of the mark that all epochs so far are durable.
+    /// Says in all slots of the mark which epoch is durable.
     fn mark(&mut self) {
         let mut slot = vec![0xD7, b'S', b'W', b'D', 1, 0, 0, 0];
         slot.extend(self.chain.0);
@@ -142,9 +136,9 @@ impl Builder {
             self.end_segment();
         }
         self.segment += 1;
-        self.durable = self.tip;
+        self.synced();
         let header = SegmentHeader {
-            format: self.format,
+            format: FORMAT_VERSION,
             number: self.segment,
             chain: self.chain,
             previous_hash: self.tip_hash,
@@ -156,8 +150,9 @@ impl Builder {
     }
 
     /// Says that all epochs so far are durable.
-    pub(crate) const fn synced(&mut self) {
+    pub(crate) fn synced(&mut self) {
         self.durable = self.tip;
+        self.mark();
     }
 
     /// Appends a whole epoch.
@@ -196,14 +191,12 @@ impl Builder {
         }
         let mut state = state_of(new.number);
         let state_offset = begin + out.len() as u64;
-        if !self.packs {
-            writer.state(&mut out, &state).unwrap();
-        } else {
-            // Mostly zeros, so that it is packed.
+        if self.sparse_state {
+            // So that it is packed.
             state.push(StateRecord { name: "sample.sparse".to_owned(), index: 0, version: 1, data: vec![0; 1000] });
             state.extend(state_of(new.number + 1000).into_iter().map(|record| StateRecord { index: record.index + 7, ..record }));
-            writer.packed_state(&mut out, &state).unwrap();
         }
+        writer.state(&mut out, &state).unwrap();
         let truth = Truth { memory: self.memory.clone(), state };
         let totals = writer.totals();
         self.clock_ns += 50_000_000;
@@ -239,12 +232,9 @@ impl Builder {
 
     /// Ends the chain in order.
     pub(crate) fn close(&mut self) {
-        self.durable = self.tip;
+        self.synced();
         let frame = Close { epoch: self.tip, commit_hash: self.tip_hash }.encode_frame(self.chain);
         self.file().extend(frame);
-        if self.format >= 4 {
-            self.mark();
-        }
     }
 }
 
@@ -279,23 +269,13 @@ pub(crate) fn noise(seed: u64) -> Box<PageBytes> {
     page
 }
 
-/// The chain of `checkpoints/v1/plain`: every kind of frame, three segments, a gap, a chain that went on behind a close. With `closed` it ends with a close
-/// frame, which proves every epoch durable; without, nothing proves the last three.
+/// The chain of `checkpoints/golden/plain`: every kind of frame, three segments, a gap, a chain that went on behind a close. With `closed` it ends with a
+/// close frame, and every epoch is durable; without, the last three are not.
 pub(crate) fn sample(closed: bool) -> Builder {
-    sample_of(1, *b"slackwater plain", closed)
-}
-
-/// The chain of `checkpoints/v4/marked`: the same epochs, with a mark and indexes.
-pub(crate) fn sample_with_mark() -> Builder {
-    sample_of(4, *b"slackwater four!", true)
-}
-
-fn sample_of(format: u32, chain: [u8; 16], closed: bool) -> Builder {
     let zstd = Compression::Zstd { level: 3 };
     let texts = |range: std::ops::Range<u64>, seed: u64| range.map(|gfn| (gfn, text(seed + gfn))).collect::<Vec<_>>();
     let machine = serde_json::json!({ "memory_bytes": 4 << 20, "vcpus": 2, "guest": { "churn": "churn:pages=64" } });
-    let mut chain = Builder::of_format(format, chain, vec![PageRun { first: Gfn(0), count: 1024 }], 2, machine);
-    chain.packs = false;
+    let mut chain = Builder::new(*b"slackwater plain", vec![PageRun { first: Gfn(0), count: 1024 }], 2, machine);
     chain.segment();
     chain.epoch(&NewEpoch {
         number: 1,
@@ -371,12 +351,13 @@ fn touched(page: &PageBytes, seed: u64) -> Box<PageBytes> {
     page
 }
 
-/// The chain of `checkpoints/v2/changes`: blocks of changes up to 15 deep beside whole pages, across segments, after zeros and within an epoch, and packed
+/// The chain of `checkpoints/golden/changes`: blocks of changes up to 15 deep beside whole pages, across segments, after zeros and within an epoch, and packed
 /// state.
 pub(crate) fn sample_of_changes() -> Builder {
     let zstd = Compression::Zstd { level: 3 };
     let machine = serde_json::json!({ "memory_bytes": 4 << 20, "vcpus": 2, "guest": { "churn": "churn:pages=64" } });
-    let mut chain = Builder::of_format(2, *b"slackwater v two", vec![PageRun { first: Gfn(0), count: 1024 }], 2, machine);
+    let mut chain = Builder::new(*b"slackwater delta", vec![PageRun { first: Gfn(0), count: 1024 }], 2, machine);
+    chain.sparse_state = true;
     chain.segment();
     let texts = (0..6).map(|gfn| (gfn, text(gfn))).collect();
     let noises = (40..42).map(|gfn| (gfn, noise(gfn))).collect();

@@ -3,10 +3,10 @@
 use super::plots::{Figure, figures};
 use super::svg::PlotError;
 use super::table::line as table_line;
+use crate::bench::prose::{bytes, count, place, time};
 use crate::bench::results::Row;
 use crate::bench::session::{Line, Results};
 use crate::bench::summary::{Duel, Summary, Winner, Words};
-use crate::bench::words::{bytes, count, place, time};
 
 /// The style of the page, with its colours in light and in dark.
 const STYLE: &str = include_str!("style.css");

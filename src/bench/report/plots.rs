@@ -4,10 +4,10 @@ use super::svg::{
     BITMAP, CLEAR, COPY, Colour, FLOOR, HARVEST, INK, KICK, Mark, PlotError, RESET, RING, RING_HOT, STATE, Scale, WIDTH, chart,
 };
 use crate::bench::endtoend::RateRow;
+use crate::bench::prose::{self, bytes, time};
 use crate::bench::results::{PAUSE_QUANTILES, Row};
 use crate::bench::session::Results;
 use crate::bench::summary::Summary;
-use crate::bench::words::{self, bytes, time};
 use crate::bench::workload::Axis;
 
 const SIZE: (u32, u32) = (WIDTH, 270);
@@ -61,7 +61,7 @@ const fn number(count: u64) -> f64 {
 fn count(value: f64) -> String {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a label")]
     let whole = value.round() as u64;
-    if value < 1.0 { format!("{value}") } else { words::count(whole) }
+    if value < 1.0 { format!("{value}") } else { prose::count(whole) }
 }
 
 fn percent(value: f64) -> String {

@@ -1,9 +1,9 @@
 //! Rows for a terminal.
 
 use crate::bench::endtoend::RateRow;
+use crate::bench::prose::bytes;
 use crate::bench::results::Row;
 use crate::bench::session::Line;
-use crate::bench::words::bytes;
 
 /// The names of the columns of cuts, or of runs of the whole engine.
 #[must_use]

@@ -202,7 +202,7 @@ fn overlaps_beyond_any_guest_are_refused() {
 fn the_first_block_proves_what_its_segment_held() {
     let chain = ChainId(*b"of this segment!");
     let segment =
-        SegmentHeader { format: 3, number: 4, more: 2, chain, previous_hash: 7, previous: EpochId(9), created_unix_ns: 1 };
+        SegmentHeader { format: crate::format::FORMAT_VERSION, number: 4, more: 2, chain, previous_hash: 7, previous: EpochId(9), created_unix_ns: 1 };
     let frame: [u8; SEGMENT_HEADER_FRAME_BYTES] = segment.encode_frame().try_into().unwrap();
     let mut builder = IndexBuilder::new();
     builder.frame(112, Mention::Whole, [PageRun { first: Gfn(3), count: 1 }]).unwrap();

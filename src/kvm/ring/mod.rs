@@ -37,14 +37,14 @@
 //!
 //! Sources: Documentation/virt/kvm/api.rst, section 8.29; virt/kvm/dirty_ring.c.
 
-mod beside;
 mod entry;
 mod order;
+mod reset_thread;
 mod rings;
 #[cfg(test)]
 mod tests;
 
-pub use beside::{Lookout, ResetHelp};
+pub use reset_thread::{Lookout, ResetHelp};
 pub use rings::{DirtyPage, Harvest, Lost, Reset, RingError, RingSize, VmRings, support};
 
 /// The exit reason of a full ring, `KVM_EXIT_DIRTY_RING_FULL`; kvm-ioctls reports it as `VcpuExit::Unsupported(31)`.

@@ -9,9 +9,9 @@ use kvm_bindings::{
 };
 use memmap2::{MmapOptions, MmapRaw};
 
-use super::beside::{Beside, ResetHelp};
 use super::entry::{Cursor, DirtyGfn};
 use super::order;
+use super::reset_thread::{Beside, ResetHelp};
 use crate::kvm::VmHandle;
 use crate::kvm::kick::SignalsBlocked;
 use crate::kvm::park::Parked;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::cpuid::{self, ToldOf};
-use super::words;
+use super::feature_words;
 use super::{Counter, Finding, Fit, Piece, TSC_TOLERANCE_PPM, TscChoice, Verdict, Wishes, is_same_frequency};
 use crate::kvm::offer::Offer;
 use crate::machine::spec::MTRRS;
@@ -93,7 +93,7 @@ fn compare_msrs(found: &mut Findings, left_out: &mut Vec<u32>, vcpu: &VcpuState,
         };
         left_out.push(index);
         let captured = format!("{value:#x}");
-        let (piece, name, host) = (Piece::Msr { index }, words::msr(index), "not listed".to_owned());
+        let (piece, name, host) = (Piece::Msr { index }, feature_words::msr(index), "not listed".to_owned());
         found.add(Finding { piece, name, vcpu: Some(vcpu.index), captured, host, verdict, reason });
     }
 }

@@ -1,7 +1,7 @@
 //! What a guest was told of the processor, beside what a host can show.
 
 use super::compare::Findings;
-use super::words::{self, KVM_FEATURES, KVM_LEAF, WORDS, Word};
+use super::feature_words::{self, KVM_FEATURES, KVM_LEAF, WORDS, Word};
 use super::{Finding, Piece, Register, Verdict};
 use crate::kvm::offer::{CpuidLeaf, Offer};
 use crate::machine::state::VcpuState;
@@ -74,7 +74,7 @@ fn supervisor_components(leaves: &[CpuidLeaf]) -> u64 {
 pub(super) fn lacks_component(component: u8, vcpu: u32, uses: &str) -> Finding {
     Finding {
         piece: Piece::XsaveComponent { component },
-        name: Some(words::component(component)),
+        name: Some(feature_words::component(component)),
         vcpu: Some(vcpu),
         captured: "yes".to_owned(),
         host: "no".to_owned(),
@@ -181,7 +181,7 @@ impl Comparison<'_> {
                 let texts = [captured, host].map(|leaf| format!("{} bytes at {}", leaf.eax, leaf.ebx));
                 let reason = "it lies elsewhere in extended state, and the guest keeps its own areas by what it was told";
                 let finding = self.finding(Piece::XsaveComponent { component }, texts, Verdict::CannotRun, reason);
-                found.add(Finding { name: Some(words::component(component)), ..finding });
+                found.add(Finding { name: Some(feature_words::component(component)), ..finding });
             }
         }
     }

@@ -8,9 +8,9 @@
 
 mod compare;
 mod cpuid;
+mod feature_words;
 #[cfg(test)]
 mod tests;
-mod words;
 
 use std::fmt;
 

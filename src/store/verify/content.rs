@@ -226,11 +226,10 @@ pub(super) fn zero_runs(list: &[u8], offset: u64, identity: &Identity) -> Result
 
 /// Checks the state records of the payload `list`, which stands at `offset` of its file. Faults in packed records are where they would be unpacked.
 /// Returns the hash of the list with its records unpacked.
-pub(super) fn check_state(list: &[u8], offset: u64, identity: &Identity) -> Result<u128, Fault> {
+pub(super) fn check_state(list: &[u8], offset: u64) -> Result<u128, Fault> {
     let plain: Cow<'_, [u8]> = match u32_at(list, 4) {
         0 => list.into(),
-        bytes if identity.format >= 2 => unpack(list, bytes, offset)?.into(),
-        bytes => return Err(Fault::new(DamageKind::StateRecords, offset + 4, "0", bytes.to_string())),
+        bytes => unpack(list, bytes, offset)?.into(),
     };
     check_records(&plain, offset).map(|()| xxh3_128(&plain))
 }

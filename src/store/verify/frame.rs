@@ -16,10 +16,8 @@ pub(super) const SEGMENT_BYTES: u32 = 64;
 pub(super) const COMMIT_BYTES: u32 = 192;
 /// Bytes of the payload of a rewritten epoch's commit frame.
 pub(super) const REWRITTEN_BYTES: u32 = 208;
-/// The first format that has compacted segments, rewritten epochs and branches.
-pub(super) const COMPACTING: u32 = 3;
-/// The first format that has a mark.
-pub(super) const MARKED: u32 = 4;
+/// The version of the format.
+pub(super) const FORMAT: u32 = 1;
 /// Bytes of the payload of a close frame.
 pub(super) const CLOSE_BYTES: u32 = 24;
 
@@ -49,12 +47,11 @@ impl Kind {
         })
     }
 
-    /// The lengths that a payload may have in a chain of `format`, where the kind has only some.
-    pub(super) fn lengths(self, format: u32) -> Option<&'static [u32]> {
+    /// The lengths that a payload may have, where the kind has only some.
+    pub(super) fn lengths(self) -> Option<&'static [u32]> {
         match self {
             Self::Segment => Some(&[SEGMENT_BYTES]),
-            Self::Commit if format >= COMPACTING => Some(&[COMMIT_BYTES, REWRITTEN_BYTES]),
-            Self::Commit => Some(&[COMMIT_BYTES]),
+            Self::Commit => Some(&[COMMIT_BYTES, REWRITTEN_BYTES]),
             Self::Close => Some(&[CLOSE_BYTES]),
             _ => None,
         }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::directory::Directory;
-use super::frame::COMPACTING;
+use super::frame::FORMAT;
 use super::report::VerifyError;
 use crate::page::{Gfn, PageRun};
 
@@ -24,7 +24,7 @@ const FRAMES_MAX: u64 = 1 << 40;
 pub(super) struct Identity {
     /// The chain's identifier.
     pub(super) chain: [u8; 16],
-    /// The version of the format: 1 to 4.
+    /// The version of the format.
     pub(super) format: u32,
     /// Guest memory: rising, and neighbours joined.
     memory: Vec<PageRun>,
@@ -129,7 +129,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
     // The version comes before the hash: another version may hash in another way.
     let format = match value.get("format") {
         Some(format) => match format.as_u64().and_then(|format| u32::try_from(format).ok()) {
-            Some(known @ 1..=4) => known,
+            Some(FORMAT) => FORMAT,
             _ => return Err(Problem::Version(format.to_string())),
         },
         None => return Err(content("the field `format`", "none")),
@@ -154,9 +154,6 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
         return Err(content(format!("`device_runs` below {}", fields.memory.len()), fields.device_runs.to_string()));
     }
     let branch_of = value.get("branch_of").filter(|value| !value.is_null()).map(branch_of).transpose()?;
-    if branch_of.is_some() && format < COMPACTING {
-        return Err(content(format!("no `branch_of` in a chain of format {format}"), "one"));
-    }
     Ok(Identity {
         chain: digits("chain", &fields.chain)?,
         format,

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::directory::Directory;
-use super::frame::COMPACTING;
+use super::frame::FORMAT;
 use super::identity::{self, Identity, MAIN};
 use super::mark::{self, Proof};
 use super::open::{Known, OpenFiles};
@@ -184,10 +184,7 @@ impl Store {
                     store.add(&name, prefix, &directory, identity)?;
                     continue;
                 }
-                Ok((identity, _)) => {
-                    let found = format!("none in an identity of format {}", identity.format);
-                    Fault::new(DamageKind::Identity, 0, "the field `branch_of`", found)
-                }
+                Ok(_) => Fault::new(DamageKind::Identity, 0, "the field `branch_of`", "none"),
                 Err(VerifyError::NoIdentity { .. }) => {
                     store.leftovers.push(Leftover { file: format!("{BRANCHES}/{name}"), kind: LeftoverKind::Branch, bytes: 0 });
                     continue;
@@ -196,7 +193,7 @@ impl Store {
                 Err(VerifyError::NoDirectory { .. } | VerifyError::NotADirectory { .. }) => continue,
                 Err(VerifyError::Identity { expected, found, .. }) => Fault::new(DamageKind::Identity, 0, expected, found),
                 Err(VerifyError::Version { found, .. }) => {
-                    Fault::new(DamageKind::Identity, 0, "format 3 or 4", format!("format {found}"))
+                    Fault::new(DamageKind::Identity, 0, format!("format {FORMAT}"), format!("format {found}"))
                 }
                 Err(VerifyError::NotAFile { .. }) => Fault::new(DamageKind::Identity, 0, "a regular file", "something else"),
                 Err(error) => return Err(error),
@@ -239,14 +236,13 @@ impl Store {
     fn add(&mut self, name: &str, prefix: String, directory: &Directory, identity: Identity) -> Result<(), VerifyError> {
         // Before the listing: what a writer does meanwhile only adds to what it says.
         let (mark, mark_fault) = match mark::read(directory, &identity)? {
-            None => (None, None),
-            Some(Ok(proof)) => (Some(proof), None),
-            Some(Err(fault)) => (None, Some(fault)),
+            Ok(proof) => (Some(proof), None),
+            Err(fault) => (None, Some(fault)),
         };
         let mut listings = 0;
         let (segments, leftovers) = loop {
             listings += 1;
-            match segments(directory, &prefix, identity.format, &self.files) {
+            match segments(directory, &prefix, &self.files) {
                 // A listing shows a file and not another that is older, or one that is gone by the time it is opened.
                 Err(VerifyError::Replaced { .. }) if listings < LISTINGS_MAX => {}
                 Ok((segments, _)) if !is_gapless(&segments) && listings == 1 => {}
@@ -291,12 +287,7 @@ fn is_gapless(segments: &[Segment]) -> bool {
 }
 
 /// The segments in a directory, in order, with their lengths; and what is left over.
-fn segments(
-    directory: &Directory,
-    prefix: &str,
-    format: u32,
-    files: &Arc<OpenFiles>,
-) -> Result<(Vec<Segment>, Vec<Leftover>), VerifyError> {
+fn segments(directory: &Directory, prefix: &str, files: &Arc<OpenFiles>) -> Result<(Vec<Segment>, Vec<Leftover>), VerifyError> {
     let names = directory.names()?;
     let names = names.iter().filter_map(|name| name.to_str());
     let (mut found, mut indexes, mut drafts) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
@@ -318,9 +309,7 @@ fn segments(
         let path = directory.path().join(&name);
         let replaced = covered.filter(|covered| numbers.last <= covered.last);
         let mut stray = None;
-        if format < COMPACTING && numbers.first != numbers.last {
-            stray = Some(format!("a range of numbers in a chain of format {format}"));
-        } else if replaced.is_some() {
+        if replaced.is_some() {
             let bytes = directory.look(&name).map_or(0, |found| found.bytes);
             leftovers.push(Leftover { file: format!("{prefix}{name}"), kind: LeftoverKind::Replaced, bytes });
             continue;

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::directory::Directory;
-use super::frame::{HEADER_BYTES, Header, Kind, MARKED, SegmentHeader, hex, le, u32_at, u64_at, u128_at};
+use super::frame::{HEADER_BYTES, Header, Kind, SegmentHeader, hex, le, u32_at, u64_at, u128_at};
 use super::identity::Identity;
 use super::listing::{Numbers, in_directory};
 use super::report::{DamageKind, Fault, VerifyError};
@@ -32,14 +32,11 @@ pub(super) struct Proof {
     pub(super) index: Option<String>,
 }
 
-/// Reads the mark of the chain in a directory; `None` where its format knows none.
-pub(super) fn read(directory: &Directory, identity: &Identity) -> Result<Option<Result<Proof, Fault>>, VerifyError> {
-    if identity.format < MARKED {
-        return Ok(None);
-    }
+/// Reads the mark of the chain in a directory.
+pub(super) fn read(directory: &Directory, identity: &Identity) -> Result<Result<Proof, Fault>, VerifyError> {
     let wrong = |offset: usize, expected: &str, found: &str| {
         let found = format!("{found}: what was durable is not known");
-        Ok(Some(Err(Fault::new(DamageKind::Mark, offset as u64, expected, found))))
+        Ok(Err(Fault::new(DamageKind::Mark, offset as u64, expected, found)))
     };
     let Some(bytes) = head(directory, NAME, MARK_BYTES + 1)? else {
         return wrong(0, "a file that says which epoch was durable", "none");
@@ -56,7 +53,7 @@ pub(super) fn read(directory: &Directory, identity: &Identity) -> Result<Option<
         is_sound.then(|| Proof { epoch: u64_at(slot, 24), identity: u128_at(slot, 32), index: None })
     });
     match slots.max_by_key(|proof| proof.epoch) {
-        Some(proof) => Ok(Some(Ok(proof))),
+        Some(proof) => Ok(Ok(proof)),
         None => wrong(0, &format!("a slot of the mark of chain {}", hex(&identity.chain)), "none that is sound"),
     }
 }

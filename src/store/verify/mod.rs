@@ -17,13 +17,13 @@ mod identity;
 mod index;
 mod listing;
 mod mark;
-mod one;
+mod one_epoch;
 mod open;
-mod pieces;
 mod report;
-mod tally;
+mod segment_file;
 #[cfg(test)]
 mod tests;
+mod totals;
 mod versions;
 mod walk;
 
@@ -37,7 +37,7 @@ pub use report::{
 
 use directory::Directory;
 use listing::Store;
-use tally::Tally;
+use totals::Tally;
 
 /// Checks the store in `dir` and says what it found. `progress` is called now and then, at least once a segment.
 ///
@@ -94,7 +94,7 @@ fn listed(store: &Store, options: &VerifyOptions, progress: &mut dyn FnMut(Progr
     let path = options.branch.as_deref().map(|name| store.path_to(name)).transpose()?;
     let asked = path.as_ref().and_then(|path| path.first().copied()).unwrap_or(0);
     if let Some(epoch) = options.epoch {
-        return one::verify(store, asked, epoch, options, progress);
+        return one_epoch::verify(store, asked, epoch, options, progress);
     }
     let mut tally = Tally::new(store, path, options, progress);
     walk::walk(store, options, &mut tally)?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::frame::FORMAT;
 use crate::page::EpochId;
 
 /// How to verify.
@@ -134,9 +135,9 @@ pub struct BranchReport {
     /// Its identifier.
     #[serde(skip)]
     pub(in crate::store) chain: [u8; 16],
-    /// The path of its mark in the store's directory, if its format has one.
+    /// The path of its mark in the store's directory.
     #[serde(skip)]
-    pub(in crate::store) mark: Option<String>,
+    pub(in crate::store) mark: String,
     /// Its segments in order.
     #[serde(skip)]
     pub(in crate::store) files: Vec<SegmentFile>,
@@ -358,7 +359,7 @@ pub enum VerifyError {
         found: String,
     },
     /// The chain is of another format version.
-    #[error("{}: expected format 1 to 4, found format {found}", path.display())]
+    #[error("{}: expected format {FORMAT}, found format {found}", path.display())]
     Version {
         /// The identity file.
         path: PathBuf,

@@ -6,16 +6,16 @@ use std::mem;
 use super::content::{self, Blocks};
 use super::digest::MemoryDigest;
 use super::epoch::Open;
-use super::frame::{COMPACTING, Close, Commit, HEADER_BYTES_U64, Header, Kind, MARKED, SegmentHeader, hex};
+use super::frame::{Close, Commit, HEADER_BYTES_U64, Header, Kind, SegmentHeader, hex};
 use super::identity::{BranchOf, Identity};
 use super::index::{Index, Reading};
 use super::listing::{Chain, Segment, Store, in_directory};
 use super::mark::Proof;
-use super::pieces::{self, Look, Pieces};
 use super::report::{
     BranchReport, DamageKind, End, Fault, Leftover, LeftoverKind, SegmentFile, TornTail, VerifyError, VerifyOptions,
 };
-use super::tally::Tally;
+use super::segment_file::{self, Look, Pieces};
+use super::totals::Tally;
 use super::versions::{At, Changed, Versions};
 use crate::page::{EpochId, Gfn, runs};
 
@@ -162,7 +162,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                     })
                     .collect(),
                 chain: chain.identity.chain,
-                mark: (chain.identity.format >= MARKED).then(|| chain.mark_name()),
+                mark: chain.mark_name(),
                 ..BranchReport::default()
             },
             forks,
@@ -293,7 +293,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
     fn compare_index(&mut self, segment: &Segment, flow: Flow, last: bool) {
         let Some(name) = &segment.index else {
             // A writer makes it when it goes on to the next segment.
-            self.tally.report.indexes_missing += u64::from(self.identity.format >= COMPACTING && !last && flow != Flow::Done);
+            self.tally.report.indexes_missing += u64::from(!last && flow != Flow::Done);
             return;
         };
         let Some(index) = self.index.take() else { return };
@@ -614,7 +614,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         let here = At { segment: self.first_segment + place.index, offset, length: header.length };
         let index = &mut self.index;
         let checked = match header.kind {
-            Kind::Pages if payload.first() == Some(&2) && self.identity.format >= 2 => {
+            Kind::Pages if payload.first() == Some(&2) => {
                 open.changes_at.get_or_insert(offset);
                 let given = (self.identity, self.options);
                 changes(open, &mut self.versions, &mut self.memory, payload, here, given)?.map(|gfns| {
@@ -652,7 +652,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                 if let Some(index) = index {
                     index.state(at);
                 }
-                content::check_state(payload, offset, self.identity).map(|_| ())
+                content::check_state(payload, offset).map(|_| ())
             }
             _ => Ok(()),
         };
@@ -809,7 +809,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             None => {
                 let segments = self.segments.get(place.index..).unwrap_or_default();
                 let offset = place.open.as_ref().map_or(place.at, |open| open.start);
-                pieces::durable(segments, offset, self.identity)?
+                segment_file::durable(segments, offset, self.identity)?
             }
         };
         self.durable_behind = Some(behind);

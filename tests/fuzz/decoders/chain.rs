@@ -1,13 +1,15 @@
 //! Whole chains: what the reader, `verify`, a restore and a writer make of the same files must agree.
 //!
-//! An input is the format's version, which segments stand for two numbers and what the mark says (1 byte), the number of segments (1 byte), their lengths (4 bytes each) and their
+//! An input is which segments stand for two numbers (bits 2 to 5 of 1 byte) and what the mark says (the highest two), the number of segments (1 byte), their lengths (4 bytes each) and their
 //! bytes. Too short an input has empty segments.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use slackwater::epoch::Sink as _;
-use slackwater::format::{BlockEncoder, ChainId, Commit, Compression, EpochWriter, Identity, MemoryDigest, is_zero};
+use slackwater::format::{
+    BlockEncoder, ChainId, Commit, Compression, EpochWriter, FORMAT_VERSION, Identity, MemoryDigest, is_zero,
+};
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes, PageRun};
 use slackwater::restore::{PageTarget, Plan, RestoreError, TargetError};
 use slackwater::store::verify::{VerifyOptions, VerifyReport, verify};
@@ -16,7 +18,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::frames::{CLOSE, COMMIT, Frame, PAGES, Piece, SEGMENT_HEADER, STATE, ZEROS, block, cut, join, list, put, u32_at};
 use super::repair::{Repair, repair};
-use super::{Bytes, Files, Random, VERIFIED_FORMAT, fixtures, scratch};
+use super::{Bytes, Files, Random, fixtures, scratch};
 
 /// The chain of every input.
 pub(super) const CHAIN: ChainId = ChainId(*b"slackwater fuzz.");
@@ -25,8 +27,6 @@ pub(super) const CHAIN: ChainId = ChainId(*b"slackwater fuzz.");
 const MEMORY: [PageRun; 2] = [PageRun { first: Gfn(0), count: 2048 }, PageRun { first: Gfn(1 << 39), count: 64 }];
 
 const SEGMENTS_MAX: usize = 4;
-
-const FORMATS: u32 = 4;
 
 /// The first and the last number of each segment.
 fn numbers(wide: u8, segments: usize) -> Vec<(u32, u32)> {
@@ -42,10 +42,9 @@ fn numbers(wide: u8, segments: usize) -> Vec<(u32, u32)> {
 /// A chain's segments.
 #[derive(Clone, Debug)]
 struct Input {
-    format: u32,
-    /// One bit a segment, set where it stands for two numbers. None in formats that have no such segments.
+    /// One bit a segment, set where it stands for two numbers.
     wide: u8,
-    /// What the mark says: that nothing was durable, the last epoch of the segments, a later one, or nothing, for there is none. 0 in formats that have none.
+    /// What the mark says: that nothing was durable, the last epoch of the segments, a later one, or nothing, for there is none.
     mark: u8,
     segments: Vec<Vec<u8>>,
 }
@@ -61,15 +60,11 @@ impl Input {
             rest = behind;
             segment.to_vec()
         });
-        let format = 1 + u32::from(byte(0) & 3) % FORMATS;
-        let wide = if format < 3 { 0 } else { byte(0) >> 2 & 15 };
-        let mark = if format < 4 { 0 } else { byte(0) >> 6 };
-        Self { format, wide, mark, segments: segments.collect() }
+        Self { wide: byte(0) >> 2 & 15, mark: byte(0) >> 6, segments: segments.collect() }
     }
 
     fn bytes(&self) -> Vec<u8> {
-        let mut bytes =
-            vec![(self.format - 1).to_le_bytes()[0] | self.wide << 2 | self.mark << 6, self.segments.len().to_le_bytes()[0]];
+        let mut bytes = vec![self.wide << 2 | self.mark << 6, self.segments.len().to_le_bytes()[0]];
         bytes.extend(self.segments.iter().flat_map(|segment| segment.len().to_le_bytes()[..4].to_vec()));
         bytes.extend(self.segments.concat());
         bytes
@@ -77,7 +72,7 @@ impl Input {
 
     fn files(&self) -> Files {
         let identity = Identity {
-            format: self.format,
+            format: FORMAT_VERSION,
             chain: CHAIN,
             page_size: PAGE_SIZE_U64,
             created_unix_ns: 0,
@@ -96,7 +91,7 @@ impl Input {
 
     /// The bytes of the mark.
     fn mark(&self) -> Option<Vec<u8>> {
-        if self.format < 4 || self.mark == 3 {
+        if self.mark == 3 {
             return None;
         }
         let pieces = self.pieces();
@@ -123,9 +118,7 @@ impl Input {
         self.segments.iter().map(|segment| cut(segment)).collect()
     }
 
-    fn repaired(format: u32, wide: u8, mark: u8, mut segments: Vec<Vec<Piece>>, how: Repair) -> Self {
-        let wide = if format < 3 { 0 } else { wide };
-        let mark = if format < 4 { 0 } else { mark };
+    fn repaired(wide: u8, mark: u8, mut segments: Vec<Vec<Piece>>, how: Repair) -> Self {
         let numbers = numbers(wide, segments.len());
         // A compacted segment ends in a close.
         let is = |piece: &Piece, kind: u8| matches!(piece, Piece::Frame(frame) if frame.kind() == kind);
@@ -136,8 +129,8 @@ impl Input {
                 segment.push(Piece::Frame(Frame::new(CLOSE, 1, vec![0; 24])));
             }
         }
-        repair(&mut segments, &numbers, CHAIN, format, how);
-        Self { format, wide, mark, segments: segments.iter().map(|pieces| join(pieces)).collect() }
+        repair(&mut segments, &numbers, CHAIN, how);
+        Self { wide, mark, segments: segments.iter().map(|pieces| join(pieces)).collect() }
     }
 }
 
@@ -208,20 +201,18 @@ pub(super) fn check(data: &[u8]) {
     let input = Input::parse(data);
     let files = input.files();
     scratch::with(&files, |dir| {
-        let report = (input.format <= VERIFIED_FORMAT).then(|| verified(dir).expect("the identity is sound"));
+        let report = verified(dir).expect("the identity is sound");
         let chain = match Chain::open(dir) {
             Ok(chain) => chain,
             Err(StoreError::Version { .. }) => {
-                assert!(report.is_none_or(|report| !report.is_sound() || report.torn_tail.is_some()));
+                assert!(!report.is_sound() || report.torn_tail.is_some());
                 return;
             }
             Err(error) => panic!("{error:?}"),
         };
         let restored = read(&chain);
-        if let Some(report) = &report {
-            compare(&chain, report, &restored);
-        }
-        write(dir, &files, &chain, report.as_ref(), &restored);
+        compare(&chain, &report, &restored);
+        write(dir, &files, &chain, &report, &restored);
     });
 }
 
@@ -265,7 +256,7 @@ fn compare(chain: &Chain, report: &VerifyReport, restored: &Restored) {
 }
 
 /// A writer goes on, and changes nothing of what was there; or refuses, and changes nothing at all.
-fn write(dir: &Path, files: &Files, chain: &Chain, report: Option<&VerifyReport>, restored: &Restored) {
+fn write(dir: &Path, files: &Files, chain: &Chain, report: &VerifyReport, restored: &Restored) {
     let options = WriterOptions { segment_bytes: 4096, preallocate_bytes: 0, background: false, ..WriterOptions::default() };
     let (mut writer, recovered) = match Writer::open(dir, options) {
         Ok(opened) => opened,
@@ -297,12 +288,10 @@ fn write(dir: &Path, files: &Files, chain: &Chain, report: Option<&VerifyReport>
     let chain = Chain::open(dir).unwrap();
     assert!(chain.damage().is_empty() && chain.tail().is_none() && chain.is_closed(), "{chain:#?}");
     assert_eq!((chain.newest(), chain.durable()), (epoch, epoch));
-    if let Some(report) = report {
-        let after = verify(dir, &VerifyOptions::default(), &mut |_| {}).unwrap();
-        assert!(after.torn_tail.is_none(), "{after:#?}");
-        if report.is_sound() {
-            assert!(after.is_sound() && after.epochs == report.epochs + 1, "{after:#?}");
-        }
+    let after = verify(dir, &VerifyOptions::default(), &mut |_| {}).unwrap();
+    assert!(after.torn_tail.is_none(), "{after:#?}");
+    if report.is_sound() {
+        assert!(after.is_sound() && after.epochs == report.epochs + 1, "{after:#?}");
     }
     for (before, digest) in restored {
         assert_eq!(restore(&chain, *before).map(|memory| memory.digest()), *digest, "epoch {before} after a writer went on");
@@ -313,7 +302,7 @@ fn write(dir: &Path, files: &Files, chain: &Chain, report: Option<&VerifyReport>
     }
 }
 
-/// The files of a small chain of format 3 that is sound: `epochs` of them in each segment.
+/// The files of a small chain that is sound: `epochs` of them in each segment.
 pub(super) fn sound(random: &mut Random, epochs: &[usize]) -> Files {
     let mut segments = Vec::new();
     for count in epochs {
@@ -334,20 +323,17 @@ pub(super) fn sound(random: &mut Random, epochs: &[usize]) -> Files {
         segment.push(Piece::Frame(Frame::new(CLOSE, 1, vec![0; 24])));
         segments.push(segment);
     }
-    Input::repaired(3, 0, 0, segments, Repair { order: true, content: true }).files()
+    Input::repaired(0, 0, segments, Repair { order: true, content: true }).files()
 }
 
 pub(super) fn mutate(data: &mut Vec<u8>, random: &mut Random, bytes: Bytes<'_>) {
     let input = Input::parse(data);
-    let (mut format, mut wide, mut mark, mut segments) = (input.format, input.wide, input.mark, input.pieces());
+    let (mut wide, mut mark, mut segments) = (input.wide, input.mark, input.pieces());
     if segments.is_empty() {
         segments.push(vec![segment_header()]);
     }
     for _ in 0..=random.below(4) {
         step(&mut segments, random, bytes);
-    }
-    if random.one_in(64) {
-        format = 1 + format % FORMATS;
     }
     if random.one_in(16) {
         wide ^= 1 << random.below(SEGMENTS_MAX);
@@ -355,17 +341,11 @@ pub(super) fn mutate(data: &mut Vec<u8>, random: &mut Random, bytes: Bytes<'_>) 
     if random.one_in(8) {
         mark = random.below(4).to_le_bytes()[0];
     }
-    if format < 3 {
-        wide = 0;
-    }
-    if format < 4 {
-        mark = 0;
-    }
     let how = Repair { order: !random.one_in(6), content: !random.one_in(6) };
     let mut changed = if random.one_in(16) {
-        Input { format, wide, mark, segments: segments.iter().map(|pieces| join(pieces)).collect() }
+        Input { wide, mark, segments: segments.iter().map(|pieces| join(pieces)).collect() }
     } else {
-        Input::repaired(format, wide, mark, segments, how)
+        Input::repaired(wide, mark, segments, how)
     };
     if random.one_in(12) && !changed.segments.is_empty() {
         let index = random.below(changed.segments.len());
@@ -535,18 +515,16 @@ pub(super) fn seeds(checkpoints: &Path) -> Vec<Vec<u8>> {
     let whole = Repair { order: true, content: true };
     let mut seeds = Vec::new();
     for files in fixtures(checkpoints) {
-        let format = (1..=FORMATS).find(|format| files["identity.json"].starts_with(format!("{{\"format\":{format}").as_bytes()));
         let segments: Vec<_> =
             files.iter().filter(|(name, _)| name.starts_with("segment-")).map(|(_, bytes)| bytes.clone()).collect();
-        let format = format.unwrap_or(1);
-        let input = Input { format, wide: 0, mark: 1, segments };
+        let input = Input { wide: 0, mark: 1, segments };
         // Frames of other chains become this chain's, and what is damaged stays so in all but its checksums' way.
         for how in [Repair { order: false, content: false }, whole] {
             let mut segments = input.pieces();
             for frame in segments.iter_mut().flatten().filter_map(Piece::frame) {
                 slim(frame);
             }
-            seeds.push(Input::repaired(format, 0, 1, segments, how).bytes());
+            seeds.push(Input::repaired(0, 1, segments, how).bytes());
         }
     }
     // Small ones, which mutations reach deeper into.
@@ -566,8 +544,8 @@ pub(super) fn seeds(checkpoints: &Path) -> Vec<Vec<u8>> {
                 segments.push(vec![segment_header()]);
             }
         }
-        let (format, wide) = (1 + seed as u32 % FORMATS, seed.to_le_bytes()[0] >> 2 & 15);
-        seeds.push(Input::repaired(format, wide, seed.to_le_bytes()[0] % 3, segments, whole).bytes());
+        let wide = seed.to_le_bytes()[0] >> 2 & 15;
+        seeds.push(Input::repaired(wide, seed.to_le_bytes()[0] % 3, segments, whole).bytes());
     }
     seeds.sort();
     seeds.dedup();

@@ -38,9 +38,6 @@ pub(crate) const TARGETS: [Target; 5] = [
     Target { name: "state", check: state::check, mutate: state::mutate, seeds: state::seeds },
 ];
 
-/// The newest format that `verify` reads.
-const VERIFIED_FORMAT: u32 = 4;
-
 /// splitmix64.
 #[derive(Debug)]
 pub(crate) struct Random(u64);
@@ -92,7 +89,7 @@ fn fixtures(checkpoints: &Path) -> Vec<Files> {
         paths.sort();
         paths
     };
-    let dirs = ["v1", "v2", "v4", "damaged"].iter().flat_map(|group| list(&checkpoints.join(group))).filter(|path| path.is_dir());
+    let dirs = ["golden", "damaged"].iter().flat_map(|group| list(&checkpoints.join(group))).filter(|path| path.is_dir());
     dirs.map(|dir| {
         let named = |path: &PathBuf| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(path).unwrap());
         list(&dir).iter().map(named).collect()

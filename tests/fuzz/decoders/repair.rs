@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use slackwater::format::{BlockDecoder, BlockPages, ChainId, MemoryDigest, decode_zeros};
+use slackwater::format::{BlockDecoder, BlockPages, ChainId, FORMAT_VERSION, MemoryDigest, decode_zeros};
 use slackwater::page::{Gfn, PAGE_SIZE, PageBytes};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -19,8 +19,8 @@ pub(super) struct Repair {
 }
 
 /// Repairs and seals the segments of a chain, of which the first and the last of their numbers are given.
-pub(super) fn repair(segments: &mut [Vec<Piece>], numbers: &[(u32, u32)], chain: ChainId, format: u32, how: Repair) {
-    let mut model = Model { format, ..Model::default() };
+pub(super) fn repair(segments: &mut [Vec<Piece>], numbers: &[(u32, u32)], chain: ChainId, how: Repair) {
+    let mut model = Model::default();
     for ((first, last), segment) in numbers.iter().zip(segments) {
         model.begin_epoch();
         for frame in segment.iter_mut().filter_map(Piece::frame) {
@@ -29,7 +29,7 @@ pub(super) fn repair(segments: &mut [Vec<Piece>], numbers: &[(u32, u32)], chain:
                     frame.payload.resize(64, 0);
                     frame.set_epoch(0);
                     frame.set_sequence(0);
-                    let place = [&format.to_le_bytes()[..], &first.to_le_bytes(), &chain.0].concat();
+                    let place = [&FORMAT_VERSION.to_le_bytes()[..], &first.to_le_bytes(), &chain.0].concat();
                     put(&mut frame.payload, 0, &place);
                     put(&mut frame.payload, 24, &model.tip_hash.to_le_bytes());
                     put(&mut frame.payload, 40, &model.tip.to_le_bytes());
@@ -74,7 +74,6 @@ pub(super) fn repair(segments: &mut [Vec<Piece>], numbers: &[(u32, u32)], chain:
 /// What the frames so far come to.
 #[derive(Default)]
 struct Model {
-    format: u32,
     tip: u64,
     tip_hash: u128,
     memory: BTreeMap<u64, Box<PageBytes>>,
@@ -91,8 +90,8 @@ struct Model {
 
 impl Model {
     fn begin_epoch(&mut self) {
-        let Self { format, tip, tip_hash, .. } = *self;
-        *self = Self { format, tip, tip_hash, memory: std::mem::take(&mut self.memory), ..Self::default() };
+        let Self { tip, tip_hash, .. } = *self;
+        *self = Self { tip, tip_hash, memory: std::mem::take(&mut self.memory), ..Self::default() };
     }
 
     fn number(&mut self, frame: &mut Frame) {
@@ -156,10 +155,7 @@ impl Model {
 
     fn count(&self, frame: &mut Frame) {
         let payload = &mut frame.payload;
-        if let Some(flags) = payload.get_mut(169).filter(|_| self.format < 3) {
-            *flags &= 7;
-        }
-        let length = if self.format >= 3 && is_rewritten(payload) { 208 } else { 192 };
+        let length = if is_rewritten(payload) { 208 } else { 192 };
         payload.resize(length, 0);
         put(payload, 0, &self.tip.to_le_bytes());
         put(payload, 8, &self.tip_hash.to_le_bytes());

@@ -24,14 +24,14 @@ pub(super) fn check(data: &[u8]) {
     assert_eq!(sorted(again.clone()), sorted(records));
     // They go through a chain.
     let mut frame = Vec::new();
-    EpochWriter::new(ChainId::default(), EpochId(1)).packed_state(&mut frame, &again).unwrap();
+    EpochWriter::new(ChainId::default(), EpochId(1)).state(&mut frame, &again).unwrap();
     assert_eq!(sorted(decode_state(&encoded(&again)).unwrap()), sorted(again));
 }
 
 /// The payload of these records.
 fn encoded(records: &[StateRecord]) -> Vec<u8> {
     let mut frame = Vec::new();
-    if EpochWriter::new(ChainId::default(), EpochId(1)).packed_state(&mut frame, records).is_err() {
+    if EpochWriter::new(ChainId::default(), EpochId(1)).state(&mut frame, records).is_err() {
         return vec![0; 8];
     }
     let length = u32_at(&frame, 20) as usize;

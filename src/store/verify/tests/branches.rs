@@ -7,7 +7,7 @@ use super::*;
 /// Another chain that begins at `epoch` of the chain `of`, called `name`.
 pub(super) fn branch(of: &Writer, name: &str, epoch: u64, number: u8) -> Writer {
     let written = &of.written[&epoch];
-    let mut branch = Writer { format: 3, segments: Vec::new(), numbers: Vec::new(), ..of.clone() };
+    let mut branch = Writer { segments: Vec::new(), numbers: Vec::new(), ..of.clone() };
     branch.frames.clear();
     branch.places.clear();
     branch.written.retain(|number, _| *number <= epoch);
@@ -195,7 +195,7 @@ fn no_flipped_byte_of_a_branch_goes_unnoticed() {
 
 #[test]
 fn too_many_branches_behind_each_other_are_damage() {
-    let mut writer = Writer::of_format(3);
+    let mut writer = Writer::new();
     writer.epoch(1, Plan { blocks: vec![(1, many(0, 3, 1))], flags: 5, ..Plan::default() });
     writer.close();
     let dir = writer.save();

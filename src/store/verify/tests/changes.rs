@@ -13,7 +13,7 @@ pub(super) fn touched((gfn, page): &PageOf, seed: u8) -> PageOf {
 
 /// A base, then `epochs` epochs that change its pages; every fourth has a segment of its own.
 fn changed(epochs: u64) -> Writer {
-    let mut writer = Writer::of_format(2);
+    let mut writer = Writer::new();
     let mut pages = many(0, 5, 3);
     writer.epoch(1, Plan { blocks: vec![(1, pages.clone())], flags: 1 | 4, ..Plan::default() });
     for epoch in 2..epochs + 2 {
@@ -41,7 +41,7 @@ fn changes_are_made_and_their_audits_agree() {
 
 #[test]
 fn a_whole_page_begins_anew_and_a_zero_one_has_no_changes() {
-    let mut writer = Writer::of_format(2);
+    let mut writer = Writer::new();
     let mut pages = many(0, 5, 3);
     writer.epoch(1, Plan { blocks: vec![(1, pages.clone())], flags: 1 | 4, ..Plan::default() });
     for epoch in 2..60 {
@@ -148,11 +148,6 @@ fn changes_are_laid_out_as_documented() {
         assert_eq!(kinds(&report), [DamageKind::Changes], "case {case}: {:?}", report.damage);
         assert_eq!(report.damage[0].offset, at as u64 + 48 + offset, "case {case}");
     }
-    // Format 1 has no changes.
-    let mut writer = Writer::new();
-    writer.epoch(1, Plan { blocks: vec![(0, many(0, 1, 3)), (2, vec![touched(&page(0, 3), 4)])], flags: 1, ..Plan::default() });
-    writer.close();
-    assert_eq!(kinds(&writer.verify()), [DamageKind::Block]);
 }
 
 /// `state`, packed.
@@ -194,8 +189,4 @@ fn packed_state_is_unpacked() {
         writer.close();
         assert_eq!(kinds(&writer.verify()), [DamageKind::StateRecords], "case {case}");
     }
-    let mut writer = Writer::new();
-    writer.epoch(1, Plan { blocks: vec![(0, many(0, 1, 3))], states: Some(vec![packed(&plain())]), flags: 1, ..Plan::default() });
-    writer.close();
-    assert_eq!(kinds(&writer.verify()), [DamageKind::StateRecords], "format 1 has none");
 }

@@ -116,7 +116,7 @@ impl Writer {
 
 /// Four segments with three epochs each, with whole pages, changes and zero pages, all audited.
 pub(super) fn long() -> Writer {
-    let mut writer = Writer::of_format(3);
+    let mut writer = Writer::new();
     let mut pages = many(0, 6, 3);
     writer.epoch(1, Plan { blocks: vec![(1, pages.clone()), (0, vec![page(0x10_0000, 9)])], flags: 1 | 4, ..Plan::default() });
     for epoch in 2..=12u64 {
@@ -211,26 +211,6 @@ fn numbers_belong_to_one_segment() {
         fs::write(dir.path().join(name), "x").unwrap();
     }
     assert!(run(dir.path()).is_sound());
-}
-
-#[test]
-fn older_formats_have_none_of_it() {
-    let mut writer = long().compacted(0, 1, &[2, 6]);
-    writer.format = 2;
-    let dir = writer.save();
-    let report = run(dir.path());
-    assert_eq!(kinds(&report)[0], DamageKind::SegmentNumbers, "{report:#?}");
-    for format in [1, 2] {
-        let mut writer = Writer::of_format(format);
-        writer.epoch(1, Plan { blocks: vec![(1, many(0, 3, 1))], flags: 1 | 8, ..Plan::default() });
-        writer.close();
-        assert_eq!(kinds(&writer.verify()), [DamageKind::Flags]);
-        let mut writer = Writer::of_format(format);
-        let longer = Box::new(|commit: &mut Vec<u8>| commit.extend([0; 16]));
-        writer.epoch(1, Plan { blocks: vec![(1, many(0, 3, 1))], flags: 1 | 8, tweak_commit: Some(longer), ..Plan::default() });
-        writer.close();
-        assert_eq!(kinds(&writer.verify()), [DamageKind::Length]);
-    }
 }
 
 #[test]

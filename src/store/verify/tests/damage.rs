@@ -192,7 +192,7 @@ fn each_broken_promise_is_named() {
         records(list)
     };
     let cases: Vec<(&str, Plan, K)> = vec![
-        ("encoding", payload(0, put(0, [2])), K::Block),
+        ("encoding", payload(0, put(0, [3])), K::Block),
         ("no pages", payload(0, put(1, [0])), K::Block),
         ("17 pages", payload(0, put(1, [17])), K::Block),
         (

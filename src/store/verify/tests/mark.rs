@@ -24,20 +24,14 @@ fn slot(chain: &[u8; 16], epoch: u64, identity: u128) -> Vec<u8> {
     slot
 }
 
-/// Four segments with twelve epochs, of format 4, closed; without indexes.
+/// Four segments with twelve epochs, closed, with the mark that it should have; without indexes.
 pub(super) fn marked() -> Writer {
-    let mut writer = long();
-    writer.format = 4;
-    for segment in &mut writer.segments {
-        segment[48] = 4;
-        reseal(&mut segment[..112]);
-    }
-    writer
+    Writer { marks: true, ..long() }
 }
 
 /// The first segment of this chain, without an epoch, or of another.
-fn first_segment(format: u32, chain: u8) -> Vec<u8> {
-    let mut writer = Writer { chain: [CHAIN[0] ^ chain; 16], ..Writer::of_format(format) };
+fn first_segment(chain: u8) -> Vec<u8> {
+    let mut writer = Writer { chain: [CHAIN[0] ^ chain; 16], ..Writer::new() };
     writer.chain[1..].copy_from_slice(&CHAIN[1..]);
     writer.segments.clear();
     writer.numbers.clear();
@@ -150,7 +144,7 @@ fn what_the_mark_says_is_there_or_lost() {
     is_lost(&writer, 9, 12);
     let mut writer = marked();
     for chain in [0, 1] {
-        writer.segments[3] = first_segment(4, chain);
+        writer.segments[3] = first_segment(chain);
         is_lost(&writer, 9, 12);
     }
     // Only what is above it may be torn.
@@ -164,59 +158,56 @@ fn what_the_mark_says_is_there_or_lost() {
 
 #[test]
 fn an_index_proves_what_its_segment_held() {
-    for format in [3, 4] {
-        let mut whole = if format == 3 { long() } else { marked() };
-        whole.index();
-        // Here the mark says nothing.
-        whole.mark = Some(Some(slots(&whole, [0; 3])));
-        let indexes: BTreeMap<usize, Option<Vec<u8>>> =
-            whole.segments.iter().map(|segment| Some(index::Tables::of(segment).sealed())).enumerate().collect();
-        let with = |change: &dyn Fn(&mut Vec<u8>)| {
-            let mut writer = whole.clone();
-            writer.indexes = indexes.clone();
-            change(&mut writer.segments[3]);
-            writer
-        };
-        let (another, first) = (first_segment(format, 1), first_segment(format, 0));
-        let half = whole.places[&11].3;
-        for (what, change) in [
-            ("empty", &(|segment: &mut Vec<u8>| segment.clear()) as &dyn Fn(&mut Vec<u8>)),
-            ("cut", &|segment| segment.truncate(half + 9)),
-            ("cut where an epoch ends", &|segment| segment.truncate(half)),
-            ("another's", &|segment| segment.clone_from(&another)),
-            ("the chain's first", &|segment| segment.clone_from(&first)),
-        ] {
-            println!("format {format}: {what}");
-            is_lost(&with(change), if what.starts_with("cut") { 11 } else { 9 }, 12);
-        }
-        // It is gone, and so is another.
+    // Here the mark says nothing.
+    let mut whole = long();
+    whole.index();
+    let indexes: BTreeMap<usize, Option<Vec<u8>>> =
+        whole.segments.iter().map(|segment| Some(index::Tables::of(segment).sealed())).enumerate().collect();
+    let with = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut writer = whole.clone();
         writer.indexes = indexes.clone();
-        let dir = writer.save();
-        for (number, left) in [(4, 9), (3, 6)] {
-            fs::remove_file(dir.path().join(format!("segment-{number:08}"))).unwrap();
-            let report = run(dir.path());
-            assert_eq!((kinds(&report), report.epochs), (vec![DamageKind::LostEpochs], left), "{report:#?}");
-            assert!(!one(dir.path(), 12).unwrap().is_sound());
-        }
-        // One that proves nothing: it is of another chain, has another name, or is damaged.
-        let bytes = fs::read(dir.path().join("index-00000004")).unwrap();
-        fs::rename(dir.path().join("index-00000004"), dir.path().join("index-00000009")).unwrap();
-        fs::remove_file(dir.path().join("index-00000003")).unwrap();
-        assert!(run(dir.path()).is_sound());
-        let mut damaged = bytes.clone();
-        damaged[60] ^= 1;
-        fs::write(dir.path().join("index-00000004"), damaged).unwrap();
-        assert!(run(dir.path()).is_sound());
-        fs::write(dir.path().join("index-00000004"), &bytes[..4095]).unwrap();
-        assert!(run(dir.path()).is_sound());
-        // Its first block is enough.
-        fs::write(dir.path().join("index-00000004"), &bytes[..4096]).unwrap();
-        assert!(!run(dir.path()).is_sound());
-        // A tail behind a segment with an index is as any other.
-        let report = with(&|segment| segment.extend([1; 100])).verify();
-        assert!(report.is_sound() && report.torn_tail.is_some(), "{report:#?}");
+        change(&mut writer.segments[3]);
+        writer
+    };
+    let (another, first) = (first_segment(1), first_segment(0));
+    let half = whole.places[&11].3;
+    for (what, change) in [
+        ("empty", &(|segment: &mut Vec<u8>| segment.clear()) as &dyn Fn(&mut Vec<u8>)),
+        ("cut", &|segment| segment.truncate(half + 9)),
+        ("cut where an epoch ends", &|segment| segment.truncate(half)),
+        ("another's", &|segment| segment.clone_from(&another)),
+        ("the chain's first", &|segment| segment.clone_from(&first)),
+    ] {
+        println!("{what}");
+        is_lost(&with(change), if what.starts_with("cut") { 11 } else { 9 }, 12);
     }
+    // It is gone, and so is another.
+    let mut writer = whole.clone();
+    writer.indexes = indexes.clone();
+    let dir = writer.save();
+    for (number, left) in [(4, 9), (3, 6)] {
+        fs::remove_file(dir.path().join(format!("segment-{number:08}"))).unwrap();
+        let report = run(dir.path());
+        assert_eq!((kinds(&report), report.epochs), (vec![DamageKind::LostEpochs], left), "{report:#?}");
+        assert!(!one(dir.path(), 12).unwrap().is_sound());
+    }
+    // One that proves nothing: it is of another chain, has another name, or is damaged.
+    let bytes = fs::read(dir.path().join("index-00000004")).unwrap();
+    fs::rename(dir.path().join("index-00000004"), dir.path().join("index-00000009")).unwrap();
+    fs::remove_file(dir.path().join("index-00000003")).unwrap();
+    assert!(run(dir.path()).is_sound());
+    let mut damaged = bytes.clone();
+    damaged[60] ^= 1;
+    fs::write(dir.path().join("index-00000004"), damaged).unwrap();
+    assert!(run(dir.path()).is_sound());
+    fs::write(dir.path().join("index-00000004"), &bytes[..4095]).unwrap();
+    assert!(run(dir.path()).is_sound());
+    // Its first block is enough.
+    fs::write(dir.path().join("index-00000004"), &bytes[..4096]).unwrap();
+    assert!(!run(dir.path()).is_sound());
+    // A tail behind a segment with an index is as any other.
+    let report = with(&|segment| segment.extend([1; 100])).verify();
+    assert!(report.is_sound() && report.torn_tail.is_some(), "{report:#?}");
 }
 
 #[test]
@@ -273,10 +264,7 @@ fn a_compacted_segment_has_no_torn_tail() {
 #[test]
 fn a_branch_has_a_mark_of_its_own() {
     let main = marked();
-    let mut side = branch(&main, "main", 5, 1);
-    side.format = 4;
-    side.segments[0][48] = 4;
-    reseal(&mut side.segments[0][..112]);
+    let mut side = Writer { marks: true, ..branch(&main, "main", 5, 1) };
     let dir = main.save();
     side.save_to(&dir.path().join("branches/a"));
     let report = run(dir.path());

@@ -11,7 +11,7 @@ mod damage;
 mod hostile;
 mod index;
 mod mark;
-mod one;
+mod one_epoch;
 mod real;
 mod repair;
 mod torn;
@@ -27,6 +27,7 @@ use super::*;
 use crate::page::EpochId;
 
 const CHAIN: [u8; 16] = [0xA0, 0xA1, 0xA2, 0xA3, 0xA4, 0xA5, 0xA6, 0xA7, 0xA8, 0xA9, 0xAA, 0xAB, 0xAC, 0xAD, 0xAE, 0xAF];
+const FORMAT: u32 = 1;
 const SEGMENT: u8 = 1;
 const PAGES: u8 = 2;
 const ZEROS: u8 = 3;
@@ -165,7 +166,6 @@ struct Written {
 
 #[derive(Clone)]
 struct Writer {
-    format: u32,
     chain: [u8; 16],
     /// What the identity says besides.
     branch_of: Option<(String, u64, u128)>,
@@ -177,7 +177,9 @@ struct Writer {
     written: BTreeMap<u64, Written>,
     last: (u64, u128),
     durable: u64,
-    /// The mark, where it is another than it should be: none, or these bytes.
+    /// Whether the mark says what is durable. Otherwise it says that nothing is, and only the frames prove anything.
+    marks: bool,
+    /// The mark, where it is another: none, or these bytes.
     mark: Option<Option<Vec<u8>>>,
     memory: BTreeMap<u64, Vec<u8>>,
     /// Where each epoch begins and ends: segment, first byte, commit frame, end.
@@ -188,12 +190,7 @@ struct Writer {
 
 impl Writer {
     fn new() -> Self {
-        Self::of_format(1)
-    }
-
-    fn of_format(format: u32) -> Self {
         let mut writer = Self {
-            format,
             chain: CHAIN,
             branch_of: None,
             segments: Vec::new(),
@@ -202,6 +199,7 @@ impl Writer {
             written: BTreeMap::new(),
             last: (0, 0),
             durable: 0,
+            marks: false,
             mark: None,
             memory: BTreeMap::new(),
             places: BTreeMap::new(),
@@ -227,7 +225,7 @@ impl Writer {
     }
 
     fn segment_header(&self, first: u32, last: u32, before: (u64, u128)) -> Vec<u8> {
-        let mut payload = self.format.to_le_bytes().to_vec();
+        let mut payload = FORMAT.to_le_bytes().to_vec();
         payload.extend(first.to_le_bytes());
         payload.extend(self.chain);
         payload.extend(before.1.to_le_bytes());
@@ -349,8 +347,7 @@ impl Writer {
 
     fn save_to(&self, dir: &Path) {
         let hex: String = self.chain.iter().map(|byte| format!("{byte:02x}")).collect();
-        let line = identity_line().replace("\"format\": 1", &format!("\"format\": {}", self.format));
-        let mut line = line.replace("a0a1a2a3a4a5a6a7a8a9aaabacadaeaf", &hex);
+        let mut line = identity_line().replace("a0a1a2a3a4a5a6a7a8a9aaabacadaeaf", &hex);
         if let Some((branch, epoch, identity)) = &self.branch_of {
             let of =
                 format!("\"branch_of\": {{\"branch\": \"{branch}\", \"epoch\": {epoch}, \"identity\": \"{identity:032x}\"}}}}");
@@ -359,8 +356,9 @@ impl Writer {
         fs::create_dir_all(dir).unwrap();
         fs::write(dir.join("identity.json"), identity_text(&line)).unwrap();
         fs::write(dir.join("lock"), "writer").unwrap();
-        let mark = self.mark.clone().unwrap_or_else(|| Some(mark::slots(self, [self.durable; 3])));
-        if let Some(mark) = mark.filter(|_| self.format >= 4) {
+        if let Some(mark) =
+            self.mark.clone().unwrap_or_else(|| Some(mark::slots(self, [if self.marks { self.durable } else { 0 }; 3])))
+        {
             fs::write(dir.join("durable"), mark).unwrap();
         }
         for (segment, bytes) in self.segments.iter().enumerate() {

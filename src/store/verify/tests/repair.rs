@@ -122,6 +122,7 @@ fn what_nothing_needs_goes() {
     plan(dir.path(), None).unwrap().apply().unwrap();
     let names: Vec<_> = files(dir.path()).into_keys().collect();
     let kept = [
+        "durable",
         "identity.json",
         "index-00000001-00000002",
         "notes.txt",
