@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use slackwater::epoch::{Cut, Durability, Engine, EngineOptions, Sink, SinkError, Start, WhenBehind};
-use slackwater::format::{BLOCK_PAGES, ChainId, Commit, Trigger};
+use slackwater::epoch::{Cut, Durability, Engine, EngineOptions, Marks, Sink, SinkError, SinkStart, Start, WhenBehind};
+use slackwater::format::{BLOCK_PAGES, Complete, Head, Trigger};
 use slackwater::machine::MachineState;
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE, PageRun};
 use slackwater::store::{NewChain, Writer, WriterOptions};
@@ -172,42 +172,47 @@ fn thread_time(name: &str) -> Duration {
 }
 
 /// Takes everything and keeps nothing.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Nowhere {
-    tip: EpochId,
+    head: Head,
+    marks: Marks,
+}
+
+impl Default for Nowhere {
+    fn default() -> Self {
+        Self { head: Head::default(), marks: Marks::nowhere() }
+    }
 }
 
 impl Sink for Nowhere {
-    fn chain(&self) -> ChainId {
-        ChainId::default()
-    }
-
-    fn tip(&self) -> EpochId {
-        self.tip
+    fn start(&mut self, marks: Marks) -> SinkStart {
+        self.marks = marks;
+        SinkStart { head: self.head, keeps: true, ..SinkStart::default() }
     }
 
     fn append(&mut self, _epoch: EpochId, _frames: &[u8]) -> Result<(), SinkError> {
         Ok(())
     }
 
-    fn commit(&mut self, frames: &[u8], commit: Commit) -> Result<u64, SinkError> {
-        self.tip = commit.epoch;
-        Ok(frames.len() as u64)
+    fn complete(&mut self, _frames: &[u8], epoch: &Complete) -> Result<(), SinkError> {
+        self.head = epoch.head();
+        Ok(())
     }
 
     fn abort(&mut self) -> Result<(), SinkError> {
         Ok(())
     }
 
-    fn sync(&mut self) -> Result<EpochId, SinkError> {
-        Ok(self.tip)
+    fn sync(&mut self) -> Result<(), SinkError> {
+        self.marks.durable(self.head.epoch);
+        Ok(())
     }
 
-    fn reopen(&mut self) -> Result<EpochId, SinkError> {
-        Ok(self.tip)
+    fn reopen(&mut self) -> Result<Head, SinkError> {
+        Ok(self.head)
     }
 
-    fn close(&mut self, _sync: bool) -> Result<EpochId, SinkError> {
-        Ok(self.tip)
+    fn close(&mut self, _sync: bool) -> Result<(), SinkError> {
+        self.sync()
     }
 }

@@ -1,8 +1,7 @@
 //! The plan of a restore over a chain of many epochs, and filling memory with it.
 
 use criterion::{Criterion, Throughput};
-use slackwater::epoch::Sink;
-use slackwater::format::{BlockEncoder, CHANGES_DEPTH_MAX, ChangedWords, Commit, Compression, EpochWriter, MemoryDigest};
+use slackwater::format::{BlockEncoder, CHANGES_DEPTH_MAX, ChangedWords, Commit, Compression, EpochWriter, Line, MemoryDigest};
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE, PageRun};
 use slackwater::restore::Plan;
 use slackwater::store::{Chain, NewChain, Writer, WriterOptions};
@@ -44,7 +43,7 @@ fn write(dir: &std::path::Path, changes: bool) {
     let mut random = Random(3);
     for epoch in (1..=EPOCHS).map(EpochId) {
         let mut frames = Vec::new();
-        let mut writer = EpochWriter::new(store.chain(), epoch);
+        let mut writer = EpochWriter::new(store.identity().chain, epoch);
         for at in 0..if epoch.0 == 1 { PAGES / 16 } else { BLOCKS } {
             let number = if epoch.0 == 1 { at } else { random.below(PAGES / 16) };
             let range = number * 16..number * 16 + 16;
@@ -61,8 +60,9 @@ fn write(dir: &std::path::Path, changes: bool) {
             }
         }
         writer.state(&mut frames, &[]).expect("no state");
-        let commit = Commit { epoch, totals: writer.totals(), base: epoch.0 == 1, ..Commit::default() };
-        store.commit(&frames, commit).expect("an epoch");
+        let commit = Commit { epoch, totals: writer.totals(), ..Commit::default() };
+        let complete = Line::behind(store.identity().chain, store.head()).complete(commit);
+        store.complete(&frames, &complete).expect("an epoch");
     }
     store.close(true).expect("the end of the chain");
 }

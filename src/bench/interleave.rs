@@ -22,7 +22,7 @@ struct State {
     /// A collection waits for the next turn: all vCPUs are parked, and nothing of the machine runs.
     waits: bool,
     /// Epochs that have come out of the pipeline.
-    committed: u64,
+    appended: u64,
     /// Nobody waits any more.
     over: bool,
 }
@@ -46,7 +46,7 @@ impl Turns {
         state.allowed = before + cuts;
         self.changed.notify_all();
         loop {
-            let done = state.made == state.allowed && state.waits && state.committed >= state.made;
+            let done = state.made == state.allowed && state.waits && state.appended >= state.made;
             if done || has_failed() || Instant::now() >= end {
                 return state.made - before;
             }
@@ -61,8 +61,8 @@ impl Turns {
     }
 
     /// An epoch has come out of the pipeline.
-    pub(super) fn committed(&self) {
-        self.lock().committed += 1;
+    pub(super) fn appended(&self) {
+        self.lock().appended += 1;
         self.changed.notify_all();
     }
 

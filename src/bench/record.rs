@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::interleave::Turns;
-use crate::epoch::{Sink, SinkError};
-use crate::format::{ChainId, Commit};
+use crate::epoch::{Marks, Sink, SinkError, SinkStart};
+use crate::format::{Commit, Complete, Head};
 use crate::page::EpochId;
 
 /// What was kept, in the order of the epochs.
@@ -23,48 +23,47 @@ impl Recorded {
 pub(super) struct RecordingSink {
     recorded: Recorded,
     turns: Arc<Turns>,
-    tip: EpochId,
+    head: Head,
+    marks: Marks,
 }
 
 impl RecordingSink {
     pub(super) const fn new(recorded: Recorded, turns: Arc<Turns>) -> Self {
-        Self { recorded, turns, tip: EpochId::NONE }
+        Self { recorded, turns, head: Head { epoch: EpochId::NONE, identity: 0, cut: None }, marks: Marks::nowhere() }
     }
 }
 
 impl Sink for RecordingSink {
-    fn chain(&self) -> ChainId {
-        ChainId([0; 16])
-    }
-
-    fn tip(&self) -> EpochId {
-        self.tip
+    fn start(&mut self, marks: Marks) -> SinkStart {
+        self.marks = marks;
+        SinkStart { head: self.head, keeps: true, ..SinkStart::default() }
     }
 
     fn append(&mut self, _epoch: EpochId, _frames: &[u8]) -> Result<(), SinkError> {
         Ok(())
     }
 
-    fn commit(&mut self, frames: &[u8], commit: Commit) -> Result<u64, SinkError> {
-        self.tip = commit.epoch;
-        self.recorded.0.lock().unwrap_or_else(PoisonError::into_inner).push(commit);
-        self.turns.committed();
-        Ok(frames.len() as u64)
+    fn complete(&mut self, _frames: &[u8], epoch: &Complete) -> Result<(), SinkError> {
+        self.head = epoch.head();
+        self.recorded.0.lock().unwrap_or_else(PoisonError::into_inner).push(epoch.commit);
+        self.turns.appended();
+        Ok(())
     }
 
     fn abort(&mut self) -> Result<(), SinkError> {
         Ok(())
     }
 
-    fn sync(&mut self) -> Result<EpochId, SinkError> {
-        Ok(self.tip)
+    fn sync(&mut self) -> Result<(), SinkError> {
+        self.marks.durable(self.head.epoch);
+        Ok(())
     }
 
-    fn reopen(&mut self) -> Result<EpochId, SinkError> {
-        Ok(self.tip)
+    fn reopen(&mut self) -> Result<Head, SinkError> {
+        Ok(self.head)
     }
 
-    fn close(&mut self, _sync: bool) -> Result<EpochId, SinkError> {
-        Ok(self.tip)
+    fn close(&mut self, _sync: bool) -> Result<(), SinkError> {
+        self.sync()
     }
 }

@@ -165,7 +165,7 @@ impl ProtectArgs {
         let share_pages = vm.share_pages();
         // With `none` nothing is promised, and nobody waits for it.
         let holding = vm.devices().filter(|_| self.durability != Durability::None).map(|devices| devices.hold_until_durable());
-        let on_commit = holding.transpose().map_err(|source| CliError::System { step: "starting a thread", source })?;
+        let on_release = holding.transpose().map_err(|source| CliError::System { step: "starting a thread", source })?;
         let options = EngineOptions {
             budget_pages: usize::try_from(self.budget).unwrap_or(usize::MAX),
             share_pages,
@@ -181,7 +181,7 @@ impl ProtectArgs {
                 OnStorageErrorName::Continue => OnStorageError::Continue { retry_after: Duration::from_millis(200) },
             },
             audit_every: self.audit,
-            on_commit,
+            on_release,
             // More than the guest has pages would never be used.
             version_pages: usize::try_from(self.version_memory.min(vm.spec().memory_bytes) / PAGE_SIZE_U64).unwrap_or_default(),
             ..EngineOptions::default()
@@ -368,7 +368,7 @@ mod tests {
     fn what_to_do_about_storage_depends_on_what_was_asked_for() {
         let hint = |options: &[&str], committed| {
             let Options { protect } = clap::Parser::parse_from([&["test"], options].concat());
-            let error = protect.explain(EngineError::Storage { committed: EpochId(committed), source: "full".into() }.into());
+            let error = protect.explain(EngineError::Storage { newest: EpochId(committed), source: "full".into() }.into());
             (error.to_string(), error.hint().unwrap_or_default())
         };
         let (error, stopped) = hint(&[], 3);

@@ -9,9 +9,10 @@ use super::error::CliError;
 use super::keep::KeepArgs;
 use super::units::{branch, bytes_text};
 use super::{compact, output};
+use crate::format::ClockJump;
 use crate::format::MAIN_BRANCH;
 use crate::page::EpochId;
-use crate::store::{ClockJump, PrunePlan, plan_prune};
+use crate::store::{PrunePlan, plan_prune};
 
 /// How many jumps of the clock people are shown.
 const JUMPS_SHOWN: usize = 4;

@@ -1,112 +1,245 @@
 //! The encode thread: from staged pages to frames.
 
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
 
 use super::contents::{Content, Contents};
+use super::deliver::Order;
 use super::guest::CapturedState;
-use super::sink::Sink;
-use super::slot::Slot;
+use super::shared::{FIRST_ATTEMPT, Shared};
+use super::slot::{Encoded, Joiner, Slot};
 use super::versions::{Store, Versions};
-use crate::format::{BLOCK_PAGES, BlockEncoder, ChainId, ChangedWords, Compression, EpochWriter, FormatError, is_zero};
+use crate::format::{
+    BLOCK_PAGES, BlockEncoder, ChainId, ChangedWords, Commit, Compression, EpochWriter, FormatError, Head, Line, StateRecord,
+    complete_as_base, is_zero,
+};
 use crate::page::{EpochId, Gfn, PageBytes, runs};
 
-/// Encodes the parts of epochs, in order.
-pub(super) struct Encoder {
+/// What the encoder is told.
+pub(super) enum Input<C> {
+    /// A part of an epoch.
+    Part(Slot<C>),
+    /// One sink more: its thread, and whether it keeps anything.
+    Sink(Sender<Order<C>>, bool),
+}
+
+/// Encodes the parts of epochs, in order, completes the epochs, and gives them to all sinks.
+pub(super) struct Encoder<C> {
     chain: ChainId,
+    shared: Arc<Shared<C>>,
+    sinks: Vec<Sender<Order<C>>>,
+    /// No sink keeps anything of what would be encoded.
+    discards: bool,
+    line: Line,
+    attempt: u64,
     blocks: BlockEncoder,
     known: Known,
-    /// Nothing is kept of what would be encoded.
-    discards: bool,
     /// The epoch in hand; parts of it may have gone before.
-    writer: EpochWriter,
-    zero_pages: u64,
-    unchanged_pages: u64,
+    epoch: InHand,
+    /// The base in hand, of a sink that is joining.
+    base: Option<(Joiner, InHand)>,
     /// Places in the arena, by ascending frame. Kept for its memory.
     order: Vec<(Gfn, u32)>,
     zeros: Vec<Gfn>,
 }
 
-impl Encoder {
+/// An epoch that is not complete yet.
+struct InHand {
+    writer: EpochWriter,
+    zero_pages: u64,
+    unchanged_pages: u64,
+}
+
+impl InHand {
+    fn new(chain: ChainId, epoch: EpochId) -> Self {
+        Self { writer: EpochWriter::new(chain, epoch), zero_pages: 0, unchanged_pages: 0 }
+    }
+
+    /// Appends zero pages, which rise.
+    fn zeros(&mut self, frames: &mut Vec<u8>, zeros: &[Gfn]) -> Result<(), FormatError> {
+        if !zeros.is_empty() {
+            let runs: Vec<_> = runs(zeros.iter().copied()).collect();
+            self.writer.zeros(frames, &runs)?;
+            self.zero_pages += zeros.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+impl<C: CapturedState> Encoder<C> {
     pub(super) fn new(
-        sink: &dyn Sink,
+        shared: Arc<Shared<C>>,
+        (chain, head): (ChainId, Head),
         compression: Compression,
         (contents, versions): (Contents, Versions),
-        budget_pages: usize,
+        part_pages: usize,
     ) -> Self {
-        let chain = sink.chain();
         Self {
             chain,
-            discards: sink.discards(),
+            shared,
+            sinks: Vec::new(),
+            discards: true,
+            line: Line::behind(chain, head),
+            attempt: FIRST_ATTEMPT,
             blocks: BlockEncoder::new(compression),
             known: Known { contents, versions },
-            writer: EpochWriter::new(chain, EpochId::NONE),
-            zero_pages: 0,
-            unchanged_pages: 0,
-            order: Vec::with_capacity(budget_pages),
-            zeros: Vec::with_capacity(budget_pages),
+            epoch: InHand::new(chain, EpochId::NONE),
+            base: None,
+            order: Vec::with_capacity(part_pages),
+            zeros: Vec::with_capacity(part_pages),
         }
     }
 
-    /// Encodes until no more parts come.
-    pub(super) fn run<C: CapturedState>(mut self, parts: &Receiver<Slot<C>>, to_writer: &SyncSender<Slot<C>>) {
-        for mut slot in parts {
-            if !self.discards {
-                slot.encoded = self.encode(&mut slot);
+    /// Takes one sink more. It is given what is encoded from now on.
+    pub(super) fn add(&mut self, sink: Sender<Order<C>>, keeps: bool) {
+        self.sinks.push(sink);
+        self.discards &= !keeps;
+    }
+
+    /// Encodes until no more comes.
+    pub(super) fn run(mut self, inputs: &Receiver<Input<C>>) {
+        for input in inputs {
+            match input {
+                Input::Sink(sink, keeps) => self.add(sink, keeps),
+                Input::Part(mut slot) => {
+                    slot.encoded = Ok(());
+                    // A part that is thrown away is not encoded: its sinks see that themselves.
+                    if self.begin(slot.part.attempt) {
+                        slot.encoded = self.encode(&mut slot);
+                    }
+                    let encoded = Encoded::new(slot, self.shared.clone());
+                    self.tell(|| Order::Part(encoded.clone()));
+                }
             }
-            if to_writer.send(slot).is_err() {
-                return; // the writer has ended, and says why itself
-            }
+        }
+        self.tell(|| Order::End);
+    }
+
+    fn tell(&self, order: impl Fn() -> Order<C>) {
+        for sink in &self.sinks {
+            // One that has ended has said why.
+            let _ = sink.send(order());
         }
     }
 
-    fn encode<C: CapturedState>(&mut self, slot: &mut Slot<C>) -> Result<(), FormatError> {
-        if self.writer.epoch() != slot.part.epoch {
-            self.writer = EpochWriter::new(self.chain, slot.part.epoch);
-            (self.zero_pages, self.unchanged_pages) = (0, 0);
+    /// Goes on where the sinks are, if `attempt` is a new one. Returns whether it has not failed yet.
+    fn begin(&mut self, attempt: u64) -> bool {
+        if attempt != self.attempt {
+            self.tell(|| Order::Attempt(attempt));
+            let state = self
+                .shared
+                .wait_while(|state| state.failed_attempt < attempt && state.goes_on.is_none_or(|(of, _)| of != attempt));
+            match state.goes_on.filter(|(of, _)| *of == attempt && state.failed_attempt < attempt) {
+                Some((_, head)) => {
+                    self.line.go_back(head);
+                    self.attempt = attempt;
+                }
+                None => return false,
+            }
         }
+        self.shared.lock().failed_attempt < attempt
+    }
+
+    fn encode(&mut self, slot: &mut Slot<C>) -> Result<(), FormatError> {
         slot.frames.clear();
+        slot.base_frames.clear();
+        (slot.complete, slot.base_complete) = (None, None);
+        if self.discards {
+            slot.complete = slot.part.commit.map(|commit| self.line.complete(commit));
+            return Ok(());
+        }
         self.order.clear();
         self.order.extend(slot.arena.gfns().iter().copied().zip(0u32..));
         self.order.sort_unstable();
         debug_assert!(self.order.is_sorted_by(|a, b| a.0 < b.0), "a part has each page once");
-        self.zeros.clear();
+        let records = if slot.part.commit.is_some() { slot.state.records() } else { Vec::new() };
+        if !slot.part.base_only {
+            self.encode_part(slot, &records)?;
+        }
+        match slot.part.joiner {
+            Some(joiner) => self.encode_base(joiner, slot, &records),
+            None => {
+                self.base = None;
+                Ok(())
+            }
+        }
+    }
+
+    /// What the sinks lack that have all epochs before.
+    fn encode_part(&mut self, slot: &mut Slot<C>, records: &[StateRecord]) -> Result<(), FormatError> {
+        if self.epoch.writer.epoch() != slot.part.epoch {
+            self.epoch = InHand::new(self.chain, slot.part.epoch);
+        }
+        let Self { epoch, known, blocks, order, zeros, .. } = self;
+        zeros.clear();
         let mut block: Vec<(Gfn, &PageBytes)> = Vec::with_capacity(BLOCK_PAGES);
         let mut changes: Vec<(Gfn, &PageBytes, ChangedWords)> = Vec::with_capacity(BLOCK_PAGES);
-        for (gfn, place) in &self.order {
+        for (gfn, place) in &*order {
             let page = usize::try_from(*place).ok().and_then(|place| slot.arena.page(place));
             let Some(page) = page else { continue };
-            match self.known.next(*gfn, page, slot.part.store_unchanged) {
-                Next::Unchanged => self.unchanged_pages += 1,
-                Next::Zero => self.zeros.push(*gfn),
+            match known.next(*gfn, page, slot.part.store_unchanged) {
+                Next::Unchanged => epoch.unchanged_pages += 1,
+                Next::Zero => zeros.push(*gfn),
                 Next::Changes(changed) => changes.push((*gfn, page, changed)),
                 Next::Whole => block.push((*gfn, page)),
             }
             if block.len() == BLOCK_PAGES {
-                self.writer.pages(&mut slot.frames, &mut self.blocks, &block)?;
+                epoch.writer.pages(&mut slot.frames, blocks, &block)?;
                 block.clear();
             }
             if changes.len() == BLOCK_PAGES {
-                self.writer.changes(&mut slot.frames, &changes)?;
+                epoch.writer.changes(&mut slot.frames, &changes)?;
                 changes.clear();
             }
         }
         if !block.is_empty() {
-            self.writer.pages(&mut slot.frames, &mut self.blocks, &block)?;
+            epoch.writer.pages(&mut slot.frames, blocks, &block)?;
         }
         if !changes.is_empty() {
-            self.writer.changes(&mut slot.frames, &changes)?;
+            epoch.writer.changes(&mut slot.frames, &changes)?;
         }
-        if !self.zeros.is_empty() {
-            let runs: Vec<_> = runs(self.zeros.iter().copied()).collect();
-            self.writer.zeros(&mut slot.frames, &runs)?;
-            self.zero_pages += self.zeros.len() as u64;
+        epoch.zeros(&mut slot.frames, zeros)?;
+        if let Some(commit) = slot.part.commit {
+            epoch.writer.state(&mut slot.frames, records)?;
+            let (zero_pages, unchanged_pages) = (epoch.zero_pages, epoch.unchanged_pages);
+            let commit = Commit { totals: epoch.writer.totals(), zero_pages, unchanged_pages, ..commit };
+            slot.complete = Some(self.line.complete(commit));
         }
-        if let Some(commit) = &mut slot.part.commit {
-            let records = slot.state.records();
-            self.writer.state(&mut slot.frames, &records)?;
-            commit.totals = self.writer.totals();
-            commit.zero_pages = self.zero_pages;
-            commit.unchanged_pages = self.unchanged_pages;
+        Ok(())
+    }
+
+    /// All pages of the part, whatever is known of them, for a sink of which nothing is known.
+    fn encode_base(&mut self, joiner: Joiner, slot: &mut Slot<C>, records: &[StateRecord]) -> Result<(), FormatError> {
+        let Self { base, blocks, order, zeros, .. } = self;
+        if base.as_ref().is_none_or(|(of, _)| *of != joiner) {
+            *base = Some((joiner, InHand::new(self.chain, joiner.epoch)));
+        }
+        let Some((_, base)) = base else { return Ok(()) };
+        zeros.clear();
+        let mut block: Vec<(Gfn, &PageBytes)> = Vec::with_capacity(BLOCK_PAGES);
+        for (gfn, place) in &*order {
+            let page = usize::try_from(*place).ok().and_then(|place| slot.arena.page(place));
+            let Some(page) = page else { continue };
+            if is_zero(page) {
+                zeros.push(*gfn);
+                continue;
+            }
+            block.push((*gfn, page));
+            if block.len() == BLOCK_PAGES {
+                base.writer.pages(&mut slot.base_frames, blocks, &block)?;
+                block.clear();
+            }
+        }
+        if !block.is_empty() {
+            base.writer.pages(&mut slot.base_frames, blocks, &block)?;
+        }
+        base.zeros(&mut slot.base_frames, zeros)?;
+        // The others come to the epoch of the base when it is whole.
+        if let Some(complete) = slot.complete.as_ref().filter(|complete| complete.commit.epoch == joiner.epoch) {
+            base.writer.state(&mut slot.base_frames, records)?;
+            let (totals, zero_pages) = (base.writer.totals(), base.zero_pages);
+            slot.base_complete = Some(complete_as_base(self.chain, &joiner.head, complete, totals, zero_pages));
+            self.base = None;
         }
         Ok(())
     }

@@ -1,102 +1,31 @@
 //! The engine: what happens at a trigger.
 
+mod background;
 mod rollback;
 
 use std::collections::VecDeque;
-use std::io;
 use std::time::{Duration, Instant};
 
 use self::rollback::Point;
 pub use self::rollback::RolledBack;
+use super::base::Base;
 use super::clock::{Clock, unix_ns};
-use super::guest::{CapturedState, Guest, GuestError};
+use super::error::{AttachError, EngineError, LeftReason};
+use super::guest::{CapturedState, Guest};
 use super::options::{Durability, EngineOptions, OnStorageError};
-use super::pipeline::Pipeline;
+use super::pipeline::{Extent, Pipeline};
 use super::policy::{Action, Situation, decide};
+use super::release::Reached;
 use super::report::{Counts, EpochCount, Report};
+use super::shared::{FIRST_ATTEMPT, PipelineError, Progress, Standing};
 use super::sink::{Sink, SinkError};
-use super::slot::{FIRST_GENERATION, Part, PipelineError, Progress};
+use super::slot::Part;
+use super::tracking::Tracking;
 use crate::format::{Commit, MemoryDigest, Phases, Trigger};
 use crate::kvm::park::Parked;
-use crate::memory::{GuestMemory, MemoryError};
+use crate::memory::GuestMemory;
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageSet};
-use crate::track::{TrackError, Tracker};
-
-/// Why the engine can't go on, or could not take an epoch.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum EngineError {
-    /// Memory for staging, or the threads.
-    #[error("taking memory for {slots} slots of {budget_pages} pages, or starting threads")]
-    Start {
-        /// Slots.
-        slots: usize,
-        /// Pages of each.
-        budget_pages: usize,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-    /// The chain is not at the epoch that the guest's memory is at.
-    #[error("the chain ends at epoch {found}, and the guest is at epoch {expected}")]
-    OtherEpoch {
-        /// Where the guest is.
-        expected: EpochId,
-        /// Where the chain is.
-        found: EpochId,
-    },
-    /// The VMM could not park or capture.
-    #[error("the VMM could not {action}")]
-    Guest {
-        /// What was asked of it.
-        action: &'static str,
-        /// Its error.
-        #[source]
-        source: GuestError,
-    },
-    /// Tracking was lost and could not be begun anew.
-    #[error("tracking could not be begun anew after {lost}")]
-    Tracking {
-        /// Why it was lost.
-        lost: String,
-        /// Why it stays so.
-        #[source]
-        source: TrackError,
-    },
-    /// Guest memory is not what the tracker says.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// An epoch could not be stored, and the options say to stop then.
-    #[error("{} could not be stored", behind(*committed))]
-    Storage {
-        /// The newest epoch in the chain that is known to be durable, or with durability `none` the newest appended.
-        committed: EpochId,
-        /// The storage's error.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The pipeline's threads are gone.
-    #[error("the engine's threads have ended")]
-    Ended,
-    /// The options did not plan for going back.
-    #[error("going back to the last cut was not planned when the engine was started")]
-    NoRollback,
-    /// There is nothing to go back to.
-    #[error("no cut was taken yet: there is none to go back to")]
-    NoCut,
-    /// The VMM could not put state back: memory is that of the cut, and state is not.
-    #[error("the VMM could not put back the state of epoch {epoch}")]
-    Restore {
-        /// The epoch.
-        epoch: EpochId,
-        /// Its error.
-        #[source]
-        source: GuestError,
-    },
-    /// The engine gave up before, with another error: nothing is taken any more.
-    #[error("the engine has halted the guest")]
-    Halted,
-}
+use crate::track::Tracker;
 
 /// What guest memory is when an engine is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,11 +63,35 @@ pub enum Cut {
 pub struct Finished {
     /// What it did.
     pub report: Report,
+    /// Where each sink is: one that failed while others have every epoch is no error.
+    pub sinks: Vec<SinkReport>,
     /// Why the last epochs are not in the chain, where they are not.
     pub error: Option<EngineError>,
 }
 
-/// Takes epochs of one guest and brings them to one chain.
+/// Where one sink of an engine is.
+#[derive(Clone, Debug)]
+pub struct SinkReport {
+    /// How far its epochs have come.
+    pub reached: Reached,
+    /// Whether it is given the epochs.
+    pub standing: SinkStanding,
+}
+
+/// Whether a sink is given the epochs.
+#[derive(Clone, Debug)]
+pub enum SinkStanding {
+    /// Each one.
+    Follows,
+    /// Each one, and it has ended in order.
+    Closed,
+    /// A base of its own, and each one from then on.
+    Joins,
+    /// None, for this reason, until [`Engine::join`].
+    Left(LeftReason),
+}
+
+/// Takes epochs of one guest and brings them to its sinks: a chain, and what was attached.
 ///
 /// It has no vCPU thread and no timer: the VMM calls [`cut`](Self::cut) when a ring-full exit, an interval or a request says so, from any thread, one at a
 /// time. Two threads of its own encode and write.
@@ -159,26 +112,21 @@ pub struct Engine<C: CapturedState> {
     captured: C,
     /// The number of the next epoch.
     next: EpochId,
-    generation: u64,
+    /// The newest epoch that was cut, or that the chain had.
+    newest: EpochId,
+    attempt: u64,
     /// The next epoch follows a failed one: whatever it has, the chain may lack.
     store_unchanged: bool,
     /// Why that one failed.
     failure: Option<PipelineError>,
-    /// Tracking was lost since the last cut.
-    lost: bool,
-    /// Tracking was lost before it, and no epoch that compares memory has been stored or is on its way.
-    recovery_owed: bool,
-    /// The newest epoch that compared memory.
-    last_recovery: EpochId,
-    base_in_progress: bool,
-    /// Pages that [`Engine::copy_base`] may yet copy: the guest may write as fast as it copies, and it has to end.
-    base_left: u64,
+    tracking: Tracking,
+    base: Base,
+    /// Bases of sinks that joined, so far.
+    joins: u64,
     /// Pages of the next epoch that were sent off already.
     sent_pages: u64,
     /// The most pages in a part: a budget, or all of memory where that is less.
     part_pages: usize,
-    /// No epoch yet: the next one is the base.
-    first: bool,
     /// Cuts that are not known to be durable, oldest first.
     not_durable: VecDeque<(EpochId, Instant)>,
     storage_rests_until: Option<Instant>,
@@ -228,24 +176,26 @@ impl<C: CapturedState> Engine<C> {
             Start::Fresh | Start::InUse => EpochId::NONE,
             Start::Restored(epoch) => epoch,
         };
-        let tip = sink.tip();
-        if tip != expected {
-            return Err(EngineError::OtherEpoch { expected, found: tip });
-        }
         options.budget_pages = options.budget_pages.max(1);
         let (budget_pages, slots) = (options.budget_pages, options.slots);
         let part_pages = usize::try_from(memory.pages()).unwrap_or(usize::MAX).clamp(1, budget_pages);
         let start_error = |source| EngineError::Start { slots, budget_pages, source };
+        let extent =
+            Extent { frames: memory.frames(), part_pages, memory: memory.runs().collect(), known_zero: start == Start::Fresh };
+        let pipeline = Pipeline::start(sink, expected, extent, &mut options)?;
         let point = if options.rollback { Some(Point::new(&memory, start == Start::Fresh).map_err(start_error)?) } else { None };
-        let pipeline =
-            Pipeline::start(sink, memory.frames(), part_pages, start == Start::Fresh, &mut options).map_err(start_error)?;
         let mut pending = PageSet::new(memory.frames(), part_pages);
         if start == Start::InUse {
             memory.runs().for_each(|run| pending.insert_run(run));
         }
+        let base = match start {
+            Start::Fresh => Base::Fresh,
+            Start::Restored(EpochId::NONE) => Base::Fresh,
+            Start::Restored(_) => Base::Done,
+            Start::InUse => Base::Copying { left: memory.pages() },
+        };
         Ok(Self {
             counts: Counts::new(budget_pages as u64),
-            base_left: memory.pages(),
             owed: PageSet::new(memory.frames(), part_pages),
             point,
             memory,
@@ -254,17 +204,16 @@ impl<C: CapturedState> Engine<C> {
             options,
             pending,
             captured: C::default(),
-            next: tip.next(),
-            generation: FIRST_GENERATION,
+            next: expected.next(),
+            newest: expected,
+            attempt: FIRST_ATTEMPT,
             store_unchanged: false,
             failure: None,
-            lost: false,
-            recovery_owed: false,
-            last_recovery: EpochId::NONE,
+            tracking: Tracking::sound(),
+            base,
+            joins: 0,
             sent_pages: 0,
             part_pages,
-            base_in_progress: start == Start::InUse,
-            first: tip == EpochId::NONE,
             not_durable: VecDeque::new(),
             storage_rests_until: None,
             resumed_at: Instant::now(),
@@ -275,6 +224,22 @@ impl<C: CapturedState> Engine<C> {
             floor_pages: Vec::with_capacity(part_pages),
             halted: false,
         })
+    }
+
+    /// Takes one sink more, and returns its number, from 1. Its thread starts. It gets every epoch from
+    /// the beginning if its chain ends where that of the first sink did, and nothing was cut yet; else
+    /// it gets none until [`join`](Self::join).
+    ///
+    /// # Errors
+    /// A sink of another chain, a thread that can't be started.
+    pub fn attach(&mut self, sink: Box<dyn Sink>) -> Result<usize, AttachError> {
+        self.pipeline.attach(sink)
+    }
+
+    /// Where each sink is.
+    #[must_use]
+    pub fn sinks(&self) -> Vec<SinkReport> {
+        report_sinks(self.pipeline.sinks())
     }
 
     /// Ends the epoch, if the policy lets it.
@@ -300,13 +265,13 @@ impl<C: CapturedState> Engine<C> {
         let mut hand = InHand::begin();
         self.absorb_failure()?;
         let must_cut = matches!(trigger, Trigger::Request | Trigger::Final);
-        if must_cut {
+        if must_cut && self.base.is_copying() || self.base.is_due(self.next) {
             self.complete_base()?;
         }
         let situation = Situation {
             storage_keeps_up: self.storage_keeps_up(),
             storage_rests: self.storage_rests(),
-            base_in_progress: self.base_in_progress,
+            base_in_progress: self.base.is_copying(),
             must_cut,
             when_behind: self.options.when_behind,
         };
@@ -330,40 +295,6 @@ impl<C: CapturedState> Engine<C> {
         self.take(guest, trigger, &mut hand)
     }
 
-    /// Copies up to a budget of pages of the base beside the running guest. Call it again, with cuts in between as they come, until it returns
-    /// false: the next cut then completes the base. It comes to that however much the guest writes. While storage is left alone after a failure, it
-    /// returns true and copies nothing. Only for [`Start::InUse`].
-    ///
-    /// # Errors
-    /// [`EngineError::Storage`], [`EngineError::Memory`], [`EngineError::Ended`], [`EngineError::Halted`]. The next [`cut`](Self::cut) halts the
-    /// guest.
-    pub fn copy_base(&mut self) -> Result<bool, EngineError> {
-        if self.halted {
-            return Err(EngineError::Halted);
-        }
-        if self.base_in_progress && self.storage_rests() && !self.pipeline.has_failed() {
-            return Ok(true);
-        }
-        self.copy_base_part().inspect_err(|_| self.halted = true)
-    }
-
-    fn copy_base_part(&mut self) -> Result<bool, EngineError> {
-        if !self.base_in_progress {
-            return Ok(false);
-        }
-        self.absorb_failure()?;
-        if self.pending.len() <= self.part_pages as u64 || self.base_left == 0 {
-            self.base_in_progress = false;
-            return Ok(false);
-        }
-        self.copy_part()?;
-        self.submit_part(Instant::now(), None);
-        let copied = self.last_pages.len() as u64;
-        self.base_left = self.base_left.saturating_sub(copied);
-        self.sent_pages += copied;
-        Ok(true)
-    }
-
     /// Waits until everything taken so far is in the chain, and durable where the mode promises that. Returns whether it is. After a failure it is not,
     /// until another epoch was taken.
     #[must_use]
@@ -371,9 +302,9 @@ impl<C: CapturedState> Engine<C> {
         if self.store_unchanged {
             return false;
         }
-        let last = EpochId(self.next.0 - 1);
+        let last = self.newest;
         match self.options.durability {
-            Durability::None => self.pipeline.wait_committed(last),
+            Durability::None => self.pipeline.wait_appended(last),
             Durability::Epoch | Durability::Group(_) => self.pipeline.wait_durable(last),
         }
     }
@@ -384,11 +315,10 @@ impl<C: CapturedState> Engine<C> {
         self.counts.report(&self.pipeline.progress())
     }
 
-    /// The newest epoch that is in the chain, and the newest that is durable.
+    /// How far the epochs have come in all sinks that follow.
     #[must_use]
-    pub fn committed(&self) -> (EpochId, EpochId) {
-        let progress = self.pipeline.progress();
-        (progress.committed, progress.durable)
+    pub fn reached(&self) -> Reached {
+        self.pipeline.reached()
     }
 
     /// Ends the engine: everything taken goes to the chain, and the chain is closed. Take a [`Trigger::Final`] cut before.
@@ -398,9 +328,9 @@ impl<C: CapturedState> Engine<C> {
             self.counts.copy_floor(floor);
         }
         let Self { pipeline, counts, options, failure: noticed, .. } = self;
-        let (progress, failure) = pipeline.finish();
-        let failure = failure.or(noticed);
-        Finished { report: counts.report(&progress), error: failure.map(|failure| storage(&progress, &options, failure)) }
+        let (progress, sinks, failure) = pipeline.finish();
+        let error = failure.or(noticed).map(|failure| storage(&progress, &options, failure));
+        Finished { report: counts.report(&progress), sinks: report_sinks(sinks), error }
     }
 
     /// Takes an epoch of the parked guest, and lets it run again.
@@ -447,11 +377,11 @@ impl<C: CapturedState> Engine<C> {
             pages = pages - self.last_pages.len() as u64 + self.pending.len();
             parts = parts - 1 + self.copy_all(cut_at, hand)?;
         }
-        let recovery = self.lost || self.recovery_owed;
-        let whole = self.first || recovery || self.store_unchanged;
+        let recovery = self.tracking.is_recovery();
+        let whole = self.base.is_first() || recovery || self.store_unchanged;
         let digest = self.audit()?;
         let audit = self.look_for_late_writes(digest);
-        let epoch = self.next;
+        let epoch = self.base.number(self.next);
         let commit = Commit {
             epoch,
             time_unix_ns,
@@ -473,18 +403,16 @@ impl<C: CapturedState> Engine<C> {
             point.end(epoch, &self.captured);
         }
         self.submit_part(cut_at, Some(commit));
-        self.next = epoch.next();
+        (self.newest, self.next) = (epoch, epoch.next());
         self.ran_ns = 0;
         self.cuts += 1;
-        if recovery {
-            self.last_recovery = epoch;
-        }
         if parts == 1 && matches!(trigger, Trigger::RingFull | Trigger::Interval) {
             self.floor_pages.clone_from(&self.last_pages);
         }
         // Before a failure is noticed below, which sets these again.
-        (self.first, self.lost, self.recovery_owed) = (false, false, false);
-        (self.store_unchanged, self.base_in_progress) = (false, false);
+        self.tracking.cut(epoch);
+        self.base.cut(epoch);
+        self.store_unchanged = false;
         self.owed.clear();
         (self.failure, self.storage_rests_until, self.sent_pages) = (None, None, 0);
         if waits {
@@ -587,7 +515,7 @@ impl<C: CapturedState> Engine<C> {
     fn tracking_lost(&mut self, lost: &str) -> Result<(), EngineError> {
         tracing::warn!(epoch = self.next.0, reason = lost, "tracking lost: comparing all guest memory");
         self.counts.tracking_lost();
-        self.lost = true;
+        self.tracking.lose();
         if let Err(source) = self.tracker.rearm(&Parked::vouch(&mut ())) {
             return Err(EngineError::Tracking { lost: lost.to_owned(), source });
         }
@@ -625,11 +553,14 @@ impl<C: CapturedState> Engine<C> {
     }
 
     fn submit_part(&mut self, cut_at: Instant, commit: Option<Commit>) {
-        let Self { next: epoch, generation, store_unchanged, .. } = *self;
+        let Self { attempt, store_unchanged, .. } = *self;
+        // With its last part the base of a sink that joins is whole, if all of memory has gone before.
+        let epoch = commit.map_or_else(|| self.base.number(self.next), |commit| commit.epoch);
+        let joiner = self.base.joiner();
         if let (Some(_), Some(slot)) = (commit, self.pipeline.slot()) {
             std::mem::swap(&mut slot.state, &mut self.captured);
         }
-        self.pipeline.submit(Part { epoch, generation, store_unchanged, cut_at, commit });
+        self.pipeline.submit(Part { epoch, attempt, store_unchanged, cut_at, commit, joiner, base_only: false });
     }
 
     /// A digest of all memory, where one is due.
@@ -676,7 +607,7 @@ impl<C: CapturedState> Engine<C> {
         if cut_at.elapsed() <= window {
             return None;
         }
-        let durable = self.pipeline.progress().durable;
+        let durable = self.pipeline.reached().durable;
         while self.not_durable.front().is_some_and(|(epoch, _)| *epoch <= durable) {
             self.not_durable.pop_front();
         }
@@ -709,37 +640,30 @@ impl<C: CapturedState> Engine<C> {
         if durable { Ok(()) } else { self.absorb_failure() }
     }
 
-    /// A base that is still being copied is completed by the cut itself: beside the guest, but for what storage has failed to take by then.
-    fn complete_base(&mut self) -> Result<(), EngineError> {
-        let parts = self.memory.pages().div_ceil(self.part_pages as u64);
-        for _ in 0..parts {
-            if !self.copy_base_part()? {
-                break;
-            }
-        }
-        Ok(())
-    }
-
     /// If epochs failed: takes their pages back, and goes on or not as the options say.
     fn absorb_failure(&mut self) -> Result<(), EngineError> {
         if !self.pipeline.has_failed() {
             return Ok(());
         }
-        let Some((failure, generation)) = self.pipeline.take_failure(&mut self.owed) else { return Err(EngineError::Ended) };
+        let Some((failure, attempt)) = self.pipeline.take_failure(&mut self.owed) else { return Err(EngineError::Ended) };
         let Self { owed, pending, .. } = self;
         owed.iter().for_each(|gfn| {
             pending.insert(gfn);
         });
-        self.generation = generation;
+        self.attempt = attempt;
         self.store_unchanged = true;
         self.not_durable.clear();
         // The number of an epoch of which parts went to the sink is not used again.
         self.next = self.next.next();
-        (self.sent_pages, self.base_left) = (0, self.memory.pages());
+        self.sent_pages = 0;
+        if let Some(sink) = self.base.failed(self.memory.pages()) {
+            self.pipeline.give_up(sink);
+        }
         let progress = self.pipeline.progress();
         // Of a chain that latched, only what is durable is known to be there.
         let latched = matches!(failure, PipelineError::Sink(SinkError::Latched(_)));
-        self.recovery_owed |= self.last_recovery > if latched { progress.durable } else { progress.committed };
+        let Reached { appended, durable, .. } = progress.reached;
+        self.tracking.failed(if latched { durable } else { appended });
         match self.options.on_storage_error {
             OnStorageError::Stop => Err(storage(&progress, &self.options, failure)),
             OnStorageError::Continue { retry_after } => {
@@ -778,13 +702,23 @@ fn park<G: Guest>(guest: &mut G, hand: &mut InHand) -> Result<(), EngineError> {
     Ok(())
 }
 
-fn behind(committed: EpochId) -> String {
-    if committed == EpochId::NONE { "the first epoch".to_owned() } else { format!("epochs behind {committed}") }
+fn report_sinks(sinks: Vec<(Standing, Reached)>) -> Vec<SinkReport> {
+    let report = |(standing, reached)| {
+        let standing = match standing {
+            Standing::Following => SinkStanding::Follows,
+            Standing::Closed => SinkStanding::Closed,
+            Standing::Opening(_) | Standing::Joining(..) => SinkStanding::Joins,
+            Standing::Left(reason) => SinkStanding::Left(reason),
+        };
+        SinkReport { reached, standing }
+    };
+    sinks.into_iter().map(report).collect()
 }
 
 fn storage(progress: &Progress, options: &EngineOptions, failure: PipelineError) -> EngineError {
-    let committed = if options.durability == Durability::None { progress.committed } else { progress.durable };
-    EngineError::Storage { committed, source: Box::new(failure) }
+    let Reached { appended, durable, .. } = progress.reached;
+    let newest = if options.durability == Durability::None { appended } else { durable };
+    EngineError::Storage { newest, source: Box::new(failure) }
 }
 
 fn ns(duration: Duration) -> u64 {

@@ -1,22 +1,16 @@
 //! What the engine needs of a VMM.
 
+use crate::format::StateRecord;
 use crate::kvm::park::Parked;
-use crate::machine::{MachineState, StateRecord};
 
 /// An error of the VMM's.
 pub type GuestError = Box<dyn std::error::Error + Send + Sync>;
 
 /// State as a VMM captures it. It is captured into while the guest is stopped, over and over, and turned into records while the guest
 /// runs.
-pub trait CapturedState: Clone + Default + Send + 'static {
+pub trait CapturedState: Clone + Default + Send + Sync + 'static {
     /// The records that a restore will be given back. Names and versions are the VMM's.
     fn records(&self) -> Vec<StateRecord>;
-}
-
-impl CapturedState for MachineState {
-    fn records(&self) -> Vec<StateRecord> {
-        self.to_records()
-    }
 }
 
 /// A machine that the engine can stop for a cut. The VMM keeps its vCPU threads; the engine calls these from whichever thread calls

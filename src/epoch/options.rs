@@ -4,15 +4,16 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use super::release::Release;
 use crate::format::Compression;
 use crate::page::EpochId;
 
 /// When an epoch is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// The guest runs again only after the commit is durable.
+    /// The guest runs again only after the epoch is durable.
     Epoch,
-    /// Commits are at most this long behind their cut.
+    /// Epochs are durable at most this long after their cut.
     Group(Duration),
     /// Nothing is synced: what a power cut leaves is up to the system. A killed process loses only what was not appended.
     None,
@@ -46,8 +47,9 @@ pub enum OnStorageError {
     },
 }
 
-/// Called with the newest committed epoch, on the writer's thread: outputs held for it and for those before may go.
-pub type OnCommit = Box<dyn FnMut(EpochId) + Send>;
+/// Called with the newest epoch that is released, on whichever thread found that out, one at a time and
+/// rising: outputs held for it and for those before may go.
+pub type OnRelease = Box<dyn FnMut(EpochId) + Send>;
 
 /// How an engine works. Memory follows from `budget_pages` and `slots`, and is taken at start: two times budget times slots (staging, and frames where pages do
 /// not compress), and what `version_pages` and `rollback` say, besides 16 bytes a page of guest memory for content hashes, 4 for the places of versions and a few bits a page for
@@ -63,8 +65,8 @@ pub struct EngineOptions {
     pub durability: Durability,
     /// How pages are encoded.
     pub compression: Compression,
-    /// The most pages of which the version last stored is kept in memory, so that only what changed of them is stored; 0 for none. Nothing is kept for a sink
-    /// that takes no changes ([`Sink::format`](super::Sink::format)), nor without compression.
+    /// The most pages of which the version last stored is kept in memory, so that only what changed of them is stored; 0 for none. Nothing is
+    /// kept where the first sink keeps nothing, nor without compression.
     pub version_pages: usize,
     /// What to do when storage is behind.
     pub when_behind: WhenBehind,
@@ -75,8 +77,11 @@ pub struct EngineOptions {
     pub rollback: bool,
     /// Every so many epochs, a digest of all memory.
     pub audit_every: Option<NonZeroU64>,
-    /// Called when epochs are committed.
-    pub on_commit: Option<OnCommit>,
+    /// When an epoch is released. None: when it is durable in the first sink, or with durability `none`
+    /// appended.
+    pub release: Option<Release>,
+    /// Called when epochs are released.
+    pub on_release: Option<OnRelease>,
 }
 
 impl Default for EngineOptions {
@@ -92,7 +97,8 @@ impl Default for EngineOptions {
             on_storage_error: OnStorageError::default(),
             rollback: false,
             audit_every: None,
-            on_commit: None,
+            release: None,
+            on_release: None,
         }
     }
 }
@@ -110,6 +116,7 @@ impl fmt::Debug for EngineOptions {
             .field("on_storage_error", &self.on_storage_error)
             .field("rollback", &self.rollback)
             .field("audit_every", &self.audit_every)
+            .field("release", &self.release)
             .finish_non_exhaustive()
     }
 }

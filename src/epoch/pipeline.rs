@@ -1,93 +1,213 @@
-//! What lies between a cut and its commit: a fixed number of slots that go round, an encode thread and a writer thread.
+//! What lies between a cut and the sinks: a fixed number of slots that go round, a thread that encodes,
+//! and a thread for each sink.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 use super::contents::Contents;
-use super::encode::Encoder;
+use super::deliver::{Delivery, Ear, Order};
+use super::encode::{Encoder, Input};
+use super::error::{AttachError, EngineError, LeftReason};
 use super::guest::CapturedState;
-use super::options::EngineOptions;
-use super::sink::Sink;
-use super::slot::{FIRST_GENERATION, Part, PipelineError, Progress, Shared, Slot, State};
+use super::options::{Durability, EngineOptions};
+use super::release::{Need, Reached, Release};
+use super::shared::{FIRST_ATTEMPT, PipelineError, Progress, Shared, SinkState, Standing, State};
+use super::sink::{Marks, Sink, SinkStart};
+use super::slot::{Part, Slot};
 use super::versions::Versions;
-use super::write::Writer;
 use crate::format::{BLOCK_PAGES, Compression, FRAME_HEADER_BYTES};
 use crate::memory::Arena;
-use crate::page::{EpochId, PAGE_SIZE, PageSet};
+use crate::page::{EpochId, PAGE_SIZE, PageRun, PageSet};
 
-/// Says that the threads are gone, however they went.
-struct Ending<C>(Arc<Shared<C>>);
+/// Says that a sink's thread is gone, however it went.
+struct SinkEnding<C> {
+    shared: Arc<Shared<C>>,
+    sink: usize,
+}
 
-impl<C> Drop for Ending<C> {
+impl<C> Drop for SinkEnding<C> {
     fn drop(&mut self) {
-        self.0.lock().ended = true;
-        self.0.notify();
+        let mut state = self.shared.lock();
+        if let Some(sink) = state.sinks.get_mut(self.sink)
+            && (sink.follows() || std::thread::panicking())
+        {
+            sink.standing = Standing::Left(LeftReason::Ended);
+        }
+        state.ended |= !state.sinks.iter().any(SinkState::follows);
+        drop(state);
+        self.shared.notify();
     }
+}
+
+/// Says that the encoder is gone where it should not be.
+struct EncoderEnding<C>(Arc<Shared<C>>);
+
+impl<C> Drop for EncoderEnding<C> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lock().ended = true;
+            self.0.notify();
+        }
+    }
+}
+
+/// What is to be brought to the sinks.
+#[derive(Clone)]
+pub(super) struct Extent {
+    /// Bounds the frames of guest memory.
+    pub(super) frames: u64,
+    /// Bounds the pages of a part.
+    pub(super) part_pages: usize,
+    /// All of guest memory.
+    pub(super) memory: Arc<[PageRun]>,
+    /// It begins as zeros.
+    pub(super) known_zero: bool,
 }
 
 /// The pipeline, as the engine sees it.
 pub(super) struct Pipeline<C> {
     shared: Arc<Shared<C>>,
-    parts: Option<SyncSender<Slot<C>>>,
-    threads: Vec<JoinHandle<()>>,
+    inputs: Option<Sender<Input<C>>>,
+    encoder: Option<JoinHandle<()>>,
+    sinks: Vec<(Sender<Order<C>>, JoinHandle<()>)>,
     slots: usize,
     /// A slot taken and not yet submitted.
     spare: Option<Slot<C>>,
+    /// What the first sink was, and so where the epochs begin.
+    began: SinkStart,
+    /// A part was submitted.
+    has_begun: bool,
+    extent: Extent,
+    durability: Durability,
 }
 
 impl<C: CapturedState> Pipeline<C> {
-    /// Takes all memory and starts the threads. `frames` bounds the frames of guest memory, `part_pages` the pages of a part; `known_zero` says that
-    /// memory begins as zeros.
+    /// Takes all memory and starts the threads, if `sink` is at the epoch `expected`.
     pub(super) fn start(
-        sink: Box<dyn Sink>,
-        frames: u64,
-        part_pages: usize,
-        known_zero: bool,
+        mut sink: Box<dyn Sink>,
+        expected: EpochId,
+        extent: Extent,
         options: &mut EngineOptions,
-    ) -> io::Result<Self> {
-        let slots = options.slots.max(2);
-        let blocks = part_pages.div_ceil(BLOCK_PAGES);
-        // Address space only, until pages are touched: room for a part whose pages do not compress.
-        let frames_bytes = part_pages.saturating_mul(PAGE_SIZE).saturating_add(blocks * (FRAME_HEADER_BYTES + 128) + (64 << 10));
-        let free = (0..slots)
-            .map(|_| {
-                let part =
-                    Part { epoch: EpochId::NONE, generation: 0, store_unchanged: false, cut_at: Instant::now(), commit: None };
-                let mut frames = Vec::new();
-                frames.try_reserve_exact(frames_bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
-                Ok(Slot { arena: Arena::new(part_pages)?, state: C::default(), frames, part, encoded: Ok(()) })
-            })
-            .collect::<io::Result<Vec<_>>>()?;
-        let shared = Arc::new(Shared::new(State {
+    ) -> Result<Self, EngineError> {
+        let (slots, budget_pages) = (options.slots.max(2), options.budget_pages);
+        let failed = |source| EngineError::Start { slots, budget_pages, source };
+        let free = take_slots(slots, extent.part_pages).map_err(failed)?;
+        let state = State {
             free,
-            progress: Progress { committed: sink.tip(), durable: sink.tip(), ..Progress::default() },
+            sinks: Vec::new(),
             failure: None,
-            failed_pages: PageSet::new(frames, part_pages),
-            failed_generation: 0,
-            generation: FIRST_GENERATION,
+            failed_pages: PageSet::new(extent.frames, extent.part_pages),
+            failed_attempt: 0,
+            attempt: FIRST_ATTEMPT,
+            goes_on: None,
             ended: false,
-        }));
-        let (parts, to_encode) = sync_channel::<Slot<C>>(slots);
-        let (encoded, to_write) = sync_channel::<Slot<C>>(slots);
-        let contents = Contents::new(frames, known_zero, random_seed());
-        let discards = sink.discards();
-        let keeps_versions = !discards && options.compression != Compression::None;
-        let versions = Versions::new(frames, if keeps_versions { options.version_pages } else { 0 });
+        };
+        let release = options.release.take().unwrap_or_else(|| {
+            Release::All(vec![match options.durability {
+                Durability::None => Need::Appended(0),
+                Durability::Epoch | Durability::Group(_) => Need::Durable(0),
+            }])
+        });
+        let shared = Arc::new(Shared::new(state, release, options.on_release.take()));
+        let (orders, told) = channel();
+        let began = sink.start(ear(0, &shared, &orders));
+        if began.head.epoch != expected {
+            return Err(EngineError::OtherEpoch { expected, found: began.head.epoch });
+        }
+        let contents = Contents::new(extent.frames, extent.known_zero, random_seed());
+        let keeps_versions = began.keeps && options.compression != Compression::None;
+        let versions = Versions::new(extent.frames, if keeps_versions { options.version_pages } else { 0 });
         let known = (contents, versions);
-        let encoder = Encoder::new(sink.as_ref(), options.compression, known, part_pages);
-        let writer = Writer::new(sink, shared.clone(), frames, part_pages, options.durability, options.on_commit.take());
-        let ending = Ending(shared.clone());
-        let threads = vec![
-            Builder::new().name("slackwater-encode".into()).spawn(move || encoder.run(&to_encode, &encoded))?,
-            Builder::new().name("slackwater-write".into()).spawn(move || {
-                let _ending = ending;
-                writer.run(&to_write);
-            })?,
-        ];
-        Ok(Self { shared, parts: Some(parts), threads, slots, spare: None })
+        let mut encoder = Encoder::new(shared.clone(), (began.chain, began.head), options.compression, known, extent.part_pages);
+        encoder.add(orders.clone(), began.keeps);
+        let durability = options.durability;
+        let mut pipeline = Self {
+            shared,
+            inputs: None,
+            encoder: None,
+            sinks: Vec::new(),
+            slots,
+            spare: None,
+            began,
+            has_begun: false,
+            extent,
+            durability,
+        };
+        pipeline.deliver_to(sink, &began, Standing::Following, (orders, told)).map_err(failed)?;
+        let (inputs, to_encode) = channel();
+        let ending = EncoderEnding(pipeline.shared.clone());
+        let encoder = Builder::new().name("slackwater-encode".into()).spawn(move || {
+            let _ending = ending;
+            encoder.run(&to_encode);
+        });
+        pipeline.encoder = Some(encoder.map_err(failed)?);
+        pipeline.inputs = Some(inputs);
+        Ok(pipeline)
+    }
+
+    /// Takes one sink more, and returns its number. It follows from the beginning if it is where the
+    /// first one was and nothing has come yet; else it is to join.
+    pub(super) fn attach(&mut self, mut sink: Box<dyn Sink>) -> Result<usize, AttachError> {
+        let index = self.sinks.len();
+        let (orders, told) = channel();
+        let start = sink.start(ear(index, &self.shared, &orders));
+        let (expected, found) = (self.began.chain, start.chain);
+        if found != expected {
+            return Err(AttachError::OtherChain { expected, found });
+        }
+        let is_there = start.head == self.began.head && !self.has_begun;
+        let standing = if is_there { Standing::Following } else { Standing::Left(LeftReason::NotJoined) };
+        self.deliver_to(sink, &start, standing, (orders.clone(), told)).map_err(AttachError::Thread)?;
+        if let Some(inputs) = &self.inputs {
+            // It fails where the encoder is gone, which is told by whoever waits for it.
+            let _ = inputs.send(Input::Sink(orders, start.keeps));
+        }
+        Ok(index)
+    }
+
+    /// Has a sink that gets no epochs prepare for a base, the `number`th of all.
+    pub(super) fn ask_to_join(&self, sink: usize, number: u64) {
+        if let Some((orders, _)) = self.sinks.get(sink) {
+            if let Some(state) = self.shared.lock().sinks.get_mut(sink) {
+                state.standing = Standing::Opening(number);
+            }
+            let _ = orders.send(Order::Join(number));
+        }
+    }
+
+    /// A sink that joins gets no base after all.
+    pub(super) fn give_up(&self, sink: usize) {
+        let mut state = self.shared.lock();
+        let joins = |sink: &&mut SinkState| matches!(sink.standing, Standing::Opening(_) | Standing::Joining(..));
+        if let Some(sink) = state.sinks.get_mut(sink).filter(joins) {
+            sink.standing = Standing::Left(LeftReason::NoEpoch);
+        }
+    }
+
+    /// Starts the thread of a sink.
+    fn deliver_to(
+        &mut self,
+        sink: Box<dyn Sink>,
+        start: &SinkStart,
+        standing: Standing,
+        (orders, told): (Sender<Order<C>>, Receiver<Order<C>>),
+    ) -> io::Result<()> {
+        let index = self.sinks.len();
+        self.shared.add_sink(SinkState::new(standing, start.head));
+        let ending = SinkEnding { shared: self.shared.clone(), sink: index };
+        let Extent { frames, part_pages, memory, .. } = self.extent.clone();
+        let (shared, durability) = (self.shared.clone(), self.durability);
+        let delivery = Delivery::new((index, sink), (start.head, start.keeps), shared, (frames, part_pages, memory), durability);
+        let name = if index == 0 { "slackwater-write".to_owned() } else { format!("slackwater-to-{index}") };
+        let thread = Builder::new().name(name).spawn(move || {
+            let _ending = ending;
+            delivery.run(&told);
+        })?;
+        self.sinks.push((orders, thread));
+        Ok(())
     }
 
     /// A free slot, where there is one now. It stays the engine's until it is submitted.
@@ -98,7 +218,8 @@ impl<C: CapturedState> Pipeline<C> {
         self.spare.is_some()
     }
 
-    /// The slot in hand, waiting for one where there is none; `None` after a failure, or when the threads are gone.
+    /// The slot in hand, waiting for one where there is none; `None` after a failure, or when the
+    /// threads are gone.
     pub(super) fn slot(&mut self) -> Option<&mut Slot<C>> {
         if self.spare.is_none() {
             self.spare = self.shared.wait_while(|state| state.free.is_empty()).free.pop();
@@ -110,25 +231,42 @@ impl<C: CapturedState> Pipeline<C> {
     pub(super) fn submit(&mut self, part: Part) {
         let Some(mut slot) = self.spare.take() else { return };
         slot.part = part;
-        // There are no more slots than places in the channel, so this never waits. If the encoder is gone, `ended` says so.
-        if let Some(parts) = &self.parts {
-            let _ = parts.send(slot);
+        self.has_begun = true;
+        // If the encoder is gone, `ended` says so.
+        if let Some(inputs) = &self.inputs {
+            let _ = inputs.send(Input::Part(slot));
         }
     }
 
-    /// What was done so far.
+    /// What the first sink that has every epoch has done.
     pub(super) fn progress(&self) -> Progress {
-        self.shared.lock().progress
+        self.shared.lock().leading()
     }
 
-    /// Waits until `epoch` is durable, or something failed. Returns whether it is.
+    /// What all sinks that follow have reached.
+    pub(super) fn reached(&self) -> Reached {
+        self.shared.lock().reached()
+    }
+
+    /// Each sink: whether it has the epochs, and what it has reached.
+    pub(super) fn sinks(&self) -> Vec<(Standing, Reached)> {
+        self.shared.lock().sinks.iter().map(|sink| (sink.standing.clone(), sink.progress.reached)).collect()
+    }
+
+    /// Waits until `epoch` is durable in all sinks that follow, or something failed. Returns whether
+    /// it is.
     pub(super) fn wait_durable(&self, epoch: EpochId) -> bool {
-        self.shared.wait_while(|state| state.progress.durable < epoch && state.failure.is_none()).progress.durable >= epoch
+        self.wait(epoch, |reached| reached.durable)
     }
 
-    /// Waits until `epoch` is in the chain, or something failed. Returns whether it is.
-    pub(super) fn wait_committed(&self, epoch: EpochId) -> bool {
-        self.shared.wait_while(|state| state.progress.committed < epoch && state.failure.is_none()).progress.committed >= epoch
+    /// As [`wait_durable`](Self::wait_durable), until it is appended.
+    pub(super) fn wait_appended(&self, epoch: EpochId) -> bool {
+        self.wait(epoch, |reached| reached.appended)
+    }
+
+    fn wait(&self, epoch: EpochId, mark: impl Fn(Reached) -> EpochId) -> bool {
+        let waits = |state: &mut State<C>| mark(state.reached()) < epoch && state.failure.is_none();
+        mark(self.shared.wait_while(waits).reached()) >= epoch
     }
 
     /// Whether something failed that [`take_failure`](Self::take_failure) would return.
@@ -137,8 +275,8 @@ impl<C: CapturedState> Pipeline<C> {
         state.failure.is_some() || state.ended
     }
 
-    /// If something failed: waits until nothing of its generation is in flight, moves the pages that are not in the chain into `pages`, and returns why
-    /// and the generation that begins now.
+    /// If something failed: waits until nothing of its attempt is in flight, moves the pages that are
+    /// not in the chain into `pages`, and returns why and the attempt that begins now.
     pub(super) fn take_failure(&mut self, pages: &mut PageSet) -> Option<(PipelineError, u64)> {
         self.shared.lock().failure.as_ref()?;
         let all = self.slots - usize::from(self.spare.is_some());
@@ -148,23 +286,28 @@ impl<C: CapturedState> Pipeline<C> {
             pages.insert(gfn);
         }
         state.failed_pages.clear();
-        state.generation += 1;
-        Some((failure, state.generation))
+        state.attempt += 1;
+        Some((failure, state.attempt))
     }
 
-    /// Lets the pipeline run empty, closes the chain and ends the threads.
-    pub(super) fn finish(mut self) -> (Progress, Option<PipelineError>) {
+    /// Lets the pipeline run empty, closes the chains and ends the threads.
+    pub(super) fn finish(mut self) -> (Progress, Vec<(Standing, Reached)>, Option<PipelineError>) {
         self.end();
-        let mut state = self.shared.lock();
-        (state.progress, state.failure.take())
+        let (progress, sinks) = (self.progress(), self.sinks());
+        (progress, sinks, self.shared.lock().failure.take())
     }
 }
 
 impl<C> Pipeline<C> {
     fn end(&mut self) {
-        self.parts = None;
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has set `ended`, and its epochs are not counted.
+        self.inputs = None;
+        // A thread that panicked has set `ended`, and its epochs are not counted.
+        if let Some(encoder) = self.encoder.take() {
+            let _ = encoder.join();
+        }
+        for (orders, thread) in self.sinks.drain(..) {
+            // The encoder has said so, unless it panicked.
+            let _ = orders.send(Order::End);
             let _ = thread.join();
         }
     }
@@ -180,6 +323,42 @@ impl<C> std::fmt::Debug for Pipeline<C> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pipeline").field("slots", &self.slots).finish_non_exhaustive()
     }
+}
+
+fn ear<C: CapturedState>(sink: usize, shared: &Arc<Shared<C>>, orders: &Sender<Order<C>>) -> Marks {
+    Marks::new(Arc::new(Ear { sink, shared: shared.clone(), orders: orders.clone() }))
+}
+
+fn take_slots<C: CapturedState>(slots: usize, part_pages: usize) -> io::Result<Vec<Slot<C>>> {
+    let blocks = part_pages.div_ceil(BLOCK_PAGES);
+    // Address space only, until pages are touched: room for a part whose pages do not compress.
+    let frames_bytes = part_pages.saturating_mul(PAGE_SIZE).saturating_add(blocks * (FRAME_HEADER_BYTES + 128) + (64 << 10));
+    (0..slots)
+        .map(|_| {
+            let part = Part {
+                epoch: EpochId::NONE,
+                attempt: 0,
+                store_unchanged: false,
+                cut_at: Instant::now(),
+                commit: None,
+                joiner: None,
+                base_only: false,
+            };
+            let mut frames = Vec::new();
+            frames.try_reserve_exact(frames_bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
+            let (arena, base_frames) = (Arena::new(part_pages)?, Vec::new());
+            Ok(Slot {
+                arena,
+                state: C::default(),
+                part,
+                frames,
+                complete: None,
+                base_frames,
+                base_complete: None,
+                encoded: Ok(()),
+            })
+        })
+        .collect()
 }
 
 fn random_seed() -> u64 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::slot::Progress;
+use super::shared::Progress;
 use crate::format::{Phases, Trigger};
 
 /// How often each trigger ended an epoch.

@@ -1,14 +1,17 @@
-//! What the engine needs of a place to commit to.
+//! What the engine needs of a place that epochs go to.
 
-use crate::format::{ChainId, Commit};
+use std::fmt;
+use std::sync::Arc;
+
+use crate::format::{ChainId, Complete, Head};
 use crate::page::EpochId;
 
-/// Why a place to commit to could not do as asked.
+/// Why a place could not do as asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SinkError {
-    /// The epoch in hand is not in the chain, and the chain is as it was before it: the same pages may be offered again in a later
-    /// epoch.
+    /// The epoch in hand is not in the chain, and the chain is as it was before it: the same pages
+    /// may be offered again in a later epoch.
     #[error("the epoch could not be appended")]
     Rejected(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// What the medium holds is unknown: nothing is taken until [`Sink::reopen`].
@@ -16,103 +19,173 @@ pub enum SinkError {
     Latched(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// A chain of epochs that can be appended to. One thread uses it; epochs come one after the other.
+/// What a sink is when an engine gets it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SinkStart {
+    /// The identifier that frames of its chain carry.
+    pub chain: ChainId,
+    /// The newest epoch that was appended whole.
+    pub head: Head,
+    /// Whether it keeps anything. Where no sink does, nothing is encoded: epochs have no frames.
+    pub keeps: bool,
+}
+
+/// A place that epochs go to: a chain on a disk, another host. One thread of the engine's uses it, so
+/// that a slow one does not hold the others up; epochs come one after the other.
 ///
-/// An epoch is any number of [`append`](Self::append) calls followed by one [`commit`](Self::commit), or by
-/// [`abort`](Self::abort). Frames are whole, in sequence, and made by [`crate::format::EpochWriter`] for this chain.
+/// An epoch is any number of [`append`](Self::append) calls followed by one
+/// [`complete`](Self::complete), or by [`abort`](Self::abort). Frames are whole, in sequence, and made
+/// by [`crate::format::EpochWriter`] for the sink's chain. Two sinks that are given the same epochs
+/// are given the same bytes.
 pub trait Sink: Send {
-    /// The identifier that frames of this chain carry.
-    fn chain(&self) -> ChainId;
+    /// What it is. This comes first and once. `marks` is where it says how far it is durable, and
+    /// what another host has acknowledged: from any thread, at any time.
+    fn start(&mut self, marks: Marks) -> SinkStart;
 
-    /// The newest epoch that was appended whole, or [`EpochId::NONE`].
-    fn tip(&self) -> EpochId;
-
-    /// Whether nothing is kept of what is appended. Then nothing is encoded either: epochs have no frames.
-    fn discards(&self) -> bool {
-        false
-    }
-
-    /// Takes some of the frames of `epoch`, which is above [`tip`](Self::tip).
+    /// Takes some of the frames of `epoch`, which is above the newest one.
     ///
     /// # Errors
-    /// After any error the epoch is gone from the chain, as after [`abort`](Self::abort).
+    /// After any error the epoch is gone, as after [`abort`](Self::abort).
     fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError>;
 
-    /// Takes the last frames of the epoch `commit.epoch` and its commit frame. `parent`, `parent_hash`, `durable` and `bytes_written`
-    /// of `commit` are the sink's to fill in. Returns the bytes written for the epoch.
-    ///
-    /// The epoch is appended then, and durable only after [`sync`](Self::sync).
+    /// Takes the last frames of an epoch, and the commit frame that makes it complete. The epoch is
+    /// appended then. How far it is durable is told by the marks, later.
     ///
     /// # Errors
-    /// After any error the epoch is gone from the chain, as after [`abort`](Self::abort).
-    fn commit(&mut self, frames: &[u8], commit: Commit) -> Result<u64, SinkError>;
+    /// After any error the epoch is gone, as after [`abort`](Self::abort). An epoch that does not
+    /// follow the newest one is refused.
+    fn complete(&mut self, frames: &[u8], epoch: &Complete) -> Result<(), SinkError>;
 
-    /// Undoes the `append` calls since the last commit.
+    /// Undoes the `append` calls since the newest complete epoch.
     ///
     /// # Errors
     /// [`SinkError::Latched`] where they could not be undone.
     fn abort(&mut self) -> Result<(), SinkError>;
 
-    /// Makes every appended epoch durable and returns the newest.
+    /// Makes every appended epoch durable, and tells the marks when that is so: before it returns, or
+    /// later.
     ///
     /// # Errors
-    /// [`SinkError::Latched`], always: a failed sync cannot be repeated (`docs/format.md`, "Commit protocol").
-    fn sync(&mut self) -> Result<EpochId, SinkError>;
+    /// [`SinkError::Latched`], always: a failed sync cannot be repeated (`docs/format.md`, "Writing").
+    /// A sink that returns before it knows tells [`Marks::failed`].
+    /// Until the engine has heard that, it may be asked for more, and answers as one that is latched.
+    fn sync(&mut self) -> Result<(), SinkError>;
 
-    /// Opens the chain again after [`SinkError::Latched`], reading back what is there. Returns the newest epoch found, which is durable.
+    /// Opens the chain again after [`SinkError::Latched`], reading back what is there, and makes it
+    /// durable. Returns its newest epoch.
     ///
     /// # Errors
     /// [`SinkError::Latched`] where that failed; it may be tried again.
-    fn reopen(&mut self) -> Result<EpochId, SinkError>;
+    fn reopen(&mut self) -> Result<Head, SinkError>;
 
-    /// Syncs and ends the chain in order. With `sync` false (durability `none`) nothing is synced and nothing claims to be durable.
+    /// Ends the chain in order. With `sync`, everything is durable then, and the marks say so. With
+    /// `sync` false (durability `none`) nothing is synced and nothing claims to be durable.
     ///
     /// # Errors
-    /// As [`sync`](Self::sync) and [`commit`](Self::commit).
-    fn close(&mut self, sync: bool) -> Result<EpochId, SinkError>;
+    /// As [`sync`](Self::sync) and [`complete`](Self::complete).
+    fn close(&mut self, sync: bool) -> Result<(), SinkError>;
 }
 
-/// No chain: epochs are numbered and gone. For a guest that is only ever put back in memory ([`Engine::rollback`](super::Engine::rollback)).
-#[derive(Clone, Copy, Debug, Default)]
+/// What a sink has to tell.
+#[derive(Debug)]
+pub(super) enum Told {
+    Durable(EpochId),
+    Acknowledged(EpochId),
+    Failed(SinkError),
+}
+
+/// Who is told.
+pub(super) trait Listen: Send + Sync {
+    fn told(&self, told: Told);
+}
+
+/// Where a sink tells how far its epochs have come. It can be cloned, and used from any thread.
+#[derive(Clone)]
+pub struct Marks(Option<Arc<dyn Listen>>);
+
+impl Marks {
+    pub(super) fn new(listener: Arc<dyn Listen>) -> Self {
+        Self(Some(listener))
+    }
+
+    /// Nobody is told. For a sink that is used without an engine.
+    #[must_use]
+    pub const fn nowhere() -> Self {
+        Self(None)
+    }
+
+    /// `epoch` and all before it are durable. An epoch that is below what was told before says
+    /// nothing.
+    pub fn durable(&self, epoch: EpochId) {
+        self.tell(Told::Durable(epoch));
+    }
+
+    /// Another host holds `epoch` and all before it, in its memory or on its disk.
+    pub fn acknowledged(&self, epoch: EpochId) {
+        self.tell(Told::Acknowledged(epoch));
+    }
+
+    /// What was asked for could not be done, as the call that asked for it would have returned.
+    pub fn failed(&self, error: SinkError) {
+        self.tell(Told::Failed(error));
+    }
+
+    fn tell(&self, told: Told) {
+        if let Some(listener) = &self.0 {
+            listener.told(told);
+        }
+    }
+}
+
+impl fmt::Debug for Marks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Marks").field(&self.0.is_some()).finish()
+    }
+}
+
+/// No chain: epochs are numbered and gone. For a guest that is only ever put back in memory
+/// ([`Engine::rollback`](super::Engine::rollback)).
+#[derive(Clone, Debug)]
 pub struct Discard {
-    tip: EpochId,
+    head: Head,
+    marks: Marks,
+}
+
+impl Default for Discard {
+    fn default() -> Self {
+        Self { head: Head::default(), marks: Marks::nowhere() }
+    }
 }
 
 impl Sink for Discard {
-    fn chain(&self) -> ChainId {
-        ChainId([0; 16])
-    }
-
-    fn tip(&self) -> EpochId {
-        self.tip
-    }
-
-    fn discards(&self) -> bool {
-        true
+    fn start(&mut self, marks: Marks) -> SinkStart {
+        self.marks = marks;
+        SinkStart { head: self.head, ..SinkStart::default() }
     }
 
     fn append(&mut self, _epoch: EpochId, _frames: &[u8]) -> Result<(), SinkError> {
         Ok(())
     }
 
-    fn commit(&mut self, _frames: &[u8], commit: Commit) -> Result<u64, SinkError> {
-        self.tip = commit.epoch;
-        Ok(0)
+    fn complete(&mut self, _frames: &[u8], epoch: &Complete) -> Result<(), SinkError> {
+        self.head = epoch.head();
+        Ok(())
     }
 
     fn abort(&mut self) -> Result<(), SinkError> {
         Ok(())
     }
 
-    fn sync(&mut self) -> Result<EpochId, SinkError> {
-        Ok(self.tip)
+    fn sync(&mut self) -> Result<(), SinkError> {
+        self.marks.durable(self.head.epoch);
+        Ok(())
     }
 
-    fn reopen(&mut self) -> Result<EpochId, SinkError> {
-        Ok(self.tip)
+    fn reopen(&mut self) -> Result<Head, SinkError> {
+        Ok(self.head)
     }
 
-    fn close(&mut self, _sync: bool) -> Result<EpochId, SinkError> {
-        Ok(self.tip)
+    fn close(&mut self, _sync: bool) -> Result<(), SinkError> {
+        self.sync()
     }
 }

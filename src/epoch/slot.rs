@@ -1,28 +1,43 @@
-//! What goes round in the pipeline, and what its threads and the engine share.
+//! What goes round between a cut and the sinks.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::sink::SinkError;
-use crate::format::{Commit, FormatError};
+use super::shared::Shared;
+use crate::format::{Commit, Complete, FormatError, Head};
 use crate::memory::Arena;
-use crate::page::{EpochId, PageSet};
-
-/// The generation of the first parts.
-pub(super) const FIRST_GENERATION: u64 = 1;
+use crate::page::EpochId;
 
 /// A part of an epoch: all of it, or up to a budget of its pages.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Part {
     pub(super) epoch: EpochId,
-    /// Failures count up; what was cut before one was noticed has an older number, and is thrown away.
-    pub(super) generation: u64,
-    /// Store pages even if their content is what an earlier epoch had: that epoch may never have reached the chain.
+    /// Failures count up; what was cut before one was noticed has an older number, and is thrown
+    /// away.
+    pub(super) attempt: u64,
+    /// Store pages even if their content is what an earlier epoch had: that epoch may never have
+    /// reached a sink.
     pub(super) store_unchanged: bool,
     /// When the epoch was cut.
     pub(super) cut_at: Instant,
     /// What is known of the epoch, with its last part.
     pub(super) commit: Option<Commit>,
+    /// The sink that is joining: it gets all pages of the part, as a part of its base.
+    pub(super) joiner: Option<Joiner>,
+    /// The part is for that sink alone.
+    pub(super) base_only: bool,
+}
+
+/// A sink that gets a base of its own, beside the epochs of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Joiner {
+    pub(super) sink: usize,
+    /// The epoch that its base is of. The others come to it when the base is whole.
+    pub(super) epoch: EpochId,
+    /// The newest epoch that the sink has.
+    pub(super) head: Head,
+    /// Which try this is, of all sinks.
+    pub(super) number: u64,
 }
 
 /// Staging for one part, and its frames.
@@ -30,78 +45,42 @@ pub(super) struct Part {
 pub(super) struct Slot<C> {
     pub(super) arena: Arena,
     pub(super) state: C,
-    pub(super) frames: Vec<u8>,
     pub(super) part: Part,
+    /// The frames for the sinks that have the epochs before.
+    pub(super) frames: Vec<u8>,
+    /// How the epoch ends for them, with its last part.
+    pub(super) complete: Option<Complete>,
+    /// The frames for the sink that is joining.
+    pub(super) base_frames: Vec<u8>,
+    /// How its base ends, with the last part.
+    pub(super) base_complete: Option<Complete>,
+    /// What came of encoding.
     pub(super) encoded: Result<(), FormatError>,
 }
 
-/// Why the newest failed epoch could not be stored.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub(super) enum PipelineError {
-    #[error(transparent)]
-    Sink(#[from] SinkError),
-    #[error("encoding")]
-    Format(#[from] FormatError),
+/// A slot on its way to the sinks. Free again when the last of them is done with it.
+pub(super) struct Encoded<C> {
+    /// Taken out when this is dropped, and not before.
+    slot: Option<Slot<C>>,
+    shared: Arc<Shared<C>>,
 }
 
-/// What the pipeline has done.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Progress {
-    pub(super) committed: EpochId,
-    pub(super) durable: EpochId,
-    pub(super) epochs: u64,
-    pub(super) durable_epochs: u64,
-    pub(super) bytes_written: u64,
-    pub(super) zero_pages: u64,
-    pub(super) unchanged_pages: u64,
-    pub(super) failed_epochs: u64,
+impl<C> Encoded<C> {
+    pub(super) fn new(slot: Slot<C>, shared: Arc<Shared<C>>) -> Arc<Self> {
+        Arc::new(Self { slot: Some(slot), shared })
+    }
 }
 
-#[derive(Debug)]
-pub(super) struct State<C> {
-    pub(super) free: Vec<Slot<C>>,
-    pub(super) progress: Progress,
-    /// The newest failure that the engine has not seen, and the pages that it must bring again.
-    pub(super) failure: Option<PipelineError>,
-    pub(super) failed_pages: PageSet,
-    /// What is of this generation or older is thrown away.
-    pub(super) failed_generation: u64,
-    /// What the engine cuts now is of this generation. A failure fails all of it: whatever the engine cut before it noticed may build on what
-    /// failed.
-    pub(super) generation: u64,
-    /// The threads are gone.
-    pub(super) ended: bool,
+impl<C> Encoded<C> {
+    pub(super) fn slot(&self) -> Option<&Slot<C>> {
+        self.slot.as_ref()
+    }
 }
 
-/// What the engine and the writer share.
-#[derive(Debug)]
-pub(super) struct Shared<C> {
-    state: Mutex<State<C>>,
-    changed: Condvar,
-}
-
-impl<C> Shared<C> {
-    pub(super) const fn new(state: State<C>) -> Self {
-        Self { state: Mutex::new(state), changed: Condvar::new() }
-    }
-
-    pub(super) fn lock(&self) -> MutexGuard<'_, State<C>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn notify(&self) {
-        self.changed.notify_all();
-    }
-
-    /// Gives a slot back.
-    pub(super) fn release(&self, slot: Slot<C>) {
-        self.lock().free.push(slot);
-        self.notify();
-    }
-
-    /// Waits while `condition` holds and the threads are there.
-    pub(super) fn wait_while(&self, mut condition: impl FnMut(&mut State<C>) -> bool) -> MutexGuard<'_, State<C>> {
-        self.changed.wait_while(self.lock(), |state| !state.ended && condition(state)).unwrap_or_else(PoisonError::into_inner)
+impl<C> Drop for Encoded<C> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.shared.free(slot);
+        }
     }
 }

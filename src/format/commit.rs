@@ -1,12 +1,12 @@
 //! The frame that ends an epoch.
 
 use super::fields::Fields;
-use super::segment::frame_in_epoch;
+use super::segment::{GENERATION_NEUTRAL, INCARNATION_NEUTRAL, frame_in_epoch};
 use super::{ChainId, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, MemoryDigest, hash_bytes};
 use crate::page::EpochId;
 
 /// Bytes of a commit frame.
-pub const COMMIT_FRAME_BYTES: usize = FRAME_HEADER_BYTES + 192;
+pub const COMMIT_FRAME_BYTES: usize = FRAME_HEADER_BYTES + 208;
 
 /// Bytes of the commit frame of an epoch that a compaction wrote anew.
 pub const REWRITTEN_COMMIT_FRAME_BYTES: usize = COMMIT_FRAME_BYTES + 16;
@@ -128,8 +128,6 @@ pub struct Commit {
     pub unchanged_pages: u64,
     /// Bytes written for the epoch, this frame included.
     pub bytes_written: u64,
-    /// The newest epoch that was durable when this frame was made, or none.
-    pub durable: EpochId,
     /// Why the epoch was cut.
     pub trigger: Trigger,
     /// Whether the epoch mentions every page that is not zero, so that a reader needs nothing older.
@@ -152,7 +150,7 @@ impl Commit {
     /// The whole frame: [`COMMIT_FRAME_BYTES`], or [`REWRITTEN_COMMIT_FRAME_BYTES`] of an epoch that was written anew.
     #[must_use]
     pub fn encode_frame(&self, chain: ChainId) -> Vec<u8> {
-        let mut payload = Vec::with_capacity(192);
+        let mut payload = Vec::with_capacity(COMMIT_FRAME_BYTES);
         payload.extend(self.parent.0.to_le_bytes());
         payload.extend(self.parent_hash.to_le_bytes());
         payload.extend(self.totals.frames.to_le_bytes());
@@ -174,7 +172,7 @@ impl Commit {
             self.unchanged_pages,
             self.totals.stored_pages,
             self.bytes_written,
-            self.durable.0,
+            GENERATION_NEUTRAL,
         ];
         payload.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
@@ -186,6 +184,7 @@ impl Commit {
         let own_time = (self.own_ns / OWN_TIME_UNIT_NS).min(OWN_TIME_MAX).to_le_bytes();
         payload.extend(own_time.iter().take(6));
         payload.extend(self.audit.unwrap_or_default().0.to_le_bytes());
+        payload.extend(INCARNATION_NEUTRAL.to_le_bytes());
         payload.extend(self.rewritten.iter().flat_map(|identity| identity.to_le_bytes()));
         frame_in_epoch(FrameKind::Commit, self.epoch, self.totals.frames, chain, &payload)
     }
@@ -199,19 +198,16 @@ impl Commit {
     /// Reads a payload whose checksum was checked.
     ///
     /// # Errors
-    /// A parent or durable epoch that is not older, a parent of none with a hash, a count that is not the header's sequence, a
-    /// trigger or flag that there is not, a digest without its flag.
+    /// A parent that is not older, a parent of none with a hash, a count that is not the header's
+    /// sequence, a trigger or flag that there is not, a digest without its flag, a generation or
+    /// incarnation that is not neutral.
     pub fn decode(header: &FrameHeader, payload: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new(payload, FRAME_HEADER_BYTES);
-        let older = |field, at, epoch: EpochId| {
-            if epoch < header.epoch {
-                Ok(epoch)
-            } else {
-                Err(FormatError::field(field, at, format!("below {}", header.epoch), epoch))
-            }
-        };
         let at = fields.offset();
-        let parent = older("parent", at, EpochId(fields.u64("parent")?))?;
+        let parent = EpochId(fields.u64("parent")?);
+        if parent >= header.epoch {
+            return Err(FormatError::field("parent", at, format!("below {}", header.epoch), parent));
+        }
         let at = fields.offset();
         let parent_hash = fields.u128("parent hash")?;
         if parent == EpochId::NONE && parent_hash != 0 {
@@ -240,8 +236,7 @@ impl Commit {
         let unchanged_pages = fields.u64("unchanged pages")?;
         let stored_pages = fields.u64("stored pages")?;
         let bytes_written = fields.u64("bytes written")?;
-        let at = fields.offset();
-        let durable = older("durable epoch", at, EpochId(fields.u64("durable epoch")?))?;
+        fields.zeros("generation", 8)?;
         let at = fields.offset();
         let trigger = fields.u8("trigger")?;
         let trigger = Trigger::from_number(trigger).ok_or_else(|| FormatError::field("trigger", at, "1 to 4", trigger))?;
@@ -258,6 +253,7 @@ impl Commit {
         if flags & FLAG_AUDITED == 0 && audit != 0 {
             return Err(FormatError::field("audit digest", at, 0, format!("{audit:032x}")));
         }
+        fields.zeros("incarnation", 16)?;
         let rewritten = if flags & FLAG_REWRITTEN == 0 { None } else { Some(fields.u128("identity")?) };
         fields.end("commit")?;
         Ok(Self {
@@ -273,7 +269,6 @@ impl Commit {
             zero_pages,
             unchanged_pages,
             bytes_written,
-            durable,
             trigger,
             base: flags & FLAG_BASE != 0,
             recovery: flags & FLAG_RECOVERY != 0,

@@ -40,6 +40,8 @@ pub enum FrameKind {
     Commit,
     /// The end of a chain that ended in order: [`Close`](super::Close).
     Close,
+    /// How far the chain was durable: [`Durable`](super::Durable).
+    Durable,
 }
 
 impl FrameKind {
@@ -53,6 +55,7 @@ impl FrameKind {
             Self::State => 4,
             Self::Commit => 5,
             Self::Close => 6,
+            Self::Durable => 7,
         }
     }
 
@@ -66,6 +69,7 @@ impl FrameKind {
             4 => Self::State,
             5 => Self::Commit,
             6 => Self::Close,
+            7 => Self::Durable,
             _ => return None,
         })
     }
@@ -80,18 +84,19 @@ impl FrameKind {
             Self::State => "state",
             Self::Commit => "commit",
             Self::Close => "close",
+            Self::Durable => "durable",
         }
     }
 
     /// The payload's smallest and largest size in bytes.
     const fn payload_bytes(self) -> (u32, u32) {
         match self {
-            Self::SegmentHeader => (64, 64),
+            Self::SegmentHeader => (80, 80),
             Self::Pages => (20, PAGES_BYTES_MAX),
             Self::Zeros => (16, ZEROS_BYTES_MAX),
             Self::State => (8, FRAME_PAYLOAD_BYTES_MAX),
-            Self::Commit => (192, 208),
-            Self::Close => (24, 24),
+            Self::Commit => (208, 224),
+            Self::Close | Self::Durable => (24, 24),
         }
     }
 }
@@ -101,7 +106,8 @@ impl FrameKind {
 pub struct FrameHeader {
     /// What the payload is.
     pub kind: FrameKind,
-    /// The epoch that the frame belongs to; none in a segment header; in a close frame the newest.
+    /// The epoch that the frame belongs to; none in a segment header; in a durable or close frame
+    /// the one that it names.
     pub epoch: EpochId,
     /// The position in the epoch, from 0.
     pub sequence: u32,
@@ -166,7 +172,7 @@ impl FrameHeader {
         }
 
         let number = fields.u8("kind")?;
-        let kind = FrameKind::from_number(number).ok_or_else(|| FormatError::field("kind", 4, "1 to 6", number))?;
+        let kind = FrameKind::from_number(number).ok_or_else(|| FormatError::field("kind", 4, "1 to 7", number))?;
         fields.zeros("reserved", 3)?;
         let epoch = EpochId(fields.u64("epoch")?);
         match (kind, epoch) {
@@ -176,7 +182,7 @@ impl FrameHeader {
             _ => {}
         }
         let sequence = fields.u32("sequence")?;
-        if matches!(kind, FrameKind::SegmentHeader | FrameKind::Close) && sequence != 0 {
+        if matches!(kind, FrameKind::SegmentHeader | FrameKind::Close | FrameKind::Durable) && sequence != 0 {
             return Err(FormatError::field("sequence", 16, 0, sequence));
         }
         let length = fields.u32("length")?;

@@ -11,9 +11,12 @@ mod digest;
 mod error;
 mod fields;
 mod frame;
+mod head;
 mod identity;
 mod index;
 mod mark;
+mod own_time;
+mod record;
 mod segment;
 mod state;
 #[cfg(test)]
@@ -30,12 +33,19 @@ pub use commit::{COMMIT_FRAME_BYTES, Commit, EpochTotals, OWN_TIME_UNIT_NS, Phas
 pub use digest::{MemoryDigest, is_zero};
 pub use error::FormatError;
 pub use frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FRAME_PAYLOAD_BYTES_MAX, FrameHeader, FrameKind, hash_bytes};
+pub use head::{Complete, Head, Line, complete_as_base};
 pub use identity::{BRANCH_NAMES, BranchPoint, FORMAT_VERSION, IDENTITY_BYTES_MAX, Identity, MAIN_BRANCH, is_branch_name};
 pub use index::{
     INDEX_MENTIONS_MAX, Index, IndexBuilder, IndexBytes, IndexError, IndexProof, IndexedEpoch, IndexedFrame, IndexedRun, Mention,
 };
 pub use mark::{MARK_BLOCK_BYTES, MARK_BYTES, MARK_SLOTS, Mark};
-pub use segment::{CLOSE_FRAME_BYTES, Close, SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SegmentHeader};
+#[cfg(test)]
+pub(crate) use own_time::OwnTime;
+pub use own_time::{ClockJump, CutTime};
+pub use record::StateRecord;
+pub use segment::{
+    CLOSE_FRAME_BYTES, Close, DURABLE_FRAME_BYTES, Durable, SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SegmentHeader,
+};
 pub use state::{STATE_DATA_BYTES_MAX, STATE_NAME_BYTES_MAX, STATE_RECORDS_MAX, decode_state, unpack_state};
 pub use writer::EpochWriter;
 pub use zeros::{ZERO_RUNS_MAX, decode_zeros};

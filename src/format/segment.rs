@@ -1,4 +1,4 @@
-//! The two frames that stand between epochs.
+//! The frames that stand between epochs.
 
 use super::fields::Fields;
 use super::identity::is_known;
@@ -6,10 +6,19 @@ use super::{ChainId, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind};
 use crate::page::{EpochId, PAGE_SIZE_U64};
 
 /// Bytes of a segment header's frame.
-pub const SEGMENT_HEADER_FRAME_BYTES: usize = FRAME_HEADER_BYTES + 64;
+pub const SEGMENT_HEADER_FRAME_BYTES: usize = FRAME_HEADER_BYTES + 80;
+
+/// Bytes of a durable frame.
+pub const DURABLE_FRAME_BYTES: usize = FRAME_HEADER_BYTES + 24;
 
 /// Bytes of a close frame.
 pub const CLOSE_FRAME_BYTES: usize = FRAME_HEADER_BYTES + 24;
+
+/// The generation of a machine that has no standby. There is no other yet.
+pub(super) const GENERATION_NEUTRAL: u64 = 0;
+
+/// The incarnation of a machine that has no standby. There is no other yet.
+pub(super) const INCARNATION_NEUTRAL: u128 = 0;
 
 /// The highest number of a segment.
 pub const SEGMENTS_MAX: u32 = 99_999_999;
@@ -29,30 +38,30 @@ pub struct SegmentHeader {
     pub previous_hash: u128,
     /// That epoch, or none.
     pub previous: EpochId,
-    /// When the segment was made, in nanoseconds since 1970.
-    pub created_unix_ns: u64,
 }
 
 impl SegmentHeader {
     /// The whole frame.
     #[must_use]
     pub fn encode_frame(&self) -> Vec<u8> {
-        let mut payload = Vec::with_capacity(64);
+        let mut payload = Vec::with_capacity(80);
         payload.extend(self.format.to_le_bytes());
         payload.extend(self.number.to_le_bytes());
         payload.extend(self.chain.0);
         payload.extend(self.previous_hash.to_le_bytes());
         payload.extend(self.previous.0.to_le_bytes());
-        payload.extend(self.created_unix_ns.to_le_bytes());
+        payload.extend(GENERATION_NEUTRAL.to_le_bytes());
         payload.extend([0, 16, 0, 0]);
         payload.extend(self.more.to_le_bytes());
+        payload.extend(INCARNATION_NEUTRAL.to_le_bytes());
         frame(FrameKind::SegmentHeader, EpochId::NONE, self.chain, &payload)
     }
 
     /// Reads a payload whose checksum was checked.
     ///
     /// # Errors
-    /// Another version (looked at first), another page size, a number out of range, reserved bytes in use.
+    /// Another version (looked at first), another page size, a number out of range, a generation or
+    /// incarnation that is not neutral.
     pub fn decode(payload: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new(payload, FRAME_HEADER_BYTES);
         let format = fields.u32("format version")?;
@@ -68,7 +77,7 @@ impl SegmentHeader {
         chain.0.copy_from_slice(fields.bytes("chain", 16)?);
         let previous_hash = fields.u128("hash of the newest commit")?;
         let previous = EpochId(fields.u64("epoch of the newest commit")?);
-        let created_unix_ns = fields.u64("created")?;
+        fields.zeros("generation", 8)?;
         let at = fields.offset();
         let page_size = fields.u32("page size")?;
         if u64::from(page_size) != PAGE_SIZE_U64 {
@@ -80,8 +89,36 @@ impl SegmentHeader {
         if more > most {
             return Err(FormatError::field("further numbers", at, format!("up to {most}"), more));
         }
+        fields.zeros("incarnation", 16)?;
         fields.end("segment header")?;
-        Ok(Self { format, number, more, chain, previous_hash, previous, created_unix_ns })
+        Ok(Self { format, number, more, chain, previous_hash, previous })
+    }
+}
+
+/// The frame that says how far the chain was durable when it was written. It belongs to no epoch:
+/// each writer has its own times of sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Durable {
+    /// The newest epoch that was durable.
+    pub epoch: EpochId,
+    /// Its identity.
+    pub identity: u128,
+}
+
+impl Durable {
+    /// The whole frame.
+    #[must_use]
+    pub fn encode_frame(&self, chain: ChainId) -> Vec<u8> {
+        newest_frame(FrameKind::Durable, self.epoch, self.identity, chain)
+    }
+
+    /// Reads a payload whose checksum was checked.
+    ///
+    /// # Errors
+    /// An epoch that is not the header's.
+    pub fn decode(header: &FrameHeader, payload: &[u8]) -> Result<Self, FormatError> {
+        let (epoch, identity) = decode_newest(header, payload, "durable")?;
+        Ok(Self { epoch, identity })
     }
 }
 
@@ -91,17 +128,14 @@ pub struct Close {
     /// The newest epoch.
     pub epoch: EpochId,
     /// Its identity.
-    pub commit_hash: u128,
+    pub identity: u128,
 }
 
 impl Close {
     /// The whole frame.
     #[must_use]
     pub fn encode_frame(&self, chain: ChainId) -> Vec<u8> {
-        let mut payload = Vec::with_capacity(24);
-        payload.extend(self.epoch.0.to_le_bytes());
-        payload.extend(self.commit_hash.to_le_bytes());
-        frame(FrameKind::Close, self.epoch, chain, &payload)
+        newest_frame(FrameKind::Close, self.epoch, self.identity, chain)
     }
 
     /// Reads a payload whose checksum was checked.
@@ -109,15 +143,27 @@ impl Close {
     /// # Errors
     /// An epoch that is not the header's.
     pub fn decode(header: &FrameHeader, payload: &[u8]) -> Result<Self, FormatError> {
-        let mut fields = Fields::new(payload, FRAME_HEADER_BYTES);
-        let epoch = EpochId(fields.u64("newest epoch")?);
-        if epoch != header.epoch {
-            return Err(FormatError::field("newest epoch", FRAME_HEADER_BYTES, header.epoch, epoch));
-        }
-        let commit_hash = fields.u128("hash of the newest commit")?;
-        fields.end("close")?;
-        Ok(Self { epoch, commit_hash })
+        let (epoch, identity) = decode_newest(header, payload, "close")?;
+        Ok(Self { epoch, identity })
     }
+}
+
+fn newest_frame(kind: FrameKind, epoch: EpochId, identity: u128, chain: ChainId) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(24);
+    payload.extend(epoch.0.to_le_bytes());
+    payload.extend(identity.to_le_bytes());
+    frame(kind, epoch, chain, &payload)
+}
+
+fn decode_newest(header: &FrameHeader, payload: &[u8], what: &'static str) -> Result<(EpochId, u128), FormatError> {
+    let mut fields = Fields::new(payload, FRAME_HEADER_BYTES);
+    let epoch = EpochId(fields.u64("newest epoch")?);
+    if epoch != header.epoch {
+        return Err(FormatError::field("newest epoch", FRAME_HEADER_BYTES, header.epoch, epoch));
+    }
+    let identity = fields.u128("identity of the newest epoch")?;
+    fields.end(what)?;
+    Ok((epoch, identity))
 }
 
 /// A whole frame whose payload has the size that its kind fixes, a multiple of 8.

@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
+use super::StateRecord;
 use super::fields::Fields;
 use super::{FRAME_HEADER_BYTES, FormatError};
-use crate::machine::StateRecord;
 
 /// The most records in an epoch.
 pub const STATE_RECORDS_MAX: usize = 65_536;

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::machine::StateRecord;
+use crate::format::StateRecord;
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun};
 
 const CHAIN: ChainId = ChainId([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
@@ -58,10 +58,10 @@ fn a_header_with_a_sound_checksum_is_checked_all_the_same() {
     assert_eq!(field(sound, ChainId([9; 16])), ("chain", 24));
     assert_eq!(field(FrameHeader { epoch: EpochId::NONE, ..sound }, CHAIN), ("epoch", 8));
     assert_eq!(field(FrameHeader { length: FRAME_PAYLOAD_BYTES_MAX + 1, ..sound }, CHAIN), ("length", 20));
-    assert_eq!(field(FrameHeader { kind: FrameKind::Commit, length: 191, ..sound }, CHAIN), ("length", 20));
+    assert_eq!(field(FrameHeader { kind: FrameKind::Commit, length: 207, ..sound }, CHAIN), ("length", 20));
     assert_eq!(field(FrameHeader { kind: FrameKind::Close, length: 24, ..sound }, CHAIN), ("sequence", 16));
-    assert_eq!(field(FrameHeader { kind: FrameKind::SegmentHeader, length: 64, ..sound }, CHAIN), ("epoch", 8));
-    for kind in [0, 7, 0x85] {
+    assert_eq!(field(FrameHeader { kind: FrameKind::SegmentHeader, length: 80, ..sound }, CHAIN), ("epoch", 8));
+    for kind in [0, 8, 0x85] {
         let mut bytes = sound.encode(CHAIN);
         bytes[4] = kind;
         let checksum = xxhash_rust::xxh3::xxh3_64(&bytes[..40]).to_le_bytes();
@@ -71,16 +71,9 @@ fn a_header_with_a_sound_checksum_is_checked_all_the_same() {
 }
 
 #[test]
-fn a_segment_header_and_a_close_read_back() {
-    let segment = SegmentHeader {
-        format: FORMAT_VERSION,
-        number: 3,
-        more: 4,
-        chain: CHAIN,
-        previous_hash: 1 << 100,
-        previous: EpochId(9),
-        created_unix_ns: 77,
-    };
+fn what_stands_between_epochs_reads_back() {
+    let segment =
+        SegmentHeader { format: FORMAT_VERSION, number: 3, more: 4, chain: CHAIN, previous_hash: 1 << 100, previous: EpochId(9) };
     let frame = segment.encode_frame();
     assert_eq!(frame.len(), SEGMENT_HEADER_FRAME_BYTES);
     let header = FrameHeader::parse(&frame, CHAIN).unwrap();
@@ -90,11 +83,26 @@ fn a_segment_header_and_a_close_read_back() {
     other[0] = 5;
     assert_eq!(SegmentHeader::decode(&other), Err(FormatError::Version { offset: 48, found: 5 }));
 
-    let close = Close { epoch: EpochId(9), commit_hash: 5 };
+    for (at, name) in [(48, "generation 0"), (64, "incarnation 0")] {
+        let mut other = payload.to_vec();
+        other[at] = 1;
+        assert_eq!(SegmentHeader::decode(&other).unwrap_err().expected(), name);
+    }
+
+    let close = Close { epoch: EpochId(9), identity: 5 };
     let frame = close.encode_frame(CHAIN);
     assert_eq!(frame.len(), CLOSE_FRAME_BYTES);
     let header = FrameHeader::parse(&frame, CHAIN).unwrap();
     assert_eq!(Close::decode(&header, header.check_body(&frame[FRAME_HEADER_BYTES..]).unwrap()), Ok(close));
+
+    let durable = Durable { epoch: EpochId(9), identity: 5 };
+    let frame = durable.encode_frame(CHAIN);
+    assert_eq!(frame.len(), DURABLE_FRAME_BYTES);
+    let header = FrameHeader::parse(&frame, CHAIN).unwrap();
+    let payload = header.check_body(&frame[FRAME_HEADER_BYTES..]).unwrap();
+    assert_eq!(Durable::decode(&header, payload), Ok(durable));
+    let other = FrameHeader { epoch: EpochId(8), ..header };
+    assert_eq!(Durable::decode(&other, payload).unwrap_err().expected(), "newest epoch 8");
 }
 
 #[test]
@@ -112,7 +120,6 @@ fn a_commit_reads_back_and_lies_are_refused() {
         zero_pages: 7,
         unchanged_pages: 3,
         bytes_written: 740,
-        durable: EpochId(9),
         trigger: Trigger::RingFull,
         base: true,
         recovery: true,
@@ -134,7 +141,14 @@ fn a_commit_reads_back_and_lies_are_refused() {
         Commit::decode(&header, &frame[FRAME_HEADER_BYTES..]).unwrap_err().expected()
     };
     assert_eq!(field(Commit { parent: EpochId(12), ..commit }), "parent below 12");
-    assert_eq!(field(Commit { durable: EpochId(12), ..commit }), "durable epoch below 12");
+    // Where a generation and an incarnation will be, there is nothing yet.
+    for (at, name) in [(160, "generation 0"), (192, "incarnation 0"), (207, "incarnation 0")] {
+        let frame = commit.encode_frame(CHAIN);
+        let header = FrameHeader::parse(&frame, CHAIN).unwrap();
+        let mut payload = frame[FRAME_HEADER_BYTES..].to_vec();
+        payload[at] = 1;
+        assert_eq!(Commit::decode(&header, &payload).unwrap_err().expected(), name);
+    }
     assert_eq!(field(Commit { parent: EpochId::NONE, ..commit }), "parent hash 0");
 }
 

@@ -6,9 +6,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::capture::{chip, chip_id, msr_list};
 use super::error::StateError;
 use super::order::{VcpuPiece, VmPiece};
-use super::record::StateRecord;
 use super::spec::MSRS_MAX;
 use super::state::{DeviceState, MachineState, VcpuState};
+use crate::epoch::CapturedState;
+use crate::format::StateRecord;
 use crate::kvm::xsave::{XSAVE_BYTES_MIN, XsaveSize};
 
 /// The version of the layout of all `vcpu.` and `vm.` records.
@@ -19,6 +20,12 @@ const DEVICE: &str = "device.";
 const FPU_BYTES: usize = 416;
 const MSR_BYTES: usize = size_of::<kvm_msr_entry>();
 const CPUID_BYTES: usize = size_of::<kvm_cpuid_entry2>();
+
+impl CapturedState for MachineState {
+    fn records(&self) -> Vec<StateRecord> {
+        self.to_records()
+    }
+}
 
 impl MachineState {
     /// The state as records: those of the VM, those of each vCPU, those of the devices. Pieces that are not there have none.

@@ -25,7 +25,6 @@ mod encode;
 mod error;
 pub mod fit;
 mod order;
-mod record;
 mod rewind;
 mod spec;
 mod state;
@@ -39,7 +38,6 @@ pub use order::{
     APPLY_CONSTRAINTS, APPLY_ORDER, CAPTURE_CONSTRAINTS, CAPTURE_ORDER, Constraint, NOT_CAPTURED, VM_APPLY_CONSTRAINTS,
     VM_APPLY_ORDER, VM_CAPTURE_CONSTRAINTS, VM_CAPTURE_ORDER, VcpuPiece, VmPiece,
 };
-pub use record::StateRecord;
 pub use rewind::Rewinder;
 pub use spec::CaptureSpec;
 pub use state::{DeviceState, MachineState, VcpuState, VmState};

@@ -9,7 +9,7 @@ use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::plan::{PageTarget, Plan, RestoreError, TargetError};
-use crate::machine::StateRecord;
+use crate::format::StateRecord;
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes};
 use crate::store::Chain;
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::RestoreError;
 use super::plan::Plan;
-use crate::machine::StateRecord;
+use crate::format::StateRecord;
 use crate::page::{EpochId, Gfn, PageBytes, PageRun};
 use crate::store::view::View;
 use crate::store::{Chain, FoundPages, PageReader, causes};

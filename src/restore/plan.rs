@@ -6,8 +6,8 @@ use std::io;
 use std::num::NonZero;
 use std::ops::Range;
 
+use crate::format::StateRecord;
 use crate::format::{CHANGES_DEPTH_MAX, Index, MemoryDigest, Mention, decode_state, hash_bytes, is_zero, unpack_state};
-use crate::machine::StateRecord;
 use crate::memory::MemoryError;
 use crate::page::{EpochId, Gfn, PageBytes, PageRun};
 use crate::store::assembly::{Assembly, Want};

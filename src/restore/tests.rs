@@ -6,14 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::*;
-use crate::epoch::Sink;
 use crate::format::{
-    BlockEncoder, CHANGES_DEPTH_MAX, ChainId, ChangedWords, Commit, Compression, EpochTotals, EpochWriter, FRAME_HEADER_BYTES,
-    FrameHeader, FrameKind, MemoryDigest,
+    BlockEncoder, CHANGES_DEPTH_MAX, ChainId, ChangedWords, Commit, Complete, Compression, EpochTotals, EpochWriter,
+    FRAME_HEADER_BYTES, FrameHeader, FrameKind, Line, MemoryDigest,
 };
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes};
-use crate::store::WriterOptions;
 use crate::store::testing::{Disk, Memory, Model, Random, empty_memory, memory_digest, new_chain, state_of};
+use crate::store::{Writer, WriterOptions};
 
 /// Memory as zeros, which refuses pages that come twice, are zero or are not in it.
 #[derive(Debug)]
@@ -106,7 +105,7 @@ fn pages_in_any_order_are_those_of_the_epoch() {
 fn a_plan_reads_nothing_older_than_a_base() {
     let disk = Disk::new();
     let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
-    let chain = writer.chain();
+    let chain = writer.identity().chain;
     let page = |byte: u8| [byte; PAGE_SIZE];
     let block = |gfn, page: &PageBytes| {
         let mut out = Vec::new();
@@ -152,7 +151,7 @@ fn state() -> (FrameKind, Vec<u8>) {
 }
 
 /// Commits an epoch of these payloads, whatever they are, with sound checksums.
-fn commit(sink: &mut dyn Sink, chain: ChainId, epoch: u64, base: bool, payloads: &[(FrameKind, Vec<u8>)]) {
+fn commit(sink: &mut Writer, chain: ChainId, epoch: u64, base: bool, payloads: &[(FrameKind, Vec<u8>)]) {
     let (mut frames, mut headers, mut totals) = (Vec::new(), Xxh3::new(), EpochTotals::default());
     for (kind, payload) in payloads {
         let length = u32::try_from(payload.len()).unwrap();
@@ -167,7 +166,10 @@ fn commit(sink: &mut dyn Sink, chain: ChainId, epoch: u64, base: bool, payloads:
     }
     totals.frames_bytes = frames.len() as u64;
     totals.frames_hash = headers.digest128();
-    sink.commit(&frames, Commit { epoch: EpochId(epoch), base, totals, ..Commit::default() }).unwrap();
+    let commit = Commit { epoch: EpochId(epoch), totals, ..Commit::default() };
+    let mut complete = Line::behind(chain, sink.head()).complete(commit);
+    complete = Complete::new(chain, Commit { base, ..complete.commit });
+    sink.complete(&frames, &complete).unwrap();
 }
 
 /// A block's list with a sound checksum, and data behind it.
@@ -243,7 +245,7 @@ fn hostile_content_is_refused_by_name_and_place() {
     for (expected, payloads) in cases {
         let disk = Disk::new();
         let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
-        let id = writer.chain();
+        let id = writer.identity().chain;
         commit(&mut writer, id, 1, false, &payloads);
         let chain = disk.chain().unwrap();
         assert_eq!(chain.epochs_len().unwrap(), 1);
@@ -257,7 +259,7 @@ fn hostile_content_is_refused_by_name_and_place() {
 fn any_content_with_sound_checksums_ends_in_an_answer() {
     let disk = Disk::new();
     let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
-    let id = writer.chain();
+    let id = writer.identity().chain;
     let (mut memory, mut encoder) = (empty_memory(), BlockEncoder::new(Compression::default()));
     let mut answers = [0; 2];
     for seed in 0..1500 {
@@ -304,7 +306,7 @@ fn any_content_with_sound_checksums_ends_in_an_answer() {
 fn changes_go_as_deep_as_the_format_says() {
     let disk = Disk::new();
     let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
-    let id = writer.chain();
+    let id = writer.identity().chain;
     let mut encoder = BlockEncoder::new(Compression::None);
     let mut page = [9; PAGE_SIZE];
     for (epoch, place) in (1..=u64::from(CHANGES_DEPTH_MAX) + 3).zip(1..) {
@@ -320,7 +322,8 @@ fn changes_go_as_deep_as_the_format_says() {
         }
         epoch_writer.state(&mut frames, &[]).unwrap();
         let (epoch, totals) = (EpochId(epoch), epoch_writer.totals());
-        writer.commit(&frames, Commit { epoch, base: epoch.0 == 1, totals, ..Commit::default() }).unwrap();
+        let complete = Line::behind(id, writer.head()).complete(Commit { epoch, totals, ..Commit::default() });
+        writer.complete(&frames, &complete).unwrap();
     }
     let chain = disk.chain().unwrap();
     let mut first = [9; PAGE_SIZE];

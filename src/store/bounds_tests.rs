@@ -13,8 +13,8 @@ use super::files::FileReplaced;
 use super::testing::{Cut, Disk, Model, memory_digest, new_chain};
 use super::verify::{VerifyOptions, verify};
 use super::*;
-use crate::epoch::{Sink, SinkError};
-use crate::format::{Compression, MAIN_BRANCH};
+use crate::epoch::SinkError;
+use crate::format::{Compression, CutTime, MAIN_BRANCH};
 use crate::page::EpochId;
 use crate::restore::{self, ExportFormat, PageMap, PageSources};
 
@@ -30,7 +30,7 @@ fn long(segments: u64) -> (Disk, Model) {
     let kept = writer.keep_segments();
     for _ in 0..segments {
         model.epoch(&mut writer).unwrap();
-        let newest = writer.tip();
+        let newest = writer.head().epoch;
         model.offered.retain(|epoch, _| *epoch == newest || epoch.0 % 100 == 0);
     }
     model.sync(&mut writer).unwrap();
@@ -105,7 +105,7 @@ fn branches_behind_each_other_take_no_more_files() {
     model.run(&mut writer, 3);
     let mut of = MAIN_BRANCH.to_owned();
     for depth in 0..64 {
-        let tip = writer.tip();
+        let tip = writer.head().epoch;
         drop(writer);
         let name = format!("b{depth}");
         writer = disk.create_branch(&name, &of, tip, TINY).unwrap();

@@ -11,11 +11,9 @@ use super::medium::Medium;
 use super::names::{LOCK, Listed, MAINTENANCE};
 use super::place::Place;
 use super::read::{place_of, read_identity};
-use super::writer::{now_unix_ns, take_lock};
-use super::{
-    Chain, CutTime, Epoch, ReadOptions, Retention, Segment, SegmentNumbers, StoreError, causes, rewrite, scan, seal, steps,
-};
-use crate::format::Identity;
+use super::writer::take_lock;
+use super::{Chain, Epoch, ReadOptions, Retention, Segment, SegmentNumbers, StoreError, causes, rewrite, scan, seal, steps};
+use crate::format::{CutTime, Identity};
 use crate::page::EpochId;
 
 /// Files that are open at a time, so that a writer beside it has those that it needs.
@@ -440,8 +438,7 @@ impl Compaction<'_> {
             let file = self.chain.with_room(|| self.medium.create(DRAFT)).map_err(io("make"))?;
             let file = file.as_ref();
             let all = range.start..=range.end - 1;
-            let made =
-                rewrite::rewrite(self.chain, all, numbers, self.kept, now_unix_ns(), (file, &draft, bytes_most), progress)?;
+            let made = rewrite::rewrite(self.chain, all, numbers, self.kept, (file, &draft, bytes_most), progress)?;
             file.sync().map_err(io("sync"))?;
             // Reads back what was written, frame by frame.
             let index = scan::index_of(&draft, numbers, file, made.bytes, self.identity)?;

@@ -9,8 +9,7 @@ use super::compact::{self, Compacted, Scope};
 use super::testing::{Cut, Disk, Memory, Model, Random, is_full, memory_digest, new_chain, seeds, state_of};
 use super::verify::LeftoverKind;
 use super::*;
-use crate::epoch::Sink;
-use crate::format::{Compression, FrameHeader, FrameKind, MAIN_BRANCH, Mark};
+use crate::format::{Compression, CutTime, FrameHeader, FrameKind, MAIN_BRANCH, Mark};
 use crate::page::{EpochId, Gfn, PAGE_SIZE};
 use crate::restore;
 
@@ -114,7 +113,7 @@ fn what_is_kept_stays_what_it_was() {
             is_sound(&Disk::holding(&bare).chain().unwrap(), &model);
             // The chain goes on.
             let mut writer = disk.writer(SMALL).unwrap();
-            assert_eq!(writer.tip(), newest);
+            assert_eq!(writer.head().epoch, newest);
             model.run(&mut writer, 8);
             let chain = disk.chain().unwrap();
             is_sound(&chain, &model);
@@ -172,7 +171,7 @@ fn a_cut_at_every_step_of_a_compaction_loses_nothing() {
                 // The next one finishes it.
                 let mut writer = after.writer(SMALL).unwrap();
                 Model::new(1, Compression::None).skip_to(EpochId(1000));
-                assert_eq!(writer.tip(), *all.last().unwrap());
+                assert_eq!(writer.head().epoch, *all.last().unwrap());
                 writer.close(true).unwrap();
                 drop(writer);
                 compact(&after, &keep, Scope::All).unwrap();
@@ -217,7 +216,7 @@ fn a_cut_at_every_step_of_a_second_compaction_leaves_nothing_damaged() {
                 let mut guest = Model::new(seed, Compression::None);
                 guest.offered = model.offered.clone();
                 let mut writer = after.writer(SMALL).unwrap();
-                guest.continue_from(writer.tip());
+                guest.continue_from(writer.head().epoch);
                 guest.skip_to(EpochId(1000));
                 guest.quiet();
                 guest.run(&mut writer, 2);
@@ -500,7 +499,7 @@ fn a_cut_at_any_step_of_a_busy_life_loses_nothing() {
                 let mut guest = Model::new(seed, Compression::None);
                 guest.offered = main.offered.clone();
                 let mut writer = disk.writer(SMALL).unwrap();
-                guest.continue_from(writer.tip());
+                guest.continue_from(writer.head().epoch);
                 guest.skip_to(EpochId(5000));
                 guest.run(&mut writer, 2);
                 drop(writer);

@@ -169,6 +169,19 @@ pub enum StoreError {
         /// Bytes that were appended.
         found: u64,
     },
+    /// An epoch does not follow the chain's newest.
+    #[error(
+        "epoch {epoch} follows epoch {} of identity {:032x}, and the chain ends at epoch {} of identity {:032x}",
+        found.0, found.1, expected.0, expected.1
+    )]
+    Parent {
+        /// The epoch that was offered.
+        epoch: EpochId,
+        /// The chain's newest epoch, and its identity.
+        expected: (EpochId, u128),
+        /// What the epoch names as its parent.
+        found: (EpochId, u128),
+    },
     /// The chain has as many segments as the format numbers.
     #[error("the store has {found} segments, and the format has numbers for no more")]
     Segments {

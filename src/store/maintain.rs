@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use super::medium::Medium;
 use super::names::Listed;
 use super::place::Place;
-use super::{CutTime, Retention, SegmentNumbers, StoreError, causes, compact, seal};
-use crate::format::Identity;
+use super::{Retention, SegmentNumbers, StoreError, causes, compact, seal};
+use crate::format::{CutTime, Identity};
 use crate::page::EpochId;
 
 /// How much the background gives way: about a tenth of a processor is left to it where others want it all, so that a chain stays bounded.

@@ -56,7 +56,7 @@ pub use names::SegmentNumbers;
 pub use pages::{FoundPages, PageReader};
 pub use prune::{PrunePlan, plan_prune};
 pub use read::{Chain, ReadOptions};
-pub use retention::{ClockJump, CutTime, Retention};
+pub use retention::Retention;
 pub use scan::{Damage, Epoch, TornTail};
 pub(crate) use segment::{FramePlace, Segment};
 pub use writer::{NewChain, Recovered, Writer, WriterOptions};

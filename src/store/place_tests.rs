@@ -4,7 +4,7 @@
 use super::error::causes;
 use super::testing::{Cut, Disk, Meddling, Model, Random, is_full, new_chain};
 use super::{Chain, Retention, StoreError, Writer, WriterOptions};
-use crate::epoch::{Sink, SinkError};
+use crate::epoch::SinkError;
 use crate::format::Compression;
 use crate::page::EpochId;
 
@@ -60,7 +60,7 @@ fn meddled(seed: u64, at: u64) -> bool {
     let mut model = Model::new(seed, Compression::Zstd { level: 1 });
     let mut writer = disk.create(&new_chain(), options).unwrap();
     // The model gives an epoch up now and then.
-    while writer.tip() == EpochId::NONE {
+    while writer.head().epoch == EpochId::NONE {
         model.epoch(&mut writer).unwrap();
     }
     model.sync(&mut writer).unwrap();
@@ -134,7 +134,7 @@ fn meddled(seed: u64, at: u64) -> bool {
 }
 
 fn goes_on(disk: &Disk, model: &mut Model, writer: &mut Writer, told: &str) {
-    let tip = writer.reopen().unwrap_or_else(|error| panic!("{told}: {}", causes(&error)));
+    let tip = writer.reopen().unwrap_or_else(|error| panic!("{told}: {}", causes(&error))).epoch;
     assert!(tip >= model.durable, "{told}");
     model.durable = tip;
     model.continue_from(tip);

@@ -9,8 +9,8 @@ use super::compact::SizedEpoch;
 use super::directory::Directory;
 use super::medium::Medium;
 use super::read::again;
-use super::{Chain, ClockJump, ReadOptions, Retention, Segment, StoreError};
-use crate::format::{BLOCK_PAGES, Index, IndexError, Mention};
+use super::{Chain, ReadOptions, Retention, Segment, StoreError};
+use crate::format::{BLOCK_PAGES, ClockJump, Index, IndexError, Mention};
 use crate::page::{EpochId, PAGE_SIZE_U64};
 
 /// What a prune would do to a chain, of the epochs that are its own: those that a branch shares with another chain are the other's to keep.

@@ -11,8 +11,8 @@ use super::names::{BRANCHES, IDENTITY};
 use super::scan::{self, Scan};
 use super::segment::Segment;
 use super::{Damage, Epoch, StoreError, TornTail};
+use crate::format::StateRecord;
 use crate::format::{FormatError, IDENTITY_BYTES_MAX, Identity, MAIN_BRANCH, decode_state, is_branch_name};
-use crate::machine::StateRecord;
 use crate::page::EpochId;
 
 /// How a chain is read.

@@ -553,7 +553,7 @@ fn take_step(root: &Directory, step: &RepairStep) -> io::Result<()> {
             directory.sync()
         }
         RepairStep::Close { file, offset, epoch, chain, identity } => {
-            let frame = Close { epoch: *epoch, commit_hash: *identity }.encode_frame(ChainId(*chain));
+            let frame = Close { epoch: *epoch, identity: *identity }.encode_frame(ChainId(*chain));
             let (directory, name) = parent_of(root, file)?;
             let file = directory.open_file(name, OFlags::WRONLY)?;
             file.write_all_at(&frame, *offset)?;

@@ -35,7 +35,6 @@ pub(super) fn rewrite(
     from: RangeInclusive<usize>,
     numbers: SegmentNumbers,
     keep: &BTreeSet<EpochId>,
-    created_unix_ns: u64,
     (file, path, bytes_most): (&dyn MediumFile, &Path, u64),
     progress: &mut dyn FnMut(u64) -> Result<(), StoreError>,
 ) -> Result<Rewritten, StoreError> {
@@ -51,7 +50,6 @@ pub(super) fn rewrite(
         chain: identity.chain,
         previous_hash,
         previous,
-        created_unix_ns,
     };
     let mut out = Out { file, path, at: 0, bytes_most, buffer: header.encode_frame() };
     let mut last = (previous, previous_hash);
@@ -81,7 +79,7 @@ pub(super) fn rewrite(
         done += source.bytes();
     }
     if last.0 != EpochId::NONE {
-        out.buffer.extend(Close { epoch: last.0, commit_hash: last.1 }.encode_frame(identity.chain));
+        out.buffer.extend(Close { epoch: last.0, identity: last.1 }.encode_frame(identity.chain));
     }
     out.flush()?;
     Ok(Rewritten { epochs: written, bytes: out.at })
@@ -267,7 +265,6 @@ impl<'a> Rewrite<'a> {
             captured_pages: totals.stored_pages + zero_pages,
             zero_pages,
             unchanged_pages: 0,
-            durable: parent.0,
             base,
             rewritten: Some(epoch.hash),
             ..epoch.commit

@@ -7,8 +7,8 @@ use std::path::Path;
 use super::compact::{self, Scope};
 use super::testing::{Cut, Disk, Model, Random, new_chain, seeds};
 use super::*;
-use crate::epoch::{Sink, SinkError};
-use crate::format::{Compression, MAIN_BRANCH};
+use crate::epoch::SinkError;
+use crate::format::{Compression, CutTime, MAIN_BRANCH};
 use crate::page::EpochId;
 
 const LAST: u64 = 3;

@@ -16,9 +16,9 @@ use super::names::Listed;
 use super::segment::{Segment, Walked};
 use super::{SegmentNumbers, StoreError, mark};
 use crate::format::{
-    BLOCK_LIST_BYTES_MAX, BlockList, CLOSE_FRAME_BYTES, ChainId, Close, Commit, FRAME_HEADER_BYTES, FormatError, FrameHeader,
-    FrameKind, Identity, Index, IndexBuilder, IndexBytes, IndexProof, IndexedEpoch, Mark, Mention, SEGMENT_HEADER_FRAME_BYTES,
-    SegmentHeader, decode_zeros,
+    BLOCK_LIST_BYTES_MAX, BlockList, CLOSE_FRAME_BYTES, ChainId, Close, Commit, Durable, FRAME_HEADER_BYTES, FormatError,
+    FrameHeader, FrameKind, Identity, Index, IndexBuilder, IndexBytes, IndexProof, IndexedEpoch, Mark, Mention,
+    SEGMENT_HEADER_FRAME_BYTES, SegmentHeader, decode_zeros,
 };
 use crate::page::EpochId;
 
@@ -447,14 +447,14 @@ impl<'a> Walk<'a> {
     /// Takes one frame whose header is sound.
     fn frame(&mut self, at: &At<'_>, window: &mut Window<'_>, offset: u64, header: &FrameHeader) -> Result<(), StoreError> {
         let mut buffer = std::mem::take(&mut self.buffer);
-        let small = matches!(header.kind, FrameKind::SegmentHeader | FrameKind::Commit | FrameKind::Close);
+        let small = matches!(header.kind, FrameKind::SegmentHeader | FrameKind::Commit | FrameKind::Close | FrameKind::Durable);
         let payload = if small { small_payload(at, window, offset, header, &mut buffer).map(Some) } else { Ok(None) };
         let result = match payload {
             Ok(None) => self.body_frame(offset, header),
             Ok(Some(payload)) => match header.kind {
                 FrameKind::SegmentHeader => self.segment_header(at, offset, header, payload),
                 FrameKind::Commit => self.commit(at, offset, header, payload),
-                _ => self.close(at, offset, header, payload),
+                _ => self.synced(at, offset, header, payload),
             },
             Err(Fault::Format(error)) => Err(error),
             Err(Fault::Io(error)) => return Err(StoreError::io("read", at.path)(error)),
@@ -556,22 +556,27 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn close(&mut self, at: &At<'_>, offset: u64, header: &FrameHeader, payload: &[u8]) -> Result<(), FormatError> {
-        let close = Close::decode(header, payload)?;
-        self.proven(close.epoch);
+    /// A durable frame, or a close: what is before it was synced.
+    fn synced(&mut self, at: &At<'_>, offset: u64, header: &FrameHeader, payload: &[u8]) -> Result<(), FormatError> {
+        let is_close = header.kind == FrameKind::Close;
+        let (epoch, identity) = match is_close {
+            true => Close::decode(header, payload).map(|close| (close.epoch, close.identity))?,
+            false => Durable::decode(header, payload).map(|durable| (durable.epoch, durable.identity))?,
+        };
+        self.proven(epoch);
         if self.broken.is_some() {
             return Ok(());
         }
-        self.between_epochs(offset, "a close")?;
-        let (newest, hash) = (self.newest, self.newest_hash);
-        if close.epoch != newest {
-            return Err(FormatError::field("newest epoch", FRAME_HEADER_BYTES, newest, close.epoch));
+        self.between_epochs(offset, if is_close { "a close" } else { "a durable frame" })?;
+        let (newest, expected) = (self.newest, self.newest_hash);
+        if epoch != newest {
+            return Err(FormatError::field("newest epoch", FRAME_HEADER_BYTES, newest, epoch));
         }
-        if close.commit_hash != hash {
-            return Err(differs("identity of the newest epoch", FRAME_HEADER_BYTES + 8, hash, close.commit_hash));
+        if identity != expected {
+            return Err(differs("identity of the newest epoch", FRAME_HEADER_BYTES + 8, expected, identity));
         }
         self.end = Some((at.numbers, offset + header.frame_bytes()));
-        self.closed = true;
+        self.closed = is_close;
         Ok(())
     }
 
@@ -628,7 +633,6 @@ impl<'a> Walk<'a> {
 
     fn commit(&mut self, at: &At<'_>, offset: u64, header: &FrameHeader, payload: &[u8]) -> Result<(), FormatError> {
         let commit = Commit::decode(header, payload)?;
-        self.proven(commit.durable);
         if self.broken.is_some() {
             return Ok(());
         }

@@ -9,12 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::medium::{Displaced, FileId, HeldLock, Lock, Medium, MediumFile};
 use super::verify::{VerifyOptions, VerifyReport, verify};
 use super::{Chain, NewChain, SegmentNumbers, StoreError, Writer, WriterOptions};
-use crate::epoch::{Sink, SinkError};
+use crate::epoch::SinkError;
 use crate::format::{
     BlockEncoder, CHANGED_WORDS_MAX, CHANGES_DEPTH_MAX, ChainId, ChangedWords, Commit, Compression, EpochWriter, IndexBytes,
-    MAIN_BRANCH, MemoryDigest, is_zero,
+    Line, MAIN_BRANCH, MemoryDigest, StateRecord, is_zero,
 };
-use crate::machine::StateRecord;
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun, runs};
 use crate::restore;
 
@@ -884,14 +883,16 @@ impl Model {
     }
 
     /// Cuts an epoch and offers it.
-    pub(crate) fn epoch(&mut self, sink: &mut dyn Sink) -> Result<(), SinkError> {
+    pub(crate) fn epoch(&mut self, sink: &mut Writer) -> Result<(), SinkError> {
         run_guest(&mut self.memory, &mut self.random, self.noise);
-        let (epoch, tip) = (self.next, sink.tip());
+        let (epoch, head) = (self.next, sink.head());
+        let tip = head.epoch;
         self.next = EpochId(epoch.0 + 1 + u64::from(self.aborts && self.random.one_in(6)));
         let before = &self.offered[&tip].1;
         let mut depths = self.depths.get(&tip).cloned().unwrap_or_default();
         let before = (before, &mut depths);
-        let (parts, commit) = epoch_frames(sink.chain(), epoch, before, &self.memory, &mut self.encoder, &mut self.random);
+        let (parts, commit) =
+            epoch_frames(sink.identity().chain, epoch, before, &self.memory, &mut self.encoder, &mut self.random);
         self.depths.insert(epoch, depths);
         self.offered.insert(epoch, (tip, self.memory.clone()));
         let (last, parts) = parts.split_last().unwrap();
@@ -901,16 +902,17 @@ impl Model {
         if self.aborts && self.random.one_in(10) {
             return sink.abort();
         }
-        sink.commit(last, commit).map(|_| ())
+        let complete = Line::behind(sink.identity().chain, head).complete(commit);
+        sink.complete(last, &complete)
     }
 
-    pub(crate) fn sync(&mut self, sink: &mut dyn Sink) -> Result<(), SinkError> {
+    pub(crate) fn sync(&mut self, sink: &mut Writer) -> Result<(), SinkError> {
         self.durable = sink.sync()?;
         Ok(())
     }
 
     /// Runs some epochs. Gives up where the sink cannot be opened again.
-    pub(crate) fn run(&mut self, sink: &mut dyn Sink, epochs: u64) {
+    pub(crate) fn run(&mut self, sink: &mut Writer, epochs: u64) {
         for _ in 0..epochs {
             let mut result = self.epoch(sink);
             if result.is_ok() && self.random.one_in(3) {
@@ -918,7 +920,7 @@ impl Model {
             }
             if let Err(SinkError::Latched(_)) = result {
                 assert!(matches!(self.epoch(sink), Err(SinkError::Latched(_))), "a latched sink takes nothing");
-                let Some(tip) = (0..3).find_map(|_| sink.reopen().ok()) else { return };
+                let Some(tip) = (0..3).find_map(|_| sink.reopen().ok()).map(|head| head.epoch) else { return };
                 assert!(tip >= self.durable, "epoch {} was durable, and {tip} is the newest after reopening", self.durable);
                 self.durable = tip;
             }

@@ -5,15 +5,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use xxhash_rust::xxh3::xxh3_64;
-
 use super::names::IDENTITY;
 use super::testing::{Cut, Disk, Model, Random, new_chain};
 use super::*;
-use crate::epoch::{Sink, SinkError};
-use crate::format::{
-    Commit, Compression, EpochWriter, FormatError, FrameHeader, FrameKind, MemoryDigest, SEGMENT_HEADER_FRAME_BYTES,
-};
+use crate::epoch::SinkError;
+use crate::format::{Commit, Compression, EpochWriter, FormatError, FrameHeader, FrameKind, Head, Line, MemoryDigest};
 use crate::page::EpochId;
 use crate::restore;
 
@@ -39,7 +35,7 @@ fn life(disk: &Disk, model: &mut Model) -> Result<(), StoreError> {
     }
     drop(writer);
     let mut writer = disk.writer(SMALL)?;
-    model.durable = model.durable.max(writer.tip());
+    model.durable = model.durable.max(writer.head().epoch);
     model.run(&mut writer, 6);
     Ok(())
 }
@@ -68,7 +64,7 @@ fn survives(disk: &Disk, model: &Model, seed: u64, judged: bool) {
         }
         Err(error) => panic!("a crash left something that cannot be opened: {error}"),
     };
-    guest.durable = writer.tip();
+    guest.durable = writer.head().epoch;
     guest.run(&mut writer, 2);
     guest.durable = writer.close(true).unwrap();
     let chain = disk.chain().unwrap();
@@ -192,7 +188,7 @@ fn the_mark_goes_with_every_sync() {
         model.epoch(&mut writer).unwrap();
         model.sync(&mut writer).unwrap();
         // A process that is killed now leaves it.
-        assert_eq!(disk.chain().unwrap().durable(), writer.tip());
+        assert_eq!(disk.chain().unwrap().durable(), writer.head().epoch);
         let mut files = disk.files();
         let segment = files.get_mut("segment-00000001").unwrap();
         segment.truncate(segment.len() - 8);
@@ -219,10 +215,10 @@ fn a_killed_process_loses_nothing_that_was_appended() {
     let mut model = Model::new(5, Compression::default());
     let mut writer = disk.create(&new_chain(), SMALL).unwrap();
     model.run(&mut writer, 12);
-    let tip = writer.tip();
+    let tip = writer.head().epoch;
     drop(writer);
     let mut writer = disk.writer(SMALL).unwrap();
-    assert_eq!(writer.tip(), tip);
+    assert_eq!(writer.head().epoch, tip);
     // It is durable before anything builds on it.
     model.durable = tip;
     model.check(&disk.after(Cut::Dropped).chain().unwrap());
@@ -238,18 +234,18 @@ fn a_full_disk_rejects_the_epoch_and_only_that() {
     let mut writer = disk.create(&new_chain(), WriterOptions { preallocate_bytes: 0, ..WriterOptions::default() }).unwrap();
     model.run(&mut writer, 4);
     model.sync(&mut writer).unwrap();
-    let (tip, files) = (writer.tip(), disk.files());
+    let (tip, files) = (writer.head().epoch, disk.files());
     let used: usize = files.values().map(Vec::len).sum();
     for room in [0, 1, 47, 48, 49, 300] {
         disk.set_capacity(Some((used + room) as u64));
         assert!(matches!(model.epoch(&mut writer), Err(SinkError::Rejected(_))));
-        assert_eq!(writer.tip(), tip);
+        assert_eq!(writer.head().epoch, tip);
         assert_eq!(disk.files(), files, "the chain is as it was");
     }
     disk.set_capacity(None);
     model.run(&mut writer, 3);
     model.sync(&mut writer).unwrap();
-    assert!(writer.tip() > tip);
+    assert!(writer.head().epoch > tip);
     model.check(&disk.chain().unwrap());
 }
 
@@ -262,13 +258,13 @@ fn nothing_is_taken_after_a_failed_sync() {
         let mut writer = disk.create(&new_chain(), SMALL).unwrap();
         model.run(&mut writer, 3);
         let broken = disk.clone().with_faults(seed, 1);
-        assert!(matches!(writer.sync(), Err(SinkError::Latched(_))) || writer.durable() == writer.tip());
+        assert!(matches!(writer.sync(), Err(SinkError::Latched(_))) || writer.durable() == writer.head().epoch);
         drop(broken.without_faults());
-        if writer.durable() < writer.tip() {
+        if writer.durable() < writer.head().epoch {
             assert!(matches!(model.epoch(&mut writer), Err(SinkError::Latched(_))));
             assert!(matches!(writer.sync(), Err(SinkError::Latched(_))));
             // What reopening finds is what the medium has, and not what the system kept of it.
-            model.durable = writer.reopen().unwrap();
+            model.durable = writer.reopen().unwrap().epoch;
             model.check(&disk.after(Cut::Dropped).chain().unwrap());
         }
         model.run(&mut writer, 2);
@@ -523,7 +519,7 @@ fn nothing_is_appended_to_a_segment_with_an_index() {
         let mut guest = Model::new(8, Compression::None);
         guest.offered = model.offered.clone();
         let mut writer = disk.writer(options).unwrap();
-        guest.continue_from(writer.tip());
+        guest.continue_from(writer.head().epoch);
         guest.skip_to(EpochId(100));
         guest.run(&mut writer, 3);
         // Killed.
@@ -544,21 +540,24 @@ fn a_commit_that_does_not_fit_is_refused() {
     let mut model = Model::new(1, Compression::None);
     model.quiet();
     model.epoch(&mut writer).unwrap();
-    let (tip, files) = (writer.tip(), disk.files());
+    let (tip, files) = (writer.head().epoch, disk.files());
     let frames = |epoch| {
         let mut out = Vec::new();
-        let mut epoch = EpochWriter::new(writer.chain(), epoch);
+        let mut epoch = EpochWriter::new(writer.identity().chain, epoch);
         epoch.state(&mut out, &[]).unwrap();
         (out, epoch.totals())
     };
     let (next, totals) = frames(EpochId(50));
-    let commit = |epoch| Commit { epoch, totals, ..Commit::default() };
-    assert!(matches!(writer.commit(&next, commit(tip)), Err(SinkError::Rejected(_))));
-    assert!(matches!(writer.commit(&next[8..], commit(EpochId(50))), Err(SinkError::Rejected(_))));
+    let (chain, head) = (writer.identity().chain, writer.head());
+    let end = |epoch, head| Line::behind(chain, head).complete(Commit { epoch, totals, ..Commit::default() });
+    assert!(matches!(writer.complete(&next, &end(tip, head)), Err(SinkError::Rejected(_))));
+    assert!(matches!(writer.complete(&next[8..], &end(EpochId(50), head)), Err(SinkError::Rejected(_))));
+    let another = Head { identity: head.identity ^ 1, ..head };
+    assert!(matches!(writer.complete(&next, &end(EpochId(50), another)), Err(SinkError::Rejected(_))));
     writer.append(EpochId(50), &next).unwrap();
     assert!(matches!(writer.append(EpochId(51), &next), Err(SinkError::Rejected(_))));
     assert_eq!(disk.files(), files);
-    writer.commit(&next, commit(EpochId(50))).unwrap();
+    writer.complete(&next, &end(EpochId(50), head)).unwrap();
     assert_eq!(disk.chain().unwrap().newest(), EpochId(50));
 }
 
@@ -579,7 +578,7 @@ fn a_chain_in_a_real_directory() {
     assert!(matches!(error, StoreError::Exists { .. }), "{error}");
 
     // A killed writer leaves a tail.
-    let (tip, segments) = (writer.tip(), Chain::open(&path).unwrap().segments());
+    let (tip, segments) = (writer.head().epoch, Chain::open(&path).unwrap().segments());
     assert!(segments > 1);
     drop(writer);
     let last = path.join(SegmentNumbers::one(u32::try_from(segments).unwrap()).file_name());

@@ -1,4 +1,4 @@
-//! The one writer of a chain. Follows `docs/format.md`, "Commit protocol".
+//! The one writer of a chain. Follows `docs/format.md`, "Writing".
 
 use std::fmt;
 use std::io;
@@ -15,11 +15,10 @@ use super::medium::{Medium, MediumFile};
 use super::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE, MARK};
 use super::place::Place;
 use super::read::{BRANCHES_DEPTH_MAX, place_of, read_identity};
-use super::retention::OwnTime;
-use super::{Chain, ClockJump, CutTime, ReadOptions, Retention, SegmentNumbers, StoreError, TornTail, causes, mounts, scan};
-use crate::epoch::{Sink, SinkError};
+use super::{Chain, ReadOptions, Retention, SegmentNumbers, StoreError, TornTail, causes, mounts, scan};
+use crate::epoch::{Marks, Sink, SinkError, SinkStart};
 use crate::format::{
-    BranchPoint, COMMIT_FRAME_BYTES, ChainId, Close, Commit, FORMAT_VERSION, Identity, MAIN_BRANCH, Mark,
+    BranchPoint, ChainId, ClockJump, Close, Complete, CutTime, Durable, FORMAT_VERSION, Head, Identity, MAIN_BRANCH, Mark,
     SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SegmentHeader,
 };
 use crate::page::{EpochId, PAGE_SIZE_U64, PageRun};
@@ -90,9 +89,12 @@ pub struct Writer {
     options: WriterOptions,
     identity: Arc<Identity>,
     segment: Active,
-    tip: EpochId,
-    tip_hash: u128,
+    head: Head,
     durable: EpochId,
+    /// What the segment's header or a frame in it says to have been durable.
+    told_durable: EpochId,
+    /// Where the engine is told how far the chain is durable.
+    marks: Marks,
     /// The epoch in hand: some of its frames may lie behind `segment.end`.
     pending: Option<EpochId>,
     /// Whether the chain ends in a close frame.
@@ -108,7 +110,6 @@ pub struct Writer {
     mark: MarkFile,
     /// About how many bytes a base of the chain has: where epochs are dropped, segments are no longer than a part of that.
     image_bytes: u64,
-    own_time: OwnTime,
     /// That the clock was set was said.
     told_jump: bool,
     /// Nothing was appended yet.
@@ -148,6 +149,8 @@ struct Active {
     full: bool,
     /// The end of the last whole epoch or close frame.
     end: u64,
+    /// Where the frames of the epoch in hand begin.
+    epoch_at: u64,
     /// Where the next byte goes, which is where the file ends.
     at: u64,
     /// Where the file ended at the last sync that nothing was wrong with.
@@ -167,6 +170,7 @@ impl Active {
             sealed,
             full: false,
             end,
+            epoch_at: end,
             at: end,
             synced: end,
             reserved: end,
@@ -323,7 +327,8 @@ impl Writer {
         let identity = Arc::new(identity);
         let segment = make_segment(dir, medium.as_ref(), &identity, 1, from)?;
         let recovered = Recovered { tip: from.0, epochs: 0, torn: None, closed: false };
-        let opened = Opened { segment, mark, tip_hash: from.1, image_bytes: 0, full_bytes: 0, newest: None, recovered };
+        let head = Head { epoch: from.0, identity: from.1, cut: None };
+        let opened = Opened { segment, mark, head, image_bytes: 0, full_bytes: 0, recovered };
         Ok(Self::new((dir, medium, home), identity, opened, options, place).0)
     }
 
@@ -334,20 +339,22 @@ impl Writer {
         options: WriterOptions,
         place: Place,
     ) -> (Self, Recovered) {
-        let Opened { segment, mark, tip_hash, image_bytes, full_bytes, newest, recovered } = opened;
+        let Opened { segment, mark, head, image_bytes, full_bytes, recovered } = opened;
         let WriterOptions { retention, background, .. } = options;
         let place = Arc::new(place);
         let at = (dir, medium.clone(), place.clone());
         let maintenance = Maintenance::new(at, identity.clone(), home, retention, full_bytes, background);
+        let told_durable = told_durable(&segment, &recovered);
         let mut writer = Self {
             dir: dir.to_owned(),
             medium,
             options,
             identity,
             segment,
-            tip: recovered.tip,
-            tip_hash,
-            durable: recovered.tip,
+            head,
+            durable: head.epoch,
+            told_durable,
+            marks: Marks::nowhere(),
             pending: None,
             closed: recovered.closed,
             latched: None,
@@ -356,7 +363,6 @@ impl Writer {
             maintenance,
             mark,
             image_bytes,
-            own_time: OwnTime::behind(newest),
             told_jump: false,
             untouched: true,
             spare: None,
@@ -453,7 +459,7 @@ impl Writer {
 
     /// Says once that the clock was set.
     fn tell_jump(&mut self, cut: &CutTime) {
-        let jump = self.own_time.newest().and_then(|newest| ClockJump::between(&newest, cut));
+        let jump = self.head.cut.and_then(|newest| ClockJump::between(&newest, cut));
         if let Some(ClockJump { epoch, by_ns }) = jump.filter(|_| !self.told_jump) {
             self.told_jump = true;
             let by_s = by_ns / 1_000_000_000;
@@ -475,7 +481,7 @@ impl Writer {
         match self.pending {
             Some(pending) if pending == epoch => return Ok(()),
             Some(before) => return self.reject(StoreError::Order { epoch, before }),
-            None if epoch <= self.tip => return self.reject(StoreError::Order { epoch, before: self.tip }),
+            None if epoch <= self.head.epoch => return self.reject(StoreError::Order { epoch, before: self.head.epoch }),
             None => {}
         }
         self.make_room()?;
@@ -497,8 +503,20 @@ impl Writer {
             // Not before: who opens a chain and appends nothing changes nothing that is sound.
             self.maintenance.seal_the_rest(self.segment.numbers);
         }
+        // From here on, what is written is undone with the epoch.
         self.pending = Some(epoch);
+        self.tell_durable()?;
+        self.segment.epoch_at = self.segment.at;
         Ok(())
+    }
+
+    /// Says in the chain what was made durable since that was said last.
+    fn tell_durable(&mut self) -> Result<(), SinkError> {
+        let Head { epoch, identity, .. } = self.head;
+        if self.durable < epoch || self.told_durable >= epoch {
+            return Ok(());
+        }
+        self.write(&[&Durable { epoch, identity }.encode_frame(self.identity.chain)])
     }
 
     /// Whether epochs are dropped while the chain is written.
@@ -543,7 +561,7 @@ impl Writer {
         self.release_space();
         self.sync_segment()?;
         self.mark_firmly();
-        let tip = (self.tip, self.tip_hash);
+        let tip = (self.head.epoch, self.head.identity);
         let make = || make_segment(&self.dir, self.medium.as_ref(), &self.identity, number, tip);
         let made = match make() {
             Err(error) if error.lacks_descriptors() && self.spare.take().is_some() => make(),
@@ -562,6 +580,7 @@ impl Writer {
                 }
                 let full = std::mem::replace(&mut self.segment, segment);
                 self.closed = false;
+                self.told_durable = self.head.epoch;
                 if !full.sealed {
                     self.maintenance.seal(full.numbers, full.end);
                 }
@@ -683,20 +702,21 @@ impl Writer {
 
     /// Says what is durable so that it survives a power cut.
     fn mark_firmly(&mut self) {
-        if self.durable == self.tip {
-            let said = Mark { epoch: self.tip, identity: self.tip_hash };
+        let Head { epoch, identity, .. } = self.head;
+        if self.durable == epoch {
+            let said = Mark { epoch, identity };
             self.mark.firmly_durable(said);
         }
     }
 
     fn sync_segment(&mut self) -> Result<EpochId, SinkError> {
-        let tip = self.tip;
+        let Head { epoch: tip, identity, .. } = self.head;
         match self.segment.file.sync() {
             Ok(()) => {
                 // What was synced is durable for those who will look for it, and not somewhere else.
                 self.stay()?;
                 self.segment.synced = self.segment.at;
-                let said = Mark { epoch: tip, identity: self.tip_hash };
+                let said = Mark { epoch: tip, identity };
                 self.mark.durable(said);
                 // Somebody may have come in between.
                 self.stay()?;
@@ -711,50 +731,61 @@ impl Writer {
     }
 }
 
-impl Sink for Writer {
-    fn chain(&self) -> ChainId {
-        self.identity.chain
+impl Writer {
+    /// The newest epoch that was appended whole.
+    #[must_use]
+    pub const fn head(&self) -> Head {
+        self.head
     }
 
-    fn tip(&self) -> EpochId {
-        self.tip
-    }
-
-    fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {
+    /// Takes some of the frames of `epoch`, which is above the head's.
+    ///
+    /// # Errors
+    /// As [`Sink::append`].
+    pub fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {
         self.begin(epoch)?;
         self.write(&[frames])
     }
 
-    fn commit(&mut self, frames: &[u8], commit: Commit) -> Result<u64, SinkError> {
+    /// Takes the last frames of an epoch and its commit frame.
+    ///
+    /// # Errors
+    /// As [`Sink::complete`].
+    pub fn complete(&mut self, frames: &[u8], epoch: &Complete) -> Result<(), SinkError> {
+        let commit = &epoch.commit;
         self.begin(commit.epoch)?;
-        let found = self.segment.at - self.segment.end + frames.len() as u64;
+        let found = self.segment.at - self.segment.epoch_at + frames.len() as u64;
         let expected = commit.totals.frames_bytes;
         if found != expected {
-            return self.reject(StoreError::Frames { epoch: commit.epoch, expected, found }).map(|()| 0);
+            return self.reject(StoreError::Frames { epoch: commit.epoch, expected, found });
         }
-        let bytes_written = found + COMMIT_FRAME_BYTES as u64;
-        let own = self.own_time.of(commit.epoch, commit.own_ns, commit.time_unix_ns);
-        let (parent, parent_hash, durable) = (self.tip, self.tip_hash, self.durable);
-        let commit = Commit { parent, parent_hash, durable, bytes_written, own_ns: own.0.own_ns, ..commit };
-        let frame = commit.encode_frame(self.identity.chain);
-        self.write(&[frames, &frame])?;
+        let (parent, head) = ((commit.parent, commit.parent_hash), (self.head.epoch, self.head.identity));
+        if parent != head {
+            return self.reject(StoreError::Parent { epoch: commit.epoch, expected: head, found: parent });
+        }
+        self.write(&[frames, &epoch.frame])?;
         self.segment.end = self.segment.at;
         self.pending = None;
         self.closed = false;
-        self.tip = commit.epoch;
-        self.tip_hash = commit.identity(&frame);
-        self.tell_jump(&own.0);
-        self.own_time.committed(own);
+        self.tell_jump(&CutTime::from(commit));
+        if self.durable == self.head.epoch {
+            self.told_durable = self.durable;
+        }
+        self.head = epoch.head();
         self.segment.mentions += commit.totals.stored_pages + commit.zero_pages;
         self.segment.epochs += 1;
         if commit.base && self.options.retention.is_some() {
-            self.segment.base_bytes += bytes_written;
-            self.image_bytes = bytes_written;
+            self.segment.base_bytes += commit.bytes_written;
+            self.image_bytes = commit.bytes_written;
         }
-        Ok(bytes_written)
+        Ok(())
     }
 
-    fn abort(&mut self) -> Result<(), SinkError> {
+    /// Undoes the `append` calls since the last whole epoch.
+    ///
+    /// # Errors
+    /// As [`Sink::abort`].
+    pub fn abort(&mut self) -> Result<(), SinkError> {
         self.check_latch()?;
         self.stay()?;
         self.undo().map_err(|error| {
@@ -763,15 +794,24 @@ impl Sink for Writer {
         })
     }
 
-    fn sync(&mut self) -> Result<EpochId, SinkError> {
+    /// Makes every appended epoch durable and returns the newest.
+    ///
+    /// # Errors
+    /// As [`Sink::sync`].
+    pub fn sync(&mut self) -> Result<EpochId, SinkError> {
         self.check_latch()?;
-        if self.durable == self.tip {
-            return self.stay().map(|()| self.tip);
+        if self.durable == self.head.epoch {
+            return self.stay().map(|()| self.durable);
         }
         self.sync_segment()
     }
 
-    fn reopen(&mut self) -> Result<EpochId, SinkError> {
+    /// Opens the chain again after [`SinkError::Latched`], reading back what is there, and makes it
+    /// durable.
+    ///
+    /// # Errors
+    /// As [`Sink::reopen`].
+    pub fn reopen(&mut self) -> Result<Head, SinkError> {
         if self.latched.is_none() {
             let Active { synced, at, .. } = self.segment;
             self.latched_bytes = synced..=at;
@@ -784,32 +824,37 @@ impl Sink for Writer {
         let Active { synced, at, .. } = self.segment;
         self.latched_bytes = synced..=at;
         let opened = recover(&self.dir, &self.medium, &self.identity, self.durable).map_err(failed)?;
-        let Opened { segment, mark, tip_hash, recovered, newest, .. } = opened;
-        self.own_time.reopened(newest);
+        let Opened { segment, mark, head, recovered, .. } = opened;
+        self.told_durable = told_durable(&segment, &recovered);
         self.segment = segment;
         self.mark = mark;
         let at = self.segment.at;
         self.check_writes(at..=at).map_err(failed)?;
-        self.tip = recovered.tip;
-        self.tip_hash = tip_hash;
-        self.durable = recovered.tip;
+        self.head = head;
+        self.durable = head.epoch;
         self.closed = recovered.closed;
         self.pending = None;
         self.latched = None;
-        Ok(self.tip)
+        Ok(head)
     }
 
-    fn close(&mut self, sync: bool) -> Result<EpochId, SinkError> {
+    /// Syncs and ends the chain in order, and returns the newest durable epoch. With `sync` false
+    /// nothing is synced and nothing claims to be durable.
+    ///
+    /// # Errors
+    /// As [`Sink::close`].
+    pub fn close(&mut self, sync: bool) -> Result<EpochId, SinkError> {
         self.abort()?;
         if sync {
             self.sync()?;
-            if self.tip != EpochId::NONE && !self.closed {
+            let Head { epoch, identity, .. } = self.head;
+            if epoch != EpochId::NONE && !self.closed {
                 // A chain without it is as sound: where there is no room for it, it is left out.
-                let close = Close { epoch: self.tip, commit_hash: self.tip_hash };
-                match self.write(&[&close.encode_frame(self.identity.chain)]) {
+                match self.write(&[&Close { epoch, identity }.encode_frame(self.identity.chain)]) {
                     Ok(()) => {
                         self.segment.end = self.segment.at;
                         self.closed = true;
+                        self.told_durable = epoch;
                         self.sync_segment()?;
                     }
                     Err(SinkError::Rejected(error)) => tracing::warn!(error = %error, "the chain ends without a close frame"),
@@ -828,12 +873,49 @@ impl Sink for Writer {
     }
 }
 
+impl Sink for Writer {
+    fn start(&mut self, marks: Marks) -> SinkStart {
+        self.marks = marks;
+        SinkStart { chain: self.identity.chain, head: self.head, keeps: true }
+    }
+
+    fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {
+        Self::append(self, epoch, frames)
+    }
+
+    fn complete(&mut self, frames: &[u8], epoch: &Complete) -> Result<(), SinkError> {
+        Self::complete(self, frames, epoch)
+    }
+
+    fn abort(&mut self) -> Result<(), SinkError> {
+        Self::abort(self)
+    }
+
+    fn sync(&mut self) -> Result<(), SinkError> {
+        let durable = Self::sync(self)?;
+        self.marks.durable(durable);
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> Result<Head, SinkError> {
+        Self::reopen(self)
+    }
+
+    fn close(&mut self, sync: bool) -> Result<(), SinkError> {
+        let durable = Self::close(self, sync)?;
+        if sync {
+            self.marks.durable(durable);
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Debug for Writer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Writer")
             .field("dir", &self.dir)
             .field("segment", &self.segment)
-            .field("tip", &self.tip)
+            .field("head", &self.head)
             .field("durable", &self.durable)
             .field("latched", &self.latched)
             .finish_non_exhaustive()
@@ -873,15 +955,19 @@ fn random_chain(dir: &Path) -> Result<ChainId, StoreError> {
     Ok(chain)
 }
 
+/// What the end of a segment that was opened says to be durable.
+fn told_durable(segment: &Active, recovered: &Recovered) -> EpochId {
+    let is_new = segment.end == SEGMENT_HEADER_FRAME_BYTES as u64;
+    if is_new || recovered.closed { recovered.tip } else { EpochId::NONE }
+}
+
 struct Opened {
     segment: Active,
     mark: MarkFile,
-    tip_hash: u128,
+    head: Head,
     image_bytes: u64,
     /// Bytes of the segments before the last.
     full_bytes: u64,
-    /// The newest epoch of the chain's own.
-    newest: Option<CutTime>,
     recovered: Recovered,
 }
 
@@ -950,7 +1036,8 @@ fn recover(dir: &Path, own: &Arc<dyn Medium>, identity: &Arc<Identity>, least: E
             break;
         }
     }
-    Ok(Opened { segment, mark, tip_hash, image_bytes, full_bytes, newest, recovered })
+    let head = Head { epoch: tip, identity: tip_hash, cut: newest };
+    Ok(Opened { segment, mark, head, image_bytes, full_bytes, recovered })
 }
 
 fn make_segment(
@@ -962,15 +1049,7 @@ fn make_segment(
 ) -> Result<Active, StoreError> {
     let numbers = SegmentNumbers::one(number);
     let name = numbers.file_name();
-    let header = SegmentHeader {
-        format: identity.format,
-        number,
-        more: 0,
-        chain: identity.chain,
-        previous_hash,
-        previous,
-        created_unix_ns: now_unix_ns(),
-    };
+    let header = SegmentHeader { format: identity.format, number, more: 0, chain: identity.chain, previous_hash, previous };
     let make = || {
         let file = medium.create(&name)?;
         file.write(0, &[&header.encode_frame()])?;

@@ -14,7 +14,7 @@ use slackwater::store::{Chain, Writer, WriterOptions};
 use crate::support::chain::{Builder, Truth, sample};
 use crate::support::command::run;
 use crate::support::copy::{Files, write};
-use crate::support::{Random, epochs, rounds};
+use crate::support::{Random, rounds};
 
 /// One reader may take so long for a chain of 24 KB.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -52,16 +52,38 @@ fn place(files: &Files, random: &mut Random) -> (String, u64) {
     unreachable!("`at` is below the sum")
 }
 
+/// The epochs of a chain; none for one whose commit frame is damaged.
+fn listed(chain: &Chain) -> Vec<Option<EpochId>> {
+    let listed = chain.epochs().map(|epoch| match epoch {
+        Ok(epoch) => Some(epoch.commit.epoch),
+        Err(error) => {
+            assert!(error.is_damage(), "{error}");
+            None
+        }
+    });
+    listed.collect()
+}
+
 /// What the chain in `dir` gives of the `wanted` epochs is true; says whether anything is missing.
 fn reads(dir: &Path, truth: &BTreeMap<u64, Truth>, wanted: impl Fn(EpochId) -> bool, tally: &mut Tally) -> bool {
     let Ok(chain) = Chain::open(dir) else {
         tally.unreadable += 1;
         return true;
     };
-    let mut missing = epochs(&chain).len() < truth.len();
+    let listed = listed(&chain);
+    let mut missing = listed.len() < truth.len();
     tally.damage += u64::from(!chain.damage().is_empty());
     tally.tail += u64::from(chain.tail().is_some());
-    for epoch in epochs(&chain).iter().map(|epoch| epoch.commit.epoch).filter(|epoch| wanted(*epoch)) {
+    for epoch in listed {
+        // Where an index says that there is one, its commit frame is read only now.
+        let Some(epoch) = epoch else {
+            tally.refused += 1;
+            missing = true;
+            continue;
+        };
+        if !wanted(epoch) {
+            continue;
+        }
         let truth = truth.get(&epoch.0).expect("only what was committed is listed");
         let mut memory = Memory::default();
         match Plan::new(&chain, epoch).and_then(|plan| plan.fill(&mut memory, &mut |_, _| {}).map(|_| plan)) {
@@ -106,8 +128,9 @@ fn goes_on(files: &Files, truth: &BTreeMap<u64, Truth>, at: &str) {
     let chain = Chain::open(copy.path()).unwrap();
     assert!(chain.tail().is_none() && chain.damage().is_empty(), "{at}");
     assert_eq!(chain.newest(), recovered.tip, "{at}");
-    let expected: Vec<_> = truth.keys().copied().take(epochs(&chain).len()).collect();
-    assert_eq!(epochs(&chain).iter().map(|epoch| epoch.commit.epoch.0).collect::<Vec<_>>(), expected, "{at}");
+    for (listed, expected) in listed(&chain).into_iter().zip(truth.keys()) {
+        assert!(listed.is_none_or(|epoch| epoch.0 == *expected), "{at}: {listed:?} in the place of {expected}");
+    }
 }
 
 fn flips(chain: &Builder, count: u64, random: &mut Random) -> Tally {
@@ -148,14 +171,15 @@ fn flips(chain: &Builder, count: u64, random: &mut Random) -> Tally {
 #[test]
 fn five_thousand_flips_of_a_closed_chain() {
     let tally = flips(&sample(true), 5000, &mut Random::seeded("bad_input::flips::closed", 1));
-    assert!(tally.unreadable > 20 && tally.damage > 200 && tally.refused > 1000 && tally.restored > 1000, "{tally:?}");
+    // Most bytes are those of indexes and of the mark, which say what is said elsewhere.
+    assert!(tally.unreadable > 5 && tally.damage > 30 && tally.refused > 1000 && tally.restored > 1000, "{tally:?}");
 }
 
 /// Nothing proves the last three epochs: a flip there is a torn tail.
 #[test]
 fn five_thousand_flips_of_an_open_chain() {
     let tally = flips(&sample(false), 5000, &mut Random::seeded("bad_input::flips::open", 2));
-    assert!(tally.tail > 200 && tally.damage > 200 && tally.refused > 1000 && tally.restored > 1000, "{tally:?}");
+    assert!(tally.tail > 100 && tally.damage > 5 && tally.refused > 1000 && tally.restored > 1000, "{tally:?}");
 }
 
 /// The same through the command.

@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use slackwater::epoch::Sink;
-use slackwater::format::{Commit, EpochWriter};
-use slackwater::machine::StateRecord;
+use slackwater::format::{Commit, EpochWriter, Line, StateRecord};
 use slackwater::store::{Retention, Writer, plan_prune};
 
 use super::{lines, listed, verb};
@@ -15,21 +13,14 @@ const MINUTE: u64 = 60_000_000_000;
 const YEAR: u64 = 365 * 24 * 60 * MINUTE;
 
 /// Appends an epoch that was cut at `unix_ns` by the clock, and at `engine_ns` by the engine's time.
-fn append(writer: &mut Writer, unix_ns: u64, engine_ns: u64) {
-    let epoch = writer.tip().next();
-    let mut frames = EpochWriter::new(writer.chain(), epoch);
+fn append((writer, line): (&mut Writer, &mut Line), unix_ns: u64, engine_ns: u64) {
+    let epoch = writer.head().epoch.next();
+    let mut frames = EpochWriter::new(writer.identity().chain, epoch);
     let mut out = Vec::new();
     let state = StateRecord { name: "test".to_owned(), index: 0, version: 1, data: epoch.0.to_le_bytes().to_vec() };
     frames.state(&mut out, &[state]).unwrap();
-    let commit = Commit {
-        epoch,
-        totals: frames.totals(),
-        time_unix_ns: unix_ns,
-        own_ns: engine_ns,
-        base: epoch.0 == 1,
-        ..Commit::default()
-    };
-    writer.commit(&out, commit).unwrap();
+    let commit = Commit { epoch, totals: frames.totals(), time_unix_ns: unix_ns, own_ns: engine_ns, ..Commit::default() };
+    writer.complete(&out, &line.complete(commit)).unwrap();
     writer.sync().unwrap();
 }
 
@@ -38,22 +29,25 @@ fn append(writer: &mut Writer, unix_ns: u64, engine_ns: u64) {
 fn store(dir: &Path) -> PathBuf {
     let store = dir.join("store");
     let mut writer = Writer::create(&store, &new_chain(), SEGMENT_EACH).unwrap();
+    let mut line = Line::behind(writer.identity().chain, writer.head());
     for minute in 1..=10 {
-        append(&mut writer, minute * MINUTE + if minute > 5 { 50 * YEAR } else { 0 }, minute * MINUTE);
+        append((&mut writer, &mut line), minute * MINUTE + if minute > 5 { 50 * YEAR } else { 0 }, minute * MINUTE);
     }
     writer.close(true).unwrap();
     drop(writer);
     let (mut writer, _) = Writer::open(&store, SEGMENT_EACH).unwrap();
+    let mut line = Line::behind(writer.identity().chain, writer.head());
     let begun = 50 * YEAR + 130 * MINUTE;
     for minute in 0..5 {
-        append(&mut writer, begun + minute * MINUTE + if minute == 2 { YEAR } else { 0 }, begun + minute * MINUTE);
+        append((&mut writer, &mut line), begun + minute * MINUTE + if minute == 2 { YEAR } else { 0 }, begun + minute * MINUTE);
     }
     writer.close(true).unwrap();
     drop(writer);
     let (mut writer, _) = Writer::open(&store, SEGMENT_EACH).unwrap();
+    let mut line = Line::behind(writer.identity().chain, writer.head());
     let begun = 50 * YEAR + 135 * MINUTE - 24 * 60 * MINUTE;
     for minute in 0..2 {
-        append(&mut writer, begun + minute * MINUTE, begun + minute * MINUTE);
+        append((&mut writer, &mut line), begun + minute * MINUTE, begun + minute * MINUTE);
     }
     writer.close(true).unwrap();
     store
@@ -95,8 +89,9 @@ fn rules_go_by_the_time_that_passed() {
     assert_eq!(listed(&store, "main"), [11, 12, 13, 14, 15, 16, 17]);
     // What was dropped on the way makes no difference; and a compacted epoch has the time that it had.
     let (mut writer, _) = Writer::open(&store, SEGMENT_EACH).unwrap();
+    let mut line = Line::behind(writer.identity().chain, writer.head());
     let begun = 50 * YEAR + 140 * MINUTE;
-    append(&mut writer, begun, begun);
+    append((&mut writer, &mut line), begun, begun);
     writer.close(true).unwrap();
     drop(writer);
     let rule = Retention { within: Some(std::time::Duration::from_secs(24 * 3600)), ..Retention::default() };

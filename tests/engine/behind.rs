@@ -64,7 +64,7 @@ fn with_lengthen_epochs_grow_while_the_budget_surely_holds_then_the_guest_waits(
     let options = EngineOptions { budget_pages, slots: 2, when_behind: WhenBehind::Lengthen, ..options() };
     let mut engine = world.engine(Start::Fresh, options);
     world.take(&mut engine, Trigger::Request);
-    assert!(engine.committed().0.0 <= 1);
+    assert!(engine.reached().appended.0 <= 1);
     world.disk.wait_operations(1);
     fill_slots(&mut world, &mut engine, 2);
     let mut pages = 0;

@@ -89,9 +89,9 @@ fn wherever_storage_fails_the_guest_is_stopped_if_asked() {
                 let case = format!("{durability:?} {fault:?} at operation {operation}");
                 println!("{case}");
                 if let Err(error) = &outcome {
-                    let EngineError::Storage { committed, .. } = error else { panic!("{case}: {error:?}") };
+                    let EngineError::Storage { newest, .. } = error else { panic!("{case}: {error:?}") };
                     assert!(world.guest.halted);
-                    assert!(*committed <= durable || durability == Durability::None, "{case}: {committed} of {durable}");
+                    assert!(*newest <= durable || durability == Durability::None, "{case}: {newest} of {durable}");
                     assert!(chain_of(error).contains("by the test"), "{case}: {}", chain_of(error));
                     // The engine gave up: whatever the VMM does now, the guest does not run again and nothing is stored.
                     let stored = world.disk.stored().len();
@@ -107,12 +107,12 @@ fn wherever_storage_fails_the_guest_is_stopped_if_asked() {
                 world.check(&finished, 0);
                 let reached = world.disk.operations();
                 assert!(outcome.is_err() || finished.error.is_some() || reached <= operation, "{case}");
-                if let Err(EngineError::Storage { committed, .. }) = outcome {
+                if let Err(EngineError::Storage { newest, .. }) = outcome {
                     // Whoever comes next finds at least what the error says, and goes on.
-                    let committed = if durability == Durability::None { EpochId::NONE } else { committed };
+                    let newest = if durability == Durability::None { EpochId::NONE } else { newest };
                     let captures = world.guest.snapshots.len();
                     let mut world = world.restored();
-                    assert!(world.disk.tip() >= committed, "{case}: {} of {committed}", world.disk.tip());
+                    assert!(world.disk.tip() >= newest, "{case}: {} of {newest}", world.disk.tip());
                     let start = Start::Restored(world.disk.tip());
                     let mut engine = world.engine(start, options());
                     world.write_all([5]);
@@ -293,7 +293,7 @@ fn full_storage_takes_everything_once_there_is_space() {
             world.take(&mut engine, Trigger::Request);
             let _ = engine.flush_unless_waiting(durability);
         }
-        let committed = engine.committed().0;
+        let committed = engine.reached().appended;
         world.oracle().unwrap();
         world.disk.set_space(None);
         let cut = world.take(&mut engine, Trigger::Request);
@@ -424,7 +424,7 @@ fn a_base_that_fails_beside_the_guest_stops_it_if_asked() {
             Err(error) => break error,
         }
     };
-    assert!(matches!(error, EngineError::Storage { committed: EpochId::NONE, .. }), "{error:?}");
+    assert!(matches!(error, EngineError::Storage { newest: EpochId::NONE, .. }), "{error:?}");
     assert!(matches!(world.cut(&mut engine, Trigger::Request), Err(EngineError::Halted)));
     assert!(engine.copy_base().is_err());
     drop(engine);

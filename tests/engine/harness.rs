@@ -8,14 +8,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use slackwater::epoch::{CapturedState, Cut, Durability, Engine, EngineError, EngineOptions, Finished, Guest, GuestError};
-use slackwater::epoch::{RollbackGuest, RolledBack, Sink, SinkError, Start};
+use slackwater::epoch::{Marks, RollbackGuest, RolledBack, Sink, SinkError, SinkStart, Start};
 use slackwater::format::{
-    BLOCK_PAGES, BlockDecoder, BlockPages, CHANGES_DEPTH_MAX, ChainId, Commit, Compression, FRAME_HEADER_BYTES, FormatError,
-    FrameHeader, FrameKind, MemoryDigest, Trigger, decode_changes, decode_state, decode_zeros,
+    BLOCK_PAGES, BlockDecoder, BlockPages, CHANGES_DEPTH_MAX, ChainId, Commit, Complete, Compression, FRAME_HEADER_BYTES,
+    FormatError, FrameHeader, FrameKind, Head, MemoryDigest, StateRecord, Trigger, decode_changes, decode_state, decode_zeros,
 };
 use slackwater::kvm::park::Parked;
 use slackwater::kvm::ring::Lost;
-use slackwater::machine::StateRecord;
 use slackwater::memory::GuestMemory;
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes, PageRun, PageSet};
 use slackwater::track::{Collected, Settled, SimulatedMemory, SimulatedTracker, TrackError, Tracker};
@@ -110,7 +109,7 @@ pub(crate) enum Event {
     /// A sync returned without error; the newest epoch.
     Synced(u64),
     Reopen(u64),
-    /// `on_commit`.
+    /// `on_release`.
     Released(u64),
     /// The test let the sink go on.
     Opened,
@@ -158,8 +157,8 @@ pub(crate) enum Moment {
     Begin,
     /// Pages were copied.
     Settle,
-    /// `on_commit`; with [`Durability::Epoch`] everything is parked then.
-    OnCommit,
+    /// `on_release`; with [`Durability::Epoch`] everything is parked then.
+    OnRelease,
     Resume,
     /// State becomes records, behind the guest's back.
     Records,
@@ -325,6 +324,9 @@ pub(crate) enum Fault {
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
     pub(crate) commit: Commit,
+    /// How it ends, and the bytes before that.
+    pub(crate) end: Complete,
+    pub(crate) frames: Vec<u8>,
     pub(crate) counter: u64,
     pub(crate) image: Image,
     /// How many changes of each page that is not zero are behind each other.
@@ -356,6 +358,10 @@ struct DiskState {
     part_pages: Vec<usize>,
     violations: Vec<String>,
     life: usize,
+    marks: Option<Marks>,
+    syncs_later: bool,
+    /// The engine may not have heard yet that it is latched.
+    told_failure: bool,
 }
 
 /// A chain in memory. Clones are the same chain.
@@ -423,6 +429,13 @@ impl Disk {
         state.faults.insert(operation, fault);
     }
 
+    /// Nothing fails any more.
+    pub(crate) fn mend(&self) {
+        let mut state = self.lock();
+        state.faults.clear();
+        state.fail_reopens = 0;
+    }
+
     pub(crate) fn fail_reopens(&self, count: u32) {
         self.lock().fail_reopens = count;
     }
@@ -480,8 +493,38 @@ impl Disk {
         state.life += 1;
     }
 
+    /// Another host holds `epoch`.
+    pub(crate) fn acknowledge(&self, epoch: EpochId) {
+        let marks = self.lock().marks.clone();
+        marks.expect("an engine has the sink").acknowledged(epoch);
+    }
+
+    /// A sync returns before it is done. What was asked for is durable when [`sync_now`](Self::sync_now) says so.
+    pub(crate) fn sync_later(&self) {
+        self.lock().syncs_later = true;
+    }
+
+    /// What was appended by now is durable, and told so from this thread.
+    pub(crate) fn sync_now(&self) {
+        let mut state = self.lock();
+        state.durable = state.stored.len();
+        let (newest, marks) = (tip(&state.stored), state.marks.clone());
+        drop(state);
+        marks.expect("an engine has the sink").durable(newest);
+    }
+
+    /// A sync that was begun fails, and that is told from this thread.
+    pub(crate) fn fail_sync(&self, survivors: usize) {
+        let mut state = self.lock();
+        let error = state.fail(Fault::Latch { survivors }, None);
+        state.told_failure = true;
+        let marks = state.marks.clone();
+        drop(state);
+        marks.expect("an engine has the sink").failed(error);
+    }
+
     pub(crate) fn sink(&self) -> Box<dyn Sink> {
-        Box::new(DiskSink(self.clone()))
+        Box::new(DiskSink { disk: self.clone(), marks: Marks::nowhere() })
     }
 }
 
@@ -489,14 +532,21 @@ fn tip(stored: &[Stored]) -> EpochId {
     stored.last().map_or(EpochId::NONE, |last| last.commit.epoch)
 }
 
+fn head(stored: &[Stored]) -> Head {
+    stored.last().map_or_else(Head::default, |last| last.end.head())
+}
+
 #[derive(Debug)]
-struct DiskSink(Disk);
+struct DiskSink {
+    disk: Disk,
+    marks: Marks,
+}
 
 impl DiskSink {
     /// An operation begins: waits at the gate, and says how it is to fail.
     fn begin(&self) -> Result<(MutexGuard<'_, DiskState>, Option<Fault>), SinkError> {
-        let (_, changed) = &*self.0.state;
-        let mut state = self.0.lock();
+        let (_, changed) = &*self.disk.state;
+        let mut state = self.disk.lock();
         if state.shut_at == Some(state.operations) {
             state.shut_at = None;
             state.shut = true;
@@ -514,7 +564,9 @@ impl DiskSink {
         state.operations += 1;
         changed.notify_all();
         if state.latched {
-            state.violations.push(format!("operation {operation} came while latched"));
+            if !state.told_failure {
+                state.violations.push(format!("operation {operation} came while latched"));
+            }
             return Err(SinkError::Latched("latched".into()));
         }
         let fault = state.faults.remove(&operation);
@@ -567,10 +619,17 @@ impl DiskState {
     }
 
     /// Decodes the epoch on top of the one before.
-    fn decode(&self, frames: &[u8], commit: Commit) -> Result<Stored, String> {
+    fn decode(&self, frames: &[u8], end: &Complete) -> Result<Stored, String> {
+        let commit = end.commit;
+        let before = head(&self.stored);
+        if (commit.parent, commit.parent_hash) != (before.epoch, before.identity) {
+            return Err(format!("epoch {} follows {}, and {} is the newest", commit.epoch, commit.parent, before.epoch));
+        }
+        // A base of a sink that joined says nothing of what it does not mention.
+        let leans = self.stored.last().filter(|_| !commit.base);
         let wrong = |what: &str| format!("epoch {}: {what}", commit.epoch);
-        let mut image = self.stored.last().map_or_else(|| vec![0; PAGES * PAGE_SIZE], |last| last.image.to_vec());
-        let mut depths = self.stored.last().map_or_else(BTreeMap::new, |last| last.depths.clone());
+        let mut image = leans.map_or_else(|| vec![0; PAGES * PAGE_SIZE], |last| last.image.to_vec());
+        let mut depths = leans.map_or_else(BTreeMap::new, |last| last.depths.clone());
         let mut counter = None;
         let mut mentions = Vec::new();
         let mut sequence = 0;
@@ -640,11 +699,12 @@ impl DiskState {
         if commit.captured_pages != stored_pages + zero_pages + commit.unchanged_pages {
             return Err(format!("{}: {commit:?}", wrong("counts that do not add up")));
         }
-        if commit.base != self.stored.is_empty() {
+        if commit.base != (self.stored.is_empty() || commit.rewritten.is_some()) {
             return Err(wrong("the base flag"));
         }
         let counter = counter.ok_or_else(|| wrong("no state"))?;
-        Ok(Stored { commit, counter, image: Arc::new(image), depths, mentions, life: self.life })
+        let (end, frames) = (end.clone(), frames.to_vec());
+        Ok(Stored { commit, end, frames, counter, image: Arc::new(image), depths, mentions, life: self.life })
     }
 }
 
@@ -674,12 +734,10 @@ fn pages_in(frames: &[u8]) -> usize {
 }
 
 impl Sink for DiskSink {
-    fn chain(&self) -> ChainId {
-        CHAIN
-    }
-
-    fn tip(&self) -> EpochId {
-        tip(&self.0.lock().stored)
+    fn start(&mut self, marks: Marks) -> SinkStart {
+        self.disk.lock().marks = Some(marks.clone());
+        self.marks = marks;
+        SinkStart { chain: CHAIN, head: head(&self.disk.lock().stored), keeps: true }
     }
 
     fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {
@@ -689,18 +747,18 @@ impl Sink for DiskSink {
             return Err(state.fail(fault, None));
         }
         state.extend(epoch, frames);
-        self.0.events.push(Event::Append(epoch.0));
+        self.disk.events.push(Event::Append(epoch.0));
         Ok(())
     }
 
-    fn commit(&mut self, frames: &[u8], commit: Commit) -> Result<u64, SinkError> {
+    fn complete(&mut self, frames: &[u8], epoch: &Complete) -> Result<(), SinkError> {
         let (mut state, fault) = self.begin()?;
         state.part_pages.push(pages_in(frames));
         let fault = fault.or_else(|| state.take_space(frames.len()));
         let open = state.open.clone();
-        state.extend(commit.epoch, frames);
+        state.extend(epoch.commit.epoch, frames);
         let whole = state.open.clone().map_or_else(Vec::new, |(_, frames)| frames);
-        let decoded = state.decode(&whole, commit);
+        let decoded = state.decode(&whole, epoch);
         if let Some(fault) = fault {
             state.open = open;
             return Err(state.fail(fault, decoded.ok()));
@@ -710,56 +768,60 @@ impl Sink for DiskSink {
             Ok(stored) => state.stored.push(stored),
             Err(violation) => state.violations.push(violation),
         }
-        self.0.events.push(Event::Commit(commit.epoch.0));
-        Ok(whole.len() as u64)
-    }
-
-    fn abort(&mut self) -> Result<(), SinkError> {
-        self.0.lock().drop_open();
+        self.disk.events.push(Event::Commit(epoch.commit.epoch.0));
         Ok(())
     }
 
-    fn sync(&mut self) -> Result<EpochId, SinkError> {
+    fn abort(&mut self) -> Result<(), SinkError> {
+        self.disk.lock().drop_open();
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), SinkError> {
         let (mut state, fault) = self.begin()?;
         match fault {
+            None if state.syncs_later => Ok(()),
             None => {
                 state.durable = state.stored.len();
                 let newest = tip(&state.stored);
-                self.0.events.push(Event::Synced(newest.0));
-                Ok(newest)
+                self.disk.events.push(Event::Synced(newest.0));
+                drop(state);
+                self.marks.durable(newest);
+                Ok(())
             }
             Some(Fault::Reject) => Err(state.fail(Fault::Latch { survivors: 0 }, None)),
             Some(fault) => Err(state.fail(fault, None)),
         }
     }
 
-    fn reopen(&mut self) -> Result<EpochId, SinkError> {
-        let mut state = self.0.lock();
+    fn reopen(&mut self) -> Result<Head, SinkError> {
+        let mut state = self.disk.lock();
         if state.fail_reopens > 0 {
             state.fail_reopens -= 1;
             return Err(SinkError::Latched("the reopen fails".into()));
         }
-        let left = state.durable.saturating_add(state.survivors).min(state.stored.len());
-        state.stored.truncate(left);
+        if state.latched {
+            let left = state.durable.saturating_add(state.survivors).min(state.stored.len());
+            state.stored.truncate(left);
+        }
         if let Some(doubtful) = state.doubtful.take() {
             state.stored.push(doubtful);
         }
         state.open = None;
-        state.latched = false;
+        (state.latched, state.told_failure) = (false, false);
         state.durable = state.stored.len();
-        let newest = tip(&state.stored);
-        self.0.events.push(Event::Reopen(newest.0));
+        let newest = head(&state.stored);
+        self.disk.events.push(Event::Reopen(newest.epoch.0));
         Ok(newest)
     }
 
-    fn close(&mut self, sync: bool) -> Result<EpochId, SinkError> {
+    fn close(&mut self, sync: bool) -> Result<(), SinkError> {
         self.abort()?;
         if sync {
             self.sync()?;
         }
-        let mut state = self.0.lock();
-        state.closed = true;
-        Ok(tip(&state.stored[..state.durable]))
+        self.disk.lock().closed = true;
+        Ok(())
     }
 }
 
@@ -907,9 +969,9 @@ impl World {
     pub(crate) fn try_engine(&self, start: Start, mut options: EngineOptions) -> Result<Engine<Counter>, EngineError> {
         let events = self.events.clone();
         let writes = self.guest.writes.clone();
-        options.on_commit.get_or_insert_with(|| {
+        options.on_release.get_or_insert_with(|| {
             Box::new(move |epoch| {
-                writes.at(Moment::OnCommit);
+                writes.at(Moment::OnRelease);
                 events.push(Event::Released(epoch.0));
             })
         });
@@ -1027,9 +1089,19 @@ impl World {
         });
     }
 
+    /// Another chain of the same guest, whose events are nobody's.
+    pub(crate) fn other_disk(&self) -> Disk {
+        Disk::new(Events::default())
+    }
+
     /// The oracle: every epoch in the chain is what the guest was at its cut, byte for byte; the counts add up.
     pub(crate) fn oracle(&self) -> Result<(), String> {
-        let state = self.disk.lock();
+        self.oracle_of(&self.disk)
+    }
+
+    /// The oracle, asked of one chain of several.
+    pub(crate) fn oracle_of(&self, disk: &Disk) -> Result<(), String> {
+        let state = disk.lock();
         if let Some(violation) = state.violations.first() {
             return Err(violation.clone());
         }

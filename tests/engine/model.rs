@@ -15,29 +15,29 @@ const CUT_WRITES: usize = 3;
 
 /// The generator of Steele, Lea and Flood (2014), "Fast splittable pseudorandom number generators".
 #[derive(Debug)]
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
     }
 
-    fn below(&mut self, bound: usize) -> usize {
+    pub(super) fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }
 
-    fn one_in(&mut self, bound: usize) -> bool {
+    pub(super) fn one_in(&mut self, bound: usize) -> bool {
         self.below(bound) == 0
     }
 
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
+    pub(super) fn of<T: Copy>(&mut self, all: &[T]) -> T {
         all[self.below(all.len())]
     }
 
-    fn fault(&mut self) -> Fault {
+    pub(super) fn fault(&mut self) -> Fault {
         let survivors = self.below(3);
         self.of(&[Fault::Reject, Fault::Reject, Fault::Latch { survivors }, Fault::LatchKept])
     }
@@ -100,10 +100,10 @@ impl Life<'_> {
     /// Cuts, again while the guest fails to park or to capture. False when the guest was halted.
     fn cut(&mut self, trigger: Trigger) -> bool {
         loop {
-            let durable = match self.patiently(|world, engine| (world.cut(engine, trigger), engine.committed().1)) {
+            let durable = match self.patiently(|world, engine| (world.cut(engine, trigger), engine.reached().durable)) {
                 (Err(EngineError::Guest { .. }), _) => continue,
-                (Err(EngineError::Storage { committed, .. }), _) => {
-                    assert!(committed <= self.world.disk.durable() || self.durability == Durability::None);
+                (Err(EngineError::Storage { newest, .. }), _) => {
+                    assert!(newest <= self.world.disk.durable() || self.durability == Durability::None);
                     return false;
                 }
                 (Err(error), _) => panic!("{error:?}"),
@@ -225,7 +225,7 @@ impl Life<'_> {
                 if self.durability != Durability::Group(FOR_EVER) {
                     let flushed = self.patiently(|_, engine| engine.flush());
                     let tip = self.world.disk.tip();
-                    assert!(!flushed || self.engine.committed().0 == tip, "flushed, but {tip} is the tip");
+                    assert!(!flushed || self.engine.reached().appended == tip, "flushed, but {tip} is the tip");
                 }
             }
         }

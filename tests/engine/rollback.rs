@@ -207,7 +207,7 @@ fn no_chain_is_needed() {
         }
     }
     assert!(engine.flush());
-    assert_eq!((engine.committed().0, engine.report().bytes_written), (EpochId(6), 0));
+    assert_eq!((engine.reached().appended, engine.report().bytes_written), (EpochId(6), 0));
     let finished = engine.finish();
     assert!(finished.error.is_none());
     assert_eq!((finished.report.epochs, finished.report.rollback.count), (6, 50));

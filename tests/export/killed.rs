@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 
-use slackwater::epoch::Sink;
 use slackwater::page::{Gfn, PageRun};
 use slackwater::store::{NewChain, Writer};
 

@@ -7,7 +7,6 @@ use std::process::Command;
 use object::LittleEndian as Le;
 use object::elf::{FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};
-use slackwater::epoch::Sink;
 use slackwater::page::{EpochId, Gfn, PageBytes, PageRun};
 use slackwater::store::{Chain, NewChain, Writer};
 

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
 use serde_json::{Value, json};
-use slackwater::epoch::Sink;
 use slackwater::kvm::host::KVM_PATH;
 use slackwater::kvm::offer::Offer;
 use slackwater::machine::MachineState;

@@ -99,15 +99,15 @@ fn start(guest: &str, vcpus: u32, tracking: Tracking, sink: Option<&Path>) -> (R
     let mut vm = Vm::build(KVM_PATH.as_ref(), spec, tracking).unwrap();
     let machine = serde_json::to_value(vm.spec()).unwrap();
     let new = NewChain { memory: memory_regions(MEMORY), device_runs: 0, vcpus, machine };
+    let keeps = sink.is_some();
     let sink: Box<dyn Sink> = match sink {
         Some(store) => Box::new(Writer::create(store, &new, WriterOptions::default()).unwrap()),
         None => Box::new(Discard::default()),
     };
-    let discards = sink.discards();
     vm.load().unwrap();
     let seen = Arc::default();
     let tracker = Looking { inner: vm.take_tracker().unwrap(), memory: vm.memory().clone(), seen: Arc::clone(&seen) };
-    let audit_every = NonZeroU64::new(u64::from(!discards));
+    let audit_every = NonZeroU64::new(u64::from(keeps));
     // A cut takes an epoch, and never only the list of pages, however late the storage's thread comes to run.
     let when_behind = WhenBehind::Wait;
     let options = EngineOptions { budget_pages: 4096, rollback: true, when_behind, audit_every, ..EngineOptions::default() };

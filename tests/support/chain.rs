@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use slackwater::format::StateRecord;
 use slackwater::format::{
-    BlockEncoder, ChainId, ChangedWords, Close, Commit, Compression, EpochWriter, FORMAT_VERSION, FRAME_HEADER_BYTES,
+    BlockEncoder, ChainId, ChangedWords, Close, Commit, Compression, Durable, EpochWriter, FORMAT_VERSION, FRAME_HEADER_BYTES,
     FrameHeader, FrameKind, Identity, IndexBuilder, IndexedEpoch, MemoryDigest, Mention, Phases, SEGMENT_HEADER_FRAME_BYTES,
     SegmentHeader, Trigger,
 };
-use slackwater::machine::StateRecord;
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE_U64, PageBytes, PageRun};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -63,6 +63,8 @@ pub(crate) struct Builder {
     tip: EpochId,
     tip_hash: u128,
     durable: EpochId,
+    /// What a durable or close frame or a segment header said of that.
+    told: EpochId,
     memory: BTreeMap<u64, Box<PageBytes>>,
     clock_ns: u64,
     /// Whether state has records that are mostly zeros.
@@ -95,6 +97,7 @@ impl Builder {
             tip: EpochId::NONE,
             tip_hash: 0,
             durable: EpochId::NONE,
+            told: EpochId::NONE,
             memory: BTreeMap::new(),
             clock_ns,
             sparse_state: false,
@@ -117,13 +120,8 @@ impl Builder {
 
     /// Says in all slots of the mark which epoch is durable.
     fn mark(&mut self) {
-        let mut slot = vec![0xD7, b'S', b'W', b'D', 1, 0, 0, 0];
-        slot.extend(self.chain.0);
-        slot.extend(self.durable.0.to_le_bytes());
-        slot.extend(self.tip_hash.to_le_bytes());
-        slot.extend(xxh3_64(&slot).to_le_bytes());
-        slot.resize(4096, 0);
-        self.files.insert("durable".to_owned(), slot.repeat(3));
+        let mark = mark_of(self.chain, self.durable.0, self.tip_hash);
+        self.files.insert("durable".to_owned(), mark);
     }
 
     fn file(&mut self) -> &mut Vec<u8> {
@@ -137,13 +135,13 @@ impl Builder {
         }
         self.segment += 1;
         self.synced();
+        self.told = self.tip;
         let header = SegmentHeader {
             format: FORMAT_VERSION,
             number: self.segment,
             chain: self.chain,
             previous_hash: self.tip_hash,
             previous: self.tip,
-            created_unix_ns: self.clock_ns,
             more: 0,
         };
         self.files.insert(format!("segment-{:08}", self.segment), header.encode_frame());
@@ -158,6 +156,11 @@ impl Builder {
     /// Appends a whole epoch.
     pub(crate) fn epoch(&mut self, new: &NewEpoch) {
         let epoch = EpochId(new.number);
+        if self.durable > self.told {
+            let frame = Durable { epoch: self.tip, identity: self.tip_hash }.encode_frame(self.chain);
+            self.file().extend(frame);
+            self.told = self.tip;
+        }
         let mut writer = EpochWriter::new(self.chain, epoch);
         let mut out = Vec::new();
         let mut zero_pages = 0;
@@ -213,7 +216,6 @@ impl Builder {
             zero_pages,
             unchanged_pages: new.unchanged,
             bytes_written: totals.frames_bytes + slackwater::format::COMMIT_FRAME_BYTES as u64,
-            durable: self.durable,
             trigger: new.trigger,
             base: new.base,
             recovery: new.recovery,
@@ -233,9 +235,21 @@ impl Builder {
     /// Ends the chain in order.
     pub(crate) fn close(&mut self) {
         self.synced();
-        let frame = Close { epoch: self.tip, commit_hash: self.tip_hash }.encode_frame(self.chain);
+        let frame = Close { epoch: self.tip, identity: self.tip_hash }.encode_frame(self.chain);
         self.file().extend(frame);
+        self.told = self.tip;
     }
+}
+
+/// The file that says that this epoch is durable.
+pub(crate) fn mark_of(chain: ChainId, epoch: u64, identity: u128) -> Vec<u8> {
+    let mut slot = vec![0xD7, b'S', b'W', b'D', 1, 0, 0, 0];
+    slot.extend(chain.0);
+    slot.extend(epoch.to_le_bytes());
+    slot.extend(identity.to_le_bytes());
+    slot.extend(xxh3_64(&slot).to_le_bytes());
+    slot.resize(4096, 0);
+    slot.repeat(3)
 }
 
 /// State that only the epoch `number` has.

@@ -1,8 +1,7 @@
 //! Stores that a [`Writer`] makes, with epochs whose times and content are known.
 
-use slackwater::epoch::{Sink, SinkError};
-use slackwater::format::{BLOCK_PAGES, BlockEncoder, Commit, Compression, EpochWriter, Phases, Trigger};
-use slackwater::machine::StateRecord;
+use slackwater::epoch::SinkError;
+use slackwater::format::{BLOCK_PAGES, BlockEncoder, Commit, Compression, EpochWriter, Line, Phases, StateRecord, Trigger};
 use slackwater::page::{EpochId, Gfn, PageBytes, PageRun};
 use slackwater::store::{NewChain, Writer, WriterOptions};
 
@@ -26,7 +25,7 @@ pub(crate) fn append(writer: &mut Writer, minute: u64, salt: u64) -> EpochId {
 
 /// Offers an epoch that was cut at `minute`: new content in three of its pages, which differs with `salt`.
 pub(crate) fn offer(writer: &mut Writer, minute: u64, salt: u64) -> Result<EpochId, SinkError> {
-    let epoch = writer.tip().next();
+    let epoch = writer.head().epoch.next();
     let gfns = [0, 1 + epoch.0 % 7, 10 + epoch.0 % 40];
     let pages = gfns.map(|gfn| (gfn, text(1000 * salt + 10 * epoch.0 + gfn)));
     let state = StateRecord { name: "test".to_owned(), index: 0, version: 1, data: epoch.0.to_le_bytes().to_vec() };
@@ -46,7 +45,7 @@ fn offer_pages(
     pages: &[(u64, Box<PageBytes>)],
     state: &[StateRecord],
 ) -> Result<EpochId, SinkError> {
-    let (chain, before) = (writer.chain(), writer.tip());
+    let (chain, before) = (writer.identity().chain, writer.head().epoch);
     let epoch = before.next();
     let mut frames = EpochWriter::new(chain, epoch);
     let mut out = Vec::new();
@@ -69,14 +68,13 @@ fn offer_pages(
         zero_pages: 0,
         unchanged_pages: 0,
         bytes_written: 0,
-        durable: EpochId::NONE,
         trigger: Trigger::Request,
         base: before == EpochId::NONE,
         recovery: false,
         audit: None,
         rewritten: None,
     };
-    writer.commit(&out, commit)?;
+    writer.complete(&out, &Line::behind(chain, writer.head()).complete(commit))?;
     Ok(epoch)
 }
 

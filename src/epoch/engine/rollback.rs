@@ -12,12 +12,13 @@
 
 use std::time::Instant;
 
-use super::{Engine, EngineError, InHand, ns, park};
+use super::{Engine, InHand, ns, park};
+use crate::epoch::error::EngineError;
 use crate::epoch::guest::{CapturedState, RollbackGuest};
 use crate::epoch::report::RollbackCount;
 use crate::kvm::park::Parked;
 use crate::memory::{Arena, GuestMemory, MemoryError, Shadow};
-use crate::page::EpochId;
+use crate::page::{EpochId, PageRun};
 
 /// What a call of [`Engine::rollback`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,12 +105,14 @@ impl<C: CapturedState> Engine<C> {
         let mut scope = ();
         let parked = Parked::vouch(&mut scope);
         let start = Instant::now();
-        let Self { point, pending, memory, .. } = self;
+        let Self { point, pending, memory, base, .. } = self;
         let Some(point) = point else { return Err(EngineError::NoRollback) };
-        let compared = self.lost;
+        let compared = self.tracking.is_lost();
         let pages = if compared {
+            base.put_back(memory.runs().flat_map(PageRun::gfns));
             point.shadow.put_back_all(&parked, memory)?
         } else {
+            base.put_back(pending.iter());
             point.shadow.put_back(&parked, memory, pending.iter())?;
             pending.len()
         };
@@ -117,7 +120,7 @@ impl<C: CapturedState> Engine<C> {
         self.owed.iter().for_each(|gfn| {
             pending.insert(gfn);
         });
-        self.lost = false;
+        self.tracking.rolled_back();
         self.tracker.rolled_back(&parked);
         let copied = Instant::now();
         hand.phases.copy_ns = ns(copied - start);

@@ -17,7 +17,7 @@ type Epochs = Vec<Vec<(Mention, Vec<PageRun>)>>;
 
 fn build(epochs: &Epochs) -> Vec<u8> {
     let mut builder = IndexBuilder::new();
-    let mut offset = 112;
+    let mut offset = 128;
     for (number, frames) in (1u64..).zip(epochs) {
         let first = offset;
         for (mention, runs) in frames {
@@ -44,13 +44,13 @@ fn open(bytes: Vec<u8>, segment_bytes: u64) -> Result<Index, IndexError> {
 }
 
 fn segment_bytes(epochs: &Epochs) -> u64 {
-    112 + epochs.iter().map(|frames| 64 * frames.len() as u64 + 200).sum::<u64>()
+    128 + epochs.iter().map(|frames| 64 * frames.len() as u64 + 200).sum::<u64>()
 }
 
 /// For each page the offsets of the frames that mention it, in order.
 fn walk(epochs: &Epochs) -> BTreeMap<u64, Vec<u64>> {
     let mut pages: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-    let mut offset = 112;
+    let mut offset = 128;
     for frames in epochs {
         for (_, runs) in frames {
             for gfn in runs.iter().flat_map(|run| run.first.0..run.first.0 + run.count) {
@@ -174,9 +174,9 @@ fn an_index_fits_one_segment() {
 fn what_was_not_committed_is_forgotten() {
     let run = |first, count| PageRun { first: Gfn(first), count };
     let mut builder = IndexBuilder::new();
-    builder.frame(112, Mention::Whole, [run(1, 2)]).unwrap();
+    builder.frame(128, Mention::Whole, [run(1, 2)]).unwrap();
     let epoch =
-        IndexedEpoch { epoch: EpochId(1), offset: 112, state_offset: 200, commit_offset: 300, first_frame: 0, base: true };
+        IndexedEpoch { epoch: EpochId(1), offset: 128, state_offset: 200, commit_offset: 300, first_frame: 0, base: true };
     builder.epoch(epoch);
     let expected = builder.clone().finish(&FIRST_FRAME, 400, EpochId::NONE, 1).unwrap();
     builder.frame(400, Mention::Zeros, [run(1, 20)]).unwrap();
@@ -192,7 +192,7 @@ fn what_was_not_committed_is_forgotten() {
 fn overlaps_beyond_any_guest_are_refused() {
     let mut builder = IndexBuilder::new();
     for frame in 0..20_000 {
-        builder.frame(112 + frame, Mention::Zeros, [PageRun { first: Gfn(frame), count: 1 << 39 }]).unwrap();
+        builder.frame(128 + frame, Mention::Zeros, [PageRun { first: Gfn(frame), count: 1 << 39 }]).unwrap();
     }
     let error = builder.finish(&FIRST_FRAME, 1 << 20, EpochId::NONE, 1).unwrap_err();
     assert!(error.to_string().contains("mentions of an index"), "{error}");
@@ -201,13 +201,19 @@ fn overlaps_beyond_any_guest_are_refused() {
 #[test]
 fn the_first_block_proves_what_its_segment_held() {
     let chain = ChainId(*b"of this segment!");
-    let segment =
-        SegmentHeader { format: crate::format::FORMAT_VERSION, number: 4, more: 2, chain, previous_hash: 7, previous: EpochId(9), created_unix_ns: 1 };
+    let segment = SegmentHeader {
+        format: crate::format::FORMAT_VERSION,
+        number: 4,
+        more: 2,
+        chain,
+        previous_hash: 7,
+        previous: EpochId(9),
+    };
     let frame: [u8; SEGMENT_HEADER_FRAME_BYTES] = segment.encode_frame().try_into().unwrap();
     let mut builder = IndexBuilder::new();
-    builder.frame(112, Mention::Whole, [PageRun { first: Gfn(3), count: 1 }]).unwrap();
+    builder.frame(128, Mention::Whole, [PageRun { first: Gfn(3), count: 1 }]).unwrap();
     let epoch =
-        IndexedEpoch { epoch: EpochId(12), offset: 112, state_offset: 300, commit_offset: 400, first_frame: 0, base: true };
+        IndexedEpoch { epoch: EpochId(12), offset: 128, state_offset: 300, commit_offset: 400, first_frame: 0, base: true };
     builder.epoch(epoch);
     let bytes = builder.finish(&frame, 640, EpochId(9), 0xABCD).unwrap();
     let proof = IndexProof::parse(&bytes).unwrap();

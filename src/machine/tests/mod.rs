@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
+use crate::format::StateRecord;
 use crate::kvm::xsave::XSAVE_BYTES_MAX;
 
 /// A generator of bytes, seeded.

@@ -29,8 +29,6 @@ pub(super) struct Open {
     pub(super) leans_at: Option<u64>,
     /// Where its first change stands: a rewritten epoch has none.
     pub(super) changes_at: Option<u64>,
-    /// Where its first list of zero pages stands: a rewritten base has none.
-    pub(super) zeros_at: Option<u64>,
     /// The commit frame whose memory the digest showed before this epoch.
     pub(super) memory_before: Option<u128>,
 }
@@ -53,7 +51,6 @@ impl Open {
             findings_omitted: 0,
             leans_at: None,
             changes_at: None,
-            zeros_at: None,
             memory_before,
         }
     }
@@ -111,10 +108,9 @@ impl Open {
                 faults.push(Fault::new(kind, payload + offset, expected, found));
             }
         };
-        let Commit { pages, zero, unchanged, stored, bytes_written, durable, parent, trigger, flags, .. } = *commit;
+        let Commit { pages, zero, unchanged, stored, bytes_written, trigger, flags, .. } = *commit;
         check((1..=4).contains(&trigger), DamageKind::Flags, 168, "a trigger from 1 to 4".to_owned(), trigger.to_string());
         let rewritten = commit.has(Commit::REWRITTEN);
-        // Before format 3 no commit frame has the identity that goes with the last of these.
         let known = Commit::BASE | Commit::RECOVERY | Commit::AUDITED | Commit::REWRITTEN;
         check(flags & !known == 0, DamageKind::Flags, 169, format!("flags of {known}"), flags.to_string());
         let audited = commit.has(Commit::AUDITED) || commit.audit == 0;
@@ -125,19 +121,16 @@ impl Open {
         if let Some(at) = self.changes_at.filter(|_| rewritten) {
             faults.push(Fault::new(DamageKind::Changes, at, "whole pages in an epoch that was rewritten", "a change"));
         }
-        if let Some(at) = self.zeros_at.filter(|_| rewritten && commit.has(Commit::BASE)) {
-            let expected = "only pages that are not zero in a base that was rewritten";
-            faults.push(Fault::new(DamageKind::Zeros, at, expected, "zero pages"));
-        }
         let mut check = |holds: bool, kind, offset: u64, expected: String, found: String| {
             if !holds {
                 faults.push(Fault::new(kind, payload + offset, expected, found));
             }
         };
         check(audited, DamageKind::Flags, 176, "no digest without audit".to_owned(), format!("{:032x}", commit.audit));
-        // What was durable when a rewritten epoch was first committed may be gone, and its parent older.
-        let bound = if rewritten { self.epoch.saturating_sub(1) } else { parent };
-        check(durable <= bound, DamageKind::Durable, 160, format!("at most {bound}"), durable.to_string());
+        let neutral = "0: no machine has another yet";
+        let Commit { generation, incarnation, .. } = *commit;
+        check(generation == 0, DamageKind::Reserved, 160, neutral.to_owned(), generation.to_string());
+        check(incarnation == 0, DamageKind::Reserved, 192, neutral.to_owned(), format!("{incarnation:032x}"));
         let written = commit.bytes.saturating_add(commit.frame_bytes());
         check(bytes_written == written, DamageKind::Counts, 152, format!("{written} bytes written"), bytes_written.to_string());
         if self.gap {

@@ -11,15 +11,15 @@ pub(super) const HEADER_BYTES_U64: u64 = 48;
 /// The most bytes that a payload may have.
 pub(super) const PAYLOAD_MAX: u32 = 64 << 20;
 /// Bytes of the payload of a segment header.
-pub(super) const SEGMENT_BYTES: u32 = 64;
+pub(super) const SEGMENT_BYTES: u32 = 80;
 /// Bytes of the payload of a commit frame.
-pub(super) const COMMIT_BYTES: u32 = 192;
+pub(super) const COMMIT_BYTES: u32 = 208;
 /// Bytes of the payload of a rewritten epoch's commit frame.
-pub(super) const REWRITTEN_BYTES: u32 = 208;
+pub(super) const REWRITTEN_BYTES: u32 = 224;
 /// The version of the format.
 pub(super) const FORMAT: u32 = 1;
-/// Bytes of the payload of a close frame.
-pub(super) const CLOSE_BYTES: u32 = 24;
+/// Bytes of the payload of a durable or close frame.
+pub(super) const SYNCED_BYTES: u32 = 24;
 
 const MAGIC: [u8; 4] = [0xD7, 0x53, 0x57, 0x1A];
 
@@ -32,6 +32,7 @@ pub(super) enum Kind {
     State,
     Commit,
     Close,
+    Durable,
 }
 
 impl Kind {
@@ -43,6 +44,7 @@ impl Kind {
             4 => Self::State,
             5 => Self::Commit,
             6 => Self::Close,
+            7 => Self::Durable,
             _ => return None,
         })
     }
@@ -52,7 +54,7 @@ impl Kind {
         match self {
             Self::Segment => Some(&[SEGMENT_BYTES]),
             Self::Commit => Some(&[COMMIT_BYTES, REWRITTEN_BYTES]),
-            Self::Close => Some(&[CLOSE_BYTES]),
+            Self::Close | Self::Durable => Some(&[SYNCED_BYTES]),
             _ => None,
         }
     }
@@ -93,7 +95,7 @@ impl Header {
         }
         let [byte] = le::<1>(raw, 4);
         let Some(kind) = Kind::from_byte(byte) else {
-            return Err(Fault::new(DamageKind::Kind, offset + 4, "a kind from 1 to 6, or from 128 on", byte.to_string()));
+            return Err(Fault::new(DamageKind::Kind, offset + 4, "a kind from 1 to 7", byte.to_string()));
         };
         let length = u32_at(raw, 20);
         if length > PAYLOAD_MAX {
@@ -105,7 +107,7 @@ impl Header {
             let expected = if kind == Kind::Segment { "epoch 0" } else { "an epoch, at least 1" };
             return Err(Fault::new(DamageKind::Epoch, offset + 8, expected, epoch.to_string()));
         }
-        if matches!(kind, Kind::Segment | Kind::Close) && sequence != 0 {
+        if matches!(kind, Kind::Segment | Kind::Close | Kind::Durable) && sequence != 0 {
             return Err(Fault::new(DamageKind::Sequence, offset + 16, "0", sequence.to_string()));
         }
         Ok(Self { kind, epoch, sequence, length, checksum: u64_at(raw, 32), raw: *raw })
@@ -130,9 +132,11 @@ pub(super) struct SegmentHeader {
     pub(super) chain: [u8; 16],
     pub(super) hash: u128,
     pub(super) epoch: u64,
+    pub(super) generation: u64,
     pub(super) page_size: u32,
     /// How many more numbers it stands for.
     pub(super) more: u32,
+    pub(super) incarnation: u128,
 }
 
 impl SegmentHeader {
@@ -144,8 +148,10 @@ impl SegmentHeader {
             chain: le(payload, 8),
             hash: u128_at(payload, 24),
             epoch: u64_at(payload, 40),
+            generation: u64_at(payload, 48),
             page_size: u32_at(payload, 56),
             more: u32_at(payload, 60),
+            incarnation: u128_at(payload, 64),
         }
     }
 }
@@ -164,10 +170,11 @@ pub(super) struct Commit {
     pub(super) unchanged: u64,
     pub(super) stored: u64,
     pub(super) bytes_written: u64,
-    pub(super) durable: u64,
+    pub(super) generation: u64,
     pub(super) trigger: u8,
     pub(super) flags: u8,
     pub(super) audit: u128,
+    pub(super) incarnation: u128,
     /// The epoch's identity, where the frame has the field.
     pub(super) identity: Option<u128>,
 }
@@ -193,11 +200,12 @@ impl Commit {
             unchanged: u64_at(payload, 136),
             stored: u64_at(payload, 144),
             bytes_written: u64_at(payload, 152),
-            durable: u64_at(payload, 160),
+            generation: u64_at(payload, 160),
             trigger,
             flags,
             audit: u128_at(payload, 176),
-            identity: (payload.len() > 192).then(|| u128_at(payload, 192)),
+            incarnation: u128_at(payload, 192),
+            identity: (payload.len() > 208).then(|| u128_at(payload, 208)),
         }
     }
 
@@ -221,15 +229,15 @@ impl Commit {
     }
 }
 
-/// The payload of a close frame.
+/// The payload of a durable or close frame.
 #[derive(Clone, Debug)]
-pub(super) struct Close {
+pub(super) struct Synced {
     pub(super) epoch: u64,
     pub(super) hash: u128,
 }
 
-impl Close {
-    /// Reads [`CLOSE_BYTES`] bytes.
+impl Synced {
+    /// Reads [`SYNCED_BYTES`] bytes.
     pub(super) fn parse(payload: &[u8]) -> Self {
         Self { epoch: u64_at(payload, 0), hash: u128_at(payload, 8) }
     }

@@ -7,6 +7,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use super::directory::Directory;
 use super::frame::{HEADER_BYTES, Header, Kind, SegmentHeader, hex, le, u32_at, u64_at, u128_at};
 use super::identity::Identity;
+use super::index::FIRST_FRAME;
 use super::listing::{Numbers, in_directory};
 use super::report::{DamageKind, Fault, VerifyError};
 
@@ -20,8 +21,6 @@ const MARK_VERSION: u32 = 1;
 const INDEX_MAGIC: [u8; 4] = [0xD7, 0x53, 0x57, 0x49];
 const INDEX_VERSION: u32 = 2;
 const INDEX_CONTENT: usize = 4088;
-/// Where an index has the first frame of its segment, and the bytes of that.
-const FIRST_FRAME: std::ops::Range<usize> = 88..88 + 112;
 
 /// That an epoch was durable.
 #[derive(Clone, Debug, PartialEq, Eq)]

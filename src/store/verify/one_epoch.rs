@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::content::{self, Blocks, LIST_BYTES_MAX};
 use super::digest::MemoryDigest;
 use super::epoch::Open;
-use super::frame::{Commit, HEADER_BYTES_U64, Header, Kind, SegmentHeader};
+use super::frame::{Commit, HEADER_BYTES_U64, Header, Kind, SEGMENT_BYTES, SegmentHeader};
 use super::listing::{Chain, Store};
 use super::report::{Damage, DamageKind, EpochReport, Fault, Progress, VerifyError, VerifyOptions, VerifyReport};
 use super::segment_file::{self, Look, Pieces};
@@ -485,7 +485,7 @@ fn scan(mut pieces: Pieces<'_>, numbers: super::listing::Numbers, chain: &Chain,
                 // Nor does it say what comes before this segment.
                 (scan.before, scan.last) = (None, None);
             }
-            at = HEADER_BYTES_U64 + 64;
+            at = HEADER_BYTES_U64 + u64::from(SEGMENT_BYTES);
         }
         None => {
             scan.faults.push((None, Fault::new(DamageKind::SegmentHeader, 0, "a segment header", "none that is sound")));
@@ -512,8 +512,8 @@ fn scan(mut pieces: Pieces<'_>, numbers: super::listing::Numbers, chain: &Chain,
         let bytes = frame.bytes();
         match frame.kind {
             Kind::Segment if at == 0 => {}
-            Kind::Close if open.is_none() => {}
-            Kind::Segment | Kind::Close => {
+            Kind::Close | Kind::Durable if open.is_none() => {}
+            Kind::Segment | Kind::Close | Kind::Durable => {
                 let fault =
                     Fault::new(DamageKind::Kind, at + 4, format!("a frame of epoch {epoch}"), format!("{:?}", frame.kind));
                 scan.faults.push((Some(epoch), fault));

@@ -264,8 +264,6 @@ pub enum DamageKind {
     Counts,
     /// A commit frame's trigger or flags.
     Flags,
-    /// A commit frame calls an epoch durable that was not there.
-    Durable,
     /// A segment's header.
     SegmentHeader,
     /// The mark is not there or not whole: what was durable is not known.
@@ -285,7 +283,7 @@ pub enum DamageKind {
     Identity,
     /// A branch does not begin where it says.
     Branch,
-    /// A close frame names another epoch than the one before it.
+    /// A durable or close frame names another epoch than the one before it.
     Close,
     /// A block's list of pages does not match its checksum.
     ListChecksum,

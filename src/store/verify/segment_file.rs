@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::frame::{Close, Commit, HEADER_BYTES, HEADER_BYTES_U64, Header, Kind, SegmentHeader};
+use super::frame::{HEADER_BYTES, HEADER_BYTES_U64, Header, Kind, SegmentHeader, Synced};
 use super::identity::Identity;
 use super::listing::Segment;
 use super::report::{DamageKind, Fault, VerifyError};
@@ -215,7 +215,8 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    /// The newest epoch that an intact commit frame, close frame or segment header at or behind `from` calls durable.
+    /// The newest epoch that an intact durable frame, close frame or segment header at or behind
+    /// `from` calls durable.
     ///
     /// Steps from frame to frame where one follows the other, so that what a guest had in its memory is not taken for a frame.
     pub(super) fn durable(&mut self, from: u64) -> Result<u64, VerifyError> {
@@ -225,12 +226,11 @@ impl<'a> Pieces<'a> {
             at = place + 8;
             let Look::Frame(header) = self.look(place)? else { continue };
             let claim: fn(&[u8]) -> u64 = match header.kind {
-                Kind::Commit => |payload| Commit::parse(payload).durable,
-                Kind::Close => |payload| Close::parse(payload).epoch,
+                Kind::Close | Kind::Durable => |payload| Synced::parse(payload).epoch,
                 Kind::Segment => |payload| SegmentHeader::parse(payload).epoch,
                 _ => |_| 0,
             };
-            if matches!(header.kind, Kind::Commit | Kind::Close | Kind::Segment)
+            if matches!(header.kind, Kind::Durable | Kind::Close | Kind::Segment)
                 && let Ok(payload) = self.payload(place, &header)?
             {
                 durable = durable.max(claim(payload));
@@ -244,7 +244,8 @@ impl<'a> Pieces<'a> {
     }
 }
 
-/// The newest epoch that any intact commit frame, close frame or segment header calls durable, from `offset` of the first of `segments` on.
+/// The newest epoch that any intact durable frame, close frame or segment header calls durable, from
+/// `offset` of the first of `segments` on.
 pub(super) fn durable(segments: &[Segment], offset: u64, identity: &Identity) -> Result<u64, VerifyError> {
     let mut durable = 0;
     let mut from = offset;

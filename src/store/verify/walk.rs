@@ -6,7 +6,7 @@ use std::mem;
 use super::content::{self, Blocks};
 use super::digest::MemoryDigest;
 use super::epoch::Open;
-use super::frame::{Close, Commit, HEADER_BYTES_U64, Header, Kind, SegmentHeader, hex};
+use super::frame::{Commit, HEADER_BYTES_U64, Header, Kind, SegmentHeader, Synced, hex};
 use super::identity::{BranchOf, Identity};
 use super::index::{Index, Reading};
 use super::listing::{Chain, Segment, Store, in_directory};
@@ -96,7 +96,7 @@ pub(super) struct Walk<'a, 't, 'p> {
     last: Last,
     /// The newest epoch of which any frame was seen.
     seen: u64,
-    /// The newest epoch that an accepted commit frame calls durable, or the mark, or an index.
+    /// The newest epoch that an accepted durable or close frame calls durable, or the mark, or an index.
     durable: u64,
     /// The newest epoch that a frame behind the first fault calls durable; looked for only then.
     durable_behind: Option<u64>,
@@ -453,7 +453,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         }
         match header.kind {
             Kind::Segment => self.segment_header(place, pieces, header),
-            Kind::Close => self.close(place, pieces, header),
+            Kind::Close | Kind::Durable => self.synced(place, pieces, header),
             _ => self.epoch_frame(place, pieces, blocks, header),
         }
     }
@@ -476,11 +476,16 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                 field(payload, "format version", self.identity.format.into(), found.version.into()),
                 field(payload + 4, "segment number", numbers.first.into(), found.number.into()),
                 field(payload + 56, "page size", 4096, found.page_size.into()),
+                field(payload + 48, "generation", 0, found.generation),
                 field(payload + 60, "further numbers", (numbers.last - numbers.first).into(), found.more.into()),
             ]
             .into_iter()
             .flatten()
             .collect();
+            if found.incarnation != 0 {
+                let found = format!("{:032x}", found.incarnation);
+                faults.push(Fault::new(DamageKind::SegmentHeader, payload + 64, "incarnation 0", found));
+            }
             if found.chain != self.identity.chain {
                 let (expected, found) = (hex(&self.identity.chain), hex(&found.chain));
                 faults.push(Fault::new(DamageKind::SegmentHeader, payload + 8, expected, found));
@@ -507,13 +512,15 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         Ok(Flow::On)
     }
 
-    fn close(&mut self, place: &mut Place, pieces: &mut Pieces<'_>, header: &Header) -> Result<Flow, VerifyError> {
+    /// A durable frame, or a close.
+    fn synced(&mut self, place: &mut Place, pieces: &mut Pieces<'_>, header: &Header) -> Result<Flow, VerifyError> {
         let at = place.at;
         let lost = mem::take(&mut place.lost);
         if let Some(open) = &place.open {
             if !lost {
                 let epoch = open.epoch;
-                let fault = Fault::new(DamageKind::Kind, at + 4, format!("more frames of epoch {epoch}"), "Close");
+                let fault =
+                    Fault::new(DamageKind::Kind, at + 4, format!("more frames of epoch {epoch}"), format!("{:?}", header.kind));
                 if self.judge(place, Some(epoch), vec![fault])? == Flow::Torn {
                     return Ok(Flow::Torn);
                 }
@@ -521,9 +528,9 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             self.abandon(place);
         }
         self.last.certain &= !lost;
-        place.closed = true;
+        place.closed = header.kind == Kind::Close;
         let found = match pieces.payload(at, header)? {
-            Ok(payload) => Close::parse(payload),
+            Ok(payload) => Synced::parse(payload),
             Err(fault) => return self.broken(place, pieces, header, None, fault),
         };
         let mut faults = Vec::new();
@@ -641,7 +648,6 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                 if let Some(index) = index {
                     index.frame(at, 3, false, runs.iter().copied());
                 }
-                open.zeros_at.get_or_insert(offset);
                 for run in runs {
                     open.zero = open.zero.saturating_add(run.count);
                     self.memory.clear(run);
@@ -761,7 +767,6 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             self.audit(place, epoch, commit.audit);
         }
 
-        self.durable = self.durable.max(commit.durable);
         if epoch > self.last.epoch {
             // Without the identity that its flags promise, what the next epoch must name is not known.
             let certain = commit.has(Commit::REWRITTEN) == commit.identity.is_some();

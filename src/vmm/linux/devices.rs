@@ -23,7 +23,7 @@ use super::state;
 use super::virtio::{
     Block, Entropy, Progress, QUEUE_SIZE, REGISTERS_BYTES, REQUEST_PAGES_MAX, Transport, VirtioDevice, VirtioError, When,
 };
-use crate::epoch::OnCommit;
+use crate::epoch::OnRelease;
 use crate::machine::{DeviceState, StateError};
 use crate::memory::GuestMemory;
 use crate::page::{EpochId, PageRun};
@@ -292,7 +292,7 @@ impl Devices {
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn hold_until_durable(self: &Arc<Self>) -> io::Result<OnCommit> {
+    pub fn hold_until_durable(self: &Arc<Self>) -> io::Result<OnRelease> {
         // Whoever leads a cut may wait for the storage with the devices held still: so it is not the storage's thread that waits for the devices.
         let (tell, told) = channel();
         let devices: Weak<Self> = Arc::downgrade(self);

@@ -6,9 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use slackwater::epoch::Sink as _;
 use slackwater::format::{
-    BlockEncoder, ChainId, Commit, Compression, EpochWriter, FORMAT_VERSION, Identity, MemoryDigest, is_zero,
+    BlockEncoder, ChainId, Commit, Compression, EpochWriter, FORMAT_VERSION, Identity, Line, MemoryDigest, is_zero,
 };
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes, PageRun};
 use slackwater::restore::{PageTarget, Plan, RestoreError, TargetError};
@@ -16,7 +15,9 @@ use slackwater::store::verify::{VerifyOptions, VerifyReport, verify};
 use slackwater::store::{Chain, Epoch, SegmentNumbers, StoreError, Writer, WriterOptions};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::frames::{CLOSE, COMMIT, Frame, PAGES, Piece, SEGMENT_HEADER, STATE, ZEROS, block, cut, join, list, put, u32_at};
+use super::frames::{
+    CLOSE, COMMIT, COMMIT_BYTES, DURABLE, Frame, PAGES, Piece, SEGMENT_HEADER, STATE, ZEROS, block, cut, join, list, put, u32_at,
+};
 use super::repair::{Repair, repair};
 use super::{Bytes, Files, Random, fixtures, scratch};
 
@@ -281,7 +282,8 @@ fn write(dir: &Path, files: &Files, chain: &Chain, report: &VerifyReport, restor
     new.pages(&mut frames, &mut BlockEncoder::new(Compression::default()), &[(gfn, &page)]).unwrap();
     new.state(&mut frames, &[]).unwrap();
     let commit = Commit { epoch, totals: new.totals(), captured_pages: 1, ..Commit::default() };
-    writer.commit(&frames, commit).unwrap();
+    let complete = Line::behind(CHAIN, writer.head()).complete(commit);
+    writer.complete(&frames, &complete).unwrap();
     writer.close(true).unwrap();
     drop(writer);
 
@@ -314,9 +316,12 @@ pub(super) fn sound(random: &mut Random, epochs: &[usize]) -> Files {
             frames
                 .retain(|piece| !base || !matches!(piece, Piece::Frame(frame) if frame.kind() == PAGES && frame.payload[0] == 2));
             frames.push(Piece::Frame(Frame::new(STATE, 1, super::state::payload(random))));
-            let mut commit = Frame::new(COMMIT, 1, vec![0; 192]);
+            let mut commit = Frame::new(COMMIT, 1, vec![0; COMMIT_BYTES]);
             commit.payload[168] = 1;
             commit.payload[169] = u8::from(base);
+            if number > 0 && random.one_in(3) {
+                segment.push(Piece::Frame(Frame::new(DURABLE, 1, vec![0; 24])));
+            }
             segment.extend(frames);
             segment.push(Piece::Frame(commit));
         }
@@ -409,24 +414,27 @@ fn step(segments: &mut Vec<Vec<Piece>>, random: &mut Random, bytes: Bytes<'_>) {
         11 | 12 => {
             let mut epoch: Vec<_> = (0..random.below(4)).map(|_| content(random)).collect();
             epoch.push(Piece::Frame(Frame::new(STATE, 1, vec![0; 8])));
-            let mut end = Frame::new(COMMIT, 1, vec![0; 192]);
+            let mut end = Frame::new(COMMIT, 1, vec![0; COMMIT_BYTES]);
             end.payload[168] = 1;
             commit(Some(&mut end), random);
             epoch.push(Piece::Frame(end));
             segments[index].splice(to..to, epoch);
         }
-        13 => segments[index].insert(to, Piece::Frame(Frame::new(CLOSE, 1, vec![0; 24]))),
+        13 => {
+            let kind = if random.one_in(2) { CLOSE } else { DURABLE };
+            segments[index].insert(to, Piece::Frame(Frame::new(kind, 1, vec![0; 24])));
+        }
         _ => segments[index].insert(to, content(random)),
     }
 }
 
 /// Changes what a commit frame says of itself.
 fn commit(frame: Option<&mut Frame>, random: &mut Random) {
-    let Some(frame) = frame.filter(|frame| frame.kind() == COMMIT && frame.payload.len() >= 192) else { return };
+    let Some(frame) = frame.filter(|frame| frame.kind() == COMMIT && frame.payload.len() >= COMMIT_BYTES) else { return };
     match random.below(4) {
         0 => frame.payload[168] = random.below(6).to_le_bytes()[0],
-        1 => put(&mut frame.payload, 160, &random.number().to_le_bytes()),
-        2 => put(&mut frame.payload, 8 * random.below(24), &random.number().to_le_bytes()),
+        1 => put(&mut frame.payload, [160, 192][random.below(2)], &random.number().to_le_bytes()),
+        2 => put(&mut frame.payload, 8 * random.below(26), &random.number().to_le_bytes()),
         _ => frame.payload[169] = random.below(16).to_le_bytes()[0],
     }
 }
@@ -535,7 +543,7 @@ pub(super) fn seeds(checkpoints: &Path) -> Vec<Vec<u8>> {
             let end = segments.len() - 1;
             let mut epoch: Vec<_> = (0..random.below(4)).map(|_| content(random)).filter(|piece| !is_state(piece)).collect();
             epoch.push(Piece::Frame(Frame::new(STATE, 1, super::state::payload(random))));
-            let mut commit = Frame::new(COMMIT, 1, vec![0; 192]);
+            let mut commit = Frame::new(COMMIT, 1, vec![0; COMMIT_BYTES]);
             commit.payload[168] = 1;
             commit.payload[169] = if segments.len() + segments[0].len() == 2 { 5 } else { 4 + 8 * u8::from(random.one_in(3)) };
             epoch.push(Piece::Frame(commit));

@@ -12,6 +12,12 @@ pub(super) const ZEROS: u8 = 3;
 pub(super) const STATE: u8 = 4;
 pub(super) const COMMIT: u8 = 5;
 pub(super) const CLOSE: u8 = 6;
+pub(super) const DURABLE: u8 = 7;
+
+/// Bytes of the payload of a segment header, of a commit, and of one of an epoch that was written anew.
+pub(super) const SEGMENT_BYTES: usize = 80;
+pub(super) const COMMIT_BYTES: usize = 208;
+pub(super) const REWRITTEN_BYTES: usize = 224;
 
 /// Header and payload. The header's length and checksums are as good as the last [`seal`](Self::seal).
 #[derive(Clone, Debug)]
@@ -54,7 +60,7 @@ impl Frame {
 
     /// Of a commit's frame.
     pub(super) fn identity(&self) -> u128 {
-        match self.payload.get(192..208) {
+        match self.payload.get(COMMIT_BYTES..REWRITTEN_BYTES) {
             Some(identity) if is_rewritten(&self.payload) => u128::from_le_bytes(identity.try_into().expect("16 bytes")),
             _ => hash_bytes(&[&self.header[..], &self.payload].concat()),
         }

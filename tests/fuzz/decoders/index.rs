@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use slackwater::format::{
-    BlockList, FRAME_HEADER_BYTES, Index, IndexBuilder, IndexError, IndexProof, IndexedEpoch, MemoryDigest, Mention, decode_zeros,
+    BlockList, FRAME_HEADER_BYTES, Index, IndexBuilder, IndexError, IndexProof, IndexedEpoch, MemoryDigest, Mention,
+    SEGMENT_HEADER_FRAME_BYTES, decode_zeros,
 };
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun};
 use slackwater::store::{Chain, FoundPages, PageReader};
@@ -90,7 +91,7 @@ fn walk(segment: &[u8], mut change: impl FnMut(usize, &mut Vec<PageRun>)) -> Vec
         }
         offset += frame.bytes().len() as u64;
     }
-    let first = segment[..112].try_into().expect("a segment's first frame");
+    let first = segment[..SEGMENT_HEADER_FRAME_BYTES].try_into().expect("a segment's first frame");
     builder.finish(&first, segment.len() as u64, EpochId::NONE, identity).unwrap()
 }
 

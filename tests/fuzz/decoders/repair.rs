@@ -7,7 +7,10 @@ use slackwater::format::{BlockDecoder, BlockPages, ChainId, FORMAT_VERSION, Memo
 use slackwater::page::{Gfn, PAGE_SIZE, PageBytes};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::frames::{CLOSE, COMMIT, Frame, HEADER, PAGES, Piece, SEGMENT_HEADER, STATE, ZEROS, is_rewritten, list, put, u64_at};
+use super::frames::{
+    CLOSE, COMMIT, COMMIT_BYTES, DURABLE, Frame, HEADER, PAGES, Piece, REWRITTEN_BYTES, SEGMENT_BYTES, SEGMENT_HEADER, STATE,
+    ZEROS, is_rewritten, list, put, u64_at,
+};
 
 /// How far to go.
 #[derive(Clone, Copy, Debug)]
@@ -26,14 +29,16 @@ pub(super) fn repair(segments: &mut [Vec<Piece>], numbers: &[(u32, u32)], chain:
         for frame in segment.iter_mut().filter_map(Piece::frame) {
             match frame.kind() {
                 SEGMENT_HEADER if how.order => {
-                    frame.payload.resize(64, 0);
+                    frame.payload.resize(SEGMENT_BYTES, 0);
                     frame.set_epoch(0);
                     frame.set_sequence(0);
                     let place = [&FORMAT_VERSION.to_le_bytes()[..], &first.to_le_bytes(), &chain.0].concat();
                     put(&mut frame.payload, 0, &place);
                     put(&mut frame.payload, 24, &model.tip_hash.to_le_bytes());
                     put(&mut frame.payload, 40, &model.tip.to_le_bytes());
+                    put(&mut frame.payload, 48, &[0; 8]);
                     put(&mut frame.payload, 56, &[0, 16, 0, 0]);
+                    put(&mut frame.payload, 64, &[0; 16]);
                     put(&mut frame.payload, 60, &(last - first).to_le_bytes());
                 }
                 PAGES | ZEROS | STATE => {
@@ -54,7 +59,7 @@ pub(super) fn repair(segments: &mut [Vec<Piece>], numbers: &[(u32, u32)], chain:
                     model.end_epoch(frame);
                     continue;
                 }
-                CLOSE if how.order => {
+                CLOSE | DURABLE if how.order => {
                     frame.payload.resize(24, 0);
                     frame.set_epoch(model.tip);
                     frame.set_sequence(0);
@@ -155,7 +160,7 @@ impl Model {
 
     fn count(&self, frame: &mut Frame) {
         let payload = &mut frame.payload;
-        let length = if is_rewritten(payload) { 208 } else { 192 };
+        let length = if is_rewritten(payload) { REWRITTEN_BYTES } else { COMMIT_BYTES };
         payload.resize(length, 0);
         put(payload, 0, &self.tip.to_le_bytes());
         put(payload, 8, &self.tip_hash.to_le_bytes());
@@ -168,8 +173,8 @@ impl Model {
         put(payload, 128, &self.zero.to_le_bytes());
         put(payload, 144, &self.stored.to_le_bytes());
         put(payload, 152, &(self.bytes + (HEADER + length) as u64).to_le_bytes());
-        let durable = u64_at(payload, 160).min(self.tip);
-        put(payload, 160, &durable.to_le_bytes());
+        put(payload, 160, &[0; 8]);
+        put(payload, 192, &[0; 16]);
     }
 
     fn commit(&mut self, frame: &mut Frame, repair: bool) {

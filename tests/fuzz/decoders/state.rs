@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use slackwater::format::StateRecord;
 use slackwater::format::{ChainId, EpochWriter, FRAME_HEADER_BYTES, decode_state, unpack_state};
-use slackwater::machine::{MachineState, StateRecord};
+use slackwater::machine::MachineState;
 use slackwater::page::EpochId;
 
 use super::frames::{STATE, cut, u32_at};

@@ -75,7 +75,7 @@ fn the_newest_mention_in_an_epoch_counts() {
             tweak_commit: Some(Box::new(move |commit| {
                 commit[28..32].copy_from_slice(&1u32.to_le_bytes());
                 commit[144..152].copy_from_slice(&1u64.to_le_bytes());
-                commit[176..].copy_from_slice(&digest.to_le_bytes());
+                commit[176..192].copy_from_slice(&digest.to_le_bytes());
             })),
             ..plan
         },

@@ -280,14 +280,15 @@ fn each_broken_promise_is_named() {
         ("zero", commit(put(128, 1u64.to_le_bytes())), K::Counts),
         ("stored", commit(put(144, 9u64.to_le_bytes())), K::Counts),
         ("written", commit(put(152, 9u64.to_le_bytes())), K::Counts),
-        ("durable", commit(put(160, 2u64.to_le_bytes())), K::Durable),
+        ("generation", commit(put(160, 2u64.to_le_bytes())), K::Reserved),
+        ("incarnation", commit(put(207, [1])), K::Reserved),
         ("trigger 0", commit(put(168, [0])), K::Flags),
         ("trigger 5", commit(put(168, [5])), K::Flags),
         ("flags", commit(put(169, [8])), K::Flags),
         ("digest without audit", commit(put(176, [1])), K::Flags),
         ("frame reserved", header(1, 6, &[1]), K::Reserved),
         ("kind 0", header(1, 4, &[0]), K::Kind),
-        ("kind 7", header(1, 4, &[7]), K::Kind),
+        ("kind 8", header(1, 4, &[8]), K::Kind),
         ("kind 127", header(1, 4, &[127]), K::Kind),
         ("segment header of an epoch", header(1, 4, &[1]), K::Epoch),
         ("another chain", header(1, 31, &[0]), K::Chain),
@@ -339,22 +340,25 @@ fn epochs_must_rise() {
 }
 
 #[test]
-fn a_close_frame_must_name_the_newest_epoch() {
-    let mut chain = writer();
-    chain.last.1 ^= 1;
-    chain.close();
-    chain.epoch(6, Plan::default());
-    chain.epoch(7, Plan { tweak_commit: Some(Box::new(put(160, 6u64.to_le_bytes()))), ..Plan::default() });
-    let report = chain.verify();
-    assert_eq!(report.damage[0].kind, DamageKind::Close, "{report:#?}");
+fn a_durable_or_close_frame_must_name_the_newest_epoch() {
+    for kind in [DURABLE, CLOSE] {
+        let mut chain = writer();
+        chain.last.1 ^= 1;
+        chain.synced(kind);
+        chain.epoch(6, Plan::default());
+        chain.sync();
+        chain.epoch(7, Plan::default());
+        let report = chain.verify();
+        assert_eq!(report.damage[0].kind, DamageKind::Close, "{report:#?}");
 
-    // A close frame that names an epoch which is not there proves that something was lost.
-    let mut chain = writer();
-    let last = chain.last;
-    chain.last = (9, 9);
-    chain.close();
-    let report = chain.verify();
-    assert_eq!((kinds(&report), report.epochs), (vec![DamageKind::Close], 4), "{last:?} {report:#?}");
+        // One that names an epoch which is not there proves that something was lost.
+        let mut chain = writer();
+        let last = chain.last;
+        chain.last = (9, 9);
+        chain.synced(kind);
+        let report = chain.verify();
+        assert_eq!((kinds(&report), report.epochs), (vec![DamageKind::Close], 4), "{last:?} {report:#?}");
+    }
 }
 
 #[test]
@@ -362,7 +366,7 @@ fn segment_headers_are_checked() {
     for (offset, bytes) in [(0, 2u32), (4, 7), (8, 0), (24, 5), (40, 5), (56, 8192), (60, 1)] {
         let mut writer = closed();
         let (segment, at) = writer.find(SEGMENT, 0, 1);
-        let header = &mut writer.segments[segment][at..at + 112];
+        let header = &mut writer.segments[segment][at..at + 128];
         header[48 + offset..52 + offset].copy_from_slice(&bytes.to_le_bytes());
         reseal(header);
         let report = writer.verify();
@@ -370,7 +374,7 @@ fn segment_headers_are_checked() {
         assert_eq!((report.epochs, report.epochs_behind_damage), (2, 2), "at {offset}: {report:#?}");
     }
     let mut writer = closed();
-    writer.segments[1].drain(..112);
+    writer.segments[1].drain(..128);
     assert_eq!(kinds(&writer.verify()), [DamageKind::SegmentHeader]);
 }
 

@@ -7,7 +7,7 @@ use super::*;
 
 const PER_BLOCK: usize = 4088;
 
-/// An index in parts: the first 200 bytes, then the entries of the four tables.
+/// An index in parts: the first 216 bytes, then the entries of the four tables.
 #[derive(Clone)]
 pub(super) struct Tables {
     key: u64,
@@ -38,7 +38,7 @@ impl Tables {
         let (mut first, mut first_frame, mut state, mut last) = (None, 0u32, 0u64, (0u64, 0u128));
         for (at, kind, epoch, payload) in frames_of(segment) {
             let first_at = match kind {
-                SEGMENT | CLOSE => continue,
+                SEGMENT | CLOSE | DURABLE => continue,
                 _ => *first.get_or_insert(at),
             };
             let gfns: Vec<u64> = match kind {
@@ -64,7 +64,7 @@ impl Tables {
                     entry.extend(first_frame.to_le_bytes());
                     entry.extend(u32::from(payload[169] & 1).to_le_bytes());
                     epochs.push(entry);
-                    let identity = payload.get(192..208).map(|field| u128::from_le_bytes(field.try_into().unwrap()));
+                    let identity = payload.get(208..224).map(|field| u128::from_le_bytes(field.try_into().unwrap()));
                     last = (epoch, identity.unwrap_or_else(|| xxh3_128(&segment[at..at + 48 + payload.len()])));
                     first = None;
                     first_frame = u32::try_from(frames.len()).unwrap();
@@ -105,7 +105,7 @@ impl Tables {
         head.extend(last.1.to_le_bytes());
         let base = tables.tables[0].iter().rposition(|epoch| epoch[36] == 1);
         head.extend(base.map_or(0, |base| base as u64 + 1).to_le_bytes());
-        head.extend(&segment[..112]);
+        head.extend(&segment[..128]);
         tables.head = head;
         tables
     }

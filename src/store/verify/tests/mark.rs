@@ -244,7 +244,7 @@ fn a_compacted_segment_has_no_torn_tail() {
     assert!(whole.verify().is_sound());
     let last = whole.segments.len() - 1;
     let bytes = whole.segments[last].clone();
-    for length in [0, 40, 112, 200, bytes.len() / 2, whole.places[&9].3, whole.places[&12].3, bytes.len() - 1] {
+    for length in [0, 40, 128, 200, bytes.len() / 2, whole.places[&9].3, whole.places[&12].3, bytes.len() - 1] {
         let mut writer = whole.clone();
         writer.segments[last].truncate(length);
         let report = writer.verify();

@@ -34,6 +34,7 @@ const ZEROS: u8 = 3;
 const STATE: u8 = 4;
 const COMMIT: u8 = 5;
 const CLOSE: u8 = 6;
+const DURABLE: u8 = 7;
 
 fn frame(kind: u8, epoch: u64, sequence: u32, payload: &[u8]) -> Vec<u8> {
     frame_of(&CHAIN, kind, epoch, sequence, payload)
@@ -177,6 +178,8 @@ struct Writer {
     written: BTreeMap<u64, Written>,
     last: (u64, u128),
     durable: u64,
+    /// What a durable or close frame or a segment header said of that.
+    told: u64,
     /// Whether the mark says what is durable. Otherwise it says that nothing is, and only the frames prove anything.
     marks: bool,
     /// The mark, where it is another: none, or these bytes.
@@ -199,6 +202,7 @@ impl Writer {
             written: BTreeMap::new(),
             last: (0, 0),
             durable: 0,
+            told: 0,
             marks: false,
             mark: None,
             memory: BTreeMap::new(),
@@ -216,7 +220,7 @@ impl Writer {
     }
 
     fn segment(&mut self) {
-        self.durable = self.last.0;
+        (self.durable, self.told) = (self.last.0, self.last.0);
         let number = self.numbers.last().map_or(1, |numbers| numbers.1 + 1);
         self.numbers.push((number, number));
         self.segments.push(Vec::new());
@@ -230,9 +234,10 @@ impl Writer {
         payload.extend(self.chain);
         payload.extend(before.1.to_le_bytes());
         payload.extend(before.0.to_le_bytes());
-        payload.extend(1_700_000_000_000_000_000u64.to_le_bytes());
+        payload.extend(0u64.to_le_bytes());
         payload.extend(4096u32.to_le_bytes());
         payload.extend((last - first).to_le_bytes());
+        payload.extend(0u128.to_le_bytes());
         self.frame(SEGMENT, 0, 0, &payload)
     }
 
@@ -280,6 +285,9 @@ impl Writer {
         if let Some(tweak) = plan.tweak_frames {
             tweak(&mut frames);
         }
+        if self.durable > self.told {
+            self.synced(DURABLE);
+        }
         let segment = self.segments.len() - 1;
         let start = self.segments[segment].len();
         for frame in &frames {
@@ -295,13 +303,14 @@ impl Writer {
         commit.extend(xxh3_128(&headers).to_le_bytes());
         commit.extend((1_700_000_000_000_000_000 + epoch).to_le_bytes());
         commit.extend((0..7u64).flat_map(u64::to_le_bytes));
-        for count in [zero + stored + plan.unchanged, zero, plan.unchanged, stored, bytes + 240, self.durable] {
+        for count in [zero + stored + plan.unchanged, zero, plan.unchanged, stored, bytes + 256, 0] {
             commit.extend(count.to_le_bytes());
         }
         commit.extend([1, plan.flags, 0, 0, 0, 0, 0, 0]);
         let audit = if plan.flags & 4 == 0 { 0 } else { memory_digest(&self.memory) };
         commit.extend(audit.to_le_bytes());
-        assert_eq!(commit.len(), 192);
+        commit.extend(0u128.to_le_bytes());
+        assert_eq!(commit.len(), 208);
         if let Some(tweak) = plan.tweak_commit {
             tweak(&mut commit);
         }
@@ -320,10 +329,16 @@ impl Writer {
     }
 
     fn close(&mut self) {
-        let payload = [self.last.0.to_le_bytes().to_vec(), self.last.1.to_le_bytes().to_vec()].concat();
-        let close = self.frame(CLOSE, self.last.0, 0, &payload);
-        self.append(CLOSE, self.last.0, &close);
+        self.synced(CLOSE);
         self.sync();
+    }
+
+    /// A durable frame, or a close.
+    fn synced(&mut self, kind: u8) {
+        let payload = [self.last.0.to_le_bytes().to_vec(), self.last.1.to_le_bytes().to_vec()].concat();
+        let frame = self.frame(kind, self.last.0, 0, &payload);
+        self.append(kind, self.last.0, &frame);
+        self.told = self.last.0;
     }
 
     /// Where the frame number `number` of those of `kind` and `epoch` begins.

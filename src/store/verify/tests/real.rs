@@ -1,12 +1,11 @@
 //! What the store itself writes: compacted, branched, and cut at every step.
 
 use super::*;
-use crate::epoch::Sink;
-use crate::format::{Compression, MAIN_BRANCH};
+use crate::format::{Compression, CutTime, MAIN_BRANCH};
 use crate::store::compact::{self, Scope};
 use crate::store::repair::{RepairOptions, RepairPlan};
 use crate::store::testing::{Cut, Disk, Model, Random, new_chain};
-use crate::store::{CutTime, Writer, WriterOptions};
+use crate::store::{Writer, WriterOptions};
 
 const SMALL: WriterOptions =
     WriterOptions { segment_bytes: 40_000, segment_mentions: 1 << 20, preallocate_bytes: 0, retention: None, background: false };

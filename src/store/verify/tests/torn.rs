@@ -28,7 +28,7 @@ fn case_1_while_the_chain_is_created() {
 
 #[test]
 fn case_2_while_a_segment_is_made() {
-    for (length, fill) in [(0, 0), (1, 1), (47, 1), (111, 1), (112, 0)] {
+    for (length, fill) in [(0, 0), (1, 1), (47, 1), (127, 1), (128, 0)] {
         let mut writer = writer();
         writer.segment();
         let segment = writer.segments.last_mut().unwrap();
@@ -51,6 +51,9 @@ fn case_3_while_frames_are_appended() {
         writer.segments[segment].truncate(length);
         let (tail, report) = torn(&writer);
         assert_eq!((&tail, report.epochs, report.newest), (&tail_of(&writer, 5), 3, Some(EpochId(4))));
+        if whole.segments[segment][length..end].iter().all(|byte| *byte == 0) {
+            continue;
+        }
         // The length is there, the bytes are not.
         writer.segments[segment].resize(end + 512, 0);
         assert_eq!(torn(&writer).0, tail_of(&writer, 5));
@@ -100,14 +103,14 @@ fn case_5_several_epochs_since_the_last_sync() {
     let report = whole.verify();
     assert_eq!((kinds(&report), report.torn_tail), (vec![DamageKind::Magic], None));
     // Only an intact frame proves it.
-    let (segment, at) = whole.find(COMMIT, 10, 0);
-    whole.segments[segment][at + 48 + 70] ^= 2;
+    let (segment, at) = whole.find(DURABLE, 9, 0);
+    whole.segments[segment][at + 48 + 10] ^= 2;
     assert_eq!(torn(&whole).0, tail_of(&whole, 7));
 }
 
 #[test]
 fn case_6_what_was_durable_is_not_torn() {
-    // Epoch 4 is durable by epoch 5's commit frame, wherever the damage is.
+    // Epoch 4 is durable by the frame between it and epoch 5, wherever the damage is.
     let whole = writer();
     let (segment, start, _, end) = whole.places[&4];
     for at in (start..end).step_by(7) {
@@ -160,7 +163,7 @@ fn a_torn_tail_takes_the_segments_behind_it() {
 fn a_chain_that_grows_is_read_up_to_its_last_commit() {
     let whole = writer();
     let dir = Writer::new().save();
-    for length in (112..whole.segments[0].len()).step_by(113) {
+    for length in (128..whole.segments[0].len()).step_by(113) {
         fs::write(dir.path().join("segment-00000001"), &whole.segments[0][..length]).unwrap();
         let report = run(dir.path());
         let epochs = whole.places.values().filter(|place| place.0 == 0 && place.3 <= length).count() as u64;
