@@ -16,7 +16,7 @@ use slackwater::memory::GuestMemory;
 use slackwater::page::{Gfn, PageRun};
 use slackwater::store::{NewChain, Writer, WriterOptions};
 use slackwater::track::RingTracker;
-use slackwater::vmm::churn;
+use slackwater::vmm::guests::churn;
 use vm_memory::{Bytes, GuestAddress};
 
 const MEMORY_PAGES: u64 = (64 << 20) / 4096;
@@ -62,12 +62,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Any guest would do; this one is in the library.
     let guest: churn::Options = "churn:pages=2048,content=words".parse()?;
     let image = churn::Image::build(&guest, MEMORY_PAGES * 4096, 1)?;
-    for segment in image.segments() {
+    for segment in image.flat().segments() {
         memory.ram().write_slice(&segment.bytes, GuestAddress(segment.address))?;
     }
-    vcpu.set_sregs(&image.initial_sregs(vcpu.get_sregs()?))?;
-    vcpu.set_regs(&image.initial_regs(0).ok_or("no first vCPU")?)?;
-    vcpu.set_mp_state(image.initial_mp_state())?;
+    vcpu.set_sregs(&image.flat().initial_sregs(vcpu.get_sregs()?))?;
+    vcpu.set_regs(&image.flat().initial_regs(0).ok_or("no first vCPU")?)?;
+    vcpu.set_mp_state(image.flat().initial_mp_state())?;
 
     let machine = serde_json::json!({ "vmm": "one_page_vmm" });
     let writer = Writer::create(

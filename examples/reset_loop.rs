@@ -16,7 +16,7 @@ use slackwater::machine::{CaptureSpec, MachineState, Rewinder, capture_vcpu, cap
 use slackwater::memory::GuestMemory;
 use slackwater::page::{Gfn, PAGE_SIZE, PageRun};
 use slackwater::track::RingTracker;
-use slackwater::vmm::touch;
+use slackwater::vmm::guests::touch;
 use vm_memory::{Bytes, GuestAddress};
 
 const MEMORY_PAGES: u64 = (64 << 20) / 4096;
@@ -86,12 +86,12 @@ fn main() -> Result<(), GuestError> {
     rings.map(&vcpu)?;
     let options: touch::Options = "touch:pages=50,pattern=same,words=8".parse()?;
     let image = touch::Image::build(&options, MEMORY_PAGES * 4096, 1)?;
-    for segment in image.segments() {
+    for segment in image.flat().segments() {
         memory.ram().write_slice(&segment.bytes, GuestAddress(segment.address))?;
     }
-    vcpu.set_sregs(&image.initial_sregs(vcpu.get_sregs()?))?;
-    vcpu.set_regs(&image.initial_regs(0).ok_or("no first vCPU")?)?;
-    vcpu.set_mp_state(image.initial_mp_state())?;
+    vcpu.set_sregs(&image.flat().initial_sregs(vcpu.get_sregs()?))?;
+    vcpu.set_regs(&image.flat().initial_regs(0).ok_or("no first vCPU")?)?;
+    vcpu.set_mp_state(image.flat().initial_mp_state())?;
     let spec = CaptureSpec::probe(&kvm, &vm, &vcpu)?;
     leave_registers(&mut vcpu, &spec);
 

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
     use crate::bench::endtoend::rate_points;
     use crate::bench::workload::{Axis, points};
-    use crate::vmm::touch;
+    use crate::vmm::guests::touch;
 
     /// Two machines that were measured.
     const QUICK_MACHINE: Costs = Costs { exit_us: 19.0, fault_us: 7.4 };

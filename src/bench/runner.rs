@@ -14,7 +14,8 @@ use crate::epoch::{Durability, Engine, EngineOptions, Start, WhenBehind};
 use crate::format::{Commit, Compression};
 use crate::kvm::ring::RingError;
 use crate::track::Tracker;
-use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Tracking, Vm, VmmError, exit_times, touch};
+use crate::vmm::guests::touch;
+use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Tracking, Vm, VmmError, exit_times};
 
 /// Page writes of the guest between two cuts where nothing tracks, at least: so that the cut itself does not count.
 const UNTRACKED_WRITES: u64 = 40_000;

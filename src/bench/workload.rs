@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::epoch::HotPages;
 use crate::kvm::ring::{RingError, RingSize};
 use crate::vmm::Tracking;
-use crate::vmm::touch::Pattern;
+use crate::vmm::guests::touch::Pattern;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -266,7 +266,7 @@ fn full_ring(middle: &Point, entries: u32) -> Point {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::touch;
+    use crate::vmm::guests::touch;
 
     #[test]
     fn every_point_is_a_guest_and_comes_once() {

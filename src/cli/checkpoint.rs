@@ -12,6 +12,7 @@ use super::units::size;
 use crate::epoch::Start;
 use crate::page::PAGE_SIZE_U64;
 use crate::store::{NewChain, Writer};
+use crate::vmm::guests::linux;
 use crate::vmm::{GuestSpec, MachineSpec, Running, Vm, VmmError};
 
 /// Run a guest under continuous checkpoints, into a new store.
@@ -50,7 +51,7 @@ impl Checkpoint {
         }
         Writer::check_place(&self.store)?;
         let boot = self.linux.read(self.memory, self.vcpus)?;
-        let guest = boot.as_ref().map_or(self.guest, |boot| GuestSpec::Linux(boot.options()));
+        let guest = boot.as_ref().map_or(self.guest, |boot| GuestSpec::Linux(linux::Options::of(boot)));
         let spec = MachineSpec { memory_bytes: self.memory, vcpus: self.vcpus, guest };
         // The machine comes first: if it can't be built, no store is made.
         let mut vm = Vm::build(&self.kvm, spec, self.protect.tracking()?)?;

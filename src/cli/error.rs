@@ -19,7 +19,8 @@ use crate::store::StoreError;
 use crate::store::repair::RepairError;
 use crate::store::verify::VerifyError;
 use crate::vmm::VmmError;
-use crate::vmm::linux::LinuxError;
+use crate::vmm::boot::LinuxError;
+use crate::vmm::devices::DiskBaseError;
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -191,8 +192,7 @@ impl CliError {
                     | LinuxError::TooLittleMemory { .. }
                     | LinuxError::InitrdTooLarge { .. }
                     | LinuxError::CommandLine { .. }
-                    | LinuxError::DiskSize { .. }
-                    | LinuxError::Disks { .. }
+                    | LinuxError::Disk(DiskBaseError::Size { .. } | DiskBaseError::TooMany { .. })
                     | LinuxError::Vcpus { .. },
                 ) => USAGE,
                 VmmError::Machine(_) => DAMAGE,
@@ -254,7 +254,7 @@ impl CliError {
             Self::Vmm(VmmError::Linux(LinuxError::CpuLevel { .. })) => {
                 "`--cpu x86-64-v2` is the lowest level, and `--cpu host` takes what there is; `slackwater host --json` lists that"
             }
-            Self::Vmm(VmmError::Linux(LinuxError::Base { .. } | LinuxError::DiskChanged { .. })) => {
+            Self::Vmm(VmmError::Linux(LinuxError::Disk(DiskBaseError::Base { .. } | DiskBaseError::Changed { .. }))) => {
                 "the checkpoints hold what the guest wrote; a restore needs the image that it wrote over, unchanged: `--disk FILE` says where a copy of it is"
             }
             Self::Store(StoreError::Exists { .. }) => {

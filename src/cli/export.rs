@@ -18,7 +18,7 @@ use crate::page::{EpochId, PAGE_SIZE_U64};
 use crate::restore::{ExportError, ExportFormat, Exported, export};
 use crate::store::Chain;
 use crate::vmm::VmmError;
-use crate::vmm::linux::{DiskImageError, write_disk_image};
+use crate::vmm::devices::{DiskImageError, write_disk_image};
 
 /// Write the memory of an epoch to a file, as it is or as an ELF core with the registers; or a disk of its machine.
 ///

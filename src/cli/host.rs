@@ -21,7 +21,8 @@ use crate::page::EpochId;
 use crate::store::causes;
 use crate::store::verify::{VerifyOptions, verify};
 use crate::store::{NewChain, Writer, WriterOptions};
-use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Tracking, Vm, VmmError, churn, memory_regions};
+use crate::vmm::guests::churn;
+use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Tracking, Vm, VmmError, memory_regions};
 
 const RINGS: [u32; 4] = [256, 1024, 4096, 65_536];
 const CHECK_MEMORY: u64 = 16 << 20;

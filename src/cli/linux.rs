@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::error::CliError;
-use crate::vmm::linux::{Boot, Console, CpuLevel, DiskBase};
+use crate::vmm::boot::{Boot, CpuLevel};
+use crate::vmm::devices::{Console, DiskBase};
 use crate::vmm::{Stop, Vm, VmmError, memory_regions};
 
 /// A Linux guest.

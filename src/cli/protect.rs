@@ -17,7 +17,7 @@ use crate::format::Compression;
 use crate::kvm::ring::RingSize;
 use crate::page::PAGE_SIZE_U64;
 use crate::store::{Writer, WriterOptions};
-use crate::vmm::linux::GuestEnd;
+use crate::vmm::devices::GuestEnd;
 use crate::vmm::{GuestReport, Limits, Outcome, Protection, Stop, Tracking, Vm, VmmError};
 
 /// What a bitmap run has unless told otherwise: nothing but an interval ends its epochs.

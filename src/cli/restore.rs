@@ -22,7 +22,7 @@ use crate::machine::fit::{Counter, Wishes};
 use crate::page::EpochId;
 use crate::restore::{FillReport, PageMap, Plan};
 use crate::store::{Chain, StoreError, Writer};
-use crate::vmm::linux::GuestEnd;
+use crate::vmm::devices::GuestEnd;
 use crate::vmm::{BuildOptions, Clocks, HotCheck, MachineSpec, Running, Tracking, Vm, VmmError};
 
 /// How the guest's clocks go on.

@@ -65,6 +65,14 @@ pub enum StateError {
         /// The vCPU, or `None` for pieces of the VM.
         vcpu: Option<u32>,
     },
+    /// A record that must be there is not.
+    #[error("state record {name} {index} is missing")]
+    MissingRecord {
+        /// The record's name.
+        name: String,
+        /// The record's index.
+        index: u32,
+    },
     /// Two records with one name and index.
     #[error("state record {name} {index} is there twice")]
     Duplicate {

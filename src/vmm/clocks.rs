@@ -4,15 +4,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::machine::VmState;
 
-/// How a guest's clocks go on after a restore: kvmclock, the time stamp counters, and a Linux guest's real-time clock.
+/// How a guest's clocks go on after a restore: kvmclock, the time stamp counters, and a Linux
+/// guest's real-time clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Clocks {
     /// From where they were: to the guest no time passed.
     #[default]
     Continue,
-    /// They are put forward by the time that passed on the host since the cut. Never back: a host's clock that is behind the cut counts as no time.
+    /// They are put forward by the time that passed on the host since the cut. Never back: a host's
+    /// clock that is behind the cut counts as no time.
     Host {
-        /// When the cut was, in nanoseconds since 1970 by the host's real-time clock: a commit's `time_unix_ns`. It counts where the saved state does not say it itself.
+        /// When the cut was, in nanoseconds since 1970 by the host's real-time clock: a commit's
+        /// `time_unix_ns`. It counts where the saved state does not say it itself.
         cut_unix_ns: u64,
     },
 }
@@ -34,7 +37,8 @@ pub(super) struct Since {
 }
 
 impl Since {
-    /// Nanoseconds since then. Each clock is put forward by what this says when it is set, so that all are right.
+    /// Nanoseconds since then. Each clock is put forward by what this says when it is set, so that
+    /// all are right.
     pub(super) fn passed_ns(self) -> u64 {
         self.passed_ns_at(now_unix_ns())
     }
@@ -53,8 +57,8 @@ impl Since {
     }
 }
 
-/// 0 on a host that thinks to be before 1970.
-fn now_unix_ns() -> u64 {
+/// Nanoseconds since 1970, by the host's clock; 0 for a clock that stands before it.
+pub(super) fn now_unix_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

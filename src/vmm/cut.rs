@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
+use super::devices::{Devices, Quiet};
 use super::gate::Gate;
-use super::linux::{Devices, Quiet};
-use super::shared::lock;
+use super::lock::lock;
 use crate::epoch::{Guest, GuestError, RollbackGuest};
 use crate::kvm::park::Parked;
 use crate::machine::{CaptureSpec, MachineState, Rewinder, VcpuState, capture_vcpu, capture_vm, notify_paused, unhalt_vcpus};
 
-/// A guest learns of a pause that was longer. Its watchdogs wait for ten seconds at least, and telling it costs a call for each vCPU.
+/// A guest learns of a pause that was longer. Its watchdogs wait for ten seconds at least, and
+/// telling it costs a call for each vCPU.
 const PAUSE_TOLD: Duration = Duration::from_secs(1);
 
 /// What a cut needs of the machine.
@@ -21,7 +22,8 @@ pub(super) struct Vcpus {
     pub(super) gate: Gate,
     pub(super) vm: Arc<VmFd>,
     pub(super) capture: CaptureSpec,
-    /// A second handle of each vCPU, for the leader of a cut. The lock is never waited for: it is for putting state back, which changes `kvm_run`.
+    /// A second handle of each vCPU, for the leader of a cut. The lock is never waited for: it is
+    /// for putting state back, which changes `kvm_run`.
     pub(super) handles: Vec<Mutex<VcpuFd>>,
     pub(super) rewinder: Mutex<Rewinder>,
     /// A built-in guest has none.
@@ -36,7 +38,8 @@ pub(super) struct Cutting<'s> {
     /// The guest is not to run again after this cut.
     last: bool,
     open: bool,
-    /// From parking to running again: what comes in between would be in a device and its interrupt in no chip, or in memory and in no device.
+    /// From parking to running again: what comes in between would be in a device and its interrupt
+    /// in no chip, or in memory and in no device.
     quiet: Option<Quiet<'s>>,
     begun: Instant,
     parked: bool,
@@ -47,7 +50,8 @@ impl<'s> Cutting<'s> {
         Self { vcpus, me, last, open: false, quiet: None, begun: Instant::now(), parked: false }
     }
 
-    /// The guest's clocks went on while it stood still. A vCPU that is in the guest would keep this waiting.
+    /// The guest's clocks went on while it stood still. A vCPU that is in the guest would keep this
+    /// waiting.
     fn tell_paused(&self) {
         for handle in &self.vcpus.handles {
             if let Err(error) = notify_paused(&lock(handle)) {
@@ -119,7 +123,7 @@ impl RollbackGuest for Cutting<'_> {
         unhalt_vcpus(&machine.vm, &machine.capture, &state.vcpus)?;
         if let Some(quiet) = &mut self.quiet {
             quiet.restore(&state.devices)?;
-            quiet.renew_generation_id()?;
+            quiet.resume()?;
         }
         Ok(())
     }

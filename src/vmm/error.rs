@@ -1,8 +1,9 @@
 //! What can go wrong in the reference VMM.
 
-use super::churn::{ChurnError, Inconsistency};
-use super::linux::{LinuxError, VirtioError};
-use super::touch::TouchError;
+use super::boot::LinuxError;
+use super::devices::{DeviceError, DiskBaseError};
+use super::guests::churn::{ChurnError, Inconsistency};
+use super::guests::touch::TouchError;
 use crate::epoch::{BudgetError, EngineError};
 use crate::kvm::host::HostError;
 use crate::kvm::probe::Refused;
@@ -54,9 +55,9 @@ pub enum VmmError {
     /// A Linux guest can't be booted.
     #[error(transparent)]
     Linux(#[from] LinuxError),
-    /// A virtio device can't go on.
+    /// A device can't go on.
     #[error(transparent)]
-    Virtio(#[from] VirtioError),
+    Device(#[from] DeviceError),
     /// The guest could not be put into memory.
     #[error("loading the guest at guest physical address {address:#x}")]
     Load {
@@ -119,6 +120,12 @@ pub enum VmmError {
         /// The vCPU.
         vcpu: usize,
     },
+}
+
+impl From<DiskBaseError> for VmmError {
+    fn from(error: DiskBaseError) -> Self {
+        Self::Linux(error.into())
+    }
 }
 
 impl From<RestoreError> for VmmError {

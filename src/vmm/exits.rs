@@ -7,8 +7,9 @@ use kvm_ioctls::VcpuExit;
 use super::error::{VmmError, kvm};
 use super::vm::Vm;
 
-/// Runs the first vCPU of `vm` to its next port access, `rounds` times, and returns how long each `KVM_RUN` took. With a guest that does nothing but
-/// access a port, that is the least that an exit costs. The machine was loaded and has one vCPU.
+/// Runs the first vCPU of `vm` to its next port access, `rounds` times, and returns how long each
+/// `KVM_RUN` took. With a guest that does nothing but access a port, that is the least that an exit
+/// costs. The machine was loaded and has one vCPU.
 ///
 /// # Errors
 /// [`VmmError::Kvm`], and [`VmmError::Exit`] for any exit but to a port.

@@ -1,16 +1,21 @@
 //! Where vCPU threads meet for a cut.
 //!
-//! One thread leads a cut: a vCPU's own after its exit, or any other. It closes the gate, gets everybody else out of the guest, has every vCPU's state read, at the
-//! same time by those threads that are awake, and opens the gate again. Waiting is spinning for a moment and sleeping then: a cut takes less time than waking a thread.
+//! One thread leads a cut: a vCPU's own after its exit, or any other. It closes the gate, gets
+//! everybody else out of the guest, has every vCPU's state read, at the same time by those threads
+//! that are awake, and opens the gate again. Waiting is spinning for a moment and sleeping then: a
+//! cut takes less time than waking a thread.
 //!
-//! Why no vCPU runs while the leader thinks that all are parked: a vCPU says `RUNNING` and *then* looks at the gate, before each entry; the
-//! leader closes the gate and *then* looks at the vCPU. All four are sequentially consistent, so either the vCPU sees the closed gate and does not
-//! enter, or the leader sees `RUNNING`, kicks it (which ends the entry it may be making) and waits for it.
+//! Why no vCPU runs while the leader thinks that all are parked: a vCPU says `RUNNING` and *then*
+//! looks at the gate, before each entry; the leader closes the gate and *then* looks at the vCPU.
+//! All four are sequentially consistent, so either the vCPU sees the closed gate and does not
+//! enter, or the leader sees `RUNNING`, kicks it (which ends the entry it may be making) and waits
+//! for it.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::lock::lock;
 use crate::kvm::kick::Kick;
 use crate::kvm::ring::ResetHelp;
 use crate::machine::{StateError, VcpuState};
@@ -29,10 +34,11 @@ const CLAIMED: u32 = 2;
 /// It has carried it out.
 const CAPTURED: u32 = 3;
 
-/// How long a leader spins before it sleeps: about a kick's way to another processor and back. Not longer: whoever it waits for may need this very
-/// processor.
+/// How long a leader spins before it sleeps: about a kick's way to another processor and back. Not
+/// longer: whoever it waits for may need this very processor.
 const LEADER_SPIN: Duration = Duration::from_micros(30);
-/// How long a parked thread spins before it sleeps: about a small cut, and a kick's way to another core and back.
+/// How long a parked thread spins before it sleeps: about a small cut, and a kick's way to another
+/// core and back.
 const SPIN: Duration = Duration::from_micros(100);
 
 /// A vCPU's place at the gate.
@@ -116,7 +122,8 @@ impl Gate {
         !self.closed.swap(true, Ordering::SeqCst)
     }
 
-    /// Begins to lead a cut as soon as nobody else does. Not for vCPU threads, which park instead. False once the guest was halted.
+    /// Begins to lead a cut as soon as nobody else does. Not for vCPU threads, which park instead.
+    /// False once the guest was halted.
     pub(super) fn lead(&self) -> bool {
         loop {
             if self.is_halted() {
@@ -142,8 +149,9 @@ impl Gate {
         self.wait_until(LEADER_SPIN, || others().all(|seat| seat.state.load(Ordering::SeqCst) != RUNNING));
     }
 
-    /// For the leader, all others being parked: captures every vCPU into its place in `into`, with `capture`. A thread that is on the lookout captures its own
-    /// vCPU while the leader captures `me`; for one that sleeps the leader does it: waking it would take longer.
+    /// For the leader, all others being parked: captures every vCPU into its place in `into`, with
+    /// `capture`. A thread that is on the lookout captures its own vCPU while the leader captures
+    /// `me`; for one that sleeps the leader does it: waking it would take longer.
     pub(super) fn capture(
         &self,
         me: Option<usize>,
@@ -222,8 +230,8 @@ impl Gate {
         }
     }
 
-    /// For a vCPU's thread, before each entry: parks while the gate is closed, and captures when asked. Its exits are complete. Returns false when the thread
-    /// is to end.
+    /// For a vCPU's thread, before each entry: parks while the gate is closed, and captures when
+    /// asked. Its exits are complete. Returns false when the thread is to end.
     pub(super) fn pass(&self, me: usize, mut capture: impl FnMut(&mut VcpuState) -> Result<(), StateError>) -> bool {
         let Some(seat) = self.seats.get(me) else { return false };
         loop {
@@ -249,7 +257,8 @@ impl Gate {
         }
     }
 
-    /// For a vCPU's thread that holds its vCPU outside of the guest: waits until `deadline`, or until the gate closes.
+    /// For a vCPU's thread that holds its vCPU outside of the guest: waits until `deadline`, or
+    /// until the gate closes.
     pub(super) fn rest(&self, deadline: Instant) {
         let mut guard = lock(&self.lock);
         self.sleepers.fetch_add(1, Ordering::SeqCst);
@@ -271,7 +280,8 @@ impl Gate {
         self.announce();
     }
 
-    /// Wakes whoever sleeps. Comes after the change: a sleeper counts itself first and looks at the condition then.
+    /// Wakes whoever sleeps. Comes after the change: a sleeper counts itself first and looks at the
+    /// condition then.
     fn announce(&self) {
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             drop(lock(&self.lock));
@@ -279,7 +289,8 @@ impl Gate {
         }
     }
 
-    /// For a parked vCPU's thread: waits, and does a reset that the leader has no time for while it is awake.
+    /// For a parked vCPU's thread: waits, and does a reset that the leader has no time for while it
+    /// is awake.
     fn wait_parked(&self, condition: impl Fn() -> bool) {
         let Some(help) = &self.help else { return self.wait_until(SPIN, condition) };
         let lookout = help.look_out();
@@ -322,8 +333,4 @@ impl Gate {
         }
         false
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

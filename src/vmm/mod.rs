@@ -1,32 +1,39 @@
-//! The reference VMM: a machine with an in-kernel interrupt controller, memory from 0 on, and a built-in guest ([`churn`] or [`touch`]) or a stock Linux kernel ([`linux`]).
+//! The reference VMM: a machine with an in-kernel interrupt controller and memory from 0 on. It
+//! runs a built-in guest ([`guests::churn`] or [`guests::touch`]) or a stock Linux kernel
+//! ([`boot`], [`devices`]).
 //!
-//! It is what the `slackwater` command runs, and an example of a VMM that embeds the engine: `run` has the vCPU threads, `gate` is where they meet for a cut.
+//! It is what the `slackwater` command runs, and an example of a VMM that embeds the engine: `run`
+//! has the vCPU threads, `gate` is where they meet for a cut.
 
-pub mod churn;
-pub mod linux;
-pub mod touch;
+pub mod boot;
+pub mod devices;
+pub mod guests;
 
 mod clocks;
 mod cut;
 mod error;
 mod exits;
-mod flat;
 mod gate;
-mod guest;
-mod keys;
+mod lock;
 mod monitor;
+#[cfg(test)]
+mod native_tests;
 mod run;
 mod shared;
+mod spec;
 mod stop;
+mod tracking;
 mod vcpu;
 mod vm;
 
 pub use clocks::Clocks;
 pub use error::VmmError;
 pub use exits::exit_times;
-pub use guest::{GuestSpec, GuestSpecError};
+pub use guests::{GuestSpec, GuestSpecError};
 pub use monitor::{GuestReport, Paced};
 pub use run::{Outcome, Protection, Running};
 pub use shared::Limits;
+pub use spec::{MachineSpec, memory_regions};
 pub use stop::Stop;
-pub use vm::{BuildOptions, HotCheck, MachineSpec, Setup, Tracking, Vm, memory_regions};
+pub use tracking::{HotCheck, Tracking};
+pub use vm::{BuildOptions, Setup, Vm};

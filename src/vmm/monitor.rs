@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::churn::{Inconsistency, PrivatePage, private_page_address};
-use super::guest::GuestSpec;
-use super::touch;
-use super::vm::MachineSpec;
+use super::guests::GuestSpec;
+use super::guests::churn::Inconsistency;
+use super::spec::MachineSpec;
 use crate::memory::GuestMemory;
 use crate::page::{Gfn, PAGE_SIZE, PageBytes};
 
@@ -21,7 +20,8 @@ pub struct GuestReport {
     pub checks: u64,
     /// Whether it is a guest that can check itself.
     pub checks_itself: bool,
-    /// Whether it found no inconsistency. Always so for a guest that does not check itself, as `touch`.
+    /// Whether it found no inconsistency. Always so for a guest that does not check itself, as
+    /// `touch`.
     pub ok: bool,
 }
 
@@ -90,27 +90,14 @@ impl Monitor {
         Paced { bursts: self.bursts.load(Ordering::Relaxed), busy }
     }
 
-    /// What the guest's own pages say. The vCPUs are not running, or the numbers are about to be old.
+    /// What the guest's own pages say. The vCPUs are not running, or the numbers are about to be
+    /// old.
     pub(super) fn read(&self) -> (GuestReport, Option<Inconsistency>) {
-        let mut report = GuestReport { passes: 0, checks: 0, checks_itself: self.guest.checks_itself(), ok: true };
-        if let GuestSpec::Touch(options) = &self.guest {
-            let control = self.page(touch::control_address(options));
-            report.passes = control.map_or(0, |page| touch::passes(&page, u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX)));
-            return (report, None);
-        }
-        if matches!(self.guest, GuestSpec::Linux(_)) {
-            return (report, None);
-        }
-        let mut inconsistency = None;
-        for (vcpu, index) in self.vcpus.iter().zip(0u32..) {
-            let Some(page) = self.page(private_page_address(index)) else { continue };
-            let private = PrivatePage::parse(index, &page);
-            report.passes += private.passes;
-            report.checks += vcpu.checks.load(Ordering::Acquire);
-            inconsistency = inconsistency.or(private.inconsistency);
-        }
-        report.ok = inconsistency.is_none();
-        (report, inconsistency)
+        let vcpus = u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX);
+        let (passes, inconsistency) = self.guest.read_pages(vcpus, |address| self.page(address));
+        let checks = self.vcpus.iter().map(|vcpu| vcpu.checks.load(Ordering::Acquire)).sum();
+        let ok = inconsistency.is_none();
+        (GuestReport { passes, checks, checks_itself: self.guest.checks_itself(), ok }, inconsistency)
     }
 
     fn page(&self, address: u64) -> Option<PageBytes> {

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::cut::Vcpus;
+use super::devices::GuestEnd;
 use super::error::{VmmError, kvm, system};
 use super::gate::Gate;
-use super::linux::GuestEnd;
+use super::lock::lock;
 use super::monitor::{GuestReport, Monitor, Paced};
-use super::shared::{Limits, Shared, lock};
+use super::shared::{Limits, Shared};
 use super::stop::Stop;
 use super::vcpu::VcpuThread;
 use super::vm::Vm;
@@ -74,8 +75,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts the vCPU threads; with protection whose base comes first, takes it before they enter the guest. `limits` and `stop` end the
-    /// run.
+    /// Starts the vCPU threads; with protection whose base comes first, takes it before they enter
+    /// the guest. `limits` and `stop` end the run.
     ///
     /// # Errors
     /// [`VmmError`]: threads, or the base epoch.
@@ -193,7 +194,8 @@ impl Running {
         }
     }
 
-    /// Asks the guest for its whole check, and waits for the answer; a guest that can't check itself is not asked.
+    /// Asks the guest for its whole check, and waits for the answer; a guest that can't check
+    /// itself is not asked.
     ///
     /// # Errors
     /// [`VmmError::CheckTimeout`]. What the check finds ends the run, and is in its outcome.
@@ -217,7 +219,8 @@ impl Running {
         self.shared.monitor.read().0
     }
 
-    /// Whether the guest was halted: by its limits, by whoever stopped it, or by an error, which [`finish`](Self::finish) says.
+    /// Whether the guest was halted: by its limits, by whoever stopped it, or by an error, which
+    /// [`finish`](Self::finish) says.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.shared.vcpus.gate.is_halted()
@@ -241,8 +244,10 @@ impl Running {
         self.shared.engine.as_ref().map(|engine| lock(engine).report())
     }
 
-    /// Takes an epoch now, and returns once it is in the chain (durable, where the mode promises that). Returns whether it is: with
-    /// [`OnStorageError::Continue`](crate::epoch::OnStorageError::Continue) the guest runs on although it may not be.
+    /// Takes an epoch now, and returns once it is in the chain (durable, where the mode promises
+    /// that). Returns whether it is: with
+    /// [`OnStorageError::Continue`](crate::epoch::OnStorageError::Continue) the guest runs on
+    /// although it may not be.
     ///
     /// # Errors
     /// Whatever ended the run.
@@ -254,7 +259,8 @@ impl Running {
         lock(&self.shared.error).take().map_or(Ok(stored), Err)
     }
 
-    /// Puts the guest back to its last epoch, in memory ([`Engine::rollback`]). Returns `None` without an engine, or once the guest was halted.
+    /// Puts the guest back to its last epoch, in memory ([`Engine::rollback`]). Returns `None`
+    /// without an engine, or once the guest was halted.
     ///
     /// # Errors
     /// [`VmmError::Engine`]. Where the guest could not go on, it was halted.

@@ -1,11 +1,12 @@
 //! What all threads of a run share.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::cut::{Cutting, Vcpus};
 use super::error::VmmError;
+use super::lock::lock;
 use super::monitor::Monitor;
 use super::stop::Stop;
 use crate::epoch::{Cut, Engine, EngineError, RolledBack};
@@ -63,7 +64,8 @@ impl Shared {
 
     /// Leads a cut; the caller has closed the gate. It is open afterwards.
     pub(super) fn cut(&self, trigger: Trigger, me: Option<usize>) {
-        // The guest runs again before a cut is over, and the next cut may begin: epochs are counted under the engine's lock.
+        // The guest runs again before a cut is over, and the next cut may begin: epochs are counted
+        // under the engine's lock.
         let mut engine = self.engine.as_ref().map(lock);
         let left = self.limits.epochs.map(|limit| limit.saturating_sub(self.epochs.load(Ordering::Acquire)));
         let last = trigger == Trigger::Final || left.is_some_and(|left| left <= 1);
@@ -114,8 +116,4 @@ impl Shared {
         self.vcpus.gate.halt();
         self.announce();
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,10 @@
 //! Ending a run, and waking whoever waits for its end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
+
+use super::lock::lock;
 
 /// Ends a run from elsewhere: a signal handler's thread, say.
 #[derive(Clone, Debug, Default)]
@@ -23,17 +25,13 @@ impl Stop {
 
     /// Wakes whoever waits, after a change.
     pub(super) fn announce(&self) {
-        drop(self.guard());
+        drop(lock(&self.0.1));
         self.0.2.notify_all();
-    }
-
-    fn guard(&self) -> MutexGuard<'_, ()> {
-        self.0.1.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until `deadline`, or until `condition` holds; whoever changes that calls `announce`.
     pub(super) fn wait_until(&self, deadline: Option<Instant>, condition: impl Fn() -> bool) {
-        let mut guard = self.guard();
+        let mut guard = lock(&self.0.1);
         while !condition() {
             guard = match deadline {
                 None => self.0.2.wait(guard).unwrap_or_else(PoisonError::into_inner),

@@ -4,11 +4,10 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::churn::{COMMAND_CHECK, ChurnExit};
-use super::error::{VmmError, kvm, system};
-use super::linux::Wish;
+use super::devices::Wish;
+use super::error::{VmmError, kvm};
+use super::guests::{COMMAND_CHECK, GuestExit};
 use super::shared::Shared;
-use super::touch::PORT_CUT;
 use crate::format::Trigger;
 use crate::kvm::ring::EXIT_RING_FULL;
 use crate::machine::{capture_vcpu, leave_registers};
@@ -36,7 +35,8 @@ pub(super) struct VcpuThread<'s> {
     next_period: Instant,
     /// When the pass in hand could begin; none before the first period.
     burst_began: Option<Instant>,
-    /// The guest waits for its period, which begins then: a cut in between does not shorten the wait.
+    /// The guest waits for its period, which begins then: a cut in between does not shorten the
+    /// wait.
     rests_until: Option<Instant>,
 }
 
@@ -101,12 +101,13 @@ impl<'s> VcpuThread<'s> {
             Ok(VcpuExit::IoOut(port, data)) => {
                 self.incomplete = true;
                 if let Some(devices) = &self.shared.vcpus.devices {
-                    devices.write(port, data).map_err(system("KVM_IRQ_LINE"))?;
+                    devices.write_port(port, data)?;
                     return Ok(Next::Enter);
                 }
-                self.written(port)?;
-                Ok(match port {
-                    PORT_CUT => Next::Cut(Trigger::Request),
+                let said = GuestExit::decode(port, false);
+                self.heard(said)?;
+                Ok(match said {
+                    Some(GuestExit::Cut) => Next::Cut(Trigger::Request),
                     _ if self.shared.vmm_share_is_used() => Next::Cut(Trigger::RingFull),
                     _ => Next::Enter,
                 })
@@ -114,16 +115,16 @@ impl<'s> VcpuThread<'s> {
             Ok(VcpuExit::IoIn(port, data)) => {
                 self.incomplete = true;
                 if let Some(devices) = &self.shared.vcpus.devices {
-                    devices.read(port, data);
+                    devices.read_port(port, data);
                     return Ok(Next::Enter);
                 }
-                let asked = ChurnExit::decode(port, true);
-                let check = asked == Some(ChurnExit::Command) && self.shared.monitor.check_wanted(self.index);
+                let asked = GuestExit::decode(port, true);
+                let check = asked == Some(GuestExit::Command) && self.shared.monitor.check_wanted(self.index);
                 let answer = if check { COMMAND_CHECK } else { 0 };
                 for (byte, answer) in data.iter_mut().zip(answer.to_le_bytes()) {
                     *byte = answer;
                 }
-                Ok(if asked == Some(ChurnExit::Pace) { self.pace() } else { Next::Enter })
+                Ok(if asked == Some(GuestExit::Pace) { self.pace() } else { Next::Enter })
             }
             Ok(exit) => {
                 match (exit, &self.shared.vcpus.devices) {
@@ -143,18 +144,18 @@ impl<'s> VcpuThread<'s> {
         }
     }
 
-    fn written(&self, port: u16) -> Result<(), VmmError> {
-        match ChurnExit::decode(port, false) {
-            Some(ChurnExit::Checked) => {
+    fn heard(&self, said: Option<GuestExit>) -> Result<(), VmmError> {
+        match said {
+            Some(GuestExit::Checked) => {
                 self.shared.monitor.checked(self.index);
                 self.shared.announce();
             }
-            Some(ChurnExit::Inconsistent) => {
+            Some(GuestExit::Inconsistent) => {
                 if let (_, Some(inconsistency)) = self.shared.monitor.read() {
                     return Err(VmmError::Inconsistent(inconsistency));
                 }
             }
-            Some(ChurnExit::Progress | ChurnExit::Command | ChurnExit::Pace) | None => {}
+            Some(GuestExit::Progress | GuestExit::Command | GuestExit::Pace | GuestExit::Cut) | None => {}
         }
         Ok(())
     }

@@ -2,101 +2,32 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::channel;
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{VcpuFd, VmFd};
-use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::boot::{Boot, LinuxError, Processors};
 use super::clocks::{Clocks, Since};
+use super::devices::{self, Devices, IrqLine, Parts};
 use super::error::{VmmError, kvm, system};
-use super::guest::{GuestSpec, Image};
-use super::linux::{self, Boot, Devices, DiskBase, LinuxError, Processors};
-use crate::epoch::{HotPages, RingPlan};
+use super::guests::GuestSpec;
+use super::spec::{MachineSpec, memory_regions};
+use super::tracking::{Checked, HotCheck, LateCheck, Tracking, larger_rings, ring_plan};
 use crate::kvm::VmHandle;
 use crate::kvm::host;
-use crate::kvm::probe::{PagesStayWritable, pages_stay_writable, ring_reserve};
-use crate::kvm::ring::{self, ResetHelp, RingError, RingSize, VmRings};
-use crate::machine::{CaptureSpec, MachineState, StateError, apply_vcpu, apply_vm, notify_paused, unhalt_vcpus};
+use crate::kvm::ring::{ResetHelp, RingError, VmRings};
+use crate::machine::{CaptureSpec, MachineState, apply_vcpu, apply_vm, notify_paused, unhalt_vcpus};
 use crate::memory::GuestMemory;
-use crate::page::{Gfn, PAGE_SIZE_U64, PageRun};
+use crate::page::PAGE_SIZE_U64;
 use crate::restore::{FillOptions, OnDemand, PageSources};
 use crate::track::{BitmapTracker, RingTracker, Tracker};
 
-/// Where memory below 4 GiB ends, if there is more: behind it are the interrupt controllers and KVM's own slots.
-const LOW_MEMORY_END: u64 = 3 << 30;
-const HIGH_MEMORY_BEGIN: u64 = 4 << 30;
 /// Three pages that KVM needs on some Intel hosts, in the hole.
 const TSS_ADDRESS: usize = 0xfffb_d000;
-
-/// What a machine is: enough to build it again for a restore. Stored in a chain's identity.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MachineSpec {
-    /// Bytes of memory, in whole pages.
-    pub memory_bytes: u64,
-    /// vCPUs, at least 1.
-    pub vcpus: u32,
-    /// What runs on it.
-    pub guest: GuestSpec,
-}
-
-impl MachineSpec {
-    /// Whether the guest fits the machine. No KVM is asked.
-    ///
-    /// # Errors
-    /// What does not fit.
-    pub fn check(&self) -> Result<(), VmmError> {
-        self.guest.fits(self.memory_bytes, self.vcpus)
-    }
-
-    /// The disks of a Linux guest.
-    #[must_use]
-    pub fn disks(&self) -> &[DiskBase] {
-        match &self.guest {
-            GuestSpec::Linux(options) => &options.disks,
-            GuestSpec::Churn(_) | GuestSpec::Touch(_) => &[],
-        }
-    }
-
-    /// All frames that a chain of the machine is about: the guest's memory, and behind it that of its devices.
-    #[must_use]
-    pub fn regions(&self) -> Vec<PageRun> {
-        let mut regions = memory_regions(self.memory_bytes);
-        regions.extend(self.device_regions());
-        regions
-    }
-
-    /// The last of them, which are memory of devices.
-    #[must_use]
-    pub fn device_regions(&self) -> Vec<PageRun> {
-        linux::device_regions(&memory_regions(self.memory_bytes), self.disks())
-    }
-}
-
-/// How writes are tracked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tracking {
-    /// Not at all: the guest runs without checkpoints.
-    None,
-    /// By dirty rings, of the largest size that `budget` pages have room for, or of the size `ring`.
-    Ring {
-        /// The budget in pages.
-        budget: u64,
-        /// The size of each vCPU's ring.
-        ring: Option<RingSize>,
-        /// Pages that may be left writable. Something else than full rings must then end epochs too.
-        hot: HotPages,
-    },
-    /// By the bitmap.
-    Bitmap {
-        /// Whether reading and protecting are two steps.
-        manual_protect: bool,
-    },
-}
 
 /// A machine that was built and has not run.
 #[derive(Debug)]
@@ -122,36 +53,9 @@ pub struct Vm {
 pub struct BuildOptions {
     /// When to check whether there can be a hot set.
     pub hot_check: HotCheck,
-    /// Where the base images of disks are, in the order of the disks, as far as they are not where they were.
+    /// Where the base images of disks are, in the order of the disks, as far as they are not where
+    /// they were.
     pub images: Vec<PathBuf>,
-}
-
-/// When to find out whether pages can be left writable, which takes tens of milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum HotCheck {
-    /// Before the machine is built.
-    #[default]
-    First,
-    /// Beside the running guest, where the hot set is only wished for ([`HotPages::Auto`]): until then, and where they can't, there is none.
-    Late,
-}
-
-/// The check that is still to be made.
-#[derive(Debug)]
-pub(super) struct LateCheck {
-    kvm_path: PathBuf,
-    found: Sender<PagesStayWritable>,
-}
-
-impl LateCheck {
-    /// Makes it, and tells the tracker.
-    pub(super) fn run(self) {
-        match pages_stay_writable(&self.kvm_path) {
-            // Nobody listens once the tracker is gone.
-            Ok(writable) => drop(self.found.send(writable)),
-            Err(reason) => tracing::info!(%reason, "no hot set: pages can't be left writable here"),
-        }
-    }
 }
 
 /// How long the kernel's part of building a machine took: what no VMM can save.
@@ -173,20 +77,9 @@ impl Setup {
     }
 }
 
-/// Where a machine with so much memory has it: from 0 on, with a hole from 3 to 4 GiB.
-#[must_use]
-pub fn memory_regions(memory_bytes: u64) -> Vec<PageRun> {
-    let run = |first, bytes| PageRun { first: Gfn::containing(first), count: bytes / PAGE_SIZE_U64 };
-    let low = memory_bytes.min(LOW_MEMORY_END);
-    let mut regions = vec![run(0, low)];
-    if memory_bytes > low {
-        regions.push(run(HIGH_MEMORY_BEGIN, memory_bytes - low));
-    }
-    regions
-}
-
 impl Vm {
-    /// Builds the machine of `spec` with zeroed memory, on the KVM whose device is `kvm_path`, and begins tracking.
+    /// Builds the machine of `spec` with zeroed memory, on the KVM whose device is `kvm_path`, and
+    /// begins tracking.
     ///
     /// # Errors
     /// [`VmmError`]: what does not fit, or what KVM refused.
@@ -199,7 +92,8 @@ impl Vm {
     /// # Errors
     /// As there.
     pub fn build_with(kvm_path: &Path, spec: MachineSpec, tracking: Tracking, options: &BuildOptions) -> Result<Self, VmmError> {
-        // The guest's own bounds are checked while the kernel works, and are the first that is said.
+        // The guest's own bounds are checked while the kernel works, and are the first that is
+        // said.
         let (guest, memory_bytes, vcpus) = (spec.guest.clone(), spec.memory_bytes, spec.vcpus);
         let path = kvm_path.to_owned();
         let check = move || guest.check(memory_bytes, vcpus, &path);
@@ -209,7 +103,12 @@ impl Vm {
         built
     }
 
-    fn build_unchecked(kvm_path: &Path, spec: MachineSpec, tracking: Tracking, options: &BuildOptions) -> Result<Self, VmmError> {
+    pub(super) fn build_unchecked(
+        kvm_path: &Path,
+        spec: MachineSpec,
+        tracking: Tracking,
+        options: &BuildOptions,
+    ) -> Result<Self, VmmError> {
         let hypervisor = host::open(kvm_path)?;
         let max = u32::try_from(hypervisor.get_max_vcpus()).unwrap_or(u32::MAX);
         if spec.vcpus == 0 || spec.vcpus > max {
@@ -229,7 +128,7 @@ impl Vm {
             }
             rings => (plan, rings?),
         };
-        let share_pages = plan.map_or_else(|| share_pages_min(&spec), |plan| plan.share);
+        let share_pages = plan.map_or_else(|| spec.guest.share_pages_min(), |plan| plan.share);
         let share = usize::try_from(share_pages).unwrap_or(usize::MAX).min(1 << 20);
         let guest_regions = memory_regions(spec.memory_bytes);
         let memory = GuestMemory::with_devices(&guest_regions, &spec.device_regions(), share)?;
@@ -286,14 +185,17 @@ impl Vm {
         };
         let fd = Arc::new(fd);
         let devices = match processors {
-            Some(_) => Some(Arc::new(Devices::new(linux::Parts {
-                vm: fd.clone(),
-                memory: memory.clone(),
-                output: Box::new(std::io::stdout()),
-                guest: &guest_regions,
-                disks: spec.disks(),
-                images: &options.images,
-            })?)),
+            Some(_) => {
+                let list = devices::make(&Parts {
+                    memory: &memory,
+                    line: &|number| Arc::new(IrqLine { vm: fd.clone(), number }),
+                    output: &|| Box::new(std::io::stdout()),
+                    guest: &guest_regions,
+                    disks: spec.disks(),
+                    images: &options.images,
+                })?;
+                Some(Arc::new(Devices::new(list, memory.clone())))
+            }
             None => None,
         };
         Ok(Self { fd, vcpus, capture, spec, memory, tracker, help, share_pages, filling: None, late_check, setup, devices })
@@ -311,13 +213,13 @@ impl Vm {
         }
         for (vcpu, index) in self.vcpus.iter().zip(0u32..) {
             let sregs = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
-            vcpu.set_sregs(&Image::initial_sregs(sregs)).map_err(kvm("KVM_SET_SREGS"))?;
+            vcpu.set_sregs(&image.initial_sregs(sregs)).map_err(kvm("KVM_SET_SREGS"))?;
             if let Some(regs) = image.initial_regs(index) {
                 vcpu.set_regs(&regs).map_err(kvm("KVM_SET_REGS"))?;
             }
             let lapic = vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?;
-            vcpu.set_lapic(&Image::initial_lapic(lapic)).map_err(kvm("KVM_SET_LAPIC"))?;
-            vcpu.set_mp_state(Image::initial_mp_state()).map_err(kvm("KVM_SET_MP_STATE"))?;
+            vcpu.set_lapic(&image.initial_lapic(lapic)).map_err(kvm("KVM_SET_LAPIC"))?;
+            vcpu.set_mp_state(image.initial_mp_state()).map_err(kvm("KVM_SET_MP_STATE"))?;
         }
         Ok(())
     }
@@ -325,14 +227,16 @@ impl Vm {
     /// Puts a Linux guest into memory and the first vCPU at its entry.
     ///
     /// # Errors
-    /// [`VmmError::Linux`] where it does not fit, or the machine is for a built-in guest; [`VmmError::Kvm`].
+    /// [`VmmError::Linux`] where it does not fit, or the machine is for a built-in guest;
+    /// [`VmmError::Kvm`].
     pub fn boot(&mut self, boot: &Boot) -> Result<(), VmmError> {
         let Some(devices) = &self.devices else { return Err(LinuxError::BuiltIn.into()) };
-        boot.start(&self.memory, &memory_regions(self.spec.memory_bytes), &self.vcpus)?;
-        devices.write_generation_id()
+        boot.start(&self.memory, &memory_regions(self.spec.memory_bytes), &self.vcpus, &devices.describe())?;
+        Ok(devices.begin()?)
     }
 
-    /// Applies saved state. Memory is filled through [`GuestMemory::fill_page`] beforehand, or [on demand](Self::fill_on_demand) meanwhile.
+    /// Applies saved state. Memory is filled through [`GuestMemory::fill_page`] beforehand, or [on
+    /// demand](Self::fill_on_demand) meanwhile.
     ///
     /// # Errors
     /// [`VmmError::State`]; [`VmmError::Restore`] where memory that KVM needs for it can't be had.
@@ -340,7 +244,8 @@ impl Vm {
         self.apply_with(state, Clocks::Continue).map(drop)
     }
 
-    /// As [`apply`](Self::apply), with a choice of how the guest's clocks go on. Returns by how much they were put forward.
+    /// As [`apply`](Self::apply), with a choice of how the guest's clocks go on. Returns by how
+    /// much they were put forward.
     ///
     /// # Errors
     /// As there.
@@ -377,13 +282,10 @@ impl Vm {
             (Some(devices), _) => {
                 devices.restore(&state.devices)?;
                 devices.advance_clock(since.map_or(0, Since::passed_ns));
-                devices.renew_generation_id()?;
+                devices.resume()?;
             }
             (None, None) => {}
-            (None, Some(device)) => {
-                let (name, index, version) = (format!("device.{}", device.name), device.index, device.version);
-                return Err(StateError::UnknownRecord { name, index, version }.into());
-            }
+            (None, Some(device)) => return Err(devices::unknown(device).into()),
         }
         for vcpu in &self.vcpus {
             // A guest without kvmclock can't be told, and has no watchdog that asks.
@@ -392,8 +294,9 @@ impl Vm {
         Ok(Duration::from_nanos(clock_ns))
     }
 
-    /// From now on pages of memory come from `sources`, as they are touched and, with `background`, also those that are not, until the machine's run ends. Comes before
-    /// [`apply`](Self::apply), which makes KVM touch memory. Nothing was written to memory before.
+    /// From now on pages of memory come from `sources`, as they are touched and, with `background`,
+    /// also those that are not, until the machine's run ends. Comes before [`apply`](Self::apply),
+    /// which makes KVM touch memory. Nothing was written to memory before.
     ///
     /// # Errors
     /// [`VmmError::Restore`].
@@ -415,7 +318,7 @@ impl Vm {
         &self.memory
     }
 
-    /// The devices of a Linux guest, for its [`Console`](super::linux::Console).
+    /// The devices of a Linux guest, for its [`Console`](super::devices::Console).
     #[must_use]
     pub const fn devices(&self) -> Option<&Arc<Devices>> {
         self.devices.as_ref()
@@ -427,7 +330,8 @@ impl Vm {
         &self.spec
     }
 
-    /// Pages of a budget that the VMM itself may write between two cuts: the devices' share. With rings it is part of the budget.
+    /// Pages of a budget that the VMM itself may write between two cuts: the devices' share. With
+    /// rings it is part of the budget.
     #[must_use]
     pub const fn share_pages(&self) -> u64 {
         self.share_pages
@@ -436,77 +340,5 @@ impl Vm {
     /// Hands over the tracker, once; `None` where nothing is tracked.
     pub const fn take_tracker(&mut self) -> Option<Box<dyn Tracker>> {
         self.tracker.take()
-    }
-}
-
-/// Pages that the machine's devices have to be able to write between two cuts.
-fn share_pages_min(spec: &MachineSpec) -> u64 {
-    match &spec.guest {
-        GuestSpec::Linux(options) => Devices::share_pages_min(options.disks.len()),
-        // Nothing of theirs writes to memory.
-        GuestSpec::Churn(_) | GuestSpec::Touch(_) => 0,
-    }
-}
-
-/// Whether pages can be left writable.
-enum Checked {
-    Is(PagesStayWritable),
-    /// It is to be found out.
-    Later,
-}
-
-/// With rings that have more entries than this KVM keeps free, where those of `entries` do not; the kernel refuses them then. What rings there are
-/// does not decide whether pages can be left writable.
-fn larger_rings(
-    kvm_path: &Path,
-    vm: &VmHandle,
-    spec: &MachineSpec,
-    tracking: Tracking,
-    hot_check: HotCheck,
-    entries: u32,
-) -> Result<(RingPlan, VmRings), VmmError> {
-    let failed = || VmmError::Ring(RingError::Unsupported);
-    let Tracking::Ring { budget, ring, hot } = tracking else { return Err(failed()) };
-    let reserved = ring_reserve(kvm_path).map_err(VmmError::RingReserve)?;
-    if ring.is_some() && entries <= reserved {
-        return Err(RingError::TooSmall { entries, reserved }.into());
-    }
-    let larger = if entries <= reserved { (reserved + 1).next_power_of_two() } else { entries };
-    let tracking = Tracking::Ring { budget, ring: Some(RingSize::new(larger)?), hot };
-    let (plan, _) = ring_plan(kvm_path, vm, spec, tracking, hot_check)?;
-    let plan = plan.ok_or_else(failed)?;
-    let vm = VmHandle::duplicate(vm).map_err(system("duplicating the VM's descriptor"))?;
-    Ok((plan, VmRings::enable(vm, plan.ring)?))
-}
-
-/// How the budget is shared, and where it has a hot set, that there can be one.
-fn ring_plan(
-    kvm_path: &Path,
-    vm: &VmHandle,
-    spec: &MachineSpec,
-    tracking: Tracking,
-    hot_check: HotCheck,
-) -> Result<(Option<RingPlan>, Option<Checked>), VmmError> {
-    let Tracking::Ring { budget, ring, hot } = tracking else { return Ok((None, None)) };
-    let (max, _) = ring::support(vm).ok_or(crate::kvm::ring::RingError::Unsupported)?;
-    // Besides what devices need, a part of what the smallest rings leave: the more, the less often disks end an epoch.
-    let least = share_pages_min(spec);
-    let rings = u64::from(RingSize::MIN.entries()).saturating_mul(spec.vcpus.into());
-    let share = if least == 0 { 0 } else { least.max((budget / 4).min(budget.saturating_sub(rings))) };
-    let plan = |hot| RingPlan::new(budget, spec.vcpus, share, max, ring, hot);
-    let with_hot = plan(hot)?;
-    if with_hot.hot == 0 {
-        return Ok((Some(with_hot), None));
-    }
-    if (hot, hot_check) == (HotPages::Auto, HotCheck::Late) {
-        return Ok((Some(with_hot), Some(Checked::Later)));
-    }
-    match (pages_stay_writable(kvm_path), hot) {
-        (Ok(writable), _) => Ok((Some(with_hot), Some(Checked::Is(writable)))),
-        (Err(reason), HotPages::Auto) => {
-            tracing::info!(%reason, "no hot set: pages can't be left writable here");
-            Ok((Some(plan(HotPages::Off)?), None))
-        }
-        (Err(reason), _) => Err(VmmError::HotSet(reason)),
     }
 }

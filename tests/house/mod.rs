@@ -2,6 +2,7 @@
 //!
 //! Each rule is a function from text to findings, with tests on text that breaks it. A finding is one line: file, line, what is wrong.
 
+mod circles;
 mod code;
 mod imports;
 mod links;
@@ -28,6 +29,11 @@ fn sources() -> Tree {
 #[test]
 fn imports_go_only_up_the_house() {
     none(&imports::check(&sources()));
+}
+
+#[test]
+fn files_need_each_other_in_no_circle() {
+    none(&circles::check(&sources(), circles::KNOWN));
 }
 
 #[test]

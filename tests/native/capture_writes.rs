@@ -20,7 +20,7 @@ use slackwater::page::{Gfn, PAGE_SIZE_U64, PageRun};
 use slackwater::store::verify::{VerifyOptions, verify};
 use slackwater::store::{NewChain, Writer, WriterOptions};
 use slackwater::track::{BitmapTracker, RingTracker, Tracker};
-use slackwater::vmm::churn;
+use slackwater::vmm::guests::churn;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::support::{kvm_or_skip, rounds};
@@ -101,12 +101,12 @@ fn check(by: By, vcpus: u64, epochs: u64) {
     let guest: churn::Options = "churn:pages=1000,content=words,pattern=hotcold".parse().unwrap();
     let image = churn::Image::build(&guest, PAGES * PAGE_SIZE_U64, 1).unwrap();
     assert!(image.working_set().end.max(image.ledger().end) <= (PAGES - 4) * PAGE_SIZE_U64, "the last pages are the device's");
-    for segment in image.segments() {
+    for segment in image.flat().segments() {
         memory.ram().write_slice(&segment.bytes, GuestAddress(segment.address)).unwrap();
     }
-    fds[0].set_sregs(&image.initial_sregs(fds[0].get_sregs().unwrap())).unwrap();
-    fds[0].set_regs(&image.initial_regs(0).unwrap()).unwrap();
-    fds[0].set_mp_state(image.initial_mp_state()).unwrap();
+    fds[0].set_sregs(&image.flat().initial_sregs(fds[0].get_sregs().unwrap())).unwrap();
+    fds[0].set_regs(&image.flat().initial_regs(0).unwrap()).unwrap();
+    fds[0].set_mp_state(image.flat().initial_mp_state()).unwrap();
 
     let tracker: Box<dyn Tracker> = match rings {
         None => Box::new(BitmapTracker::new(handle(), memory.clone(), true).unwrap()),

@@ -1,0 +1,19 @@
+//! Virtio devices behind memory-mapped registers: the transport with its one queue, and the
+//! devices.
+//!
+//! Requests are handled on the thread of a vCPU, so that none is under way while a checkpoint is
+//! taken, but for those that wait to be durable. All that a device writes goes through
+//! `GuestMemory::ram` or `GuestMemory::device_ram`, which record it. Requests are bounded, so it is
+//! known beforehand how many pages one may write.
+
+mod block;
+pub(super) mod entropy;
+mod held_answers;
+mod transport;
+mod virtio_device;
+
+pub(super) use block::Block;
+pub(super) use virtio_device::{ANSWERS_PAGES, REQUEST_PAGES_MAX};
+
+#[cfg(test)]
+mod tests;
