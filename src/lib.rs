@@ -4,6 +4,8 @@
 
 pub mod page;
 
+pub mod parked;
+
 pub mod kvm;
 
 pub mod memory;

@@ -8,12 +8,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use slackwater::epoch::{Engine, EngineOptions, HotPages, Start};
+use slackwater::epoch::{Engine, EngineOptions, Start};
+
 use slackwater::kvm::host::KVM_PATH;
 use slackwater::machine::MachineState;
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE, PageBytes};
 use slackwater::restore::{PageMap, PageSource, PageSources, RestoreError};
 use slackwater::store::{Chain, NewChain, Writer, WriterOptions};
+use slackwater::track::HotPages;
 use slackwater::vmm::{Limits, MachineSpec, Protection, Running, Stop, Tracking, Vm, memory_regions};
 
 const MEMORY: u64 = 1 << 30;

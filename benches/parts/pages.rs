@@ -3,9 +3,10 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput};
-use slackwater::kvm::park::Parked;
+use slackwater::epoch::Tracker;
 use slackwater::page::{Gfn, PageSet};
-use slackwater::track::{SimulatedMemory, SimulatedTracker, Tracker};
+use slackwater::parked::Parked;
+use slackwater::track::{SimulatedMemory, SimulatedTracker};
 
 use crate::content::Random;
 

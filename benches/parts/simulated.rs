@@ -1,10 +1,10 @@
 //! A machine without KVM: memory that the bench writes, and state of the size that a real vCPU's has.
 
 use slackwater::epoch::{Guest, GuestError, RollbackGuest};
-use slackwater::kvm::park::Parked;
 use slackwater::machine::{DeviceState, MachineState};
 use slackwater::memory::GuestMemory;
 use slackwater::page::{Gfn, PAGE_SIZE, PageBytes, PageRun};
+use slackwater::parked::Parked;
 use slackwater::track::SimulatedMemory;
 
 use crate::content::{Content, Pages};

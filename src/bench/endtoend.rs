@@ -9,9 +9,10 @@ use super::BenchError;
 use super::cpu::{Group, Usage};
 use super::stats::{Spread, round};
 use super::workload::{Axis, Extent, TrackerKind};
-use crate::epoch::{Durability, Engine, EngineOptions, HotPages, Start};
+use crate::epoch::{Durability, Engine, EngineOptions, Start};
 use crate::format::Compression;
 use crate::store::{Chain, NewChain, Writer, WriterOptions};
+use crate::track::HotPages;
 use crate::vmm::{GuestSpec, Limits, MachineSpec, Paced, Protection, Running, Stop, Tracking, Vm, VmmError, memory_regions};
 
 /// The guest that every rate is measured with: hot and cold pages, 2,000 page writes in each 50 ms, a few words changed in each page.

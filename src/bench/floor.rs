@@ -6,10 +6,10 @@ use std::time::Instant;
 use memmap2::{Advice, MmapMut};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use crate::kvm::park::Parked;
+use crate::epoch::{Collected, Tracker, TrackerError};
 use crate::memory::GuestMemory;
 use crate::page::{Gfn, PAGE_SIZE, PageSet};
-use crate::track::{Collected, TrackError, Tracker};
+use crate::parked::Parked;
 
 /// Times of copies, in microseconds.
 #[derive(Clone, Debug, Default)]
@@ -35,11 +35,11 @@ impl Tracker for Untracked {
         None
     }
 
-    fn collect(&mut self, _parked: &Parked<'_>, _into: &mut PageSet) -> Result<Collected, TrackError> {
+    fn collect(&mut self, _parked: &Parked<'_>, _into: &mut PageSet) -> Result<Collected, TrackerError> {
         Ok(Collected::default())
     }
 
-    fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackError> {
+    fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackerError> {
         Ok(())
     }
 }
@@ -89,7 +89,7 @@ impl Tracker for PlainCopy {
         self.inner.bound()
     }
 
-    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
         let collected = self.inner.collect(parked, into)?;
         let us = self.copy(into);
         self.copies.0.lock().unwrap_or_else(PoisonError::into_inner).push(us);
@@ -100,7 +100,7 @@ impl Tracker for PlainCopy {
         self.inner.rolled_back(parked);
     }
 
-    fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackError> {
+    fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackerError> {
         self.inner.rearm(parked)
     }
 }

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::kvm::park::Parked;
+use crate::epoch::{Collected, Settled, Tracker, TrackerError};
 use crate::page::PageSet;
-use crate::track::{Collected, Settled, TrackError, Tracker};
+use crate::parked::Parked;
 
 /// How far a machine may go. Everybody who waits for something of it waits here.
 #[derive(Debug)]
@@ -95,12 +95,12 @@ impl Tracker for TakingTurns {
         self.inner.bound()
     }
 
-    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
         self.turns.wait();
         self.inner.collect(parked, into)
     }
 
-    fn begin(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+    fn begin(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
         self.turns.wait();
         self.inner.begin(parked, into)
     }
@@ -109,7 +109,7 @@ impl Tracker for TakingTurns {
         self.inner.wrote_more(parked)
     }
 
-    fn settle(&mut self, parked: &Parked<'_>) -> Result<Settled, TrackError> {
+    fn settle(&mut self, parked: &Parked<'_>) -> Result<Settled, TrackerError> {
         self.inner.settle(parked)
     }
 
@@ -117,7 +117,7 @@ impl Tracker for TakingTurns {
         self.inner.rolled_back(parked);
     }
 
-    fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackError> {
+    fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackerError> {
         self.inner.rearm(parked)
     }
 }

@@ -10,10 +10,10 @@ use super::record::{Recorded, RecordingSink};
 use super::stats::median;
 use super::workload::{Extent, Point, TrackerKind, fault_point};
 use super::{BenchError, TURN_LIMIT};
+use crate::epoch::Tracker;
 use crate::epoch::{Durability, Engine, EngineOptions, Start, WhenBehind};
 use crate::format::{Commit, Compression};
 use crate::kvm::ring::RingError;
-use crate::track::Tracker;
 use crate::vmm::guests::touch;
 use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Tracking, Vm, VmmError, exit_times};
 

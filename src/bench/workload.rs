@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::epoch::HotPages;
 use crate::kvm::ring::{RingError, RingSize};
+use crate::track::HotPages;
 use crate::vmm::Tracking;
 use crate::vmm::guests::touch::Pattern;
 

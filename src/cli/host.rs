@@ -10,7 +10,7 @@ use super::error::CliError;
 use super::fit::{Check, TscName};
 use super::output;
 use super::units::{branch, epoch};
-use crate::epoch::{Engine, EngineOptions, HotPages, Start};
+use crate::epoch::{Engine, EngineOptions, Start};
 use crate::format::MAIN_BRANCH;
 use crate::kvm::host::Host;
 use crate::kvm::offer::Offer;
@@ -21,6 +21,7 @@ use crate::page::EpochId;
 use crate::store::causes;
 use crate::store::verify::{VerifyOptions, verify};
 use crate::store::{NewChain, Writer, WriterOptions};
+use crate::track::HotPages;
 use crate::vmm::guests::churn;
 use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Tracking, Vm, VmmError, memory_regions};
 

@@ -11,12 +11,13 @@ use super::keep::KeepArgs;
 use super::units::{at_least_one, bytes_text, time_above_zero};
 use super::{output, units};
 use crate::epoch::{
-    Durability, Engine, EngineError, EngineOptions, HotPages, OnStorageError, PhasesReport, Report, Start, Triggers, WhenBehind,
+    Durability, Engine, EngineError, EngineOptions, OnStorageError, PhasesReport, Report, Start, Triggers, WhenBehind,
 };
 use crate::format::Compression;
 use crate::kvm::ring::RingSize;
 use crate::page::PAGE_SIZE_U64;
 use crate::store::{Writer, WriterOptions};
+use crate::track::HotPages;
 use crate::vmm::devices::GuestEnd;
 use crate::vmm::{GuestReport, Limits, Outcome, Protection, Stop, Tracking, Vm, VmmError};
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Instant;
 
+use super::encoded::Encoded;
 use super::error::LeftReason;
 use super::options::Durability;
 use super::shared::{PipelineError, Shared, SinkState, Standing};
 use super::sink::{Listen, Sink, SinkError, Told};
-use super::slot::{Encoded, Slot};
+use super::slot::Slot;
 use crate::format::Head;
 use crate::page::{EpochId, PageRun, PageSet};
 

@@ -5,9 +5,10 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use super::contents::{Content, Contents};
 use super::deliver::Order;
+use super::encoded::Encoded;
 use super::guest::CapturedState;
 use super::shared::{FIRST_ATTEMPT, Shared};
-use super::slot::{Encoded, Joiner, Slot};
+use super::slot::{Joiner, Slot};
 use super::versions::{Store, Versions};
 use crate::format::{
     BLOCK_PAGES, BlockEncoder, ChainId, ChangedWords, Commit, Compression, EpochWriter, FormatError, Head, Line, StateRecord,
@@ -16,6 +17,7 @@ use crate::format::{
 use crate::page::{EpochId, Gfn, PageBytes, runs};
 
 /// What the encoder is told.
+#[expect(clippy::large_enum_variant, reason = "there is one for each part of an epoch, and nearly all are parts")]
 pub(super) enum Input<C> {
     /// A part of an epoch.
     Part(Slot<C>),

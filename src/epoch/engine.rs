@@ -4,33 +4,34 @@ mod background;
 mod rollback;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::rollback::Point;
 pub use self::rollback::RolledBack;
 use super::base::Base;
 use super::clock::{Clock, unix_ns};
 use super::error::{AttachError, EngineError, LeftReason};
 use super::guest::{CapturedState, Guest};
+use super::memory::Memory;
 use super::options::{Durability, EngineOptions, OnStorageError};
 use super::pipeline::{Extent, Pipeline};
+use super::point::Point;
 use super::policy::{Action, Situation, decide};
 use super::release::Reached;
 use super::report::{Counts, EpochCount, Report};
 use super::shared::{FIRST_ATTEMPT, PipelineError, Progress, Standing};
 use super::sink::{Sink, SinkError};
 use super::slot::Part;
+use super::tracker::Tracker;
 use super::tracking::Tracking;
 use crate::format::{Commit, MemoryDigest, Phases, Trigger};
-use crate::kvm::park::Parked;
-use crate::memory::GuestMemory;
-use crate::page::{EpochId, Gfn, PAGE_SIZE, PageSet};
-use crate::track::Tracker;
+use crate::page::{EpochId, Gfn, PAGE_SIZE, PageRun, PageSet};
+use crate::parked::Parked;
 
 /// What guest memory is when an engine is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Zeros, but for what the VMM wrote through [`GuestMemory::ram`] since it was mapped. The chain is empty.
+    /// Zeros, but for what the VMM wrote through [`GuestMemory::ram`](crate::memory::GuestMemory::ram) since it was mapped. The chain is empty.
     Fresh,
     /// What epoch `0` of the chain says, which is the chain's newest.
     Restored(EpochId),
@@ -97,7 +98,11 @@ pub enum SinkStanding {
 /// time. Two threads of its own encode and write.
 #[derive(Debug)]
 pub struct Engine<C: CapturedState> {
-    memory: GuestMemory,
+    memory: Box<dyn Memory>,
+    /// All pages of it.
+    runs: Arc<[PageRun]>,
+    /// How many.
+    pages: u64,
     tracker: Box<dyn Tracker>,
     pipeline: Pipeline<C>,
     options: EngineOptions,
@@ -166,7 +171,7 @@ impl<C: CapturedState> Engine<C> {
     /// # Errors
     /// [`EngineError::Start`], [`EngineError::OtherEpoch`].
     pub fn new(
-        memory: GuestMemory,
+        memory: impl Memory + 'static,
         tracker: Box<dyn Tracker>,
         sink: Box<dyn Sink>,
         start: Start,
@@ -178,27 +183,32 @@ impl<C: CapturedState> Engine<C> {
         };
         options.budget_pages = options.budget_pages.max(1);
         let (budget_pages, slots) = (options.budget_pages, options.slots);
-        let part_pages = usize::try_from(memory.pages()).unwrap_or(usize::MAX).clamp(1, budget_pages);
+        let memory: Box<dyn Memory> = Box::new(memory);
+        let runs: Arc<[PageRun]> = memory.runs().into();
+        let pages = runs.iter().fold(0, |sum: u64, run| sum.saturating_add(run.count));
+        let part_pages = usize::try_from(pages).unwrap_or(usize::MAX).clamp(1, budget_pages);
         let start_error = |source| EngineError::Start { slots, budget_pages, source };
-        let extent =
-            Extent { frames: memory.frames(), part_pages, memory: memory.runs().collect(), known_zero: start == Start::Fresh };
+        let extent = Extent { frames: memory.frames(), part_pages, memory: runs.clone(), known_zero: start == Start::Fresh };
         let pipeline = Pipeline::start(sink, expected, extent, &mut options)?;
-        let point = if options.rollback { Some(Point::new(&memory, start == Start::Fresh).map_err(start_error)?) } else { None };
+        let point =
+            if options.rollback { Some(Point::new(memory.as_ref(), start == Start::Fresh).map_err(start_error)?) } else { None };
         let mut pending = PageSet::new(memory.frames(), part_pages);
         if start == Start::InUse {
-            memory.runs().for_each(|run| pending.insert_run(run));
+            runs.iter().for_each(|run| pending.insert_run(*run));
         }
         let base = match start {
             Start::Fresh => Base::Fresh,
             Start::Restored(EpochId::NONE) => Base::Fresh,
             Start::Restored(_) => Base::Done,
-            Start::InUse => Base::Copying { left: memory.pages() },
+            Start::InUse => Base::Copying { left: pages },
         };
         Ok(Self {
             counts: Counts::new(budget_pages as u64),
             owed: PageSet::new(memory.frames(), part_pages),
             point,
             memory,
+            runs,
+            pages,
             tracker,
             pipeline,
             options,
@@ -367,7 +377,7 @@ impl<C: CapturedState> Engine<C> {
         // Beside the reset, as the copy: both only read memory, and nobody writes it before the guest runs.
         if let Some(point) = &mut self.point {
             let mut scope = ();
-            point.begin(&Parked::vouch(&mut scope), &self.memory)?;
+            point.begin(&Parked::vouch(&mut scope), self.memory.as_ref()).map_err(EngineError::Memory)?;
         }
         let mut pages = self.sent_pages + self.pending.len();
         let mut parts = self.copy_all(cut_at, hand)?;
@@ -473,12 +483,13 @@ impl<C: CapturedState> Engine<C> {
 
     /// Adds what the VMM wrote since its log was last taken to the pending pages.
     fn take_written(&mut self, hand: &mut InHand) {
-        if self.memory.written().is_empty() {
+        if self.memory.written() == 0 {
             return;
         }
         let start = Instant::now();
         let mut foreign = false;
-        self.memory.written().take(&Parked::vouch(&mut ()), |gfn| foreign |= self.pending.insert(gfn).is_none());
+        let Self { memory, pending, .. } = self;
+        memory.take_written(&Parked::vouch(&mut ()), &mut |gfn| foreign |= pending.insert(gfn).is_none());
         debug_assert!(!foreign, "the write log covers the memory and nothing else");
         hand.phases.harvest_ns += ns(start.elapsed());
     }
@@ -486,7 +497,7 @@ impl<C: CapturedState> Engine<C> {
     /// All pages were copied: what the VMM writes now is in the next epoch. There should be nothing yet. Who wrote since the capture was not quiesced, and memory and state of
     /// this epoch are not of one instant. Its digest may be of another memory than what was copied, and would be taken for damage of the chain: it is left out.
     fn look_for_late_writes(&mut self, audit: Option<MemoryDigest>) -> Option<MemoryDigest> {
-        let pages = self.memory.written().len();
+        let pages = self.memory.written();
         if pages == 0 {
             return audit;
         }
@@ -519,8 +530,8 @@ impl<C: CapturedState> Engine<C> {
         if let Err(source) = self.tracker.rearm(&Parked::vouch(&mut ())) {
             return Err(EngineError::Tracking { lost: lost.to_owned(), source });
         }
-        let Self { memory, pending, .. } = self;
-        memory.runs().for_each(|run| pending.insert_run(run));
+        let Self { runs, pending, .. } = self;
+        runs.iter().for_each(|run| pending.insert_run(*run));
         Ok(())
     }
 
@@ -541,7 +552,7 @@ impl<C: CapturedState> Engine<C> {
         self.pending.take(self.part_pages, &mut self.last_pages);
         let slot = self.pipeline.slot().ok_or(EngineError::Ended)?;
         slot.arena.clear();
-        slot.arena.copy_from(&self.memory, &self.last_pages)?;
+        self.memory.copy(&self.last_pages, &mut slot.arena).map_err(EngineError::Memory)?;
         Ok(())
     }
 
@@ -549,7 +560,7 @@ impl<C: CapturedState> Engine<C> {
     fn save_part(&mut self) -> Result<(), EngineError> {
         let Self { point: Some(point), pipeline, .. } = self else { return Ok(()) };
         let slot = pipeline.slot().ok_or(EngineError::Ended)?;
-        Ok(point.save(&slot.arena)?)
+        point.save(&slot.arena).map_err(EngineError::Memory)
     }
 
     fn submit_part(&mut self, cut_at: Instant, commit: Option<Commit>) {
@@ -571,9 +582,9 @@ impl<C: CapturedState> Engine<C> {
         }
         let mut digest = MemoryDigest::default();
         let mut page = [0; PAGE_SIZE];
-        for run in self.memory.runs() {
+        for run in &*self.runs {
             for gfn in run.gfns() {
-                self.memory.read_page(gfn, &mut page)?;
+                self.memory.read(gfn, &mut page).map_err(EngineError::Memory)?;
                 digest.add_page(gfn, &page);
             }
         }
@@ -656,7 +667,7 @@ impl<C: CapturedState> Engine<C> {
         // The number of an epoch of which parts went to the sink is not used again.
         self.next = self.next.next();
         self.sent_pages = 0;
-        if let Some(sink) = self.base.failed(self.memory.pages()) {
+        if let Some(sink) = self.base.failed(self.pages) {
             self.pipeline.give_up(sink);
         }
         let progress = self.pipeline.progress();
@@ -687,7 +698,7 @@ impl<C: CapturedState> Engine<C> {
         for _ in 0..ROUNDS {
             slot.arena.clear();
             let start = Instant::now();
-            slot.arena.copy_from(&self.memory, pages).ok()?;
+            self.memory.copy(pages, &mut slot.arena).ok()?;
             times.push(start.elapsed());
         }
         times.sort_unstable();

@@ -4,10 +4,10 @@ use std::io;
 use std::sync::Arc;
 
 use super::guest::GuestError;
+use super::memory::MemoryError;
+use super::tracker::TrackerError;
 use crate::format::ChainId;
-use crate::memory::MemoryError;
 use crate::page::EpochId;
-use crate::track::TrackError;
 
 /// Why the engine can't go on, or could not take an epoch.
 #[derive(Debug, thiserror::Error)]
@@ -48,11 +48,11 @@ pub enum EngineError {
         lost: String,
         /// Why it stays so.
         #[source]
-        source: TrackError,
+        source: TrackerError,
     },
     /// Guest memory is not what the tracker says.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
+    #[error("guest memory can't be read or put back")]
+    Memory(#[source] MemoryError),
     /// An epoch could not be stored, and the options say to stop then.
     #[error("{} could not be stored", behind(*newest))]
     Storage {

@@ -1,7 +1,7 @@
 //! What the engine needs of a VMM.
 
 use crate::format::StateRecord;
-use crate::kvm::park::Parked;
+use crate::parked::Parked;
 
 /// An error of the VMM's.
 pub type GuestError = Box<dyn std::error::Error + Send + Sync>;

@@ -11,30 +11,38 @@
 //! slow: the policy then decides between longer epochs and a guest that waits.
 
 mod base;
-mod budget;
 mod clock;
 mod contents;
 mod deliver;
 mod encode;
+mod encoded;
 mod engine;
 mod error;
 mod guest;
+mod memory;
 mod options;
 mod pipeline;
+mod point;
 mod policy;
 mod release;
 mod report;
+mod shadow;
 mod shared;
 mod sink;
 mod slot;
+mod staging;
+mod tracker;
 mod tracking;
 mod versions;
 
-pub use budget::{BudgetError, HotPages, RingPlan};
 pub use engine::{Cut, Engine, Finished, RolledBack, SinkReport, SinkStanding, Start};
 pub use error::{AttachError, EngineError, JoinError, LeftReason};
 pub use guest::{CapturedState, Guest, GuestError, RollbackGuest};
+pub use memory::{Memory, MemoryError};
 pub use options::{Durability, EngineOptions, OnRelease, OnStorageError, WhenBehind};
 pub use release::{Need, Reached, Release};
 pub use report::{Distribution, PhasesReport, Report, RollbackReport, Triggers};
+pub use shadow::Shadow;
 pub use sink::{Discard, Marks, Sink, SinkError, SinkStart};
+pub use staging::Staging;
+pub use tracker::{Collected, Settled, Tracker, TrackerError};

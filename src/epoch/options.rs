@@ -55,7 +55,7 @@ pub type OnRelease = Box<dyn FnMut(EpochId) + Send>;
 /// not compress), and what `version_pages` and `rollback` say, besides 16 bytes a page of guest memory for content hashes, 4 for the places of versions and a few bits a page for
 /// sets.
 pub struct EngineOptions {
-    /// The most pages in an epoch, at least 1: see [`RingPlan`](super::RingPlan).
+    /// The most pages in an epoch, at least 1: see [`RingPlan`](crate::track::RingPlan).
     pub budget_pages: usize,
     /// Pages of the budget that the VMM's own writes may take.
     pub share_pages: u64,

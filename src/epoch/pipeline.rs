@@ -17,9 +17,9 @@ use super::release::{Need, Reached, Release};
 use super::shared::{FIRST_ATTEMPT, PipelineError, Progress, Shared, SinkState, Standing, State};
 use super::sink::{Marks, Sink, SinkStart};
 use super::slot::{Part, Slot};
+use super::staging::Staging;
 use super::versions::Versions;
 use crate::format::{BLOCK_PAGES, Compression, FRAME_HEADER_BYTES};
-use crate::memory::Arena;
 use crate::page::{EpochId, PAGE_SIZE, PageRun, PageSet};
 
 /// Says that a sink's thread is gone, however it went.
@@ -346,7 +346,7 @@ fn take_slots<C: CapturedState>(slots: usize, part_pages: usize) -> io::Result<V
             };
             let mut frames = Vec::new();
             frames.try_reserve_exact(frames_bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
-            let (arena, base_frames) = (Arena::new(part_pages)?, Vec::new());
+            let (arena, base_frames) = (Staging::new(part_pages)?, Vec::new());
             Ok(Slot {
                 arena,
                 state: C::default(),

@@ -1,11 +1,9 @@
 //! What goes round between a cut and the sinks.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use super::shared::Shared;
+use super::staging::Staging;
 use crate::format::{Commit, Complete, FormatError, Head};
-use crate::memory::Arena;
 use crate::page::EpochId;
 
 /// A part of an epoch: all of it, or up to a budget of its pages.
@@ -43,7 +41,7 @@ pub(super) struct Joiner {
 /// Staging for one part, and its frames.
 #[derive(Debug)]
 pub(super) struct Slot<C> {
-    pub(super) arena: Arena,
+    pub(super) arena: Staging,
     pub(super) state: C,
     pub(super) part: Part,
     /// The frames for the sinks that have the epochs before.
@@ -56,31 +54,4 @@ pub(super) struct Slot<C> {
     pub(super) base_complete: Option<Complete>,
     /// What came of encoding.
     pub(super) encoded: Result<(), FormatError>,
-}
-
-/// A slot on its way to the sinks. Free again when the last of them is done with it.
-pub(super) struct Encoded<C> {
-    /// Taken out when this is dropped, and not before.
-    slot: Option<Slot<C>>,
-    shared: Arc<Shared<C>>,
-}
-
-impl<C> Encoded<C> {
-    pub(super) fn new(slot: Slot<C>, shared: Arc<Shared<C>>) -> Arc<Self> {
-        Arc::new(Self { slot: Some(slot), shared })
-    }
-}
-
-impl<C> Encoded<C> {
-    pub(super) fn slot(&self) -> Option<&Slot<C>> {
-        self.slot.as_ref()
-    }
-}
-
-impl<C> Drop for Encoded<C> {
-    fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            self.shared.free(slot);
-        }
-    }
 }

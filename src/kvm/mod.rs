@@ -7,7 +7,6 @@ pub mod host;
 pub mod kick;
 pub mod memslot;
 pub mod offer;
-pub mod park;
 pub mod probe;
 pub mod ring;
 pub mod uffd;

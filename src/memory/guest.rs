@@ -11,9 +11,9 @@ use super::missing::{FilledPages, MissingMemory};
 use super::write_log::{WriteLog, WrittenPages};
 use crate::kvm::VmHandle;
 use crate::kvm::memslot::{self, Memslot, MemslotError};
-use crate::kvm::park::Parked;
 use crate::kvm::uffd::{UserfaultError, Userfaultfd};
 use crate::page::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes, PageRun};
+use crate::parked::Parked;
 
 /// Guest memory of `vm-memory`, recording every write that the VMM makes through it.
 pub type GuestRam = GuestMemoryMmap<WriteLog>;

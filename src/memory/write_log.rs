@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
 
-use crate::kvm::park::Parked;
 use crate::page::{Gfn, PAGE_SIZE, PageRun};
+use crate::parked::Parked;
 
 /// Bits of a frame's number, and of a count of frames. The round has those above.
 const FRAME_BITS: u32 = 40;

@@ -461,7 +461,7 @@ mod tests {
 
     use super::*;
     use crate::kvm::uffd::UserfaultError;
-    use crate::memory::Arena;
+    use crate::epoch::{Memory as _, Staging};
     use crate::page::{EpochId, PAGE_SIZE, PageBytes, PageRun};
     use crate::store::StoreError;
 
@@ -538,8 +538,8 @@ mod tests {
                 });
             }
         });
-        let mut arena = Arena::new(4).unwrap();
-        arena.copy_from(&memory, &[3, 99, 101].map(Gfn)).unwrap();
+        let mut arena = Staging::new(4).unwrap();
+        memory.copy(&[3, 99, 101].map(Gfn), &mut arena).unwrap();
         assert!((0..3).all(|at| arena.page(at) == Some(&page(arena.gfns()[at]))));
         let report = filling.finish();
         assert!(report.faults >= FRAMES - 1 && report.pages_by_faults == FRAMES - 2 && report.zero_pages == 1, "{report:?}");
@@ -562,8 +562,9 @@ mod tests {
                         let read = memory.read_page(BAD, &mut found);
                         assert!(matches!(read, Err(MemoryError::Unreadable { gfn: BAD, .. })), "{read:?}");
                         assert!(found == [1; PAGE_SIZE]);
-                        let copied = Arena::new(1).unwrap().copy_from(&memory, &[BAD]);
-                        assert!(matches!(copied, Err(MemoryError::Unreadable { .. })), "{copied:?}");
+                        let copied = memory.copy(&[BAD], &mut Staging::new(1).unwrap()).unwrap_err();
+                        let copied = copied.downcast_ref();
+                        assert!(matches!(copied, Some(MemoryError::Unreadable { .. })), "{copied:?}");
                         // Other pages come, unless the one who brings them is gone.
                         if !panics {
                             memory.read_page(Gfn(200), &mut found).unwrap();

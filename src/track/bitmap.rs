@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Collected, TrackError, Tracker, insert};
+use super::{TrackError, insert};
+use crate::epoch::{Collected, Tracker, TrackerError};
 use crate::kvm::VmHandle;
 use crate::kvm::bitmap::{SlotBitmap, enable_manual_protect};
-use crate::kvm::park::Parked;
 use crate::memory::GuestMemory;
 use crate::page::{PageSet, set_bits};
+use crate::parked::Parked;
 
 /// Tracks by `KVM_GET_DIRTY_LOG`, with or without `KVM_CLEAR_DIRTY_LOG`. Nothing leaves the guest when many pages are dirty, so only an
 /// interval bounds an epoch.
@@ -42,7 +43,7 @@ impl Tracker for BitmapTracker {
         None
     }
 
-    fn collect(&mut self, _parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+    fn collect(&mut self, _parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
         let mut collected = Collected::default();
         for bitmap in &mut self.slots {
             let start = Instant::now();
@@ -63,7 +64,7 @@ impl Tracker for BitmapTracker {
         Ok(collected)
     }
 
-    fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackError> {
+    fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackerError> {
         self.memory.register(&self.vm, false)?;
         self.memory.register(&self.vm, true)?;
         Ok(())

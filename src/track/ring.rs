@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::hot::{HotSet, Listed};
-use super::{Collected, Settled, TrackError, Tracker, insert};
+use super::{TrackError, insert};
+use crate::epoch::{Collected, Settled, Tracker, TrackerError};
 use crate::kvm::VmHandle;
-use crate::kvm::park::Parked;
 use crate::kvm::probe::PagesStayWritable;
 use crate::kvm::ring::{DirtyPage, ResetHelp, VmRings};
 use crate::memory::GuestMemory;
 use crate::page::{PAGE_SIZE, PageSet};
+use crate::parked::Parked;
 
 /// Tracks by the dirty rings of all vCPUs.
 #[derive(Debug)]
@@ -89,13 +90,13 @@ impl Tracker for RingTracker {
         Some(self.rings.bound() + hot as u64)
     }
 
-    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
         let collected = self.begin(parked, into)?;
         let Settled { lost, reset } = self.settle(parked)?;
         Ok(Collected { lost, reset, ..collected })
     }
 
-    fn begin(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+    fn begin(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
         let start = Instant::now();
         self.look_for_hot_set();
         let Self { memory, rings, hot, protect, .. } = self;
@@ -131,7 +132,7 @@ impl Tracker for RingTracker {
         if let Err(error) = inserted {
             // The log can't be believed. What it lists is no loss to make good here.
             let _ = harvest.reset()?;
-            return Err(error);
+            return Err(error.into());
         }
         harvest.begin_reset(hot.is_some().then_some(protect), parked)?;
         let hot = hot.as_ref().map_or(0, |hot| hot.len() as u64);
@@ -143,9 +144,9 @@ impl Tracker for RingTracker {
         (self.rings.vcpus() == 1).then(|| self.rings.list_more())
     }
 
-    fn settle(&mut self, _parked: &Parked<'_>) -> Result<Settled, TrackError> {
+    fn settle(&mut self, _parked: &Parked<'_>) -> Result<Settled, TrackerError> {
         let start = Instant::now();
-        let lost = self.rings.finish_reset()?.lost;
+        let lost = self.rings.finish_reset()?.lost.map(Into::into);
         Ok(Settled { lost, reset: start.elapsed() })
     }
 
@@ -155,7 +156,7 @@ impl Tracker for RingTracker {
         hot.put_back(|gfn| memory.read_page(gfn, &mut copy).ok().map(|()| xxh3_64(&copy)));
     }
 
-    fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackError> {
+    fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackerError> {
         // The rings are emptied first: after a change of memslots their entries might mean other pages. What this reset may lose, the
         // protection of everything below makes good.
         let _ = self.rings.harvest().reset()?;

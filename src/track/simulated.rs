@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Collected, TrackError, Tracker, insert};
-use crate::kvm::park::Parked;
+use super::insert;
+use crate::epoch::{Collected, Tracker, TrackerError};
 use crate::kvm::ring::Lost;
 use crate::page::{Gfn, PageSet};
+use crate::parked::Parked;
 
 /// What the simulated kernel knows.
 #[derive(Debug)]
@@ -86,7 +87,7 @@ impl Tracker for SimulatedTracker {
         Some(self.0.kernel().entries as u64)
     }
 
-    fn collect(&mut self, _parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+    fn collect(&mut self, _parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
         let mut kernel = self.0.kernel();
         let ring = std::mem::take(&mut kernel.ring);
         let entries = ring.len() as u64;
@@ -107,14 +108,14 @@ impl Tracker for SimulatedTracker {
         }
         kernel.ring = ring;
         kernel.ring.clear();
-        Ok(Collected { entries, lost, ..Collected::default() })
+        Ok(Collected { entries, lost: lost.map(Into::into), ..Collected::default() })
     }
 
     fn wrote_more(&self, _parked: &Parked<'_>) -> Option<bool> {
         Some(!self.0.kernel().ring.is_empty())
     }
 
-    fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackError> {
+    fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackerError> {
         let mut kernel = self.0.kernel();
         kernel.ring.clear();
         kernel.writable.fill(false);

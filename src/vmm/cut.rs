@@ -9,8 +9,8 @@ use super::devices::{Devices, Quiet};
 use super::gate::Gate;
 use super::lock::lock;
 use crate::epoch::{Guest, GuestError, RollbackGuest};
-use crate::kvm::park::Parked;
 use crate::machine::{CaptureSpec, MachineState, Rewinder, VcpuState, capture_vcpu, capture_vm, notify_paused, unhalt_vcpus};
+use crate::parked::Parked;
 
 /// A guest learns of a pause that was longer. Its watchdogs wait for ten seconds at least, and
 /// telling it costs a call for each vCPU.

@@ -4,13 +4,14 @@ use super::boot::LinuxError;
 use super::devices::{DeviceError, DiskBaseError};
 use super::guests::churn::{ChurnError, Inconsistency};
 use super::guests::touch::TouchError;
-use crate::epoch::{BudgetError, EngineError};
+use crate::epoch::EngineError;
 use crate::kvm::host::HostError;
 use crate::kvm::probe::Refused;
 use crate::kvm::ring::RingError;
 use crate::machine::StateError;
 use crate::memory::MemoryError;
 use crate::restore::RestoreError;
+use crate::track::BudgetError;
 use crate::track::TrackError;
 
 /// Why a machine can't be built or can't run.

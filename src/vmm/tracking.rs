@@ -5,10 +5,10 @@ use std::sync::mpsc::Sender;
 
 use super::error::{VmmError, system};
 use super::spec::MachineSpec;
-use crate::epoch::{HotPages, RingPlan};
 use crate::kvm::VmHandle;
 use crate::kvm::probe::{PagesStayWritable, pages_stay_writable, ring_reserve};
 use crate::kvm::ring::{self, RingError, RingSize, VmRings};
+use crate::track::{HotPages, RingPlan};
 
 /// How writes are tracked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use super::error::{VmmError, kvm, system};
 use super::guests::GuestSpec;
 use super::spec::{MachineSpec, memory_regions};
 use super::tracking::{Checked, HotCheck, LateCheck, Tracking, larger_rings, ring_plan};
+use crate::epoch::Tracker;
 use crate::kvm::VmHandle;
 use crate::kvm::host;
 use crate::kvm::ring::{ResetHelp, RingError, VmRings};
@@ -24,7 +25,7 @@ use crate::machine::{CaptureSpec, MachineState, apply_vcpu, apply_vm, notify_pau
 use crate::memory::GuestMemory;
 use crate::page::PAGE_SIZE_U64;
 use crate::restore::{FillOptions, OnDemand, PageSources};
-use crate::track::{BitmapTracker, RingTracker, Tracker};
+use crate::track::{BitmapTracker, RingTracker};
 
 /// Three pages that KVM needs on some Intel hosts, in the hole.
 const TSS_ADDRESS: usize = 0xfffb_d000;

@@ -8,16 +8,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use slackwater::epoch::{CapturedState, Cut, Durability, Engine, EngineError, EngineOptions, Finished, Guest, GuestError};
+use slackwater::epoch::{Collected, Settled, Tracker, TrackerError};
 use slackwater::epoch::{Marks, RollbackGuest, RolledBack, Sink, SinkError, SinkStart, Start};
 use slackwater::format::{
     BLOCK_PAGES, BlockDecoder, BlockPages, CHANGES_DEPTH_MAX, ChainId, Commit, Complete, Compression, FRAME_HEADER_BYTES,
     FormatError, FrameHeader, FrameKind, Head, MemoryDigest, StateRecord, Trigger, decode_changes, decode_state, decode_zeros,
 };
-use slackwater::kvm::park::Parked;
-use slackwater::kvm::ring::Lost;
 use slackwater::memory::GuestMemory;
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes, PageRun, PageSet};
-use slackwater::track::{Collected, Settled, SimulatedMemory, SimulatedTracker, TrackError, Tracker};
+use slackwater::parked::Parked;
+use slackwater::track::{SimulatedMemory, SimulatedTracker};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Two regions with a hole between them.
@@ -846,7 +846,7 @@ pub(crate) struct LyingTracker {
     inner: SimulatedTracker,
     lies: Lies,
     /// What is to be said when the collection is settled.
-    unsaid: Option<Lost>,
+    unsaid: Option<TrackerError>,
     /// What the VMM writes beside the tracker.
     writes: Writes,
 }
@@ -860,7 +860,7 @@ impl Tracker for LyingTracker {
         self.inner.bound()
     }
 
-    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
         let mut listed = PageSet::new(into.frames(), RING);
         let mut collected = self.inner.collect(parked, &mut listed)?;
         for gfn in listed.iter().filter(|gfn| Some(*gfn) != self.lies.drops) {
@@ -872,7 +872,7 @@ impl Tracker for LyingTracker {
         Ok(collected)
     }
 
-    fn begin(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+    fn begin(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
         self.writes.at(Moment::Begin);
         let mut collected = self.collect(parked, into)?;
         if self.lies.late {
@@ -886,14 +886,14 @@ impl Tracker for LyingTracker {
         self.inner.wrote_more(parked).filter(|_| !self.lies.cannot_tell)
     }
 
-    fn settle(&mut self, _parked: &Parked<'_>) -> Result<Settled, TrackError> {
+    fn settle(&mut self, _parked: &Parked<'_>) -> Result<Settled, TrackerError> {
         self.writes.at(Moment::Settle);
         Ok(Settled { lost: self.unsaid.take(), ..Settled::default() })
     }
 
-    fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackError> {
+    fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackerError> {
         if self.lies.cannot_rearm {
-            return Err(TrackError::NoSuchPage { slot: 9, offset: 9 });
+            return Err("tracking is gone for good".into());
         }
         self.inner.rearm(parked)
     }

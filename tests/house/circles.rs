@@ -27,7 +27,6 @@ pub(super) const KNOWN: &[&[&str]] = &[
     &["src/cli/demo.rs", "src/cli/host.rs", "src/cli/mod.rs"],
     &["src/cli/error.rs", "src/cli/output.rs"],
     &["src/cli/fit.rs", "src/cli/restore.rs"],
-    &["src/epoch/engine.rs", "src/epoch/engine/rollback.rs"],
     &["src/format/block.rs", "src/format/frame.rs", "src/format/zeros.rs"],
     &["src/format/chain.rs", "src/format/error.rs", "src/format/identity.rs"],
     &["src/kvm/probe/guest.rs", "src/kvm/probe/mod.rs", "src/kvm/probe/plan.rs"],

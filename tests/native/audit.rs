@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use serde_json::Value;
-use slackwater::epoch::{Engine, EngineOptions, HotPages, Start};
+use slackwater::epoch::{Collected, Tracker, TrackerError};
+use slackwater::epoch::{Engine, EngineOptions, Start};
 use slackwater::kvm::host::KVM_PATH;
-use slackwater::kvm::park::Parked;
 use slackwater::kvm::probe::pages_stay_writable;
 use slackwater::page::{Gfn, PageSet};
+use slackwater::parked::Parked;
 use slackwater::store::{NewChain, Writer, WriterOptions};
-use slackwater::track::{Collected, TrackError, Tracker};
+use slackwater::track::HotPages;
 use slackwater::vmm::{GuestSpec, Limits, MachineSpec, Protection, Stop, Tracking, Vm, memory_regions};
 
 use crate::native::follow;
@@ -160,7 +161,7 @@ impl Tracker for Forgetful {
         self.tracker.bound()
     }
 
-    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
         self.scratch.clear();
         let collected = self.tracker.collect(parked, &mut self.scratch)?;
         let mut found: Vec<Gfn> = self.scratch.iter().collect();
@@ -175,7 +176,7 @@ impl Tracker for Forgetful {
         Ok(collected)
     }
 
-    fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackError> {
+    fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackerError> {
         self.tracker.rearm(parked)
     }
 }

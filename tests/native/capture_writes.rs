@@ -6,20 +6,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use slackwater::epoch::Tracker;
 use slackwater::epoch::{Cut, Engine, EngineOptions, Guest, GuestError, Start};
 use slackwater::format::Trigger;
 use slackwater::kvm::VmHandle;
 use slackwater::kvm::host::KVM_PATH;
 use slackwater::kvm::kick::{Kick, default_signal, install_handler};
-use slackwater::kvm::park::Parked;
 use slackwater::kvm::probe::pages_stay_writable;
 use slackwater::kvm::ring::{EXIT_RING_FULL, RingSize, VmRings};
 use slackwater::machine::{CaptureSpec, MachineState, VcpuState, capture_vcpu, capture_vm};
 use slackwater::memory::GuestMemory;
 use slackwater::page::{Gfn, PAGE_SIZE_U64, PageRun};
+use slackwater::parked::Parked;
 use slackwater::store::verify::{VerifyOptions, verify};
 use slackwater::store::{NewChain, Writer, WriterOptions};
-use slackwater::track::{BitmapTracker, RingTracker, Tracker};
+use slackwater::track::{BitmapTracker, RingTracker};
 use slackwater::vmm::guests::churn;
 use vm_memory::{Bytes, GuestAddress};
 

@@ -5,15 +5,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use slackwater::epoch::{Discard, Engine, EngineError, EngineOptions, HotPages, Sink, Start, WhenBehind};
+use slackwater::epoch::{Discard, Engine, EngineError, EngineOptions, Sink, Start, WhenBehind};
+
+use slackwater::epoch::{Collected, Tracker, TrackerError};
 use slackwater::format::MemoryDigest;
 use slackwater::kvm::host::KVM_PATH;
-use slackwater::kvm::park::Parked;
 use slackwater::kvm::probe::pages_stay_writable;
 use slackwater::memory::GuestMemory;
 use slackwater::page::{Gfn, PAGE_SIZE, PageSet};
+use slackwater::parked::Parked;
 use slackwater::store::{NewChain, Writer, WriterOptions};
-use slackwater::track::{Collected, TrackError, Tracker};
+use slackwater::track::HotPages;
 use slackwater::vmm::{
     GuestSpec, Limits, MachineSpec, Outcome, Protection, Running, Stop, Tracking, Vm, VmmError, memory_regions,
 };
@@ -59,7 +61,7 @@ impl Tracker for Looking {
         self.inner.bound()
     }
 
-    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
         self.seen.lock().unwrap().push(Seen::Collected(self.look()));
         self.inner.collect(parked, into)
     }
@@ -69,7 +71,7 @@ impl Tracker for Looking {
         self.inner.rolled_back(parked);
     }
 
-    fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackError> {
+    fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackerError> {
         self.inner.rearm(parked)
     }
 }

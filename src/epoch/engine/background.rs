@@ -90,9 +90,8 @@ impl<C: CapturedState> Engine<C> {
     fn begin_to_join(&mut self, sink: usize) {
         match self.pipeline.sinks().get(sink) {
             Some((Standing::Joining(number, head), _)) => {
-                let memory: Vec<_> = self.memory.runs().collect();
                 let pages = PageSet::new(self.memory.frames(), self.part_pages);
-                self.base.begin((sink, *head, *number), self.next, &memory, pages);
+                self.base.begin((sink, *head, *number), self.next, &self.runs, pages);
             }
             Some((Standing::Left(_), _)) | None => self.base = Base::Done,
             Some(_) => {}
@@ -113,7 +112,7 @@ impl<C: CapturedState> Engine<C> {
         }
         let slot = self.pipeline.slot().ok_or(EngineError::Ended)?;
         slot.arena.clear();
-        slot.arena.copy_from(&self.memory, &self.last_pages)?;
+        self.memory.copy(&self.last_pages, &mut slot.arena).map_err(EngineError::Memory)?;
         let Self { attempt, store_unchanged, .. } = *self;
         let part = Part {
             epoch: joiner.epoch,
@@ -131,7 +130,7 @@ impl<C: CapturedState> Engine<C> {
     /// A base that is still being copied is completed by the cut itself: beside the guest, but for what
     /// storage has failed to take by then.
     pub(super) fn complete_base(&mut self) -> Result<(), EngineError> {
-        let parts = self.memory.pages().div_ceil(self.part_pages as u64);
+        let parts = self.pages.div_ceil(self.part_pages as u64);
         for _ in 0..parts {
             if !self.copy_base_part()? {
                 break;

@@ -16,9 +16,8 @@ use super::{Engine, InHand, ns, park};
 use crate::epoch::error::EngineError;
 use crate::epoch::guest::{CapturedState, RollbackGuest};
 use crate::epoch::report::RollbackCount;
-use crate::kvm::park::Parked;
-use crate::memory::{Arena, GuestMemory, MemoryError, Shadow};
-use crate::page::{EpochId, PageRun};
+use crate::page::EpochId;
+use crate::parked::Parked;
 
 /// What a call of [`Engine::rollback`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,44 +28,6 @@ pub struct RolledBack {
     pub pages: u64,
     /// Tracking was lost, so all memory was compared; `pages` are those that differed.
     pub compared: bool,
-}
-
-/// The last cut, in memory.
-#[derive(Debug)]
-pub(super) struct Point<C> {
-    shadow: Shadow,
-    state: C,
-    /// [`EpochId::NONE`] before the first cut.
-    epoch: EpochId,
-    /// The shadow is all of memory as of the last cut; before the first one, only where memory was zeros then.
-    whole: bool,
-}
-
-impl<C: CapturedState> Point<C> {
-    /// None yet. `zeros` says that memory is zeros but for what the first cut collects.
-    pub(super) fn new(memory: &GuestMemory, zeros: bool) -> std::io::Result<Self> {
-        Ok(Self { shadow: Shadow::new(memory)?, state: C::default(), epoch: EpochId::NONE, whole: zeros })
-    }
-
-    /// The guest is parked for a cut: the first time, all of its memory is taken.
-    pub(super) fn begin(&mut self, parked: &Parked<'_>, memory: &GuestMemory) -> Result<(), MemoryError> {
-        if !std::mem::replace(&mut self.whole, true) {
-            self.shadow.save_all(parked, memory)?;
-        }
-        Ok(())
-    }
-
-    /// Takes the pages of a part.
-    pub(super) fn save(&mut self, part: &Arena) -> Result<(), MemoryError> {
-        let mut pages = part.gfns().iter().enumerate().filter_map(|(place, gfn)| Some((*gfn, part.page(place)?)));
-        pages.try_for_each(|(gfn, page)| self.shadow.save(gfn, page))
-    }
-
-    /// All parts of `epoch` were taken.
-    pub(super) fn end(&mut self, epoch: EpochId, state: &C) {
-        self.state.clone_from(state);
-        self.epoch = epoch;
-    }
 }
 
 impl<C: CapturedState> Engine<C> {
@@ -105,15 +66,15 @@ impl<C: CapturedState> Engine<C> {
         let mut scope = ();
         let parked = Parked::vouch(&mut scope);
         let start = Instant::now();
-        let Self { point, pending, memory, base, .. } = self;
+        let Self { point, pending, memory, runs, base, .. } = self;
         let Some(point) = point else { return Err(EngineError::NoRollback) };
         let compared = self.tracking.is_lost();
         let pages = if compared {
-            base.put_back(memory.runs().flat_map(PageRun::gfns));
-            point.shadow.put_back_all(&parked, memory)?
+            base.put_back(runs.iter().flat_map(|run| run.gfns()));
+            point.shadow.put_back_all(&parked, memory.as_ref()).map_err(EngineError::Memory)?
         } else {
             base.put_back(pending.iter());
-            point.shadow.put_back(&parked, memory, pending.iter())?;
+            point.shadow.put_back(&parked, memory.as_ref(), pending.iter()).map_err(EngineError::Memory)?;
             pending.len()
         };
         pending.clear();

@@ -20,8 +20,8 @@ use self::guest::{Bounded, Guest, Memory, PAGES, SLOT};
 use self::plan::{Plan, ROUNDS};
 use super::host::HostError;
 use super::memslot::MemslotError;
-use super::park::Parked;
 use super::ring::{DirtyPage, Harvest, Lost, Reset, RingError, RingSize, VmRings};
+use crate::parked::Parked;
 
 /// With the 576 entries that PML keeps free, 448 remain: more than the guest has pages to write.
 const RING_ENTRIES: u32 = 1024;

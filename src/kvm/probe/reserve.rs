@@ -6,10 +6,10 @@ use kvm_bindings::kvm_regs;
 
 use super::guest::{Left, Memory, PROGRAM, TSS_ADDRESS, Vcpu, failed, io_failed};
 use super::{LIMIT, Refused};
-use crate::kvm::park::Parked;
 use crate::kvm::ring::{RingSize, VmRings};
 use crate::kvm::{VmHandle, host, user_mode};
 use crate::page::PAGE_SIZE_U64;
+use crate::parked::Parked;
 
 /// More than any kernel keeps free: 64, and as many more as a processor that logs pages itself has in its log, 512.
 const RING_ENTRIES: u32 = 1024;

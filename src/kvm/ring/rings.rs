@@ -14,8 +14,8 @@ use super::order;
 use super::reset_thread::{Beside, ResetHelp};
 use crate::kvm::VmHandle;
 use crate::kvm::kick::SignalsBlocked;
-use crate::kvm::park::Parked;
 use crate::page::PAGE_SIZE;
+use crate::parked::Parked;
 
 /// `_IO(0xAE, 0xc7)`.
 const KVM_RESET_DIRTY_RINGS: u32 = 0xaec7;

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::kvm::kick;
-use crate::kvm::park::Parked;
 use crate::kvm::test_guest::{FIRST_FREE, FRAMES, TestGuest, kvm_or_skip};
 use crate::page::{Gfn, PageRun};
+use crate::parked::Parked;
 
 const ENTRIES: u32 = 4096;
 /// Not a real-time signal: those queue, and a thread that is signalled faster than it takes them in would never be done.

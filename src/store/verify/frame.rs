@@ -12,6 +12,8 @@ pub(super) const HEADER_BYTES_U64: u64 = 48;
 pub(super) const PAYLOAD_MAX: u32 = 64 << 20;
 /// Bytes of the payload of a segment header.
 pub(super) const SEGMENT_BYTES: u32 = 80;
+/// Where an index has the first frame of its segment.
+pub(super) const FIRST_FRAME: std::ops::Range<usize> = 88..88 + HEADER_BYTES + SEGMENT_BYTES as usize;
 /// Bytes of the payload of a commit frame.
 pub(super) const COMMIT_BYTES: u32 = 208;
 /// Bytes of the payload of a rewritten epoch's commit frame.

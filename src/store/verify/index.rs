@@ -8,7 +8,7 @@ use std::path::Path;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::frame::{HEADER_BYTES, SEGMENT_BYTES, le, u32_at, u64_at, u128_at};
+use super::frame::{COMMIT_BYTES, FIRST_FRAME, HEADER_BYTES, le, u32_at, u64_at, u128_at};
 use super::listing::Segment;
 use super::report::{DamageKind, Fault, VerifyError};
 use crate::page::{Gfn, PageRun};
@@ -17,13 +17,11 @@ const MAGIC: [u8; 4] = [0xD7, 0x53, 0x57, 0x49];
 const VERSION: u32 = 2;
 const BLOCK_BYTES: usize = 4096;
 const CONTENT_BYTES: usize = 4088;
-/// Where the first block has the first frame of the segment.
-pub(super) const FIRST_FRAME: std::ops::Range<usize> = 88..88 + HEADER_BYTES + SEGMENT_BYTES as usize;
 /// Bytes of the first block's content that say something.
 const HEADER_END: usize = FIRST_FRAME.end;
 const MENTIONS_MAX: u64 = 1 << 26;
 /// What an epoch takes at the least: a state frame without records, and a commit frame.
-const EPOCH_BYTES_MIN: u64 = 56 + 240;
+const EPOCH_BYTES_MIN: u64 = 56 + HEADER_BYTES as u64 + COMMIT_BYTES as u64;
 
 /// A table of entries.
 #[derive(Clone, Copy, Debug)]

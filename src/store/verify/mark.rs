@@ -5,9 +5,8 @@ use std::io::{ErrorKind, Read};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::directory::Directory;
-use super::frame::{HEADER_BYTES, Header, Kind, SegmentHeader, hex, le, u32_at, u64_at, u128_at};
+use super::frame::{FIRST_FRAME, HEADER_BYTES, Header, Kind, SegmentHeader, hex, le, u32_at, u64_at, u128_at};
 use super::identity::Identity;
-use super::index::FIRST_FRAME;
 use super::listing::{Numbers, in_directory};
 use super::report::{DamageKind, Fault, VerifyError};
 

@@ -356,7 +356,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kvm::park::Parked;
+    use crate::parked::Parked;
 
     fn disk(base: &[u8]) -> (tempfile::TempDir, Disk) {
         let dir = tempfile::tempdir().unwrap();

@@ -134,9 +134,9 @@ mod tests {
     use super::*;
     use crate::epoch::{Engine, EngineOptions, Guest, GuestError, Start};
     use crate::format::Trigger;
-    use crate::kvm::park::Parked;
     use crate::machine::MachineState;
     use crate::memory::GuestMemory;
+    use crate::parked::Parked;
     use crate::store::{NewChain, Writer, WriterOptions};
     use crate::track::{SimulatedMemory, SimulatedTracker};
     use crate::vmm::devices::disk::{Disk, device_regions};

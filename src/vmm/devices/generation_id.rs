@@ -107,8 +107,8 @@ mod native_tests {
     use zerocopy::IntoBytes;
 
     use super::*;
-    use crate::kvm::park::Parked;
     use crate::page::{Gfn, PageRun};
+    use crate::parked::Parked;
     use crate::vmm::devices::irq_line::IrqLine;
 
     const TEST: &str = "vmm::devices::generation_id::native_tests::each_id_is_another_and_is_told";

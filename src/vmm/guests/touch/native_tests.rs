@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::*;
-use crate::epoch::HotPages;
+use crate::epoch::{Collected, Tracker, TrackerError};
 use crate::epoch::{Engine, EngineOptions, Start};
-use crate::kvm::park::Parked;
 use crate::kvm::test_guest::kvm_or_skip;
 use crate::page::{Gfn, PAGE_SIZE, PageSet};
+use crate::parked::Parked;
 use crate::store::verify::{VerifyOptions, verify};
 use crate::store::{NewChain, Writer, WriterOptions};
-use crate::track::{Collected, TrackError, Tracker};
+use crate::track::HotPages;
 use crate::vmm::guests::flat;
 use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Tracking, Vm, memory_regions};
 
@@ -38,7 +38,7 @@ impl Tracker for Noting {
         self.inner.bound()
     }
 
-    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackError> {
+    fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
         let mut found = PageSet::new(into.frames(), 4096);
         let collected = self.inner.collect(parked, &mut found)?;
         self.noted.lock().unwrap().push(found.iter().map(|gfn| gfn.0).collect());
@@ -46,7 +46,7 @@ impl Tracker for Noting {
         Ok(collected)
     }
 
-    fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackError> {
+    fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackerError> {
         self.inner.rearm(parked)
     }
 }

@@ -4,8 +4,8 @@ use std::marker::PhantomData;
 
 /// Proof that every vCPU of a VM is out of `KVM_RUN`, has completed its port and MMIO exits, and stays so for `'p`.
 ///
-/// Reading harvested pages before the reset, and reading state, need it. [`crate::epoch::Engine`] makes one after the guest's `park` returned;
-/// a VMM that uses [`super::ring`] alone makes its own.
+/// Reading harvested pages before the reset, and reading state, need it. [`Engine`](crate::epoch::Engine) makes one after the guest's `park` returned;
+/// a VMM that uses the rings alone makes its own.
 #[derive(Debug)]
 pub struct Parked<'p> {
     scope: PhantomData<&'p mut ()>,

@@ -2,9 +2,9 @@
 
 use memmap2::{MmapMut, MmapOptions};
 
-use super::guest::{GuestMemory, MemoryError};
-use crate::kvm::park::Parked;
+use super::memory::{Memory, MemoryError};
 use crate::page::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes, PageRun};
+use crate::parked::Parked;
 
 /// What a page holds that was never written.
 const ZERO: PageBytes = [0; PAGE_SIZE];
@@ -20,20 +20,20 @@ impl Shadow {
     ///
     /// # Errors
     /// The error of `mmap`.
-    pub fn new(memory: &GuestMemory) -> std::io::Result<Self> {
+    pub fn new(memory: &dyn Memory) -> std::io::Result<Self> {
         let map = |run: PageRun| {
             let bytes = usize::try_from(run.count.saturating_mul(PAGE_SIZE_U64)).unwrap_or(usize::MAX);
             Ok((run, MmapOptions::new().len(bytes).no_reserve_swap().map_anon()?))
         };
-        Ok(Self { runs: memory.runs().map(map).collect::<std::io::Result<_>>()? })
+        Ok(Self { runs: memory.runs().into_iter().map(map).collect::<std::io::Result<_>>()? })
     }
 
     /// Saves `page` as the content of `gfn`.
     ///
     /// # Errors
-    /// [`MemoryError::NoFrame`].
+    /// A frame that there is not.
     pub fn save(&mut self, gfn: Gfn, page: &PageBytes) -> Result<(), MemoryError> {
-        let place = self.page_mut(gfn).ok_or(MemoryError::NoFrame { gfn })?;
+        let place = self.page_mut(gfn).ok_or_else(|| no_frame(gfn))?;
         place.copy_from_slice(page);
         Ok(())
     }
@@ -41,13 +41,13 @@ impl Shadow {
     /// Saves all of `memory`. Pages of zeros that are saved as such take no memory.
     ///
     /// # Errors
-    /// [`MemoryError::NoFrame`] where `memory` is not the one that this is for.
-    pub fn save_all(&mut self, parked: &Parked<'_>, memory: &GuestMemory) -> Result<(), MemoryError> {
+    /// A frame that there is not where `memory` is not the one that this is for.
+    pub fn save_all(&mut self, parked: &Parked<'_>, memory: &dyn Memory) -> Result<(), MemoryError> {
         let _ = parked;
         let mut page = ZERO;
         for (run, map) in &mut self.runs {
             for (place, gfn) in map.as_chunks_mut().0.iter_mut().zip(run.first.0..) {
-                memory.read_page(Gfn(gfn), &mut page)?;
+                memory.read(Gfn(gfn), &mut page)?;
                 if *place != page {
                     *place = page;
                 }
@@ -59,17 +59,17 @@ impl Shadow {
     /// Puts pages of `memory` back to what was saved of them. That is not recorded as a write of the VMM.
     ///
     /// # Errors
-    /// [`MemoryError::NoFrame`]; pages before it were put back.
+    /// A frame that there is not; pages before it were put back.
     pub fn put_back(
         &self,
         parked: &Parked<'_>,
-        memory: &GuestMemory,
+        memory: &dyn Memory,
         gfns: impl IntoIterator<Item = Gfn>,
     ) -> Result<(), MemoryError> {
         let _ = parked;
         for gfn in gfns {
-            let from = self.page(gfn).ok_or(MemoryError::NoFrame { gfn })?;
-            memory.fill_page(gfn, from)?;
+            let from = self.page(gfn).ok_or_else(|| no_frame(gfn))?;
+            memory.put_back(gfn, from)?;
         }
         Ok(())
     }
@@ -77,16 +77,16 @@ impl Shadow {
     /// Compares all of `memory` with what was saved, and puts back the pages that differ. Returns how many did.
     ///
     /// # Errors
-    /// [`MemoryError::NoFrame`] where `memory` is not the one that this is for.
-    pub fn put_back_all(&self, parked: &Parked<'_>, memory: &GuestMemory) -> Result<u64, MemoryError> {
+    /// A frame that there is not where `memory` is not the one that this is for.
+    pub fn put_back_all(&self, parked: &Parked<'_>, memory: &dyn Memory) -> Result<u64, MemoryError> {
         let _ = parked;
         let mut differed = 0;
         let mut page = ZERO;
         for (run, map) in &self.runs {
             for (saved, gfn) in map.as_chunks().0.iter().zip(run.first.0..) {
-                memory.read_page(Gfn(gfn), &mut page)?;
+                memory.read(Gfn(gfn), &mut page)?;
                 if page != *saved {
-                    memory.fill_page(Gfn(gfn), saved)?;
+                    memory.put_back(Gfn(gfn), saved)?;
                     differed += 1;
                 }
             }
@@ -105,4 +105,8 @@ impl Shadow {
         let (run, map) = self.runs.iter_mut().find(|(run, _)| run.contains(gfn))?;
         map.as_chunks_mut().0.get_mut(usize::try_from(gfn.0 - run.first.0).ok()?)
     }
+}
+
+fn no_frame(gfn: Gfn) -> MemoryError {
+    format!("frame {gfn} is no memory that was saved").into()
 }

@@ -28,7 +28,7 @@ pub enum BudgetError {
     },
 }
 
-/// How many pages may be left writable and taken into every epoch ([`crate::track::HotSet`]).
+/// How many pages may be left writable and taken into every epoch ([`HotSet`](super::HotSet)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HotPages {
     /// None.
