@@ -1,12 +1,15 @@
-//! Lists a store's epochs and reads the newest: no KVM needed.
+//! Lists a store's epochs, verifies the store, reads the newest epoch and exports its memory. No KVM is
+//! needed, and no feature of the library.
 //!
-//! `cargo run --release --example read_chain DIR`
+//! `cargo run --release --no-default-features --example read_chain DIR [FILE]`
 
 use std::error::Error;
+use std::fs::File;
 
 use slackwater::page::{Gfn, PageBytes};
-use slackwater::restore::{PageTarget, Plan, TargetError};
+use slackwater::restore::{ExportFormat, PageTarget, Plan, TargetError, export};
 use slackwater::store::Chain;
+use slackwater::store::verify::{VerifyOptions, verify};
 
 /// Anything that takes pages can be filled. This one counts what the pages hold.
 #[derive(Default)]
@@ -27,7 +30,7 @@ impl PageTarget for Census {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let store = std::env::args_os().nth(1).ok_or("usage: read_chain DIR")?;
-    let chain = Chain::open(store)?;
+    let chain = Chain::open(&store)?;
     let identity = chain.identity();
     println!("chain {} by {}, {} vCPUs", identity.chain, identity.created_by, identity.vcpus);
     for epoch in chain.epochs() {
@@ -40,8 +43,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             commit.trigger.as_str()
         );
     }
-    for damage in chain.damage() {
-        println!("damage: {damage}");
+    let report = verify(store.as_ref(), &VerifyOptions::default(), &mut |_| {})?;
+    for damage in &report.damage {
+        println!("damage: {} at offset {}: expected {}, found {}", damage.file, damage.offset, damage.expected, damage.found);
+    }
+    if !report.is_sound() {
+        return Err("the store is damaged".into());
     }
     let plan = Plan::new(&chain, chain.newest())?;
     let mut census = Census::default();
@@ -50,6 +57,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{} bytes that are not zero", census.bytes_not_zero);
     for record in plan.state() {
         println!("state {} {} version {}: {} bytes", record.name, record.index, record.version, record.data.len());
+    }
+    if let Some(file) = std::env::args_os().nth(2) {
+        let file = File::create_new(file)?;
+        let exported = export(&chain, plan.epoch(), ExportFormat::Raw, &file, &mut |_, _| {})?;
+        println!("exported {} pages, digest {}", exported.pages, exported.memory);
     }
     Ok(())
 }

@@ -36,8 +36,21 @@ lint() {
   say "lint"
   bounded 60 cargo fmt --check
   bounded 1200 cargo clippy --locked --all-targets --all-features -- -D warnings
-  bounded 900 cargo clippy --locked --no-default-features -- -D warnings
+  bounded 900 cargo clippy --locked --no-default-features --lib --example read_chain -- -D warnings
+  readers_need_no_kvm
   RUSTDOCFLAGS='-D warnings' bounded 600 cargo doc --locked --no-deps
+}
+
+# Chains are read, verified and exported without a feature, and without a crate that knows KVM.
+readers_need_no_kvm() {
+  local found
+  found=$(cargo tree --locked --no-default-features --edges normal --prefix none < /dev/null |
+    grep -E '^(kvm-|vm-|virtio-|linux-loader|acpi_tables)' || true)
+  [ -z "$found" ] || {
+    printf 'test: FAILED: without a feature the library needs %s\n' "${found//$'\n'/, }" >&2
+    return 1
+  }
+  bounded 900 cargo run --locked --no-default-features --example read_chain -- checkpoints/golden/plain
 }
 
 nested() {

@@ -1,12 +1,13 @@
 //! What stands in a tracker's place where floors are measured: nothing, or a copy as plain as can be.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use memmap2::{Advice, MmapMut};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::epoch::{Collected, Tracker, TrackerError};
+use crate::lock::lock;
 use crate::memory::GuestMemory;
 use crate::page::{Gfn, PAGE_SIZE, PageSet};
 use crate::parked::Parked;
@@ -18,7 +19,7 @@ pub(super) struct Copies(Arc<Mutex<Vec<f64>>>);
 impl Copies {
     /// Hands over the times since the last time.
     pub(super) fn take(&self) -> Vec<f64> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut lock(&self.0))
     }
 }
 
@@ -92,7 +93,7 @@ impl Tracker for PlainCopy {
     fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
         let collected = self.inner.collect(parked, into)?;
         let us = self.copy(into);
-        self.copies.0.lock().unwrap_or_else(PoisonError::into_inner).push(us);
+        lock(&self.copies.0).push(us);
         Ok(collected)
     }
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::epoch::{Collected, Settled, Tracker, TrackerError};
+use crate::lock::lock;
 use crate::page::PageSet;
 use crate::parked::Parked;
 
@@ -34,7 +35,7 @@ impl Turns {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Lets the machine make `cuts` more cuts, and waits until they are made and have come out of the pipeline, and all vCPUs are parked again. Returns how

@@ -19,6 +19,7 @@ pub mod results;
 pub mod runner;
 pub mod session;
 pub mod stats;
+mod summarize;
 pub mod summary;
 #[cfg(test)]
 mod testing;

@@ -1,10 +1,11 @@
 //! A sink that keeps what the engine says of each epoch, and drops the pages.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::interleave::Turns;
 use crate::epoch::{Marks, Sink, SinkError, SinkStart};
 use crate::format::{Commit, Complete, Head};
+use crate::lock::lock;
 use crate::page::EpochId;
 
 /// What was kept, in the order of the epochs.
@@ -14,7 +15,7 @@ pub(super) struct Recorded(Arc<Mutex<Vec<Commit>>>);
 impl Recorded {
     /// Hands over what was kept since the last time.
     pub(super) fn take(&self) -> Vec<Commit> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut lock(&self.0))
     }
 }
 
@@ -45,7 +46,7 @@ impl Sink for RecordingSink {
 
     fn complete(&mut self, _frames: &[u8], epoch: &Complete) -> Result<(), SinkError> {
         self.head = epoch.head();
-        self.recorded.0.lock().unwrap_or_else(PoisonError::into_inner).push(epoch.commit);
+        lock(&self.recorded.0).push(epoch.commit);
         self.turns.appended();
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::error::CliError;
+use super::stderr;
 use super::{draft, output};
 use crate::bench::session::{Line, Plan};
 use crate::bench::summary::Summary;
@@ -98,7 +99,7 @@ impl Bench {
         let extent = if self.quick { Extent::Quick } else { self.extent.into() };
         let plan = Plan { kvm: self.kvm.clone(), dir: self.store.clone().unwrap_or_else(|| PathBuf::from(".")), extent, axes };
         if cfg!(debug_assertions) {
-            output::note("note: built without optimisation (`cargo build --release`): the times are not to be believed");
+            stderr::note("note: built without optimisation (`cargo build --release`): the times are not to be believed");
         }
         // What can't be written is known before minutes have passed.
         for dir in self.store.iter().chain(&self.out) {
@@ -109,7 +110,7 @@ impl Bench {
             })?;
         }
         self.html.iter().try_for_each(|path| draft::try_place(path))?;
-        let bar = output::bar("measuring");
+        let bar = stderr::bar("measuring");
         bar.set_length(plan.steps().len() as u64);
         let mut shown: Option<&'static str> = None;
         let results = plan.run(|lines: &[Line], done| {

@@ -8,6 +8,7 @@ use super::error::CliError;
 use super::linux::{LinuxArgs, attach_console};
 use super::output;
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
+use super::stderr;
 use super::units::size;
 use crate::epoch::Start;
 use crate::page::PAGE_SIZE_U64;
@@ -69,7 +70,7 @@ impl Checkpoint {
         let spinner = match console {
             // The terminal is the guest's.
             Some(_) => None,
-            None => Some(output::spinner("the guest runs under checkpoints; Ctrl-C ends it with a last one")),
+            None => Some(stderr::spinner("the guest runs under checkpoints; Ctrl-C ends it with a last one")),
         };
         let mut running = Running::start(vm, Some(protection), self.protect.limits(), stop)?;
         running.supervise();

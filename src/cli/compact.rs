@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::error::CliError;
 use super::output;
+use super::stderr;
 use super::units::{branch, bytes_text};
 use crate::format::MAIN_BRANCH;
 use crate::store::{self, Compacted, Retention};
@@ -35,7 +36,7 @@ impl Compact {
 
 /// Compacts, with rules where epochs are to be dropped, and says what came of it.
 pub(super) fn run(dir: &std::path::Path, branch: &str, keep: Option<&Retention>, json: bool) -> Result<(), CliError> {
-    let bar = output::bar(if keep.is_some() { "pruning" } else { "compacting" });
+    let bar = stderr::bar(if keep.is_some() { "pruning" } else { "compacting" });
     let compacted = store::compact(dir, branch, keep, &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::error::CliError;
 use super::output;
 use super::restore::{Restored, restore_machine};
+use super::scratch::scratch;
 use super::units::bytes_text;
 use crate::machine::fit::Wishes;
 use crate::page::EpochId;
@@ -64,7 +65,7 @@ impl Demo {
         match &self.store {
             Some(store) => self.play(store),
             None => {
-                let scratch = super::scratch("slackwater-demo-")?;
+                let scratch = scratch("slackwater-demo-")?;
                 self.play(&scratch.path().join("store"))
             }
         }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::again::again;
 use super::error::CliError;
 use super::output;
+use super::stderr;
 use super::units::{branch, bytes_text, epoch};
 use crate::format::MAIN_BRANCH;
 use crate::page::{EpochId, Gfn, PAGE_SIZE_U64};
@@ -84,7 +85,7 @@ impl Diff {
         let [branch_a, branch_b] = [&self.a, &self.b].map(|own| own.branch.as_deref().unwrap_or(&self.branch));
         let spill = tempfile::tempfile();
         let spill = spill.map_err(|source| CliError::System { step: "making a temporary file", source })?;
-        let bar = output::bar("comparing");
+        let bar = stderr::bar("comparing");
         let found = again(|| {
             let chain_a = Chain::open_branch(&self.store, branch_a)?;
             let other = if branch_a == branch_b { None } else { Some(Chain::open_branch(&self.store, branch_b)?) };

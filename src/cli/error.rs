@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::stderr;
 use crate::bench::BenchError;
 use crate::bench::advise::AdviseError;
 use crate::epoch::EngineError;
@@ -164,7 +165,7 @@ impl CliError {
         if let Some(hint) = self.hint() {
             text.push_str(&format!("\n\nhint: {hint}"));
         }
-        super::output::note(text);
+        stderr::note(text);
         ExitCode::from(self.code())
     }
 

@@ -11,7 +11,8 @@ use super::again::again;
 use super::draft::{Draft, Readers};
 use super::error::CliError;
 use super::output;
-use super::restore::machine_of;
+use super::saved::machine_of;
+use super::stderr;
 use super::units::{branch, bytes_text, epoch};
 use crate::format::MAIN_BRANCH;
 use crate::page::{EpochId, PAGE_SIZE_U64};
@@ -135,7 +136,7 @@ impl Export {
     fn write(&self, chain: &Chain, epoch: EpochId) -> Result<Exported, CliError> {
         let draft = Draft::new(&self.out, Readers::Owner)?;
         remove_on_signals(draft.name())?;
-        let bar = output::bar("exporting");
+        let bar = stderr::bar("exporting");
         let mut progress = |done, total| {
             bar.set_length(total);
             bar.set_position(done);
@@ -214,7 +215,7 @@ fn remove_on_signals(name: Option<&Path>) -> Result<(), CliError> {
             // The file may have its own name already.
             let _ = fs::remove_file(name);
         }
-        output::note("error: interrupted");
+        stderr::note("error: interrupted");
         std::process::exit(1);
     };
     ctrlc::set_handler(handler).map_err(|error| CliError::Usage(format!("signal handler: {error}")))

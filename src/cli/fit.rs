@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::output;
-use super::restore::machine_of;
+use super::saved::{machine_of, state_of};
 use crate::kvm::offer::Offer;
 use crate::kvm::probe::runs_kernels;
 use crate::machine::MachineState;
@@ -128,11 +128,6 @@ impl Check<'_> {
         }
         if can_run { Ok(()) } else { Err(cannot_run(self.store, epoch, &fit)) }
     }
-}
-
-/// The state of an epoch, for a machine with so many vCPUs.
-pub(super) fn state_of(chain: &Chain, epoch: EpochId, vcpus: u32) -> Result<MachineState, CliError> {
-    MachineState::from_records(&chain.state(epoch)?, vcpus).map_err(|source| CliError::State { epoch, source })
 }
 
 /// The branch to check for `restore`: that which is to go on, where there is one, or that which it is taken from.

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::error::CliError;
 use super::fit::{Check, TscName};
 use super::output;
+use super::scratch::scratch;
 use super::units::{branch, epoch};
 use crate::epoch::{Engine, EngineOptions, Start};
 use crate::format::MAIN_BRANCH;
@@ -157,8 +158,7 @@ fn runs_kernels(kvm: &Path) -> KernelCheck {
 }
 
 fn self_check(kvm: &Path, tracker: &'static str, tracking: Tracking) -> SelfCheck {
-    let scratch = super::scratch("slackwater-host-");
-    match scratch.and_then(|scratch| checked_run(kvm, &scratch.path().join("store"), tracking)) {
+    match scratch("slackwater-host-").and_then(|scratch| checked_run(kvm, &scratch.path().join("store"), tracking)) {
         Ok((audits, tracking_lost, failed)) => SelfCheck {
             tracker,
             ok: failed == 0 && audits > 0,

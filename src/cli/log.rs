@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::again::again;
 use super::error::CliError;
 use super::output;
+use super::stderr;
 use super::units::{branch, bytes_text};
 use crate::format::MAIN_BRANCH;
 use crate::page::{EpochId, PAGE_SIZE_U64};
@@ -114,10 +115,10 @@ impl Log {
             self.list_branches()?;
         }
         if chain.newest() == EpochId::NONE && chain.damage().is_empty() {
-            output::note("note: the store holds no epoch yet");
+            stderr::note("note: the store holds no epoch yet");
         }
         if let Some(tail) = chain.tail() {
-            output::note(format_args!("note: {tail}; it was never committed"));
+            stderr::note(format_args!("note: {tail}; it was never committed"));
         }
         match chain.damage().first() {
             None => Ok(()),

@@ -30,17 +30,17 @@ mod protect;
 mod prune;
 mod repair;
 mod restore;
+mod saved;
+mod scratch;
+mod stderr;
 mod units;
 mod verify;
 
-use std::os::unix::fs::PermissionsExt;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
-
-use error::CliError;
 
 /// Checkpoints KVM virtual machines, driven by the dirty ring.
 ///
@@ -106,11 +106,4 @@ pub fn main(process_start: Instant) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => error.report(),
     }
-}
-
-/// A directory for a store that nobody keeps, and that nobody else can read or have made before. Removed when it is dropped.
-fn scratch(prefix: &str) -> Result<tempfile::TempDir, CliError> {
-    let private = std::fs::Permissions::from_mode(0o700);
-    let made = tempfile::Builder::new().prefix(prefix).permissions(private).tempdir();
-    made.map_err(|source| CliError::System { step: "making a directory for temporary files", source })
 }

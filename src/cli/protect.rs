@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::keep::KeepArgs;
+use super::stderr;
 use super::units::{at_least_one, bytes_text, time_above_zero};
 use super::{output, units};
 use crate::epoch::{
@@ -190,7 +191,7 @@ impl ProtectArgs {
         let tracker = vm.take_tracker().ok_or_else(|| CliError::Usage("the machine has no tracker".to_owned()))?;
         let interval = match (self.interval, self.tracker) {
             (None, TrackerName::Bitmap) => {
-                output::note(format_args!(
+                stderr::note(format_args!(
                     "note: `--tracker bitmap` without `--interval`: an epoch ends every {} ms",
                     BITMAP_INTERVAL.as_millis()
                 ));

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::output;
+use super::stderr;
 use super::units::{branch, epoch};
 use super::verify::show;
 use crate::page::EpochId;
@@ -47,7 +48,7 @@ struct Report<'a> {
 
 impl Repair {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let bar = output::bytes_bar();
+        let bar = stderr::bytes_bar();
         let options = RepairOptions { branch: self.branch.clone(), truncate_after: self.truncate_after };
         let plan = if self.dry_run { RepairPlan::look } else { RepairPlan::new };
         let plan = plan(&self.store, &options, &mut |progress| show(&bar, progress))?;
@@ -68,7 +69,7 @@ impl Repair {
         }
         for branch in plan.in_use() {
             let left = if self.dry_run { "nothing is said of it" } else { "it was left as it is" };
-            output::note(format_args!("note: somebody writes to {branch}: {left}"));
+            stderr::note(format_args!("note: somebody writes to {branch}: {left}"));
         }
         if plan.remains() { Err(CliError::Unsound { hint: hint(&plan), dir: self.store }) } else { Ok(()) }
     }

@@ -9,13 +9,15 @@ use serde::Serialize;
 
 use super::again::again;
 use super::error::CliError;
-use super::fit::{Check, TscName, branch_of, fitting, state_of};
+use super::fit::{Check, TscName, branch_of, fitting};
 use super::linux::attach_console;
 use super::output;
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
+use super::saved::{machine_of, state_of};
+use super::stderr;
 use super::units::{branch, epoch};
 use crate::epoch::Start;
-use crate::format::{Identity, MAIN_BRANCH};
+use crate::format::MAIN_BRANCH;
 use crate::kvm::offer::Offer;
 use crate::machine::MachineState;
 use crate::machine::fit::{Counter, Wishes};
@@ -278,7 +280,7 @@ impl Restore {
             }
             Ok((writer, recovered)) => {
                 if let Some(torn) = recovered.torn {
-                    output::note(format_args!("note: {torn}; it was never committed and was cut off"));
+                    stderr::note(format_args!("note: {torn}; it was never committed and was cut off"));
                 }
                 Ok(GoesOn::As(into.to_owned(), Box::new(writer)))
             }
@@ -293,7 +295,7 @@ impl Restore {
         let branch = goes_on.map_or(from, |goes_on| goes_on.reads_from(from));
         let chain = Chain::open_branch(&self.store, branch)?;
         if let Some(tail) = chain.tail() {
-            output::note(format_args!("note: {tail}; it was never committed"));
+            stderr::note(format_args!("note: {tail}; it was never committed"));
         }
         let newest = chain.newest();
         let Some(epoch) = self.epoch else {
@@ -402,7 +404,7 @@ pub(super) fn restore_machine(
     let (mut state, fit) = fitted().map_err(|error| said_first(chain.dir(), &machine, error))?;
     fit.adapt(&mut state);
     let mut vm = Vm::build_with(kvm, machine, tracking, options).map_err(|error| unbuildable(chain.dir(), error))?;
-    let bar = output::bar("restoring");
+    let bar = stderr::bar("restoring");
     let filled = plan.fill(&mut vm.memory().clone(), &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
@@ -422,18 +424,6 @@ fn unbuildable(dir: &Path, error: VmmError) -> CliError {
         source @ VmmError::Guest(_) => CliError::Unbuildable { file: dir.join("identity.json"), source },
         other => other.into(),
     }
-}
-
-/// The machine of a chain, whose description must fit the memory that the chain is about.
-pub(super) fn machine_of(dir: &Path, identity: &Identity) -> Result<MachineSpec, CliError> {
-    let file = || dir.join("identity.json");
-    let spec: MachineSpec = serde_json::from_value(identity.machine.clone())
-        .map_err(|error| CliError::Unbuildable { file: file(), source: VmmError::Machine(error) })?;
-    let same_memory = spec.regions() == identity.memory && spec.device_regions() == identity.device_memory();
-    if !same_memory || spec.vcpus != identity.vcpus {
-        return Err(CliError::MachineMismatch { file: file() });
-    }
-    Ok(spec)
 }
 
 impl RestoreReport {

@@ -7,6 +7,7 @@ use indicatif::ProgressBar;
 
 use super::error::CliError;
 use super::output;
+use super::stderr;
 use super::units::{branch, bytes_text, epoch};
 use crate::page::EpochId;
 use crate::store::verify::{BranchReport, DamageKind, EpochReport, LeftoverKind, Progress, VerifyOptions, VerifyReport, verify};
@@ -37,7 +38,7 @@ impl Verify {
         if !self.json {
             options.damage_max = DAMAGE_SHOWN;
         }
-        let bar = if self.epoch.is_some() { output::spinner("verifying") } else { output::bytes_bar() };
+        let bar = if self.epoch.is_some() { stderr::spinner("verifying") } else { stderr::bytes_bar() };
         let report = verify(&self.store, &options, &mut |progress| show(&bar, progress))?;
         bar.finish_and_clear();
         output::unless_gone(if self.json { output::json(&report) } else { print(&report) })?;

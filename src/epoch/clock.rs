@@ -1,14 +1,8 @@
 //! What time it is: by the clock that people and time servers set, and by one that nobody does.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-/// Nanoseconds since 1970, as the clock says now; 0 for a clock that stands before it.
-pub(super) fn unix_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
+pub(super) use crate::clock::unix_ns;
 
 /// Time that goes on from what the clock said when this was made, however the clock is set. A host that sleeps counts.
 #[derive(Debug)]

@@ -1,8 +1,7 @@
 //! What the chain holds of each page, as a hash: so that a page that did not change is not stored again.
 
-use xxhash_rust::xxh3::xxh3_128_with_seed;
-
 use crate::page::{Gfn, PageBytes};
+use crate::xxh3::xxh3_128_with_seed;
 
 /// Content that the table can say without a hash.
 const INITIAL: u128 = 0;

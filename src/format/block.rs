@@ -3,12 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use xxhash_rust::xxh3::xxh3_64;
 use zstd::zstd_safe::{self, CCtx, CParameter, DCtx};
 
 use super::fields::Fields;
+use super::frame::PAGES_BYTES_MAX;
 use super::{FRAME_HEADER_BYTES, FormatError};
 use crate::page::{Gfn, PAGE_SIZE, PageBytes};
+use crate::xxh3::xxh3_64;
 
 /// The most pages in a block.
 pub const BLOCK_PAGES: usize = 16;
@@ -18,6 +19,7 @@ pub const BLOCK_LIST_BYTES_MAX: usize = LIST_BYTES + 4 * BLOCK_PAGES;
 
 /// The largest payload of a pages frame, in bytes.
 pub const BLOCK_PAYLOAD_BYTES_MAX: usize = BLOCK_LIST_BYTES_MAX + BLOCK_PAGES * PAGE_SIZE;
+const _: () = assert!(BLOCK_PAYLOAD_BYTES_MAX == PAGES_BYTES_MAX as usize);
 
 /// Bytes before the gfns' differences.
 const LIST_BYTES: usize = 16;

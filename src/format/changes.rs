@@ -1,11 +1,10 @@
 //! Blocks of changes: pages as what differs from their version before.
 
-use xxhash_rust::xxh3::xxh3_64;
-
 use super::block::{BlockEncoding, BlockList, encode_list};
 use super::fields::Fields;
 use super::{FRAME_HEADER_BYTES, FormatError};
 use crate::page::{Gfn, PAGE_SIZE, PageBytes};
+use crate::xxh3::xxh3_64;
 
 /// The most words of 8 bytes that a change of a page may have.
 pub const CHANGED_WORDS_MAX: u32 = 256;

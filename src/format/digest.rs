@@ -3,9 +3,9 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_128;
 
 use crate::page::{Gfn, PageBytes};
+use crate::xxh3::xxh3_128;
 
 /// A digest of guest memory that does not depend on the order in which pages are added, and in which one page can be replaced.
 ///

@@ -1,5 +1,7 @@
 //! What can be wrong with bytes, or with what is to become bytes.
 
+use super::FORMAT_VERSION;
+
 /// Why bytes are not what `docs/format.md` says, or why something cannot be written as it says.
 ///
 /// Offsets are in bytes from the beginning of the frame (of the file, for an identity); a store adds the file and where the frame
@@ -44,7 +46,7 @@ pub enum FormatError {
         found: u64,
     },
     /// The format's version is one that this reader does not know.
-    #[error("format version: expected {}, found {found}", super::FORMAT_VERSION)]
+    #[error("format version: expected {}, found {found}", FORMAT_VERSION)]
     Version {
         /// Where the version stands.
         offset: u64,
@@ -93,7 +95,7 @@ impl FormatError {
             Self::Field { field, expected, .. } => format!("{field} {expected}"),
             Self::Short { field, needed, .. } => format!("{needed} bytes of {field}"),
             Self::Checksum { field, expected, .. } => format!("{field} {expected:016x}"),
-            Self::Version { .. } => format!("format version {}", super::FORMAT_VERSION),
+            Self::Version { .. } => format!("format version {}", FORMAT_VERSION),
             Self::Input { what, expected, .. } => format!("{what} {expected}"),
         }
     }

@@ -1,10 +1,9 @@
 //! The frame: header, payload, padding.
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
-
 use super::fields::Fields;
 use super::{ChainId, FormatError};
 use crate::page::EpochId;
+use crate::xxh3::{xxh3_64, xxh3_128};
 
 /// Bytes of a frame's header.
 pub const FRAME_HEADER_BYTES: usize = 48;
@@ -18,11 +17,10 @@ pub const FRAME_PAYLOAD_BYTES_MAX: u32 = 64 << 20;
 /// Bytes of the header that its checksum covers: all before it.
 const CHECKED_BYTES: usize = 40;
 
-/// The largest payloads of the kinds that have no other limit: 16 raw pages with their list, and 65,536 runs.
-const PAGES_BYTES_MAX: u32 = 16 + 4 * 16 + 16 * 4096;
-const ZEROS_BYTES_MAX: u32 = 16 * 65_536;
-const _: () =
-    assert!(PAGES_BYTES_MAX as usize == super::BLOCK_PAYLOAD_BYTES_MAX && ZEROS_BYTES_MAX as usize == 16 * super::ZERO_RUNS_MAX);
+/// The largest payload of a pages frame: 16 raw pages with their list. A block has the same limit.
+pub(super) const PAGES_BYTES_MAX: u32 = 16 + 4 * 16 + 16 * 4096;
+/// The largest payload of a zeros frame: 65,536 runs. A list of runs has the same limit.
+pub(super) const ZEROS_BYTES_MAX: u32 = 16 * 65_536;
 
 /// What a frame holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,18 +1,11 @@
 //! What a chain is: `identity.json`.
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
 
+use super::version::{FORMAT_VERSION, is_known};
 use super::{ChainId, FormatError};
 use crate::page::{EpochId, Gfn, PAGE_SIZE_U64, PageRun};
-
-/// The version of the format that chains have. Every other one is refused.
-pub const FORMAT_VERSION: u32 = 1;
-
-/// Whether this code knows a version of the format.
-pub(super) fn is_known(version: impl Into<u64>) -> bool {
-    version.into() == u64::from(FORMAT_VERSION)
-}
+use crate::xxh3::xxh3_64;
 
 /// The largest `identity.json`, in bytes.
 pub const IDENTITY_BYTES_MAX: usize = 1 << 20;

@@ -1,10 +1,9 @@
 //! The mark: which epoch of a chain was durable, apart from the segments. See `docs/format.md`, "The mark".
 
-use xxhash_rust::xxh3::xxh3_64;
-
 use super::fields::Fields;
 use super::{ChainId, FormatError};
 use crate::page::EpochId;
+use crate::xxh3::xxh3_64;
 
 /// Bytes between the beginnings of two slots: what a torn write of one may take with it.
 pub const MARK_BLOCK_BYTES: usize = 4096;

@@ -21,6 +21,7 @@ mod segment;
 mod state;
 #[cfg(test)]
 mod tests;
+mod version;
 mod writer;
 mod zeros;
 
@@ -34,7 +35,7 @@ pub use digest::{MemoryDigest, is_zero};
 pub use error::FormatError;
 pub use frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FRAME_PAYLOAD_BYTES_MAX, FrameHeader, FrameKind, hash_bytes};
 pub use head::{Complete, Head, Line, complete_as_base};
-pub use identity::{BRANCH_NAMES, BranchPoint, FORMAT_VERSION, IDENTITY_BYTES_MAX, Identity, MAIN_BRANCH, is_branch_name};
+pub use identity::{BRANCH_NAMES, BranchPoint, IDENTITY_BYTES_MAX, Identity, MAIN_BRANCH, is_branch_name};
 pub use index::{
     INDEX_MENTIONS_MAX, Index, IndexBuilder, IndexBytes, IndexError, IndexProof, IndexedEpoch, IndexedFrame, IndexedRun, Mention,
 };
@@ -47,5 +48,6 @@ pub use segment::{
     CLOSE_FRAME_BYTES, Close, DURABLE_FRAME_BYTES, Durable, SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SegmentHeader,
 };
 pub use state::{STATE_DATA_BYTES_MAX, STATE_NAME_BYTES_MAX, STATE_RECORDS_MAX, decode_state, unpack_state};
+pub use version::FORMAT_VERSION;
 pub use writer::EpochWriter;
 pub use zeros::{ZERO_RUNS_MAX, decode_zeros};

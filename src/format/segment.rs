@@ -1,7 +1,7 @@
 //! The frames that stand between epochs.
 
 use super::fields::Fields;
-use super::identity::is_known;
+use super::version::is_known;
 use super::{ChainId, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind};
 use crate::page::{EpochId, PAGE_SIZE_U64};
 
@@ -169,7 +169,7 @@ fn decode_newest(header: &FrameHeader, payload: &[u8], what: &'static str) -> Re
 /// A whole frame whose payload has the size that its kind fixes, a multiple of 8.
 pub(super) fn frame_in_epoch(kind: FrameKind, epoch: EpochId, sequence: u32, chain: ChainId, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-    let header = FrameHeader { kind, epoch, sequence, length, payload_hash: xxhash_rust::xxh3::xxh3_64(payload) };
+    let header = FrameHeader { kind, epoch, sequence, length, payload_hash: crate::xxh3::xxh3_64(payload) };
     let mut bytes = Vec::with_capacity(FRAME_HEADER_BYTES + payload.len());
     bytes.extend(header.encode(chain));
     bytes.extend(payload);

@@ -31,7 +31,7 @@ fn the_header_is_laid_out_as_documented() {
     assert_eq!(bytes[..8], [0xD7, 0x53, 0x57, 0x1A, 3, 0, 0, 0]);
     assert_eq!(bytes[8..24], [2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 16, 0, 0, 0]);
     assert_eq!(bytes[24..40], [1, 2, 3, 4, 5, 6, 7, 8, 0x22, 0x11, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(bytes[40..], xxhash_rust::xxh3::xxh3_64(&bytes[..40]).to_le_bytes());
+    assert_eq!(bytes[40..], crate::xxh3::xxh3_64(&bytes[..40]).to_le_bytes());
     assert_eq!(FrameHeader::parse(&bytes, CHAIN), Ok(header));
 }
 
@@ -64,7 +64,7 @@ fn a_header_with_a_sound_checksum_is_checked_all_the_same() {
     for kind in [0, 8, 0x85] {
         let mut bytes = sound.encode(CHAIN);
         bytes[4] = kind;
-        let checksum = xxhash_rust::xxh3::xxh3_64(&bytes[..40]).to_le_bytes();
+        let checksum = crate::xxh3::xxh3_64(&bytes[..40]).to_le_bytes();
         bytes[40..].copy_from_slice(&checksum);
         assert!(matches!(FrameHeader::parse(&bytes, CHAIN), Err(FormatError::Field { field: "kind", offset: 4, .. })));
     }

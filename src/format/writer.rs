@@ -2,13 +2,12 @@
 
 use std::fmt;
 
-use xxhash_rust::xxh3::Xxh3;
-
 use super::StateRecord;
 use super::changes::{ChangedWords, encode_changes};
 use super::state::{encode_state, pack_state};
 use super::{BlockEncoder, ChainId, EpochTotals, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, ZERO_RUNS_MAX};
 use crate::page::{EpochId, Gfn, PageBytes, PageRun};
+use crate::xxh3::Xxh3;
 
 /// Makes the frames of one epoch, in sequence: pages and zeros in any number and order, then the state. The commit frame is the
 /// sink's to make, of [`totals`](Self::totals).

@@ -1,6 +1,7 @@
 //! Runs of pages that hold only zeros.
 
 use super::fields::Fields;
+use super::frame::ZEROS_BYTES_MAX;
 use super::{FRAME_HEADER_BYTES, FormatError};
 use crate::page::{Gfn, PageRun};
 
@@ -9,6 +10,7 @@ pub const ZERO_RUNS_MAX: usize = 65_536;
 
 /// Bytes of one run.
 pub(super) const RUN_BYTES: usize = 16;
+const _: () = assert!(RUN_BYTES * ZERO_RUNS_MAX == ZEROS_BYTES_MAX as usize);
 
 /// Reads the payload of a zeros frame. The runs are not empty, rise, and have no page in common.
 ///

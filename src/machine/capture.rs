@@ -9,6 +9,7 @@ use zerocopy::IntoBytes;
 
 use super::error::StateError;
 use super::fit::is_same_frequency;
+use super::msrs::{all_msrs, msr_list};
 use super::order::{APPLY_ORDER, CAPTURE_ORDER, VM_APPLY_ORDER, VM_CAPTURE_ORDER, VcpuPiece, VmPiece};
 use super::spec::{CaptureSpec, TSC, xsave_error};
 use super::state::{VcpuState, VmState};
@@ -134,21 +135,6 @@ pub(super) fn capture_msrs(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuSt
     let Some(msrs) = msrs else { return Ok(()) };
     let read = vcpu.get_msrs(msrs).map_err(failed("KVM_GET_MSRS", VcpuPiece::Msrs.name(), Some(state.index)))?;
     all_msrs(msrs, read, state.index, "read")
-}
-
-/// A list of registers as the kernel takes it.
-pub(super) fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
-    let too_many = |_| StateError::Size {
-        piece: VcpuPiece::Msrs.name(),
-        expected: super::spec::MSRS_MAX * size_of::<kvm_msr_entry>(),
-        found: size_of_val(entries),
-    };
-    Msrs::from_entries(entries).map_err(too_many)
-}
-
-pub(super) fn all_msrs(msrs: &Msrs, done: usize, vcpu: u32, action: &'static str) -> Result<(), StateError> {
-    // The kernel stops at the first register that it can't do, and says how many it did.
-    msrs.as_slice().get(done).map_or(Ok(()), |msr| Err(StateError::Msr { vcpu, index: msr.index, action }))
 }
 
 fn refuse_smm(state: &VcpuState) -> Option<StateError> {

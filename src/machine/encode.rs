@@ -3,8 +3,9 @@
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_fpu, kvm_msr_entry};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::capture::{chip, chip_id, msr_list};
+use super::capture::{chip, chip_id};
 use super::error::StateError;
+use super::msrs::msr_list;
 use super::order::{VcpuPiece, VmPiece};
 use super::spec::MSRS_MAX;
 use super::state::{DeviceState, MachineState, VcpuState};

@@ -24,6 +24,7 @@ mod clocks;
 mod encode;
 mod error;
 pub mod fit;
+mod msrs;
 mod order;
 mod rewind;
 mod spec;

@@ -9,10 +9,9 @@ use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_clock_data, kvm_lapic_state, kvm_m
 use kvm_ioctls::{VcpuFd, VmFd};
 use zerocopy::IntoBytes;
 
-use super::capture::{
-    all_msrs, capture_msrs, chip, chip_id, counter_far_from, failed, given, left_registers, msr_list, refuse_nested,
-};
+use super::capture::{capture_msrs, chip, chip_id, counter_far_from, failed, given, left_registers, refuse_nested};
 use super::error::StateError;
+use super::msrs::{all_msrs, msr_list};
 use super::order::{APPLY_ORDER, VM_APPLY_ORDER, VcpuPiece, VmPiece};
 use super::spec::{ASYNC_PF_EN, CaptureSpec, TSC, TSC_DEADLINE, xsave_error};
 use super::state::{VcpuState, VmState};

@@ -6,12 +6,12 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use serde::Serialize;
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::plan::{PageTarget, Plan, RestoreError, TargetError};
 use crate::format::StateRecord;
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes};
 use crate::store::Chain;
+use crate::xxh3::xxh3_64;
 
 /// A page that differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -4,10 +4,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+#[cfg(feature = "kvm")]
 use super::elf_core::Head;
 use super::plan::{PageTarget, Plan, RestoreError, TargetError};
+#[cfg(feature = "kvm")]
 use super::vmcoreinfo::Search;
 use crate::format::MemoryDigest;
+#[cfg(feature = "kvm")]
 use crate::machine::{MachineState, StateError};
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes, PageRun};
 use crate::store::Chain;
@@ -22,6 +25,7 @@ pub enum ExportFormat {
     /// of a Linux guest: for crash, drgn, makedumpfile, gdb and readelf.
     /// The segments' virtual addresses are their physical ones, for no page tables are walked. crash walks them by itself; gdb takes
     /// every address for a physical one.
+    #[cfg(feature = "kvm")]
     ElfCore,
 }
 
@@ -47,6 +51,7 @@ pub enum ExportError {
     #[error(transparent)]
     Restore(#[from] RestoreError),
     /// The epoch's state is none that a core can show, or is not whole.
+    #[cfg(feature = "kvm")]
     #[error("the state of epoch {epoch} can't be used")]
     State {
         /// The epoch.
@@ -109,9 +114,11 @@ pub fn export(
         devices: identity.device_memory(),
         pages: 0,
         memory: MemoryDigest::default(),
+        #[cfg(feature = "kvm")]
         search: None,
     };
     let mut end = 0;
+    #[cfg(feature = "kvm")]
     let mut head = None;
     match format {
         ExportFormat::Raw => {
@@ -121,6 +128,7 @@ pub fn export(
                 end = at.saturating_add(run.count.saturating_mul(PAGE_SIZE_U64));
             }
         }
+        #[cfg(feature = "kvm")]
         ExportFormat::ElfCore => {
             let machine = MachineState::from_records(plan.state(), identity.vcpus);
             let machine = machine.map_err(|source| ExportError::State { epoch, source })?;
@@ -138,6 +146,7 @@ pub fn export(
     plan.fill(&mut image, progress).map_err(RestoreError::of_target::<ExportError>)?;
     image.flush()?;
     // Last, with what was found in memory.
+    #[cfg(feature = "kvm")]
     if let (Some(head), Some(search)) = (head, image.search.take()) {
         let vmcoreinfo = search.text(|address, buffer| image.read(address, buffer))?;
         image.waiting = head.write(vmcoreinfo.as_deref());
@@ -166,6 +175,7 @@ struct Image<'a> {
     pages: u64,
     memory: MemoryDigest,
     /// Looks for what a Linux guest says about itself.
+    #[cfg(feature = "kvm")]
     search: Option<Search>,
 }
 
@@ -179,6 +189,7 @@ impl Image<'_> {
     }
 
     /// Reads what was written of guest memory from `address` on, as far as there is memory.
+    #[cfg(feature = "kvm")]
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, ExportError> {
         let gfn = Gfn::containing(address);
         let Some((run, begin)) = self.places.iter().find(|(run, _)| run.contains(gfn)) else { return Ok(0) };
@@ -209,6 +220,7 @@ impl PageTarget for Image<'_> {
         }
         self.waiting.extend_from_slice(page);
         self.memory.add_page(gfn, page);
+        #[cfg(feature = "kvm")]
         if let Some(search) = &mut self.search {
             search.look_at(gfn, page);
         }

@@ -16,20 +16,26 @@
 //! ```
 
 mod diff;
+#[cfg(feature = "kvm")]
 mod elf_core;
 mod export;
+#[cfg(feature = "kvm")]
 mod fill;
+#[cfg(feature = "kvm")]
 mod memory;
+#[cfg(feature = "kvm")]
 mod on_demand;
 mod pages;
 mod plan;
 #[cfg(test)]
 mod tests;
 mod touched;
+#[cfg(feature = "kvm")]
 mod vmcoreinfo;
 
 pub use diff::{DiffError, Difference, PageChange, StateChange, diff};
 pub use export::{ExportError, ExportFormat, Exported, export};
+#[cfg(feature = "kvm")]
 pub use on_demand::{FillOptions, FillReport, FillTimes, OnDemand};
 pub use pages::{PageMap, PageSource, PageSources};
 pub use plan::{Digest, Filled, PageTarget, Plan, RestoreError, TargetError, digest};

@@ -11,7 +11,7 @@
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
@@ -26,6 +26,7 @@ use super::fill::{Batch, Place, Put, Turn, Walk};
 use super::pages::{PageSource, PageSources};
 use super::touched::{TOUCHED_MOST, merge};
 use crate::kvm::uffd::{Fault, Userfaultfd};
+use crate::lock::lock;
 use crate::memory::{GuestMemory, MemoryError, MissingMemory};
 use crate::page::Gfn;
 
@@ -135,10 +136,6 @@ impl std::fmt::Debug for OnDemand {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OnDemand").field("missing", &self.shared.missing).finish_non_exhaustive()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn thread_error(step: &'static str) -> impl FnOnce(io::Error) -> RestoreError {
@@ -460,8 +457,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::kvm::uffd::UserfaultError;
     use crate::epoch::{Memory as _, Staging};
+    use crate::kvm::uffd::UserfaultError;
     use crate::page::{EpochId, PAGE_SIZE, PageBytes, PageRun};
     use crate::store::StoreError;
 

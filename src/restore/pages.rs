@@ -2,13 +2,14 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::RestoreError;
 use super::plan::Plan;
 use crate::format::StateRecord;
+use crate::lock::lock;
 use crate::page::{EpochId, Gfn, PageBytes, PageRun};
-use crate::store::view::View;
+use crate::store::read::view::View;
 use crate::store::{Chain, FoundPages, PageReader, causes};
 
 /// Gives pages of one epoch, in any order.
@@ -101,7 +102,7 @@ impl PageMap {
     /// Drops `kept` when all pages have come. With what [`Writer::keep_segments`](crate::store::Writer::keep_segments) gives, the writer of this chain
     /// compacts nothing before.
     pub fn until_filled(&self, kept: impl Any + Send + Sync) {
-        *self.until_filled.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(kept));
+        *lock(&self.until_filled) = Some(Box::new(kept));
     }
 
     /// The state records of the epoch, in the order of the chain. A restore must use every one.
@@ -136,7 +137,7 @@ impl PageSources for PageMap {
 
     fn filled(&self) {
         self.chain.let_go();
-        drop(self.until_filled.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(lock(&self.until_filled).take());
     }
 
     fn keep_touched(&self, order: &[Gfn]) {

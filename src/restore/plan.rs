@@ -1,19 +1,19 @@
 //! Plan and eager fill.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::num::NonZero;
-use std::ops::Range;
 
 use crate::format::StateRecord;
-use crate::format::{CHANGES_DEPTH_MAX, Index, MemoryDigest, Mention, decode_state, hash_bytes, is_zero, unpack_state};
+use crate::format::{MemoryDigest, decode_state, hash_bytes, is_zero, unpack_state};
+#[cfg(feature = "kvm")]
 use crate::memory::MemoryError;
 use crate::page::{EpochId, Gfn, PageBytes, PageRun};
-use crate::store::assembly::{Assembly, Want};
-use crate::store::blocks::{self, Block, BlockPlace};
-use crate::store::view::{self, Unanswered, View};
-use crate::store::{Chain, Found, Segment, StoreError};
+use crate::store::read::assembly::{Assembly, Want};
+use crate::store::read::blocks::{self, Block, BlockPlace};
+use crate::store::read::newest::{self, Counts, Pages};
+use crate::store::read::view::View;
+use crate::store::{Chain, Segment, StoreError};
 
 /// Why a target did not take a page.
 pub type TargetError = Box<dyn Error + Send + Sync>;
@@ -50,6 +50,7 @@ pub enum RestoreError {
         source: StoreError,
     },
     /// Pages can't be brought as they are touched.
+    #[cfg(feature = "kvm")]
     #[error("memory can't be filled on demand")]
     OnDemand(#[source] MemoryError),
     /// A thread that brings pages could not be started, or ended.
@@ -77,6 +78,7 @@ impl RestoreError {
     #[must_use]
     pub const fn hint(&self) -> Option<&'static str> {
         match self {
+            #[cfg(feature = "kvm")]
             Self::OnDemand(MemoryError::Userfault(error)) => Some(error.hint()),
             _ => None,
         }
@@ -148,33 +150,6 @@ struct Needed {
     changed: Option<(Gfn, Gfn)>,
 }
 
-/// Pages of a block that count, and as what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Pages {
-    segment: usize,
-    frame: u32,
-    first: Gfn,
-    count: u64,
-    version: Counts,
-}
-
-/// What a version of a page is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Counts {
-    /// It is the newest, and whole.
-    Newest,
-    /// It is the newest, and a change of the one before it.
-    NewestChange,
-    /// The one after it is a change of it.
-    Older,
-}
-
-impl Pages {
-    const fn run(&self) -> PageRun {
-        PageRun { first: self.first, count: self.count }
-    }
-}
-
 /// Pages whose newest version is a change, and which a pass of a fill puts together: what is held of them until they are whole is bounded by this (64 MiB).
 const PASS_PAGES: usize = if cfg!(test) { 5 } else { 16_384 };
 
@@ -189,7 +164,7 @@ impl<'a> Plan<'a> {
             Ok((hash_bytes(&plain), decode_state(&plain)?))
         })?;
         let view = View::new(chain, epoch)?;
-        let Search { mut needed, changed, .. } = view::ask(chain, || Search::default().all(chain, &view))?;
+        let (mut needed, changed) = newest::of_all(chain, &view)?;
         needed.sort_unstable();
         let mut blocks: Vec<Needed> = Vec::new();
         for (at, pages) in needed.iter().enumerate() {
@@ -284,109 +259,6 @@ impl<'a> Plan<'a> {
 /// Whether two ranges of pages have any page in common.
 fn within(one: Option<(Gfn, Gfn)>, other: Option<(Gfn, Gfn)>) -> bool {
     one.zip(other).is_some_and(|((first, last), (from, to))| first <= to && from <= last)
-}
-
-/// What was found while going back from the epoch, segment by segment.
-#[derive(Debug, Default)]
-struct Search {
-    /// Pages whose newest version was met.
-    found: Found,
-    /// For each of them whose versions that were met are all changes, how many these are.
-    open: BTreeMap<Gfn, u8>,
-    /// Every page whose newest version is a change.
-    changed: Vec<Gfn>,
-    needed: Vec<Pages>,
-}
-
-impl Search {
-    fn all(mut self, chain: &Chain, view: &View) -> Result<Self, Unanswered> {
-        let frames = chain.identity().frames();
-        for part in view.parts() {
-            if self.found.frames() >= frames && self.open.is_empty() {
-                break;
-            }
-            let source = chain.segment(part.segment)?;
-            let index = source.index()?;
-            let asked = |error| Unanswered::Index(part.segment, error);
-            for number in 0..index.runs() {
-                let run = index.run(number).map_err(asked)?;
-                let mentions = part.mentions(index, &run).map_err(asked)?;
-                if !mentions.is_empty() {
-                    self.run(source, index, part.segment, run.run, mentions)?;
-                }
-            }
-        }
-        self.changed.sort_unstable();
-        Ok(self)
-    }
-
-    /// Takes a run's mentions, which are older than all met before of its pages.
-    fn run(
-        &mut self,
-        source: &Segment,
-        index: &Index,
-        segment: usize,
-        run: PageRun,
-        mentions: Range<u64>,
-    ) -> Result<(), Unanswered> {
-        let end = run.end().unwrap_or(Gfn(u64::MAX));
-        let open: Vec<_> = self.open.range(run.first..end).map(|(gfn, depth)| (*gfn, *depth)).collect();
-        for (gfn, depth) in open {
-            let page = PageRun { first: gfn, count: 1 };
-            match self.versions(source, index, segment, page, mentions.clone(), Some(depth))? {
-                Some(depth) => self.open.insert(gfn, depth),
-                None => self.open.remove(&gfn),
-            };
-        }
-        let mut fresh = Vec::new();
-        self.found.add(run, |part| fresh.push(part));
-        for part in fresh {
-            let depth = self.versions(source, index, segment, part, mentions.clone(), None)?;
-            if let Some(depth) = depth {
-                self.open.extend(part.gfns().map(|gfn| (gfn, depth)));
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the versions of pages, newest first, down to one that is no change. `depth`: how many changes were met before, or none where nothing was. Returns how many changes there are now
-    /// behind each other, where none but changes were met.
-    fn versions(
-        &mut self,
-        source: &Segment,
-        index: &Index,
-        segment: usize,
-        run: PageRun,
-        mentions: Range<u64>,
-        depth: Option<u8>,
-    ) -> Result<Option<u8>, Unanswered> {
-        let asked = |error| Unanswered::Index(segment, error);
-        let mut depth = depth;
-        for mention in mentions.rev() {
-            let frame = index.mention(mention).map_err(asked)?;
-            let mention = index.frame_of(frame.into(), run).map_err(asked)?.mention;
-            let version = match (mention, depth) {
-                (Mention::Zeros, _) => return Ok(None),
-                (Mention::Whole, None) => Counts::Newest,
-                (Mention::Changes, None) => {
-                    self.changed.extend(run.gfns());
-                    Counts::NewestChange
-                }
-                (_, Some(_)) => Counts::Older,
-            };
-            self.needed.push(Pages { segment, frame, first: run.first, count: run.count, version });
-            if mention == Mention::Whole {
-                return Ok(None);
-            }
-            let behind = depth.unwrap_or_default() + 1;
-            if behind > CHANGES_DEPTH_MAX {
-                let place = Segment::place(index, frame.into()).map_err(asked)?;
-                return Err(view::too_deep(source, &place, run.first).into());
-            }
-            depth = Some(behind);
-        }
-        Ok(depth)
-    }
 }
 
 /// A fill under way.

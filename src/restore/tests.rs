@@ -3,8 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
-
 use super::*;
 use crate::format::{
     BlockEncoder, CHANGES_DEPTH_MAX, ChainId, ChangedWords, Commit, Complete, Compression, EpochTotals, EpochWriter,
@@ -13,6 +11,7 @@ use crate::format::{
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes};
 use crate::store::testing::{Disk, Memory, Model, Random, empty_memory, memory_digest, new_chain, state_of};
 use crate::store::{Writer, WriterOptions};
+use crate::xxh3::{Xxh3, xxh3_64};
 
 /// Memory as zeros, which refuses pages that come twice, are zero or are not in it.
 #[derive(Debug)]

@@ -6,11 +6,10 @@
 
 use std::io;
 
-use xxhash_rust::xxh3::xxh3_64;
-
 use crate::format::ChainId;
 use crate::page::Gfn;
-use crate::store::{Chain, TOUCHED, TOUCHED_DRAFT};
+use crate::store::{Chain, TOUCHED, TOUCHED_DRAFT, replace_beside};
+use crate::xxh3::xxh3_64;
 
 /// The most pages of a record: 256 MiB of guest memory.
 pub(super) const TOUCHED_MOST: usize = 1 << 16;
@@ -39,11 +38,12 @@ pub(super) fn load(chain: &Chain) -> Vec<Gfn> {
 /// Keeps `order`, up to [`TOUCHED_MOST`] pages of it.
 pub(super) fn keep(chain: &Chain, order: &[Gfn]) {
     let order = order.get(..TOUCHED_MOST).unwrap_or(order);
-    if let Err(error) = chain.replace_beside(TOUCHED, TOUCHED_DRAFT, &encode(order, chain.identity().chain)) {
+    if let Err(error) = replace_beside(chain, TOUCHED, TOUCHED_DRAFT, &encode(order, chain.identity().chain)) {
         tracing::debug!(%error, "the record of touched pages could not be kept");
     }
 }
 
+#[cfg(feature = "kvm")]
 /// The record for the next time: what had to be waited for in this run comes first, for the record before brought it too late or not at all; and
 /// what that brought in time stays.
 pub(super) fn merge(demanded: &[Gfn], before: &[Gfn]) -> Vec<Gfn> {
@@ -92,7 +92,7 @@ mod tests {
         keep(&chain, &gfns([3, 1, 2]));
         assert_eq!(load(&chain), gfns([3, 1, 2]));
         // Another replaces it, a draft that was left over is no obstacle, and what is not memory is left out.
-        chain.replace_beside(TOUCHED_DRAFT, "other", b"left over").unwrap();
+        replace_beside(&chain, TOUCHED_DRAFT, "other", b"left over").unwrap();
         keep(&chain, &gfns([5, 1 << 39, u64::MAX, 0]));
         assert_eq!(load(&chain), gfns([5, 0]));
         let good = encode(&gfns([1, 2]), chain.identity().chain);
@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(parse(&encode(&gfns([1]), ChainId([9; 16])), chain.identity().chain), None);
         let long = encode(&gfns(0..TOUCHED_MOST as u64 + 1), chain.identity().chain);
         assert_eq!(parse(&long, chain.identity().chain), None);
-        chain.replace_beside(TOUCHED, TOUCHED_DRAFT, &long).unwrap();
+        replace_beside(&chain, TOUCHED, TOUCHED_DRAFT, &long).unwrap();
         assert_eq!(load(&chain), []);
     }
 

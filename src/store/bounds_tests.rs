@@ -1,4 +1,5 @@
-//! However long a chain is, no more files are open than the options say, and too few are no fault for ever.
+//! However long a chain is, no more files are open than the options say, and too few are no fault
+//! for ever.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,8 +9,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use super::compact::{self, Scope};
-use super::files::FileReplaced;
+use super::bounds::Bounds;
+use super::error::FileReplaced;
+use super::keep::compaction::{self, Scope};
 use super::testing::{Cut, Disk, Model, memory_digest, new_chain};
 use super::verify::{VerifyOptions, verify};
 use super::*;
@@ -39,9 +41,9 @@ fn long(segments: u64) -> (Disk, Model) {
     (disk, model)
 }
 
-fn all(disk: &Disk, scope: Scope, newest: EpochId) -> Result<compact::Compacted, StoreError> {
+fn all(disk: &Disk, scope: Scope, newest: EpochId) -> Result<Compacted, StoreError> {
     let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| BTreeSet::from([newest]);
-    compact::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, scope, 0, &mut |_, _| Ok(()))
+    compaction::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, scope, (0, Bounds::SMALL), &mut |_, _| Ok(()))
         .map(|upkeep| upkeep.compacted)
 }
 
@@ -60,13 +62,14 @@ fn as_few_files_are_open_as_the_options_say() {
     let (disk, model) = long(700);
     for most in [1, 2, 5, 64] {
         disk.take_open_most();
-        let options = ReadOptions::open_files(most);
-        let chain = Chain::open_on_with(Path::new("disk"), &disk.medium(), MAIN_BRANCH, options).unwrap();
+        let options = ReadOptions { bounds: Bounds::SMALL, ..ReadOptions::open_files(most) };
+        let chain = Chain::open_on_with(Path::new("disk"), &disk.to_read(), MAIN_BRANCH, options).unwrap();
         assert_eq!((chain.segments(), chain.epochs_len().unwrap()), (700, 700));
         assert_eq!(chain.epochs().map(Result::unwrap).count(), 700);
         is_newest_whole(&chain, &model);
         let (found, now) = disk.take_open_most();
-        // One more while a file takes the place of another; a file that is read stays open until it was.
+        // One more while a file takes the place of another; a file that is read stays open until it
+        // was.
         assert!(found <= most as u64 + 1 + readers() && now <= most as u64, "{found} were open and {now} are, of {most}");
         drop(chain);
         assert_eq!(disk.take_open_most().1, 0);
@@ -112,9 +115,9 @@ fn branches_behind_each_other_take_no_more_files() {
         model.run(&mut writer, 3);
         of = name;
     }
-    let options = ReadOptions::open_files(4);
+    let options = ReadOptions { bounds: Bounds::SMALL, ..ReadOptions::open_files(4) };
     disk.take_open_most();
-    let chain = Chain::open_on_with(Path::new("disk"), &disk.medium(), &of, options).unwrap();
+    let chain = Chain::open_on_with(Path::new("disk"), &disk.to_read(), &of, options).unwrap();
     assert_eq!(chain.epochs_len().unwrap(), 65 * 3);
     is_newest_whole(&chain, &model);
     // The writer has its segment, its mark, and a spare.
@@ -124,8 +127,8 @@ fn branches_behind_each_other_take_no_more_files() {
 /// A chain of some segments, and what is put in their place.
 fn opened_and_compacted(open_files: usize) -> (Disk, Model, Arc<Chain>) {
     let (disk, model) = long(20);
-    let options = ReadOptions::open_files(open_files);
-    let chain = Chain::open_on_with(Path::new("disk"), &disk.medium(), MAIN_BRANCH, options).unwrap();
+    let options = ReadOptions { bounds: Bounds::SMALL, ..ReadOptions::open_files(open_files) };
+    let chain = Chain::open_on_with(Path::new("disk"), &disk.to_read(), MAIN_BRANCH, options).unwrap();
     (disk, model, Arc::new(chain))
 }
 
@@ -153,7 +156,7 @@ fn another_file_of_the_same_name_or_number_is_not_the_same() {
     assert_eq!(read(first).unwrap(), 8);
     // The last segment of the chain drives it out, and meanwhile its inode is another's.
     read(chain.all_segments().last().unwrap()).unwrap();
-    medium.open("segment-00000001", true).unwrap().write(16, &[&[1]]).unwrap();
+    medium.open_to_write("segment-00000001").unwrap().write(16, &[&[1]]).unwrap();
     assert!(replaced(read(first)));
     // A copy of it has another inode.
     let (disk, _, chain) = opened_and_compacted(1);
@@ -278,7 +281,8 @@ fn entries(of: &str) -> usize {
 /// The process that is limited, where this is it.
 const LIMITED: &str = "SLACKWATER_LIMITED_STORE";
 
-/// Every verb of the library on a chain of a thousand segments, in a process that may have 32 files open.
+/// Every verb of the library on a chain of a thousand segments, in a process that may have 32 files
+/// open.
 #[test]
 fn every_verb_does_with_thirty_two_descriptors() {
     if let Some(dir) = std::env::var_os(LIMITED) {

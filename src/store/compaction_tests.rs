@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::compact::{self, Compacted, Scope};
+use super::bounds::Bounds;
+use super::keep::compaction::{self, Scope};
 use super::testing::{Cut, Disk, Memory, Model, Random, is_full, memory_digest, new_chain, seeds, state_of};
 use super::verify::LeftoverKind;
 use super::*;
@@ -22,7 +23,7 @@ fn epochs(chain: &Chain) -> Vec<EpochId> {
 
 fn compact(disk: &Disk, keep: &BTreeSet<EpochId>, scope: Scope) -> Result<Compacted, StoreError> {
     let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| keep.clone();
-    compact::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, scope, 0, &mut |_, _| Ok(()))
+    compaction::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, scope, (0, Bounds::SMALL), &mut |_, _| Ok(()))
         .map(|upkeep| upkeep.compacted)
 }
 
@@ -135,9 +136,16 @@ fn a_writer_and_a_compaction_do_not_disturb_each_other() {
             let chain = disk.chain().unwrap();
             let keep = some(&epochs(&chain), &mut random);
             let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| keep.clone();
-            compact::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, Scope::WhatIsDropped, 0, &mut |_, _| Ok(()))
-                .map(|upkeep| upkeep.compacted)
-                .unwrap();
+            compaction::run(
+                (Path::new("disk"), &disk.medium()),
+                MAIN_BRANCH,
+                &keep,
+                Scope::WhatIsDropped,
+                (0, Bounds::SMALL),
+                &mut |_, _| Ok(()),
+            )
+            .map(|upkeep| upkeep.compacted)
+            .unwrap();
             held.push(chain);
         }
         model.run(&mut writer, 5);
@@ -293,7 +301,8 @@ fn a_compaction_copies_no_damage() {
                         // One segment of which all is kept is left as it is.
                         Ok(_) if without_locks(&damaged) == before => {}
                         Ok(_) => {
-                            // Nothing proved that the epoch had been durable: it was torn, and stays what it was.
+                            // Nothing proved that the epoch had been durable: it was torn, and
+                            // stays what it was.
                             let chain = damaged.chain().unwrap();
                             assert!(epochs(&chain).len() < all.len(), "seed {seed}, {name} at {at}");
                             is_sound_but_for_its_tail(&chain, &model);
@@ -406,7 +415,8 @@ fn branches_share_what_they_begin_at() {
         for name in [MAIN_BRANCH, "try", "deeper", MAIN_BRANCH] {
             let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| BTreeSet::new();
             let scope = Scope::WhatIsDropped;
-            compact::run((Path::new("disk"), &disk.medium()), name, &keep, scope, 0, &mut |_, _| Ok(())).unwrap();
+            compaction::run((Path::new("disk"), &disk.medium()), name, &keep, scope, (0, Bounds::SMALL), &mut |_, _| Ok(()))
+                .unwrap();
             is_sound(&disk.branch("try").unwrap(), &branch);
             is_sound(&disk.branch("deeper").unwrap(), &deeper);
         }
@@ -419,7 +429,8 @@ fn branches_share_what_they_begin_at() {
     }
 }
 
-/// A life in which all happens: epochs are dropped while others are appended, a branch is made, both go on.
+/// A life in which all happens: epochs are dropped while others are appended, a branch is made,
+/// both go on.
 fn busy_life(disk: &Disk, main: &mut Model, branch: &mut Model, made: &mut Option<EpochId>) -> Result<(), StoreError> {
     let options = WriterOptions { retention: Some(Retention { last: Some(2), ..Retention::default() }), ..SMALL };
     let options = WriterOptions { segment_bytes: 12_000, ..options };

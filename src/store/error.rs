@@ -3,8 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::files::FileReplaced;
-use super::{Damage, shortage};
+use super::damage::Damage;
+use super::shortage;
 use crate::format::FormatError;
 use crate::page::EpochId;
 
@@ -124,7 +124,8 @@ pub enum StoreError {
         /// The most there may be.
         most: u32,
     },
-    /// A file was taken away or replaced while the chain was read, as a compaction does. Opening the chain again finds what is there now.
+    /// A file was taken away or replaced while the chain was read, as a compaction does. Opening
+    /// the chain again finds what is there now.
     #[error("{} was taken away while the chain was read; opening the chain again finds what has its place", path.display())]
     Replaced {
         /// The file.
@@ -140,8 +141,8 @@ pub enum StoreError {
         /// The operating system's reason.
         source: io::Error,
     },
-    /// There is not the room that dropping what is not kept takes. A writer of a chain of which epochs are dropped appends nothing then: what it took
-    /// would be missing for good.
+    /// There is not the room that dropping what is not kept takes. A writer of a chain of which
+    /// epochs are dropped appends nothing then: what it took would be missing for good.
     #[error("compacting {} needs {} free, and {} are", dir.display(), bytes_text(*needed), bytes_text(*free))]
     Room {
         /// The directory of the chain.
@@ -188,7 +189,8 @@ pub enum StoreError {
         /// How many there are.
         found: u32,
     },
-    /// The directory, its lock or the segment that is written is not what it was when it was opened: somebody moved, removed, replaced or changed it.
+    /// The directory, its lock or the segment that is written is not what it was when it was
+    /// opened: somebody moved, removed, replaced or changed it.
     #[error("{} is not what was opened: expected {expected}, found {found}", path.display())]
     Displaced {
         /// Where it was opened.
@@ -244,6 +246,18 @@ impl StoreError {
     #[must_use]
     pub const fn is_in_use(&self) -> bool {
         matches!(self, Self::InUse { .. })
+    }
+}
+
+/// Another file is where one was that is read, or none.
+#[derive(Debug, thiserror::Error)]
+#[error("it was removed, or another file has its name")]
+pub(super) struct FileReplaced;
+
+impl FileReplaced {
+    /// Whether an error of a file says so.
+    pub(super) fn is_cause(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<Self>())
     }
 }
 

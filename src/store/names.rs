@@ -25,7 +25,8 @@ pub(super) const BRANCHES: &str = "branches";
 /// The file that whoever compacts or makes a branch holds a lock on.
 pub(super) const MAINTENANCE: &str = "maintenance";
 
-/// The numbers that a segment stands for: one, or those of the segments that a compaction put it in the place of.
+/// The numbers that a segment stands for: one, or those of the segments that a compaction put it in
+/// the place of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SegmentNumbers {
     /// The first, from 1.
@@ -122,7 +123,8 @@ impl Listed {
         names.iter().filter_map(|name| SegmentNumbers::parse("index-", name))
     }
 
-    /// The names of files that mean nothing any more: replaced segments, indexes without a segment that counts, and drafts.
+    /// The names of files that mean nothing any more: replaced segments, indexes without a segment
+    /// that counts, and drafts.
     pub(super) fn leftovers(&self, names: &[String]) -> Vec<String> {
         let is_leftover = |name: &&String| match name.strip_suffix(".tmp") {
             Some(draft) => *name == MARK_DRAFT || SegmentNumbers::parse("index-", draft).is_some(),

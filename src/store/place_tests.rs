@@ -24,8 +24,9 @@ fn chain(disk: &Disk, branch: &str) -> Chain {
     disk.branch(branch).unwrap()
 }
 
-/// Runs until the writer takes nothing more or some epochs are through. From the moment on that somebody was at the store, nothing is taken that begins
-/// then, and no sync says that anything is durable. `durable` is the newest that was before.
+/// Runs until the writer takes nothing more or some epochs are through. From the moment on that
+/// somebody was at the store, nothing is taken that begins then, and no sync says that anything is
+/// durable. `durable` is the newest that was before.
 fn run_watched(disk: &Disk, model: &mut Model, writer: &mut Writer, seed: &str) {
     for _ in 0..30 {
         let (before, durable, was) = (disk.is_meddled_with(), model.durable, writer.durable());
@@ -45,11 +46,13 @@ fn run_watched(disk: &Disk, model: &mut Model, writer: &mut Writer, seed: &str) 
         }
         assert!(model.durable == durable || !disk.is_meddled_with(), "{seed}: durable in a store that is not what it was");
     }
-    // Somebody who comes behind the last step is noticed by the next. What a rotation synced before counts.
+    // Somebody who comes behind the last step is noticed by the next. What a rotation synced before
+    // counts.
     model.durable = writer.durable();
 }
 
-/// One run in which somebody is at the store at the operation with this number. Whether that was reached.
+/// One run in which somebody is at the store at the operation with this number. Whether that was
+/// reached.
 fn meddled(seed: u64, at: u64) -> bool {
     let mut random = Random(seed);
     let branch = if random.one_in(2) { "main" } else { "b" };
@@ -160,7 +163,8 @@ fn nothing_is_durable_elsewhere() {
     }
 }
 
-/// A compaction may have the segment that a writer leaves as soon as there is a next one, and the writer looks at the one that it leaves once more.
+/// A compaction may have the segment that a writer leaves as soon as there is a next one, and the
+/// writer looks at the one that it leaves once more.
 #[test]
 fn a_segment_that_was_left_and_compacted_is_no_displacement() {
     let disk = Disk::new().meddling_at(0, Meddling::Join);

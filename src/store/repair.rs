@@ -1,27 +1,25 @@
-//! What can be put right in a store without a guess: what nothing needs is removed, what can be made anew as well, and what was never
-//! committed is cut off. A chain that is damaged is cut only where somebody says so, and what is cut off is kept.
+//! What can be put right in a store without a guess: what nothing needs is removed, what can be
+//! made anew as well, and what was never committed is cut off. A chain that is damaged is cut only
+//! where somebody says so, and what is cut off is kept.
 //!
-//! A plan is made and shown before anything is changed, under the locks that keep it true. Its steps are in an order in which the process may end behind any of
-//! them, and each is durable before the next: what is left is a store in which the same repair goes on.
+//! A plan is made and shown before anything is changed, under the locks that keep it true. Its
+//! steps are in an order in which the process may end behind any of them, and each is durable
+//! before the next: what is left is a store in which the same repair goes on.
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::TryLockError;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::OFlags;
 use serde::Serialize;
 
-use super::StoreError;
-use super::directory::Directory;
-use super::medium::Medium;
+use super::error::StoreError;
+use super::medium::{Place, WritableMedium};
 use super::names::{BRANCHES, IDENTITY, LOCK, MAINTENANCE, MARK_DRAFT};
-use super::place::Place;
 use super::verify::{
-    BranchReport, DamageKind, Leftover, LeftoverKind, Progress, VerifyError, VerifyOptions, VerifyReport, check, verify_open,
+    BranchReport, DamageKind, Leftover, LeftoverKind, Progress, VerifyError, VerifyOptions, VerifyReport, check, open_directory,
+    verify_on,
 };
 use crate::format::{ChainId, Close, Mark};
 use crate::page::EpochId;
@@ -31,7 +29,8 @@ use crate::page::EpochId;
 pub struct RepairOptions {
     /// The chain that [`truncate_after`](Self::truncate_after) is about; `main` by default.
     pub branch: Option<String>,
-    /// Cut that chain behind this epoch, which must be the newest before the damage. What is cut off is moved to a directory `lost-NNN` in the store.
+    /// Cut that chain behind this epoch, which must be the newest before the damage. What is cut
+    /// off is moved to a directory `lost-NNN` in the store.
     pub truncate_after: Option<EpochId>,
 }
 
@@ -174,7 +173,7 @@ pub struct RepairPlan {
     in_use: Vec<String>,
     remains: bool,
     /// The store's directory. What is locked is what is repaired, whatever happens to its path.
-    root: Directory,
+    root: Arc<dyn WritableMedium>,
     /// None where it was only looked.
     locks: Option<Vec<Place>>,
 }
@@ -190,11 +189,24 @@ impl RepairPlan {
     /// Locks the store in `dir`, verifies it, and says what to do. Nothing but locks is changed.
     ///
     /// # Errors
-    /// A store in use, one that can't be verified at all, or a cut behind another epoch than the newest before the damage.
+    /// A store in use, one that can't be verified at all, or a cut behind another epoch than the
+    /// newest before the damage.
     pub fn new(dir: &Path, options: &RepairOptions, progress: &mut dyn FnMut(Progress)) -> Result<Self, RepairError> {
+        Self::new_on(dir, Arc::new(open_directory(dir)?), options, progress)
+    }
+
+    /// As [`new`](Self::new), on a medium that was opened as `dir`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(in crate::store) fn new_on(
+        dir: &Path,
+        root: Arc<dyn WritableMedium>,
+        options: &RepairOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, RepairError> {
         // What is no store gets no lock files.
-        check(dir)?;
-        let root = Directory::open(dir)?;
+        check(root.clone(), dir)?;
         let mut locks = vec![lock(dir, &root, LOCK)?, lock(dir, &root, MAINTENANCE)?];
         let mut in_use = BTreeSet::new();
         for (name, branch) in branches(&root).map_err(StoreError::io("open", dir.join(BRANCHES)))? {
@@ -209,31 +221,31 @@ impl RepairPlan {
         Self::of(dir, root, options, in_use, Some(locks), progress)
     }
 
-    /// Says what [`new`](Self::new) would, without a lock and without a change: also while somebody writes to the store, and on one that can only be read. Of chains that
-    /// somebody writes to nothing is planned; they are [in use](Self::in_use). Such a plan can't be applied.
+    /// Says what [`new`](Self::new) would, without a lock and without a change: also while somebody
+    /// writes to the store, and on one that can only be read. Of chains that somebody writes to
+    /// nothing is planned; they are [in use](Self::in_use). Such a plan can't be applied.
     ///
     /// # Errors
     /// As [`new`](Self::new).
     pub fn look(dir: &Path, options: &RepairOptions, progress: &mut dyn FnMut(Progress)) -> Result<Self, RepairError> {
-        check(dir)?;
-        let root = Directory::open(dir)?;
+        let root: Arc<dyn WritableMedium> = Arc::new(open_directory(dir)?);
+        check(root.clone(), dir)?;
         let chains = branches(&root).map_err(StoreError::io("list", dir.join(BRANCHES)))?;
         let chains = std::iter::once(("main".to_owned(), root.clone())).chain(chains);
-        let in_use = chains.filter(|(_, directory)| is_locked(directory)).map(|(name, _)| name).collect();
+        let in_use = chains.filter(|(_, directory)| directory.is_locked(LOCK)).map(|(name, _)| name).collect();
         Self::of(dir, root, options, in_use, None, progress)
     }
 
     fn of(
         dir: &Path,
-        root: Directory,
+        root: Arc<dyn WritableMedium>,
         options: &RepairOptions,
         in_use: BTreeSet<String>,
         locks: Option<Vec<Place>>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, RepairError> {
         // Audits judge what the guest had, which nothing here can bring back.
-        let file = root.file().try_clone().map_err(StoreError::io("open", dir))?;
-        let report = verify_open(file, dir, &VerifyOptions { audits: false, ..VerifyOptions::default() }, progress)?;
+        let report = verify_on(root.clone(), dir, &VerifyOptions { audits: false, ..VerifyOptions::default() }, progress)?;
         let (taken, cut) = (BTreeSet::new(), BTreeSet::new());
         let mut plan = Planner { dir, root: &root, report: &report, in_use: &in_use, steps: Vec::new(), taken, cut };
         if let Some(asked) = options.truncate_after {
@@ -295,7 +307,7 @@ impl RepairPlan {
 /// Makes a plan of what was found.
 struct Planner<'a> {
     dir: &'a Path,
-    root: &'a Directory,
+    root: &'a Arc<dyn WritableMedium>,
     report: &'a VerifyReport,
     in_use: &'a BTreeSet<String>,
     steps: Vec<RepairStep>,
@@ -365,7 +377,7 @@ impl Planner<'_> {
             let dir = self.dir.join(BRANCHES).join(name);
             return Err(StoreError::InUse { dir, holder: "it would be moved or cut".to_owned() }.into());
         }
-        let lost = free_name(self.root);
+        let lost = free_name(self.root).map_err(StoreError::io("list", self.dir))?;
         self.make(&lost);
         if !gone.is_empty() || branch != "main" {
             self.make(&format!("{lost}/branches"));
@@ -375,7 +387,8 @@ impl Planner<'_> {
         if branch != "main" {
             self.make(&format!("{lost}/branches/{branch}"));
         }
-        // Segments that a compacted one stands for would count again without it, and an index proves what its segment held.
+        // Segments that a compacted one stands for would count again without it, and an index
+        // proves what its segment held.
         let counts = |left: &&Leftover| matches!(left.kind, LeftoverKind::Replaced | LeftoverKind::Index);
         for left in report.leftovers.iter().filter(counts) {
             if self.chain_of(&left.file).is_some_and(|chain| chain.name == branch) {
@@ -470,8 +483,8 @@ impl Planner<'_> {
 }
 
 /// The branches, by name, where there are any.
-fn branches(root: &Directory) -> io::Result<Vec<(String, Directory)>> {
-    let place = match root.within(BRANCHES) {
+fn branches(root: &Arc<dyn WritableMedium>) -> io::Result<Vec<(String, Arc<dyn WritableMedium>)>> {
+    let place = match root.directory_to_write(BRANCHES) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Vec::new()),
         opened => opened?,
     };
@@ -479,7 +492,7 @@ fn branches(root: &Directory) -> io::Result<Vec<(String, Directory)>> {
     names.sort_unstable();
     let mut branches = Vec::new();
     for name in names {
-        match place.within(&name) {
+        match place.directory_to_write(&name) {
             Ok(branch) if branch.list()?.iter().any(|name| name == IDENTITY) => branches.push((name, branch)),
             Ok(_) => {}
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
@@ -490,14 +503,14 @@ fn branches(root: &Directory) -> io::Result<Vec<(String, Directory)>> {
 }
 
 /// A name for a directory that is not there yet.
-fn free_name(root: &Directory) -> String {
+fn free_name(root: &Arc<dyn WritableMedium>) -> io::Result<String> {
+    let taken = root.list()?;
     let mut names = (1u32..).map(|number| format!("lost-{number:03}"));
-    names.find(|name| !root.has(name)).unwrap_or_default()
+    Ok(names.find(|name| !taken.contains(name)).unwrap_or_default())
 }
 
-fn lock(dir: &Path, directory: &Directory, name: &'static str) -> Result<Place, StoreError> {
-    let medium: Arc<dyn Medium> = Arc::new(directory.clone());
-    Place::lock(dir, &medium, name, &format!("pid {}, which repairs the store\n", std::process::id()))
+fn lock(dir: &Path, medium: &Arc<dyn WritableMedium>, name: &'static str) -> Result<Place, StoreError> {
+    Place::lock(dir, medium, name, &format!("pid {}, which repairs the store\n", std::process::id()))
 }
 
 /// Whether a step moves the chain in `place` away.
@@ -506,22 +519,16 @@ fn moves(step: &RepairStep, dir: &Path, place: &Path) -> bool {
 }
 
 /// The directory that a path in the store's directory leads to, and the name there.
-fn parent_of<'a>(root: &Directory, path: &'a str) -> io::Result<(Directory, &'a str)> {
+fn parent_of<'a>(root: &Arc<dyn WritableMedium>, path: &'a str) -> io::Result<(Arc<dyn WritableMedium>, &'a str)> {
     let mut names = path.split('/');
     let name = names.next_back().unwrap_or_default();
-    Ok((names.try_fold(root.clone(), |directory, name| directory.within(name))?, name))
+    Ok((names.try_fold(root.clone(), |directory, name| directory.directory_to_write(name))?, name))
 }
 
-/// Whether somebody writes to the chain in a directory. Takes the lock for a moment, shared with others who look; makes no file.
-fn is_locked(directory: &Directory) -> bool {
-    let Ok(lock) = directory.open_file(LOCK, OFlags::RDONLY) else { return false };
-    let is_locked = matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock));
-    // Closing it is not enough: see the lock that a writer takes.
-    let _ = lock.unlock();
-    is_locked
-}
+/// Bytes that are copied at a time.
+const COPY_BYTES: u64 = 1 << 20;
 
-fn take_step(root: &Directory, step: &RepairStep) -> io::Result<()> {
+fn take_step(root: &Arc<dyn WritableMedium>, step: &RepairStep) -> io::Result<()> {
     match step {
         RepairStep::Remove { file, .. } => {
             let (directory, name) = parent_of(root, file)?;
@@ -530,9 +537,9 @@ fn take_step(root: &Directory, step: &RepairStep) -> io::Result<()> {
         }
         RepairStep::Truncate { file, offset, .. } => {
             let (directory, name) = parent_of(root, file)?;
-            let file = directory.open_file(name, OFlags::RDWR)?;
+            let file = directory.open_to_write(name)?;
             file.set_len(*offset)?;
-            file.sync_all()
+            file.sync()
         }
         RepairStep::MakeDirectory { dir } => {
             let (directory, name) = parent_of(root, dir)?;
@@ -541,38 +548,50 @@ fn take_step(root: &Directory, step: &RepairStep) -> io::Result<()> {
         }
         RepairStep::Copy { file, offset, to } => {
             let (directory, name) = parent_of(root, file)?;
-            let mut from = directory.open_file(name, OFlags::RDONLY)?;
-            let bytes = from.metadata()?.len().saturating_sub(*offset);
-            from.seek(SeekFrom::Start(*offset))?;
+            let from = directory.open(name)?;
+            let bytes = from.len()?.saturating_sub(*offset);
             let (directory, name) = parent_of(root, to)?;
-            let mut copy = directory.create_file(name)?;
-            if io::copy(&mut from.take(bytes), &mut copy)? != bytes {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+            let copy = directory.create(name)?;
+            let mut buffer = vec![0; usize::try_from(bytes.min(COPY_BYTES)).unwrap_or_default()];
+            let mut copied = 0;
+            while copied < bytes {
+                let most = usize::try_from(bytes - copied).unwrap_or(usize::MAX).min(buffer.len());
+                let part = buffer.get_mut(..most).unwrap_or_default();
+                let read = from.read(offset + copied, part)?;
+                if read == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                copy.write(copied, &[part.get(..read).unwrap_or_default()])?;
+                copied += read as u64;
             }
-            copy.sync_all()?;
+            copy.sync()?;
             directory.sync()
         }
         RepairStep::Close { file, offset, epoch, chain, identity } => {
             let frame = Close { epoch: *epoch, identity: *identity }.encode_frame(ChainId(*chain));
             let (directory, name) = parent_of(root, file)?;
-            let file = directory.open_file(name, OFlags::WRONLY)?;
-            file.write_all_at(&frame, *offset)?;
-            file.sync_all()
+            let file = directory.open_to_write(name)?;
+            file.write(*offset, &[&frame])?;
+            file.sync()
         }
         RepairStep::Mark { file, epoch, segment, chain, identity } => {
             let (held_by, segment) = parent_of(root, segment)?;
-            held_by.open_file(segment, OFlags::RDONLY)?.sync_all()?;
+            held_by.sync_file(segment)?;
             let (directory, name) = parent_of(root, file)?;
             let bytes = Mark { epoch: *epoch, identity: *identity }.encode_whole(ChainId(*chain));
-            let mut made = directory.open_file(MARK_DRAFT, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?;
-            made.write_all(&bytes)?;
-            made.sync_all()?;
-            directory.move_to(MARK_DRAFT, &directory, name)?;
+            match directory.remove(MARK_DRAFT) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let made = directory.create(MARK_DRAFT)?;
+            made.write(0, &[&bytes])?;
+            made.sync()?;
+            directory.rename(MARK_DRAFT, name)?;
             directory.sync()
         }
         RepairStep::Move { file, to } => {
-            let ((from, name), (directory, new)) = (parent_of(root, file)?, parent_of(root, to)?);
-            from.move_to(name, &directory, new)?;
+            let ((from, _), (directory, _)) = (parent_of(root, file)?, parent_of(root, to)?);
+            root.move_below(file, to)?;
             // Where it is first: it must not be gone from both.
             directory.sync()?;
             from.sync()

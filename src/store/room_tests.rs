@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::compact::{self, Scope};
+use super::bounds::Bounds;
+use super::keep::compaction::{self, Scope};
 use super::testing::{Cut, Disk, Model, Random, new_chain, seeds};
 use super::*;
 use crate::epoch::SinkError;
@@ -57,7 +58,8 @@ fn check(disk: &Disk, model: &Model, seed: u64) {
     }
 }
 
-/// On a disk that has never room for more than the chain, what dropping writes beside it and the spare bytes, every epoch is taken.
+/// On a disk that has never room for more than the chain, what dropping writes beside it and the
+/// spare bytes, every epoch is taken.
 #[test]
 fn a_small_disk_is_enough() {
     for seed in seeds(6, 300) {
@@ -74,7 +76,8 @@ fn a_small_disk_is_enough() {
     }
 }
 
-/// Where it has less, the writer refuses and says how much is needed, but takes nothing of what dropping needs: with so much, it goes on at once.
+/// Where it has less, the writer refuses and says how much is needed, but takes nothing of what
+/// dropping needs: with so much, it goes on at once.
 #[test]
 fn what_is_needed_is_said_and_is_enough() {
     for seed in seeds(10, 500) {
@@ -110,7 +113,8 @@ fn a_disk_that_was_full_for_a_moment_is_no_fault_for_ever() {
             // All but a little is somebody else's.
             disk.set_capacity(Some(disk.used() + random.below(3) * random.below(30_000)));
             (0..random.below(20)).for_each(|at| _ = offer(&mut model, &mut writer, at % 3 == 0));
-            // What dropping takes is there as soon as it is given back: not one more epoch is refused.
+            // What dropping takes is there as soon as it is given back: not one more epoch is
+            // refused.
             disk.set_capacity(Some(most));
             assert!(offer(&mut model, &mut writer, true), "seed {seed}, round {round}: {} of {most} bytes are used", disk.used());
         }
@@ -133,10 +137,17 @@ fn written(seed: u64, epochs: u64) -> (Disk, Model) {
     (disk, model)
 }
 
-fn drop_all_but_the_newest(disk: &Disk) -> Result<compact::Compacted, StoreError> {
+fn drop_all_but_the_newest(disk: &Disk) -> Result<Compacted, StoreError> {
     let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| BTreeSet::new();
-    compact::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, Scope::WhatIsDropped, 0, &mut |_, _| Ok(()))
-        .map(|upkeep| upkeep.compacted)
+    compaction::run(
+        (Path::new("disk"), &disk.medium()),
+        MAIN_BRANCH,
+        &keep,
+        Scope::WhatIsDropped,
+        (0, Bounds::SMALL),
+        &mut |_, _| Ok(()),
+    )
+    .map(|upkeep| upkeep.compacted)
 }
 
 #[test]
@@ -183,8 +194,10 @@ fn what_there_is_no_room_for_says_how_much_it_needs() {
     check(&disk, &model, 1);
     let all = |disk: &Disk| {
         let keep = |epochs: &[CutTime], _: &BTreeSet<EpochId>| epochs.iter().map(|cut| cut.epoch).collect();
-        compact::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, Scope::All, 0, &mut |_, _| Ok(()))
-            .map(|upkeep| upkeep.compacted)
+        compaction::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, Scope::All, (0, Bounds::SMALL), &mut |_, _| {
+            Ok(())
+        })
+        .map(|upkeep| upkeep.compacted)
     };
     // Segments are joined as far as there is room.
     let (disk, model) = written(2, 40);
@@ -222,7 +235,7 @@ fn a_branch_that_found_no_room_can_be_made_again() {
             drop(writer);
             return;
         }
-        assert!(branch::branches_on(Path::new("disk"), disk.medium().as_ref()).unwrap().is_empty(), "room for {room}");
+        assert!(keep::branches::branches_on(Path::new("disk"), disk.medium().as_ref()).unwrap().is_empty(), "room for {room}");
     }
     disk.set_capacity(None);
     drop(disk.create_branch("b", MAIN_BRANCH, newest, options(0)).unwrap());

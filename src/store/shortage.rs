@@ -9,7 +9,8 @@ pub(super) fn lacks_descriptors(error: &io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE].into_iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Whether there is no room for what is to be written: on the disk, in a quota, or in a file that may be no longer.
+/// Whether there is no room for what is to be written: on the disk, in a quota, or in a file that
+/// may be no longer.
 pub(super) fn lacks_room(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }

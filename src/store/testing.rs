@@ -6,8 +6,9 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::medium::{Displaced, FileId, HeldLock, Lock, Medium, MediumFile};
-use super::verify::{VerifyOptions, VerifyReport, verify};
+use super::bounds::Bounds;
+use super::medium::{Displaced, FileId, HeldLock, Lock, Medium, MediumFile, Named, WritableFile, WritableMedium};
+use super::verify::{VerifyOptions, VerifyReport, verify_on};
 use super::{Chain, NewChain, SegmentNumbers, StoreError, Writer, WriterOptions};
 use crate::epoch::SinkError;
 use crate::format::{
@@ -21,7 +22,8 @@ use crate::restore;
 #[derive(Clone, Debug)]
 pub(crate) struct Random(pub(crate) u64);
 
-/// The seeds of a test: so many, from `SLACKWATER_SEED` on; with `SLACKWATER_FULL` as many as the second number says.
+/// The seeds of a test: so many, from `SLACKWATER_SEED` on; with `SLACKWATER_FULL` as many as the
+/// second number says.
 pub(crate) fn seeds(count: u64, full: u64) -> std::ops::Range<u64> {
     let first = std::env::var("SLACKWATER_SEED").map_or(0, |seed| seed.parse::<u64>().unwrap());
     first..first + if is_full() { full } else { count }
@@ -138,7 +140,8 @@ struct State {
     open_most: Option<u64>,
     /// Where it is drawn from whether there is a descriptor: one opening in so many fails.
     opening_faults: Option<(Random, u64)>,
-    /// What the names of files begin with in each directory that was opened: it stays the same directory when it is moved.
+    /// What the names of files begin with in each directory that was opened: it stays the same
+    /// directory when it is moved.
     directories: Vec<String>,
     /// What somebody does to the store, and at which operation.
     meddling: Option<(u64, Meddling)>,
@@ -166,7 +169,8 @@ pub(crate) enum Meddling {
     Unlock(String),
     /// Appends bytes to the last segment there, or takes as many away.
     Resize(String, i64),
-    /// As a compaction does: as soon as there is a third segment, one takes the place of the first two. The writer's own may, so it goes on.
+    /// As a compaction does: as soon as there is a third segment, one takes the place of the first
+    /// two. The writer's own may, so it goes on.
     Join,
 }
 
@@ -333,16 +337,9 @@ impl Disk {
         Self::holding(&files.collect())
     }
 
-    /// What `verify` says of what the system shows. It reads a real directory.
+    /// What `verify` says of what the system shows.
     pub(crate) fn verified(&self) -> VerifyReport {
-        let memory = Path::new("/dev/shm");
-        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
-        for (name, bytes) in self.files() {
-            let path = dir.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, bytes).unwrap();
-        }
-        verify(dir.path(), &VerifyOptions::default(), &mut |_| {}).unwrap()
+        verify_on(self.to_read(), Path::new("disk"), &VerifyOptions::default(), &mut |_| {}).unwrap()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -358,17 +355,36 @@ impl Disk {
         self.state().directories[self.directory].clone()
     }
 
+    /// A directory in this one.
+    fn within(&self, name: &str) -> Self {
+        let place = format!("{}{name}/", self.prefix());
+        Self { opened: format!("{}{name}/", self.opened), ..Self::open(&self.state, &place) }
+    }
+
+    fn open_file(&self, name: &str) -> io::Result<DiskFile> {
+        let path = self.path(name);
+        let mut state = self.state();
+        let inode = state.live.get(&path).copied().ok_or(io::ErrorKind::NotFound)?;
+        state.take_descriptor()?;
+        Ok(DiskFile { disk: self.clone(), inode })
+    }
+
     /// What is in the store's place.
-    pub(crate) fn medium(&self) -> Arc<dyn Medium> {
+    pub(crate) fn to_read(&self) -> Arc<dyn Medium> {
+        Arc::new(Self::open(&self.state, STORE))
+    }
+
+    /// As [`to_read`](Self::to_read), for a writer.
+    pub(crate) fn medium(&self) -> Arc<dyn WritableMedium> {
         Arc::new(Self::open(&self.state, STORE))
     }
 
     pub(crate) fn chain(&self) -> Result<Chain, StoreError> {
-        Chain::open_on(Path::new("disk"), &self.medium(), MAIN_BRANCH)
+        Chain::open_on(Path::new("disk"), &self.to_read(), MAIN_BRANCH)
     }
 
     pub(crate) fn branch(&self, name: &str) -> Result<Chain, StoreError> {
-        Chain::open_on(Path::new("disk"), &self.medium(), name)
+        Chain::open_on(Path::new("disk"), &self.to_read(), name)
     }
 
     pub(crate) fn create_branch(
@@ -378,29 +394,31 @@ impl Disk {
         epoch: EpochId,
         options: WriterOptions,
     ) -> Result<Writer, StoreError> {
-        Writer::create_branch_on(Path::new("disk"), &self.medium(), name, of, epoch, options)
+        Writer::create_branch_on(Path::new("disk"), &self.medium(), name, of, epoch, (options, Bounds::SMALL))
     }
 
     pub(crate) fn branch_writer(&self, name: &str, options: WriterOptions) -> Result<Writer, StoreError> {
-        Writer::open_on(Path::new("disk"), self.medium(), name, options).map(|(writer, _)| writer)
+        Writer::open_on(Path::new("disk"), self.medium(), name, (options, Bounds::SMALL)).map(|(writer, _)| writer)
     }
 
     pub(crate) fn writer(&self, options: WriterOptions) -> Result<Writer, StoreError> {
-        Writer::open_on(Path::new("disk"), self.medium(), MAIN_BRANCH, options).map(|(writer, _)| writer)
+        Writer::open_on(Path::new("disk"), self.medium(), MAIN_BRANCH, (options, Bounds::SMALL)).map(|(writer, _)| writer)
     }
 
     pub(crate) fn create(&self, new: &NewChain, options: WriterOptions) -> Result<Writer, StoreError> {
-        Writer::create_on(Path::new("disk"), self.medium(), new, options)
+        Writer::create_on(Path::new("disk"), self.medium(), new, (options, Bounds::SMALL))
     }
 }
 
 impl State {
-    /// Counts an operation. `Err` where the power is off already; `Ok(true)` where it goes off during this one.
+    /// Counts an operation. `Err` where the power is off already; `Ok(true)` where it goes off
+    /// during this one.
     fn step(&mut self) -> io::Result<bool> {
         self.step_of(false)
     }
 
-    /// As [`step`](Self::step). Who changes a file's length just before it is written or cut leaves it with the length that it should have: nobody can tell.
+    /// As [`step`](Self::step). Who changes a file's length just before it is written or cut leaves
+    /// it with the length that it should have: nobody can tell.
     fn step_of(&mut self, is_write: bool) -> io::Result<bool> {
         if self.dead {
             return Err(io::Error::other("the power is off"));
@@ -512,15 +530,39 @@ impl Medium for Disk {
         Ok(names)
     }
 
-    fn open(&self, name: &str, _write: bool) -> io::Result<Box<dyn MediumFile>> {
-        let path = self.path(name);
-        let mut state = self.state();
-        let inode = state.live.get(&path).copied().ok_or(io::ErrorKind::NotFound)?;
-        state.take_descriptor()?;
-        Ok(Box::new(DiskFile { disk: self.clone(), inode }))
+    fn open(&self, name: &str) -> io::Result<Box<dyn MediumFile>> {
+        Ok(Box::new(self.open_file(name)?))
     }
 
-    fn create(&self, name: &str) -> io::Result<Box<dyn MediumFile>> {
+    fn map(&self, name: &str) -> io::Result<Box<dyn IndexBytes>> {
+        let path = self.path(name);
+        let state = self.state();
+        let inode = state.live.get(&path).copied().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(state.inodes[inode].live.clone()))
+    }
+
+    fn look(&self, name: &str) -> io::Result<Named> {
+        let path = self.path(name);
+        let state = self.state();
+        let inode = state.live.get(&path).copied().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Named { is_file: true, bytes: state.inodes[inode].live.len() as u64 })
+    }
+
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Medium>> {
+        Ok(Arc::new(self.within(name)))
+    }
+
+    fn writable(&self) -> Option<&dyn WritableMedium> {
+        Some(self)
+    }
+}
+
+impl WritableMedium for Disk {
+    fn open_to_write(&self, name: &str) -> io::Result<Box<dyn WritableFile>> {
+        Ok(Box::new(self.open_file(name)?))
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn WritableFile>> {
         let path = self.path(name);
         let mut state = self.state();
         if state.live.contains_key(&path) {
@@ -557,28 +599,36 @@ impl Medium for Disk {
         Ok(())
     }
 
-    fn directory(&self, name: &str) -> io::Result<Arc<dyn Medium>> {
-        let place = format!("{}{name}/", self.prefix());
-        Ok(Arc::new(Self { opened: format!("{}{name}/", self.opened), ..Self::open(&self.state, &place) }))
+    fn sync_file(&self, name: &str) -> io::Result<()> {
+        self.open_file(name)?.sync()
     }
 
-    fn make_directory(&self, _: &str) -> io::Result<()> {
+    fn directory_to_write(&self, name: &str) -> io::Result<Arc<dyn WritableMedium>> {
+        Ok(Arc::new(self.within(name)))
+    }
+
+    fn create_directory(&self, _: &str) -> io::Result<()> {
         // A directory is there as soon as there is a file in it.
         Ok(())
     }
 
-    fn map(&self, name: &str) -> io::Result<Box<dyn IndexBytes>> {
-        let path = self.path(name);
-        let state = self.state();
-        let inode = state.live.get(&path).copied().ok_or(io::ErrorKind::NotFound)?;
-        Ok(Box::new(state.inodes[inode].live.clone()))
+    fn move_below(&self, from: &str, to: &str) -> io::Result<()> {
+        let place = self.path(from);
+        let is_below = |name: &&String| name.strip_prefix(&place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let below: Vec<_> = self.state().live.keys().filter(is_below).map(|name| name[place.len()..].to_owned()).collect();
+        below.iter().try_for_each(|rest| self.rename(&format!("{from}{rest}"), &format!("{to}{rest}")))
     }
 
     fn room(&self) -> io::Result<u64> {
         Ok(self.state().room())
     }
 
-    fn look(&self, name: &str) -> io::Result<Option<FileId>> {
+    fn is_locked(&self, name: &str) -> bool {
+        let (path, state) = (self.path(name), self.state());
+        state.live.get(&path).is_some_and(|inode| state.held.contains(inode))
+    }
+
+    fn file_id(&self, name: &str) -> io::Result<Option<FileId>> {
         let path = self.path(name);
         Ok(self.state().live.get(&path).map(|inode| FileId { device: 0, inode: *inode as u64 }))
     }
@@ -662,7 +712,9 @@ impl MediumFile for DiskFile {
         buffer[..count].copy_from_slice(&bytes[from..from + count]);
         Ok(count)
     }
+}
 
+impl WritableFile for DiskFile {
     fn write(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
         let mut data = parts.concat();
         let (mut fault, room, file_most) = {
@@ -775,9 +827,9 @@ pub(crate) fn state_of(epoch: EpochId) -> Vec<StateRecord> {
     ]
 }
 
-/// The frames of an epoch that turns `before` into `after`, in parts, and its commit. Some pages are mentioned before with other
-/// content, as a base does that is copied while the guest runs. `depths` has, for each page that is not zero, how many changes of it are behind each
-/// other.
+/// The frames of an epoch that turns `before` into `after`, in parts, and its commit. Some pages
+/// are mentioned before with other content, as a base does that is copied while the guest runs.
+/// `depths` has, for each page that is not zero, how many changes of it are behind each other.
 pub(crate) fn epoch_frames(
     chain: ChainId,
     epoch: EpochId,
@@ -927,7 +979,8 @@ impl Model {
         }
     }
 
-    /// Checks that every epoch of `chain` is one that was offered, whole and in its place, and that what was durable is there.
+    /// Checks that every epoch of `chain` is one that was offered, whole and in its place, and that
+    /// what was durable is there.
     pub(crate) fn check(&self, chain: &Chain) {
         assert_eq!(chain.damage(), [], "no crash leaves damage");
         assert!(chain.newest() >= self.durable, "epoch {} was durable, and {} is the newest", self.durable, chain.newest());

@@ -40,7 +40,8 @@ fn life(disk: &Disk, model: &mut Model) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Opens what a crash left, checks it, goes on with it, and checks again. `judged` says whether `verify` is asked, too.
+/// Opens what a crash left, checks it, goes on with it, and checks again. `judged` says whether
+/// `verify` is asked, too.
 fn survives(disk: &Disk, model: &Model, seed: u64, judged: bool) {
     let mut guest = Model::new(seed, Compression::None);
     guest.offered = model.offered.clone();
@@ -50,7 +51,8 @@ fn survives(disk: &Disk, model: &Model, seed: u64, judged: bool) {
     let mut writer = match disk.chain() {
         Ok(chain) => {
             guest.check(&chain);
-            // It was written from the format's page alone, and no crash leaves what it calls damage.
+            // It was written from the format's page alone, and no crash leaves what it calls
+            // damage.
             if judged {
                 let report = disk.verified();
                 assert!(report.is_sound(), "{report:#?}");
@@ -112,8 +114,8 @@ impl Drop for Context {
     }
 }
 
-/// A reader, `verify` and a writer agree that a chain whose epochs were durable up to `durable` is sound and has them all, or is damaged and stays what it is.
-/// Returns which.
+/// A reader, `verify` and a writer agree that a chain whose epochs were durable up to `durable` is
+/// sound and has them all, or is damaged and stays what it is. Returns which.
 fn is_whole_or_damaged(files: &Files, durable: EpochId) -> bool {
     let disk = Disk::holding(files);
     let chain = disk.chain().unwrap();
@@ -291,8 +293,9 @@ fn small_chain(closed: bool) -> (Files, Vec<(EpochId, MemoryDigest)>) {
     (disk.files(), digests)
 }
 
-/// Everything a reader gives of damaged files is what was there, and a writer changes nothing that is damaged. Returns whether the
-/// damage was noticed, or else all is given as it was: damage in what no restore needs is `verify`'s to find.
+/// Everything a reader gives of damaged files is what was there, and a writer changes nothing that
+/// is damaged. Returns whether the damage was noticed, or else all is given as it was: damage in
+/// what no restore needs is `verify`'s to find.
 fn gives_nothing_wrong(files: &Files, digests: &[(EpochId, MemoryDigest)]) -> bool {
     let disk = Disk::holding(files);
     let Ok(chain) = disk.chain() else { return true };
@@ -328,7 +331,8 @@ fn gives_nothing_wrong(files: &Files, digests: &[(EpochId, MemoryDigest)]) -> bo
     noticed || found.len() == digests.len()
 }
 
-/// The places in a file that are worth a try: zeros behind a slot of the mark, or behind the entries of an index, are alike.
+/// The places in a file that are worth a try: zeros behind a slot of the mark, or behind the
+/// entries of an index, are alike.
 fn places<'a>(name: &str, bytes: &'a [u8]) -> impl Iterator<Item = usize> + use<'a> {
     let in_blocks = !name.starts_with("segment");
     let is_worth = move |at: &usize| !in_blocks || at % 4096 < 60 || bytes[*at] != 0 || at.is_multiple_of(61);
@@ -417,7 +421,8 @@ fn damage_before_the_last_segment_is_damage_even_without_a_later_commit() {
 #[test]
 fn an_epoch_that_was_exchanged_is_noticed_by_the_next() {
     let (mut files, _) = small_chain(true);
-    // A sealed segment is taken at its index's word; what else may be wrong in it is `verify`'s to find.
+    // A sealed segment is taken at its index's word; what else may be wrong in it is `verify`'s to
+    // find.
     files.retain(|name, _| !name.starts_with("index"));
     let chain = Disk::holding(&files).chain().unwrap();
     // Two of one segment, so that the hash in the next segment's header is not what tells.
@@ -470,7 +475,8 @@ fn a_walk_over_noise_is_linear() {
     Model::new(1, Compression::None).epoch(&mut writer).unwrap();
     let mut files = disk.files();
     let chain = disk.chain().unwrap().identity().chain;
-    // Sound headers one behind the other, each of which claims more than there is, and magics everywhere else.
+    // Sound headers one behind the other, each of which claims more than there is, and magics
+    // everywhere else.
     let header = FrameHeader { kind: FrameKind::State, epoch: EpochId(9), sequence: 0, length: 60 << 20, payload_hash: 0 };
     let bytes = files.get_mut(&SegmentNumbers::one(1).file_name()).unwrap();
     for _ in 0..20_000 {
@@ -496,7 +502,7 @@ fn nothing_is_appended_to_a_segment_with_an_index() {
     let identity = std::sync::Arc::new(disk.chain().unwrap().identity().clone());
     let last = disk.files().into_keys().rfind(|name| name.starts_with("segment")).unwrap();
     let numbers = SegmentNumbers::one(last["segment-".len()..].parse().unwrap());
-    seal::seal(std::path::Path::new("disk"), disk.medium().as_ref(), &identity, numbers).unwrap();
+    keep::seal::seal(std::path::Path::new("disk"), disk.medium().as_ref(), &identity, numbers).unwrap();
     let (files, index) = (disk.files(), format!("index-{numbers}"));
     type Change = fn(&mut Vec<u8>, &mut Vec<u8>);
     let changes: [(&str, Change); 6] = [
@@ -649,4 +655,33 @@ fn what_is_no_store_is_named() {
     new.vcpus = 0;
     let error = Writer::create(at("none"), &new, SMALL).unwrap_err();
     assert!(matches!(error, StoreError::Input(FormatError::Input { what: "vcpus", .. })), "{error}");
+}
+
+#[test]
+fn a_store_that_is_in_no_directory_is_verified_and_repaired() {
+    let (disk, mut model) = (Disk::new(), Model::new(21, Compression::None));
+    let mut writer = disk.create(&new_chain(), SMALL).unwrap();
+    model.run(&mut writer, 6);
+    model.durable = writer.close(true).unwrap();
+    drop(writer);
+    let mut files = disk.files();
+    let last = files.keys().rfind(|name| name.starts_with("segment")).unwrap().clone();
+    files.get_mut(&last).unwrap().extend([0xD7; 100]);
+    files.insert("index-00000099.tmp".to_owned(), Vec::new());
+    let disk = Disk::holding(&files);
+    let before = disk.verified();
+    assert_eq!((before.is_sound(), before.torn_tail.unwrap().bytes), (true, 100));
+    let options = repair::RepairOptions::default();
+    let repair = |disk: &Disk| {
+        let plan = repair::RepairPlan::new_on(std::path::Path::new("disk"), disk.medium(), &options, &mut |_| {}).unwrap();
+        plan.apply().unwrap();
+        plan.steps().len()
+    };
+    assert_eq!(repair(&disk), 2);
+    // Each step is durable.
+    let disk = disk.after(Cut::Dropped);
+    let after = disk.verified();
+    assert!(after.is_sound() && after.torn_tail.is_none() && after.leftovers.is_empty(), "{after:#?}");
+    model.check(&disk.chain().unwrap());
+    assert_eq!(repair(&disk), 0);
 }

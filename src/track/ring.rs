@@ -3,8 +3,6 @@
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use xxhash_rust::xxh3::xxh3_64;
-
 use super::hot::{HotSet, Listed};
 use super::{TrackError, insert};
 use crate::epoch::{Collected, Settled, Tracker, TrackerError};
@@ -14,6 +12,7 @@ use crate::kvm::ring::{DirtyPage, ResetHelp, VmRings};
 use crate::memory::GuestMemory;
 use crate::page::{PAGE_SIZE, PageSet};
 use crate::parked::Parked;
+use crate::xxh3::xxh3_64;
 
 /// Tracks by the dirty rings of all vCPUs.
 #[derive(Debug)]

@@ -1,10 +1,11 @@
 //! A tracker without KVM, for tests: memory whose pages are protected and logged as a dirty ring does it, faults included.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::insert;
 use crate::epoch::{Collected, Tracker, TrackerError};
 use crate::kvm::ring::Lost;
+use crate::lock::lock;
 use crate::page::{Gfn, PageSet};
 use crate::parked::Parked;
 
@@ -62,7 +63,7 @@ impl SimulatedMemory {
     }
 
     fn kernel(&self) -> MutexGuard<'_, Kernel> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

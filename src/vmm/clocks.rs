@@ -1,7 +1,6 @@
 //! How a guest's clocks go on after a restore.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
+use crate::clock::unix_ns;
 use crate::machine::VmState;
 
 /// How a guest's clocks go on after a restore: kvmclock, the time stamp counters, and a Linux
@@ -40,12 +39,12 @@ impl Since {
     /// Nanoseconds since then. Each clock is put forward by what this says when it is set, so that
     /// all are right.
     pub(super) fn passed_ns(self) -> u64 {
-        self.passed_ns_at(now_unix_ns())
+        self.passed_ns_at(unix_ns())
     }
 
     /// Nanoseconds by which the host's clock is behind, if it is.
     pub(super) fn behind_ns(self) -> Option<u64> {
-        self.behind_ns_at(now_unix_ns())
+        self.behind_ns_at(unix_ns())
     }
 
     const fn passed_ns_at(self, now_unix_ns: u64) -> u64 {
@@ -55,12 +54,6 @@ impl Since {
     fn behind_ns_at(self, now_unix_ns: u64) -> Option<u64> {
         self.unix_ns.checked_sub(now_unix_ns).filter(|behind| *behind > 0)
     }
-}
-
-/// Nanoseconds since 1970, by the host's clock; 0 for a clock that stands before it.
-pub(super) fn now_unix_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::devices::{Devices, Quiet};
 use super::gate::Gate;
-use super::lock::lock;
 use crate::epoch::{Guest, GuestError, RollbackGuest};
+use crate::lock::lock;
 use crate::machine::{CaptureSpec, MachineState, Rewinder, VcpuState, capture_vcpu, capture_vm, notify_paused, unhalt_vcpus};
 use crate::parked::Parked;
 

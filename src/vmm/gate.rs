@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::lock::lock;
 use crate::kvm::kick::Kick;
 use crate::kvm::ring::ResetHelp;
+use crate::lock::lock;
 use crate::machine::{StateError, VcpuState};
 
 const RUNNING: u32 = 0;

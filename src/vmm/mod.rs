@@ -14,7 +14,6 @@ mod cut;
 mod error;
 mod exits;
 mod gate;
-mod lock;
 mod monitor;
 #[cfg(test)]
 mod native_tests;

@@ -13,7 +13,6 @@ use super::cut::Vcpus;
 use super::devices::GuestEnd;
 use super::error::{VmmError, kvm, system};
 use super::gate::Gate;
-use super::lock::lock;
 use super::monitor::{GuestReport, Monitor, Paced};
 use super::shared::{Limits, Shared};
 use super::stop::Stop;
@@ -23,6 +22,7 @@ use crate::epoch::{Engine, Report, RolledBack};
 use crate::format::Trigger;
 use crate::kvm::duplicate;
 use crate::kvm::kick::{self, Kick};
+use crate::lock::lock;
 use crate::machine::MachineState;
 use crate::restore::{FillReport, OnDemand};
 

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use super::cut::{Cutting, Vcpus};
 use super::error::VmmError;
-use super::lock::lock;
 use super::monitor::Monitor;
 use super::stop::Stop;
 use crate::epoch::{Cut, Engine, EngineError, RolledBack};
 use crate::format::Trigger;
+use crate::lock::lock;
 use crate::machine::MachineState;
 use crate::memory::GuestMemory;
 

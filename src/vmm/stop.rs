@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::lock::lock;
+use crate::lock::lock;
 
 /// Ends a run from elsewhere: a signal handler's thread, say.
 #[derive(Clone, Debug, Default)]

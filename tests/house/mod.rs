@@ -4,9 +4,11 @@
 
 mod circles;
 mod code;
+mod columns;
 mod imports;
 mod links;
 mod modules;
+mod rooms;
 mod source;
 
 use std::path::{Path, PathBuf};
@@ -37,6 +39,11 @@ fn files_need_each_other_in_no_circle() {
 }
 
 #[test]
+fn rooms_of_the_store_import_only_from_those_before_them() {
+    none(&rooms::check(&sources()));
+}
+
+#[test]
 fn unsafe_is_where_the_house_allows_it_and_says_why() {
     none(&code::check_unsafe(&sources()));
 }
@@ -59,13 +66,29 @@ fn every_file_is_part_of_a_program() {
     none(&modules::check(&Tree::read(&root(), "tests"), &["tests/main.rs"]));
 }
 
+/// All pages of the documentation.
+fn pages(root: &Path) -> Vec<File> {
+    let alone = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "checkpoints/README.md"];
+    let paths = alone.map(PathBuf::from).into_iter();
+    let paths = paths.chain(markdown(root, "docs")).chain(markdown(root, "docs/schema"));
+    let read = |path: PathBuf| File::new(&path, std::fs::read_to_string(root.join(&path)).unwrap());
+    let pages: Vec<_> = paths.map(read).collect();
+    assert!(pages.len() > alone.len() + 3, "docs/ has pages");
+    pages
+}
+
+#[test]
+fn documents_and_comments_are_no_wider_than_they_may_be() {
+    none(&columns::check_pages(&pages(&root())));
+    for under in ["src", "tests", "benches", "examples", "fuzz"] {
+        none(&columns::check_comments(&Tree::read(&root(), under).files));
+    }
+}
+
 #[test]
 fn links_of_the_documentation_lead_somewhere() {
     let root = root();
-    let pages: Vec<_> = ["README.md", "CHANGELOG.md"].map(PathBuf::from).into_iter().chain(markdown(&root, "docs")).collect();
-    let pages: Vec<_> =
-        pages.iter().filter_map(|path| Some(File::new(path, std::fs::read_to_string(root.join(path)).ok()?))).collect();
-    assert!(pages.len() > 3, "docs/ has pages");
+    let pages = pages(&root);
     none(&links::check_links(&pages, &|path| root.join(path).exists()));
     let mut all = pages;
     all.extend(sources().files);

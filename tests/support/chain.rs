@@ -9,7 +9,7 @@ use slackwater::format::{
     SegmentHeader, Trigger,
 };
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE_U64, PageBytes, PageRun};
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 use super::Random;
 use super::copy::Files;
@@ -247,7 +247,7 @@ pub(crate) fn mark_of(chain: ChainId, epoch: u64, identity: u128) -> Vec<u8> {
     slot.extend(chain.0);
     slot.extend(epoch.to_le_bytes());
     slot.extend(identity.to_le_bytes());
-    slot.extend(xxh3_64(&slot).to_le_bytes());
+    slot.extend(XxHash3_64::oneshot(&slot).to_le_bytes());
     slot.resize(4096, 0);
     slot.repeat(3)
 }

@@ -1,13 +1,12 @@
 //! From what a segment's frames mention to the bytes of an index.
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
-
 use super::{
     BLOCK_BYTES, CONTENT_BYTES, EPOCHS, FRAMES, INDEX_MENTIONS_MAX, IndexedEpoch, IndexedFrame, MAGIC, MENTIONS, Mention, RUNS,
     Table, VERSION,
 };
 use crate::format::{FRAME_HEADER_BYTES, FormatError, SEGMENT_HEADER_FRAME_BYTES};
 use crate::page::{EpochId, Gfn, PageRun, runs};
+use crate::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// Collects what the frames of a segment mention, in the order of the segment.
 #[derive(Clone, Debug, Default)]

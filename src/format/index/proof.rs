@@ -1,13 +1,12 @@
 //! What an index proves of its segment, also where that is gone.
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
-
 use super::{BLOCK_BYTES, CONTENT_BYTES, FIRST_FRAME_AT, MAGIC, VERSION};
 use crate::format::fields::Fields;
 use crate::format::{
     ChainId, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, SEGMENT_HEADER_FRAME_BYTES, SegmentHeader,
 };
 use crate::page::EpochId;
+use crate::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// That a segment was there, and that its last epoch was durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,8 +4,6 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
-
 use super::{
     BLOCK_BYTES, CONTENT_BYTES, EPOCHS, FIRST_FRAME_AT, FRAMES, INDEX_MENTIONS_MAX, IndexedEpoch, IndexedFrame, IndexedRun,
     MAGIC, MENTIONS, Mention, RUNS, Table, VERSION,
@@ -13,6 +11,7 @@ use super::{
 use crate::format::fields::Fields;
 use crate::format::{BLOCK_PAGES, FRAME_HEADER_BYTES, FormatError, SEGMENT_HEADER_FRAME_BYTES};
 use crate::page::{EpochId, Gfn, PageRun};
+use crate::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// The bytes of an index, which may be those of a file that is mapped.
 pub trait IndexBytes: AsRef<[u8]> + Send + Sync + fmt::Debug {

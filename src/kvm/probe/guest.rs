@@ -11,13 +11,16 @@ use kvm_bindings::kvm_regs;
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use super::Refused;
+use super::refused::Refused;
 use crate::kvm::kick::{self, Kick};
 use crate::kvm::memslot::{self, Memslot};
 use crate::kvm::ring::{EXIT_RING_FULL, RingSize, VmRings};
 use crate::kvm::{VmHandle, host, user_mode};
 use crate::page::{Gfn, PAGE_SIZE_U64};
 
+/// The most time of a check. All rounds of one take about 10 ms, and perhaps a second where
+/// everything is emulated.
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
 /// Pages that the guest may be told to write.
 pub(super) const PAGES: usize = 256;
 /// Frames of guest memory: 2 MiB, the pages to write last.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use super::Refused;
 use super::guest::{Bounded, Memory, PROGRAM, TSS_ADDRESS, Vcpu, failed, io_failed};
+use super::refused::Refused;
 use crate::kvm::{VmHandle, host, user_mode};
 
 /// For what takes a second where each instruction is interpreted: only a guest that hangs needs so long.

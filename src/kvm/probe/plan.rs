@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::PageState;
 use super::guest::PAGES;
+use super::page_state::PageState;
 
 /// Enough for a ring to go round: see the test.
 pub(super) const ROUNDS: u64 = 12;

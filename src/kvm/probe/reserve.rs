@@ -4,8 +4,8 @@ use std::path::Path;
 
 use kvm_bindings::kvm_regs;
 
-use super::guest::{Left, Memory, PROGRAM, TSS_ADDRESS, Vcpu, failed, io_failed};
-use super::{LIMIT, Refused};
+use super::guest::{LIMIT, Left, Memory, PROGRAM, TSS_ADDRESS, Vcpu, failed, io_failed};
+use super::refused::Refused;
 use crate::kvm::ring::{RingSize, VmRings};
 use crate::kvm::{VmHandle, host, user_mode};
 use crate::page::PAGE_SIZE_U64;

@@ -1,11 +1,16 @@
 //! The check passes here, and fails when it must.
 
-use std::time::Instant;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
-use super::guest::PROGRAM;
-use super::*;
-use crate::kvm::host::KVM_PATH;
+use super::guest::{self, Guest, LIMIT, PROGRAM};
+use super::plan::{Plan, ROUNDS};
+use super::stay_writable::{RING_ENTRIES, check};
+use super::{PageState, Refused, pages_stay_writable};
+use crate::kvm::host::{HostError, KVM_PATH};
+use crate::kvm::ring::{DirtyPage, Harvest, Lost, Reset, RingError, RingSize};
 use crate::kvm::test_guest::kvm_or_skip;
+use crate::parked::Parked;
 
 fn guest() -> Guest {
     Guest::new(KVM_PATH.as_ref(), RingSize::new(RING_ENTRIES).unwrap()).unwrap()

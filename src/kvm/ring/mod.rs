@@ -37,6 +37,7 @@
 //!
 //! Sources: Documentation/virt/kvm/api.rst, section 8.29; virt/kvm/dirty_ring.c.
 
+mod dirty_page;
 mod entry;
 mod order;
 mod reset_thread;
@@ -44,8 +45,9 @@ mod rings;
 #[cfg(test)]
 mod tests;
 
+pub use dirty_page::DirtyPage;
 pub use reset_thread::{Lookout, ResetHelp};
-pub use rings::{DirtyPage, Harvest, Lost, Reset, RingError, RingSize, VmRings, support};
+pub use rings::{Harvest, Lost, Reset, RingError, RingSize, VmRings, support};
 
 /// The exit reason of a full ring, `KVM_EXIT_DIRTY_RING_FULL`; kvm-ioctls reports it as `VcpuExit::Unsupported(31)`.
 pub const EXIT_RING_FULL: u32 = kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;

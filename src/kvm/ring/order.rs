@@ -1,6 +1,6 @@
 //! Putting listed pages in ascending order, fast: it happens while the guest stands still.
 
-use super::rings::DirtyPage;
+use super::dirty_page::DirtyPage;
 
 /// Below that, comparing is as fast.
 const RADIX_FROM: usize = 48;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 use crate::kvm::kick::SignalsBlocked;
+use crate::lock::lock;
 
 /// How long the leader spins for a reset that is under way, before it sleeps: longer than waking it would take.
 const SPIN: Duration = Duration::from_micros(200);
@@ -47,7 +48,7 @@ impl std::fmt::Debug for Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Order> {
-        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.order)
     }
 
     fn wait_while(&self, condition: impl FnMut(&mut Order) -> bool) -> MutexGuard<'_, Order> {

@@ -9,6 +9,7 @@ use kvm_bindings::{
 };
 use memmap2::{MmapOptions, MmapRaw};
 
+use super::dirty_page::DirtyPage;
 use super::entry::{Cursor, DirtyGfn};
 use super::order;
 use super::reset_thread::{Beside, ResetHelp};
@@ -148,15 +149,6 @@ pub enum Lost {
         /// Entries that the kernel says it reset.
         reset: u64,
     },
-}
-
-/// An entry of a ring: page `offset` of memslot `slot` was written, or is about to be. The kernel's word, unchecked.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct DirtyPage {
-    /// Address space (upper half) and number of the memslot.
-    pub slot: u32,
-    /// The page's index in the slot.
-    pub offset: u64,
 }
 
 /// The largest ring that the kernel of `vm` takes, and whether by the capability with acquire and release (6.1 and later); `None`

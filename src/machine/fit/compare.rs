@@ -1,9 +1,8 @@
 //! The comparison: model-specific registers, extended state, the counter, capabilities, and what comes of all.
 
-use std::collections::BTreeMap;
-
 use super::cpuid::{self, ToldOf};
 use super::feature_words;
+use super::findings::Findings;
 use super::{Counter, Finding, Fit, Piece, TSC_TOLERANCE_PPM, TscChoice, Verdict, Wishes, is_same_frequency};
 use crate::kvm::offer::Offer;
 use crate::machine::spec::MTRRS;
@@ -11,27 +10,6 @@ use crate::machine::state::{MachineState, VcpuState};
 
 /// Where the bits of the components that hold something are, in an area of extended state.
 const XSTATE_BV: std::ops::Range<usize> = 512..520;
-
-/// Findings, one for each piece: of several for one piece, the worst, and of these the first.
-#[derive(Default)]
-pub(super) struct Findings(BTreeMap<Piece, Finding>);
-
-impl Findings {
-    pub(super) fn add(&mut self, finding: Finding) {
-        let worse = self.0.get(&finding.piece).is_none_or(|other| other.verdict < finding.verdict);
-        if worse {
-            self.0.insert(finding.piece, finding);
-        }
-    }
-
-    /// Says that a part is the same throughout, unless something of it was found.
-    fn same(&mut self, piece: Piece, of_part: impl Fn(&Piece) -> bool, captured: String, reason: &str) {
-        if !self.0.keys().any(of_part) {
-            let (host, reason) = (captured.clone(), reason.to_owned());
-            self.add(Finding { piece, name: None, vcpu: None, captured, host, verdict: Verdict::Same, reason });
-        }
-    }
-}
 
 /// Compares the machine that `state` was captured of with what a host offers.
 #[must_use]
@@ -64,7 +42,7 @@ pub fn compare(state: &MachineState, host: &Offer, wishes: Wishes) -> Fit {
     let is_capability = |piece: &Piece| matches!(piece, Piece::Capability { .. });
     found.same(Piece::Capabilities, is_capability, "all".to_owned(), "the host's KVM has what the state needs");
     Fit {
-        findings: found.0.into_values().collect(),
+        findings: found.into_list(),
         counter: counter.goes_on,
         counter_may_be_hosts: counter.may_be_hosts,
         host_khz: host.tsc_khz,

@@ -1,7 +1,7 @@
 //! What a guest was told of the processor, beside what a host can show.
 
-use super::compare::Findings;
 use super::feature_words::{self, KVM_FEATURES, KVM_LEAF, WORDS, Word};
+use super::findings::Findings;
 use super::{Finding, Piece, Register, Verdict};
 use crate::kvm::offer::{CpuidLeaf, Offer};
 use crate::machine::state::VcpuState;

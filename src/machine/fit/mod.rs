@@ -9,6 +9,7 @@
 mod compare;
 mod cpuid;
 mod feature_words;
+mod findings;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +19,7 @@ use serde::Serialize;
 
 pub use compare::compare;
 
-use super::capture::msr_list;
+use super::msrs::msr_list;
 use super::state::MachineState;
 #[cfg(doc)]
 use crate::kvm::offer::Offer;

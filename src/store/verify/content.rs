@@ -3,14 +3,14 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 use zstd::bulk::Decompressor;
 use zstd::zstd_safe;
 
+use super::damage::{DamageKind, Fault};
 use super::frame::{hex, le, u16_at, u32_at, u64_at};
 use super::identity::Identity;
-use super::report::{DamageKind, Fault};
 use crate::page::{Gfn, PAGE_SIZE, PageRun};
+use crate::xxh3::{xxh3_64, xxh3_128};
 
 const BLOCK_PAGES_MAX: usize = 16;
 /// The most bytes that a block has before its data.
@@ -31,7 +31,8 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// The pages of the payload `block`, which stands at `offset` of its file and holds whole pages.
+    /// The pages of the payload `block`, which stands at `offset` of its file and holds whole
+    /// pages.
     pub(super) fn decode<'a>(
         &'a mut self,
         block: &'a [u8],
@@ -57,7 +58,8 @@ impl Blocks {
     }
 }
 
-/// Reads the list of pages of the payload `block`, which stands at `offset` of its file, and returns what is behind it.
+/// Reads the list of pages of the payload `block`, which stands at `offset` of its file, and
+/// returns what is behind it.
 pub(super) fn list<'a>(block: &'a [u8], offset: u64, identity: &Identity, gfns: &mut Vec<Gfn>) -> Result<&'a [u8], Fault> {
     let wrong = |kind, at: usize, expected: String, found: String| Fault::new(kind, offset + at as u64, expected, found);
     gfns.clear();
@@ -224,8 +226,9 @@ pub(super) fn zero_runs(list: &[u8], offset: u64, identity: &Identity) -> Result
     Ok(runs)
 }
 
-/// Checks the state records of the payload `list`, which stands at `offset` of its file. Faults in packed records are where they would be unpacked.
-/// Returns the hash of the list with its records unpacked.
+/// Checks the state records of the payload `list`, which stands at `offset` of its file. Faults in
+/// packed records are where they would be unpacked. Returns the hash of the list with its records
+/// unpacked.
 pub(super) fn check_state(list: &[u8], offset: u64) -> Result<u128, Fault> {
     let plain: Cow<'_, [u8]> = match u32_at(list, 4) {
         0 => list.into(),

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use xxhash_rust::xxh3::xxh3_128;
-
 use crate::page::{Gfn, PageRun};
+use crate::xxh3::xxh3_128;
 
 /// A page that is not all zero.
 #[derive(Clone, Copy, Debug)]

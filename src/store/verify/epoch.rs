@@ -1,9 +1,8 @@
 //! One epoch while it is read: what was counted in it, and whether its commit frame agrees.
 
-use xxhash_rust::xxh3::Xxh3;
-
+use super::damage::{DamageKind, Fault};
 use super::frame::{Commit, HEADER_BYTES_U64, Header, Kind};
-use super::report::{DamageKind, Fault};
+use crate::xxh3::Xxh3;
 
 /// An epoch whose commit frame has not come yet.
 pub(super) struct Open {
@@ -64,7 +63,8 @@ impl Open {
         self.states = self.states.saturating_add(u64::from(header.kind == Kind::State));
     }
 
-    /// Keeps what is wrong in an intact frame until it is known whether the epoch exists; at most `max` of it.
+    /// Keeps what is wrong in an intact frame until it is known whether the epoch exists; at most
+    /// `max` of it.
     pub(super) fn note(&mut self, fault: Fault, max: usize) {
         if self.findings.len() < max {
             self.findings.push(fault);
@@ -73,7 +73,8 @@ impl Open {
         }
     }
 
-    /// Why the epoch, which `commit` in the frame at `at` ends, does not exist. `parent` is what it must name, where that is known.
+    /// Why the epoch, which `commit` in the frame at `at` ends, does not exist. `parent` is what it
+    /// must name, where that is known.
     pub(super) fn contradictions(&self, at: u64, header: &Header, commit: &Commit, parent: Option<(u64, u128)>) -> Vec<Fault> {
         let mut faults = Vec::new();
         let payload = at + HEADER_BYTES_U64;
@@ -99,7 +100,8 @@ impl Open {
         faults
     }
 
-    /// What a commit frame says that may not be said, or that is not so, in an epoch that exists all the same.
+    /// What a commit frame says that may not be said, or that is not so, in an epoch that exists
+    /// all the same.
     pub(super) fn breaches(&self, at: u64, commit: &Commit) -> Vec<Fault> {
         let mut faults = Vec::new();
         let payload = at + HEADER_BYTES_U64;
@@ -147,7 +149,8 @@ impl Open {
             return faults;
         }
         check(stored == self.stored, DamageKind::Counts, 144, format!("{} pages stored", self.stored), stored.to_string());
-        // A base or a recovery is streamed in parts and may meet a page again, or leave out that a page is zero.
+        // A base or a recovery is streamed in parts and may meet a page again, or leave out that a
+        // page is zero.
         if rewritten || !commit.has(Commit::BASE) && !commit.has(Commit::RECOVERY) {
             check(zero == self.zero, DamageKind::Counts, 128, format!("{} zero pages", self.zero), zero.to_string());
             let sum = zero.saturating_add(unchanged).saturating_add(stored);

@@ -1,8 +1,7 @@
 //! The bytes of frames and of the payloads with a fixed layout. Pure.
 
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
-
-use super::report::{DamageKind, Fault};
+use super::damage::{DamageKind, Fault};
+use crate::xxh3::{Xxh3, xxh3_64};
 
 /// Bytes of a frame's header.
 pub(super) const HEADER_BYTES: usize = 48;
@@ -62,7 +61,8 @@ impl Kind {
     }
 }
 
-/// A header that is intact: its magic, checksum, chain, kind, epoch and length are as they must be, and its sequence where the kind has only one.
+/// A header that is intact: its magic, checksum, chain, kind, epoch and length are as they must be,
+/// and its sequence where the kind has only one.
 #[derive(Clone, Debug)]
 pub(super) struct Header {
     pub(super) kind: Kind,
@@ -220,7 +220,8 @@ impl Commit {
         HEADER_BYTES_U64 + u64::from(if self.identity.is_some() { REWRITTEN_BYTES } else { COMMIT_BYTES })
     }
 
-    /// The identity of the epoch whose commit frame has `header` and `payload`, which this was read from.
+    /// The identity of the epoch whose commit frame has `header` and `payload`, which this was read
+    /// from.
     pub(super) fn identity(&self, header: &Header, payload: &[u8]) -> u128 {
         self.identity.unwrap_or_else(|| {
             let mut hash = Xxh3::new();

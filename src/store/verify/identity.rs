@@ -1,21 +1,21 @@
 //! `identity.json`: what the chain is.
 
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 
 use serde::Deserialize;
 use serde_json::Value;
-use xxhash_rust::xxh3::xxh3_64;
 
-use super::directory::Directory;
 use super::frame::FORMAT;
+use super::place::Place;
 use super::report::VerifyError;
 use crate::page::{Gfn, PageRun};
+use crate::xxh3::xxh3_64;
 
 /// The name of the file.
 pub(super) const NAME: &str = "identity.json";
 /// The name of the chain in the store's directory itself.
 pub(super) const MAIN: &str = "main";
-const BYTES_MAX: u64 = 1 << 20;
+const BYTES_MAX: usize = 1 << 20;
 const RUNS_MAX: usize = 64;
 const FRAMES_MAX: u64 = 1 << 40;
 
@@ -89,20 +89,16 @@ struct BranchFields {
 }
 
 /// Reads the identity of the chain in a directory.
-pub(super) fn read(directory: &Directory) -> Result<Identity, VerifyError> {
-    let path = directory.path().join(NAME);
-    match directory.look(NAME) {
+pub(super) fn read(place: &Place) -> Result<Identity, VerifyError> {
+    let path = place.path().join(NAME);
+    match place.look(NAME) {
         Ok(found) if found.is_file => {}
         Ok(_) => return Err(VerifyError::NotAFile { path }),
         Err(error) if error.kind() == ErrorKind::NotFound => return Err(VerifyError::NoIdentity { path }),
         Err(source) => return Err(VerifyError::Io { path, offset: 0, source }),
     }
-    let mut bytes = Vec::new();
-    directory.file(NAME).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut bytes)).map_err(|source| VerifyError::Io {
-        path: path.clone(),
-        offset: 0,
-        source,
-    })?;
+    let read = place.head(NAME, BYTES_MAX + 1);
+    let bytes = read.map_err(|source| VerifyError::Io { path: path.clone(), offset: 0, source })?;
     parse(&bytes).map_err(|problem| match problem {
         Problem::Version(found) => VerifyError::Version { path, found },
         Problem::Content(expected, found) => VerifyError::Identity { path, expected, found },
@@ -120,7 +116,7 @@ fn content(expected: impl Into<String>, found: impl Into<String>) -> Problem {
 }
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
-    if bytes.len() as u64 > BYTES_MAX {
+    if bytes.len() > BYTES_MAX {
         return Err(content(format!("at most {BYTES_MAX} bytes"), "more"));
     }
     let split = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());

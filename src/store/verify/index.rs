@@ -1,17 +1,19 @@
 //! An index, compared with what the frames of its segment hold.
 //!
-//! Takes as much memory as the index has bytes, plus 8 for each run; the format bounds both, and so does the file's length.
+//! Takes as much memory as the index has bytes, plus 8 for each run; the format bounds both, and so
+//! does the file's length.
 
-use std::fs::File;
-use std::io::{BufReader, ErrorKind, Read};
+use std::io::{self, BufReader, ErrorKind, Read};
 use std::path::Path;
+use std::sync::Arc;
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
-
+use super::damage::{DamageKind, Fault};
 use super::frame::{COMMIT_BYTES, FIRST_FRAME, HEADER_BYTES, le, u32_at, u64_at, u128_at};
 use super::listing::Segment;
-use super::report::{DamageKind, Fault, VerifyError};
+use super::report::VerifyError;
 use crate::page::{Gfn, PageRun};
+use crate::store::medium::MediumFile;
+use crate::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 const MAGIC: [u8; 4] = [0xD7, 0x53, 0x57, 0x49];
 const VERSION: u32 = 2;
@@ -122,11 +124,11 @@ pub(super) struct Index {
 impl Index {
     /// Reads the index called `name` of `segment`, which begins with `first_frame`.
     pub(super) fn read(name: &str, segment: &Segment, first_frame: &[u8]) -> Result<Reading, VerifyError> {
-        let directory = &segment.directory;
+        let place = &segment.place;
         let segment_bytes = segment.bytes;
-        let path = &directory.path().join(name);
+        let path = &place.path().join(name);
         let io = |source| VerifyError::Io { path: path.clone(), offset: 0, source };
-        match directory.look(name) {
+        match place.look(name) {
             Ok(found) if found.is_file => {}
             Ok(_) => return Ok(Reading::Unfit),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Reading::Gone),
@@ -137,9 +139,10 @@ impl Index {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Reading::Gone),
             Err(error) => return Err(io(error)),
         };
-        let bytes = file.metadata().map_err(io)?.len();
+        let bytes = file.len().map_err(io)?;
         let key = xxh3_64(first_frame.get(..HEADER_BYTES).unwrap_or_default());
-        let mut blocks = Blocks { file: BufReader::with_capacity(1 << 18, file), key, number: 0, path };
+        let mut blocks =
+            Blocks { file: BufReader::with_capacity(1 << 18, FromTheBeginning { file, at: 0 }), key, number: 0, path };
         let Some(first) = blocks.next()? else { return Ok(Reading::Unfit) };
         let Some(read) = Self::header(&first, segment_bytes, bytes) else { return Ok(Reading::Unfit) };
         // Whatever it says, it says nothing as long as a block of it may be another's.
@@ -163,7 +166,8 @@ impl Index {
         })
     }
 
-    /// Reads the first block, and says what the file of `bytes` must hold. `None` where it is no index of this version, of a segment of this length.
+    /// Reads the first block, and says what the file of `bytes` must hold. `None` where it is no
+    /// index of this version, of a segment of this length.
     fn header(block: &[u8; BLOCK_BYTES], segment_bytes: u64, bytes: u64) -> Option<Result<Self, Fault>> {
         let [epochs, frames, runs, mentions] = [16, 24, 32, 40].map(|at| u64_at(block, at));
         let mut next: u64 = 1;
@@ -215,7 +219,8 @@ impl Index {
         })
     }
 
-    /// Reads the tables. The file was found to be as long as they are. `None` where a block is not the index's.
+    /// Reads the tables. The file was found to be as long as they are. `None` where a block is not
+    /// the index's.
     fn tables(mut self, blocks: &mut Blocks<'_>) -> Result<Result<Option<Self>, Fault>, VerifyError> {
         for table in self.tables {
             for block in 0..table.blocks() {
@@ -330,7 +335,8 @@ impl Index {
         self.state = at;
     }
 
-    /// The frame at `at` mentions the pages of `runs`, which rise. `kind` is 2 for pages and 3 for zeros.
+    /// The frame at `at` mentions the pages of `runs`, which rise. `kind` is 2 for pages and 3 for
+    /// zeros.
     pub(super) fn frame(&mut self, at: u64, kind: u8, changes: bool, runs: impl IntoIterator<Item = PageRun>) {
         let mut runs = joined(runs).peekable();
         if self.fault.is_some() || runs.peek().is_none() {
@@ -349,7 +355,8 @@ impl Index {
         self.fault = runs.find_map(|run| self.mention(number, run));
     }
 
-    /// Ticks off what the tables say of the pages of `run`, which `frame` mentions: it may not end inside of a run of theirs.
+    /// Ticks off what the tables say of the pages of `run`, which `frame` mentions: it may not end
+    /// inside of a run of theirs.
     fn mention(&mut self, frame: u32, run: PageRun) -> Option<Fault> {
         let end = run.first.0.saturating_add(run.count);
         let mut next = run.first.0;
@@ -391,8 +398,8 @@ impl Index {
         }
     }
 
-    /// The segment has ended. `before` is the epoch that its header names, `last` its last epoch and the identity of that. Returns what is
-    /// wrong with the index.
+    /// The segment has ended. `before` is the epoch that its header names, `last` its last epoch
+    /// and the identity of that. Returns what is wrong with the index.
     pub(super) fn finish(mut self, before: u64, last: Option<(u64, u128)>) -> Option<Fault> {
         if self.fault.is_some() {
             return self.fault.take();
@@ -439,16 +446,31 @@ fn joined(runs: impl IntoIterator<Item = PageRun>) -> impl Iterator<Item = PageR
     })
 }
 
+/// A file that is read from its beginning on.
+struct FromTheBeginning {
+    file: Arc<dyn MediumFile>,
+    at: u64,
+}
+
+impl Read for FromTheBeginning {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(self.at, buffer)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
 /// The blocks of an index, one after the other.
 struct Blocks<'a> {
-    file: BufReader<File>,
+    file: BufReader<FromTheBeginning>,
     key: u64,
     number: u64,
     path: &'a Path,
 }
 
 impl Blocks<'_> {
-    /// The next block; `None` where the file ends, or where what is there is no block of this index.
+    /// The next block; `None` where the file ends, or where what is there is no block of this
+    /// index.
     fn next(&mut self) -> Result<Option<[u8; BLOCK_BYTES]>, VerifyError> {
         let number = self.number;
         self.number += 1;

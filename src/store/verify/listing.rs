@@ -1,60 +1,24 @@
-//! What is in a store's directory: chains, their segments and indexes, and files that are left over.
+//! What is in a store's directory: chains, their segments and indexes, and files that are left
+//! over.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::directory::Directory;
+use super::damage::{Damage, DamageKind, Fault};
 use super::frame::FORMAT;
 use super::identity::{self, Identity, MAIN};
 use super::mark::{self, Proof};
-use super::open::{Known, OpenFiles};
-use super::report::{Damage, DamageKind, Fault, Leftover, LeftoverKind, VerifyError};
-
-/// The directory that branches are in.
-const BRANCHES: &str = "branches";
-
-/// The highest number of a segment.
-const NUMBER_MAX: u32 = 99_999_999;
+use super::names::{Numbers, in_directory};
+use super::open_files::{Known, OpenFiles};
+use super::place::Place;
+use super::report::{Leftover, LeftoverKind, VerifyError};
+use crate::store::medium::MediumFile;
+use crate::store::names::BRANCHES;
 
 /// How often a directory is listed where files in it go as fast as they are opened.
 const LISTINGS_MAX: u32 = 10;
-
-/// The numbers that a segment stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Numbers {
-    pub(super) first: u32,
-    pub(super) last: u32,
-}
-
-impl Numbers {
-    fn parse(name: &str, prefix: &str) -> Option<Self> {
-        let number = |digits: &str| {
-            let digits = Some(digits).filter(|digits| digits.len() == 8 && digits.bytes().all(|byte| byte.is_ascii_digit()))?;
-            digits.parse().ok().filter(|number| (1..=NUMBER_MAX).contains(number))
-        };
-        let digits = name.strip_prefix(prefix)?;
-        match digits.split_once('-') {
-            None => number(digits).map(|first| Self { first, last: first }),
-            Some((first, last)) => number(first)
-                .zip(number(last))
-                .map(|(first, last)| Self { first, last })
-                .filter(|numbers| numbers.first < numbers.last),
-        }
-    }
-
-    /// Whether a segment with these numbers can only have been made by a compaction.
-    pub(super) fn is_compacted(self) -> bool {
-        self.first < self.last
-    }
-
-    fn name(self, prefix: &str) -> String {
-        let Self { first, last } = self;
-        if first == last { format!("{prefix}{first:08}") } else { format!("{prefix}{first:08}-{last:08}") }
-    }
-}
 
 /// A segment file as it was when the chain was listed.
 #[derive(Clone, Debug)]
@@ -64,7 +28,7 @@ pub(super) struct Segment {
     pub(super) name: String,
     pub(super) path: PathBuf,
     /// Where it is.
-    pub(super) directory: Directory,
+    pub(super) place: Place,
     /// Bytes. What a writer appends later is not looked at.
     pub(super) bytes: u64,
     /// Why it is not one of its chain's segments.
@@ -78,8 +42,8 @@ pub(super) struct Segment {
 
 impl Segment {
     /// The file that was there when the chain was listed.
-    pub(super) fn open(&self) -> Result<Arc<File>, VerifyError> {
-        match self.files.get(self.number, &self.directory, in_directory(&self.name), &self.known) {
+    pub(super) fn open(&self) -> Result<Arc<dyn MediumFile>, VerifyError> {
+        match self.files.get(self.number, &self.place, in_directory(&self.name), &self.known) {
             Ok(Some(file)) => Ok(file),
             Ok(None) => Err(VerifyError::Replaced { path: self.path.clone() }),
             Err(source) => Err(VerifyError::Io { path: self.path.clone(), offset: 0, source }),
@@ -89,8 +53,8 @@ impl Segment {
 
 impl Segment {
     /// Opens a file beside the segment.
-    pub(super) fn open_beside(&self, name: &str) -> std::io::Result<File> {
-        self.files.open(&self.directory, name)
+    pub(super) fn open_beside(&self, name: &str) -> std::io::Result<Arc<dyn MediumFile>> {
+        self.files.open(&self.place, name)
     }
 }
 
@@ -153,13 +117,19 @@ pub(super) struct Store {
     /// Branches that can't be read at all.
     pub(super) damage: Vec<Damage>,
     files: Arc<OpenFiles>,
+    /// Pages whose content is kept while others are looked at, at most.
+    pub(super) pages_kept: usize,
 }
 
+/// [`Store::pages_kept`] where nobody says otherwise: 256 MiB, sixteen times what a writer keeps.
+pub(super) const PAGES_KEPT: usize = 65_536;
+
 impl Store {
-    /// Lists the store in a directory. No more than `open_files` of its segments are open at a time.
-    pub(super) fn list(directory: &Directory, open_files: usize) -> Result<Self, VerifyError> {
-        let dir = directory.path();
-        let identity = identity::read(directory)?;
+    /// Lists the store in a directory. No more than `open_files` of its segments are open at a
+    /// time.
+    pub(super) fn list(place: &Place, open_files: usize) -> Result<Self, VerifyError> {
+        let dir = place.path();
+        let identity = identity::read(place)?;
         if let Some(of) = &identity.branch_of {
             return Err(VerifyError::Branch { path: dir.to_owned(), branch: of.branch.clone() });
         }
@@ -170,18 +140,15 @@ impl Store {
             leftovers: Vec::new(),
             damage: Vec::new(),
             files: OpenFiles::new(open_files),
+            pages_kept: PAGES_KEPT,
         };
-        store.add(MAIN, String::new(), directory, identity)?;
-        let branches = match directory.within(BRANCHES) {
-            Err(VerifyError::NoDirectory { .. } | VerifyError::NotADirectory { .. }) => return Ok(store),
-            opened => opened?,
-        };
-        for name in branch_names(&branches)? {
+        store.add(MAIN, String::new(), place, identity)?;
+        for name in branch_names(place)? {
             let prefix = format!("{BRANCHES}/{name}/");
-            let read = branches.within(&name).and_then(|directory| Ok((identity::read(&directory)?, directory)));
+            let read = place.branch(&name).and_then(|place| Ok((identity::read(&place)?, place)));
             let damaged = match read {
-                Ok((identity, directory)) if identity.branch_of.is_some() => {
-                    store.add(&name, prefix, &directory, identity)?;
+                Ok((identity, place)) if identity.branch_of.is_some() => {
+                    store.add(&name, prefix, &place, identity)?;
                     continue;
                 }
                 Ok(_) => Fault::new(DamageKind::Identity, 0, "the field `branch_of`", "none"),
@@ -233,17 +200,18 @@ impl Store {
     }
 
     /// Lists the chain in the directory that `prefix` names.
-    fn add(&mut self, name: &str, prefix: String, directory: &Directory, identity: Identity) -> Result<(), VerifyError> {
+    fn add(&mut self, name: &str, prefix: String, place: &Place, identity: Identity) -> Result<(), VerifyError> {
         // Before the listing: what a writer does meanwhile only adds to what it says.
-        let (mark, mark_fault) = match mark::read(directory, &identity)? {
+        let (mark, mark_fault) = match mark::read(place, &identity)? {
             Ok(proof) => (Some(proof), None),
             Err(fault) => (None, Some(fault)),
         };
         let mut listings = 0;
         let (segments, leftovers) = loop {
             listings += 1;
-            match segments(directory, &prefix, &self.files) {
-                // A listing shows a file and not another that is older, or one that is gone by the time it is opened.
+            match segments(place, &prefix, &self.files) {
+                // A listing shows a file and not another that is older, or one that is gone by the
+                // time it is opened.
                 Err(VerifyError::Replaced { .. }) if listings < LISTINGS_MAX => {}
                 Ok((segments, _)) if !is_gapless(&segments) && listings == 1 => {}
                 found => break found?,
@@ -254,7 +222,7 @@ impl Store {
         for name in segments.iter().filter_map(|segment| segment.index.as_ref()).chain(left) {
             let numbers = name.rsplit('/').next().and_then(|name| Numbers::parse(name, "index-"));
             if let Some(numbers) = numbers {
-                proofs.extend(mark::of_index(directory, name, numbers, &identity)?);
+                proofs.extend(mark::of_index(place, name, numbers, &identity)?);
             }
         }
         let first = self.segments.len();
@@ -267,14 +235,8 @@ impl Store {
 }
 
 /// The names that a branch may have, in order.
-fn branch_names(branches: &Directory) -> Result<BTreeSet<String>, VerifyError> {
-    let names = branches.names()?.into_iter().filter_map(|name| name.into_string().ok());
-    Ok(names.filter(|name| identity::is_branch_name(name)).collect())
-}
-
-/// The name of a file in its own directory, by its path in the store's.
-pub(super) fn in_directory(name: &str) -> &str {
-    name.rsplit('/').next().unwrap_or(name)
+fn branch_names(store: &Place) -> Result<BTreeSet<String>, VerifyError> {
+    Ok(store.names_of_branches()?.into_iter().filter(|name| identity::is_branch_name(name)).collect())
 }
 
 fn is_gapless(segments: &[Segment]) -> bool {
@@ -287,11 +249,10 @@ fn is_gapless(segments: &[Segment]) -> bool {
 }
 
 /// The segments in a directory, in order, with their lengths; and what is left over.
-fn segments(directory: &Directory, prefix: &str, files: &Arc<OpenFiles>) -> Result<(Vec<Segment>, Vec<Leftover>), VerifyError> {
-    let names = directory.names()?;
-    let names = names.iter().filter_map(|name| name.to_str());
+fn segments(place: &Place, prefix: &str, files: &Arc<OpenFiles>) -> Result<(Vec<Segment>, Vec<Leftover>), VerifyError> {
+    let names = place.names()?;
     let (mut found, mut indexes, mut drafts) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
-    for name in names {
+    for name in &names {
         if let Some(numbers) = Numbers::parse(name, "segment-") {
             found.push(numbers);
         } else if let Some(numbers) = Numbers::parse(name, "index-") {
@@ -306,11 +267,11 @@ fn segments(directory: &Directory, prefix: &str, files: &Arc<OpenFiles>) -> Resu
     let mut covered: Option<Numbers> = None;
     for numbers in found {
         let name = numbers.name("segment-");
-        let path = directory.path().join(&name);
+        let path = place.path().join(&name);
         let replaced = covered.filter(|covered| numbers.last <= covered.last);
         let mut stray = None;
         if replaced.is_some() {
-            let bytes = directory.look(&name).map_or(0, |found| found.bytes);
+            let bytes = place.look(&name).map_or(0, |found| found.bytes);
             leftovers.push(Leftover { file: format!("{prefix}{name}"), kind: LeftoverKind::Replaced, bytes });
             continue;
         } else {
@@ -320,7 +281,7 @@ fn segments(directory: &Directory, prefix: &str, files: &Arc<OpenFiles>) -> Resu
             covered = Some(numbers);
         }
         let index = indexes.remove(&numbers).then(|| format!("{prefix}{}", numbers.name("index-")));
-        match directory.look(&name) {
+        match place.look(&name) {
             Ok(found) if found.is_file => {}
             Ok(_) => return Err(VerifyError::NotAFile { path }),
             // A writer has just removed it with a torn tail, or a compaction has replaced it.
@@ -331,15 +292,15 @@ fn segments(directory: &Directory, prefix: &str, files: &Arc<OpenFiles>) -> Resu
             ErrorKind::NotFound => VerifyError::Replaced { path: path.clone() },
             _ => VerifyError::Io { path: path.clone(), offset: 0, source },
         };
-        let file = files.open(directory, &name).map_err(io)?;
-        let bytes = file.metadata().map_err(io)?.len();
-        let known = Known::of(&file).map_err(io)?;
+        let file = files.open(place, &name).map_err(io)?;
+        let bytes = file.len().map_err(io)?;
+        let known = Known::of(file.as_ref()).map_err(io)?;
         let (number, files) = (files.listed(file), Arc::clone(files));
-        let (name, directory) = (format!("{prefix}{name}"), directory.clone());
-        segments.push(Segment { numbers, name, path, directory, bytes, stray, index, number, known, files });
+        let (name, place) = (format!("{prefix}{name}"), place.clone());
+        segments.push(Segment { numbers, name, path, place, bytes, stray, index, number, known, files });
     }
     let mut left = |name: String, kind| {
-        let bytes = directory.look(&name).map_or(0, |found| found.bytes);
+        let bytes = place.look(&name).map_or(0, |found| found.bytes);
         leftovers.push(Leftover { file: format!("{prefix}{name}"), kind, bytes });
     };
     indexes.into_iter().for_each(|numbers| left(numbers.name("index-"), LeftoverKind::Index));

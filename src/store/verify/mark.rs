@@ -1,14 +1,15 @@
-//! What says that an epoch was durable and is not in a segment: the mark, and the first blocks of indexes.
+//! What says that an epoch was durable and is not in a segment: the mark, and the first blocks of
+//! indexes.
 
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
-
-use super::directory::Directory;
+use super::damage::{DamageKind, Fault};
 use super::frame::{FIRST_FRAME, HEADER_BYTES, Header, Kind, SegmentHeader, hex, le, u32_at, u64_at, u128_at};
 use super::identity::Identity;
-use super::listing::{Numbers, in_directory};
-use super::report::{DamageKind, Fault, VerifyError};
+use super::names::{Numbers, in_directory};
+use super::place::Place;
+use super::report::VerifyError;
+use crate::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// The name of the mark.
 pub(super) const NAME: &str = "durable";
@@ -31,12 +32,12 @@ pub(super) struct Proof {
 }
 
 /// Reads the mark of the chain in a directory.
-pub(super) fn read(directory: &Directory, identity: &Identity) -> Result<Result<Proof, Fault>, VerifyError> {
+pub(super) fn read(place: &Place, identity: &Identity) -> Result<Result<Proof, Fault>, VerifyError> {
     let wrong = |offset: usize, expected: &str, found: &str| {
         let found = format!("{found}: what was durable is not known");
         Ok(Err(Fault::new(DamageKind::Mark, offset as u64, expected, found)))
     };
-    let Some(bytes) = head(directory, NAME, MARK_BYTES + 1)? else {
+    let Some(bytes) = head(place, NAME, MARK_BYTES + 1)? else {
         return wrong(0, "a file that says which epoch was durable", "none");
     };
     if bytes.len() != MARK_BYTES {
@@ -56,14 +57,10 @@ pub(super) fn read(directory: &Directory, identity: &Identity) -> Result<Result<
     }
 }
 
-/// What the index proves of its segment that `name` leads to in the store's directory, with these numbers in its name, in its own `directory`.
-pub(super) fn of_index(
-    directory: &Directory,
-    name: &str,
-    numbers: Numbers,
-    identity: &Identity,
-) -> Result<Option<Proof>, VerifyError> {
-    let Some(block) = head(directory, in_directory(name), BLOCK_BYTES)?.filter(|block| block.len() == BLOCK_BYTES) else {
+/// What the index proves of its segment that `name` leads to in the store's directory, with these
+/// numbers in its name, in its own `place`.
+pub(super) fn of_index(place: &Place, name: &str, numbers: Numbers, identity: &Identity) -> Result<Option<Proof>, VerifyError> {
+    let Some(block) = head(place, in_directory(name), BLOCK_BYTES)?.filter(|block| block.len() == BLOCK_BYTES) else {
         return Ok(None);
     };
     let frame = block.get(FIRST_FRAME).unwrap_or_default();
@@ -84,17 +81,16 @@ pub(super) fn of_index(
 }
 
 /// Up to `most` bytes from the beginning of a regular file; `None` where there is none.
-fn head(directory: &Directory, name: &str, most: usize) -> Result<Option<Vec<u8>>, VerifyError> {
-    let io = |source| VerifyError::Io { path: directory.path().join(name), offset: 0, source };
-    match directory.look(name) {
+fn head(place: &Place, name: &str, most: usize) -> Result<Option<Vec<u8>>, VerifyError> {
+    let io = |source| VerifyError::Io { path: place.path().join(name), offset: 0, source };
+    match place.look(name) {
         Ok(found) if found.is_file => {}
         Ok(_) => return Ok(None),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io(error)),
     }
-    let mut bytes = Vec::new();
-    match directory.file(name).and_then(|file| file.take(most as u64).read_to_end(&mut bytes)) {
-        Ok(_) => Ok(Some(bytes)),
+    match place.head(name, most) {
+        Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(io(error)),
     }

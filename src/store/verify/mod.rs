@@ -1,24 +1,31 @@
 //! Checks a store with a reader of its own.
 //!
-//! Everything here is written from `docs/format.md` alone and shares no code with the reader and the writer that it judges: a
-//! mistake in one of them shows as a difference. It reads every byte of every segment, of `main` and of all branches, checks every promise that the page
-//! makes, compares every index with the frames of its segment, and recomputes every audit digest from the chain. Or it checks only what one epoch needs.
+//! Everything here is written from `docs/format.md` alone and shares no code with the reader and
+//! the writer that it judges: a mistake in one of them shows as a difference. It reads every byte
+//! of every segment, of `main` and of all branches, checks every promise that the page makes,
+//! compares every index with the frames of its segment, and recomputes every audit digest from the
+//! chain. Or it checks only what one epoch needs.
 //!
-//! What is wrong is in the [`VerifyReport`]; a [`VerifyError`] says only that there was nothing to verify. Memory is bounded by one
-//! frame's payload, by 256 MiB of pages that changed lately, by the largest index, and by 16 bytes of hash and the places of its versions, plus bookkeeping, for each page that the chain
-//! really stores; once more for each branch on the way to the one in hand. Time is linear in the store's size whatever its bytes are: what a change builds on is 16 blocks at most.
+//! What is wrong is in the [`VerifyReport`]; a [`VerifyError`] says only that there was nothing to
+//! verify. Memory is bounded by one frame's payload, by 256 MiB of pages that changed lately, by
+//! the largest index, and by 16 bytes of hash and the places of its versions, plus bookkeeping, for
+//! each page that the chain really stores; once more for each branch on the way to the one in hand.
+//! Time is linear in the store's size whatever its bytes are: what a change builds on is 16 blocks
+//! at most.
 
 mod content;
+mod damage;
 mod digest;
-mod directory;
 mod epoch;
 mod frame;
 mod identity;
 mod index;
 mod listing;
 mod mark;
+mod names;
 mod one_epoch;
-mod open;
+mod open_files;
+mod place;
 mod report;
 mod segment_file;
 #[cfg(test)]
@@ -27,49 +34,60 @@ mod totals;
 mod versions;
 mod walk;
 
-use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
+pub use damage::{Damage, DamageKind};
 pub use report::{
-    BranchReport, Damage, DamageKind, EpochReport, Leftover, LeftoverKind, Progress, TornTail, VerifyError, VerifyOptions,
-    VerifyReport,
+    BranchReport, EpochReport, Leftover, LeftoverKind, Progress, TornTail, VerifyError, VerifyOptions, VerifyReport,
 };
 
-use directory::Directory;
-use listing::Store;
+use listing::{PAGES_KEPT, Store};
+use place::Place;
+pub(in crate::store) use place::open_directory;
 use totals::Tally;
 
-/// Checks the store in `dir` and says what it found. `progress` is called now and then, at least once a segment.
+use super::medium::Medium;
+
+/// Checks the store in `dir` and says what it found. `progress` is called now and then, at least
+/// once a segment.
 ///
-/// A writer may be at work on it meanwhile, and a compaction: where one takes away a segment that is still to be read, all is begun again, a few times. The segments' lengths are looked up once, at the start, so what the writer has not
-/// committed by then appears as a torn tail.
+/// A writer may be at work on it meanwhile, and a compaction: where one takes away a segment that
+/// is still to be read, all is begun again, a few times. The segments' lengths are looked up once,
+/// at the start, so what the writer has not committed by then appears as a torn tail.
 ///
 /// # Errors
-/// Where there is nothing to verify: `dir` is missing or is no directory, its identity is missing, unreadable or of another format
-/// version, there is no such branch or epoch, or the medium gave an error. Damage is never an error.
+/// Where there is nothing to verify: `dir` is missing or is no directory, its identity is missing,
+/// unreadable or of another format version, there is no such branch or epoch, or the medium gave an
+/// error. Damage is never an error.
 pub fn verify(dir: &Path, options: &VerifyOptions, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport, VerifyError> {
-    verify_in(&Directory::open(dir)?, options, progress)
+    verify_on(Arc::new(open_directory(dir)?), dir, options, progress)
 }
 
-/// Checks the store in a directory that is open as `file`.
-pub(in crate::store) fn verify_open(
-    file: File,
+/// Checks the store on a medium, which was opened as `dir`.
+///
+/// # Errors
+/// As [`verify`].
+pub(in crate::store) fn verify_on(
+    medium: Arc<dyn Medium>,
     dir: &Path,
     options: &VerifyOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<VerifyReport, VerifyError> {
-    verify_in(&Directory::of(file, dir), options, progress)
+    verify_with(&Place::of_store(medium, dir), options, PAGES_KEPT, progress)
 }
 
-fn verify_in(
-    directory: &Directory,
+fn verify_with(
+    place: &Place,
     options: &VerifyOptions,
+    pages_kept: usize,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<VerifyReport, VerifyError> {
     let mut tries = 0;
     loop {
         tries += 1;
-        let verified = Store::list(directory, options.open_files).and_then(|store| {
+        let verified = Store::list(place, options.open_files).and_then(|mut store| {
+            store.pages_kept = pages_kept;
             let mut report = listed(&store, options, progress)?;
             report.leftovers.splice(..0, store.leftovers);
             Ok(report)
@@ -81,12 +99,16 @@ fn verify_in(
     }
 }
 
-/// How often a store is verified from the beginning because a compaction took a segment away that was not open.
+/// How often a store is verified from the beginning because a compaction took a segment away that
+/// was not open.
 const TRIES_MAX: u32 = 8;
 
-/// Whether there is a store in `dir` at all.
-pub(in crate::store) fn check(dir: &Path) -> Result<(), VerifyError> {
-    Store::list(&Directory::open(dir)?, report::OPEN_FILES).map(|_| ())
+/// Whether there is a store on a medium at all.
+///
+/// # Errors
+/// As [`verify`].
+pub(in crate::store) fn check(medium: Arc<dyn Medium>, dir: &Path) -> Result<(), VerifyError> {
+    Store::list(&Place::of_store(medium, dir), report::OPEN_FILES).map(|_| ())
 }
 
 /// Checks what was listed of a store.

@@ -1,19 +1,17 @@
-//! What one epoch needs, and nothing else: from its commit frame back to a base, the lists of pages; then those blocks alone that hold
-//! a page's newest version, or what that was made of.
+//! What one epoch needs, and nothing else: from its commit frame back to a base, the lists of
+//! pages; then those blocks alone that hold a page's newest version, or what that was made of.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::content::{self, Blocks, LIST_BYTES_MAX};
+use super::damage::{Damage, DamageKind, Fault};
 use super::digest::MemoryDigest;
 use super::epoch::Open;
 use super::frame::{Commit, HEADER_BYTES_U64, Header, Kind, SEGMENT_BYTES, SegmentHeader};
 use super::listing::{Chain, Store};
-use super::report::{Damage, DamageKind, EpochReport, Fault, Progress, VerifyError, VerifyOptions, VerifyReport};
+use super::report::{EpochReport, Progress, VerifyError, VerifyOptions, VerifyReport};
 use super::segment_file::{self, Look, Pieces};
 use crate::page::{EpochId, Gfn};
-
-/// Changed pages that are made at a time: 256 MiB.
-const PAGES_AT_ONCE: usize = if cfg!(test) { 2 } else { 65_536 };
 
 /// The most blocks that a page is made of.
 const BLOCKS_MAX: usize = 16;
@@ -21,10 +19,12 @@ const BLOCKS_MAX: usize = 16;
 /// Bytes between two calls of the progress callback.
 const PROGRESS_BYTES: u64 = 4 << 20;
 
-/// Where a frame is: which of the store's segments, and the offset. Older frames of a path come first.
+/// Where a frame is: which of the store's segments, and the offset. Older frames of a path come
+/// first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct FrameAt {
-    /// How many segments were looked at before its own, from the newest back; so that older ones come first, this is negative.
+    /// How many segments were looked at before its own, from the newest back; so that older ones
+    /// come first, this is negative.
     order: i64,
     at: u64,
     segment: usize,
@@ -125,8 +125,8 @@ struct One<'a, 'p> {
 }
 
 impl One<'_, '_> {
-    /// Goes from the epoch `wanted` of chain `number` back to its base, and notes which blocks it needs. `None` where there is no such
-    /// epoch.
+    /// Goes from the epoch `wanted` of chain `number` back to its base, and notes which blocks it
+    /// needs. `None` where there is no such epoch.
     fn gather(&mut self, number: usize, wanted: u64) -> Result<Option<Audit>, VerifyError> {
         let (mut number, mut limit) = (number, wanted);
         let mut audit = None;
@@ -257,7 +257,8 @@ impl One<'_, '_> {
         Ok(audit)
     }
 
-    /// Notes what `seen` has that is newest, and, where it is the epoch that is asked for, checks its state.
+    /// Notes what `seen` has that is newest, and, where it is the epoch that is asked for, checks
+    /// its state.
     fn epoch(
         &mut self,
         pieces: &mut Pieces<'_>,
@@ -364,7 +365,7 @@ impl One<'_, '_> {
                 self.damage_at(place, fault);
             }
         }
-        for pages in changed.chunks(PAGES_AT_ONCE) {
+        for pages in changed.chunks(self.store.pages_kept) {
             self.change(pages, &mut reader, &mut memory)?;
         }
         self.found.blocks = reader.blocks;
@@ -445,8 +446,9 @@ impl One<'_, '_> {
     }
 }
 
-/// The newest epoch that is known to have been durable, by the chain's mark and indexes and by what is in `segments`. A compacted segment, which
-/// comes first if it is one of them, was durable as a whole.
+/// The newest epoch that is known to have been durable, by the chain's mark and indexes and by what
+/// is in `segments`. A compacted segment, which comes first if it is one of them, was durable as a
+/// whole.
 fn durable(chain: &Chain, segments: &[super::listing::Segment]) -> Result<u64, VerifyError> {
     if segments.first().is_some_and(|segment| segment.numbers.is_compacted()) {
         return Ok(u64::MAX);
@@ -467,8 +469,9 @@ fn header(pieces: &mut Pieces<'_>) -> Result<Option<SegmentHeader>, VerifyError>
     Ok(pieces.payload(0, &header)?.ok().map(SegmentHeader::parse))
 }
 
-/// Reads the headers of a segment's frames, up to the commit frame of the epoch `limit`, and its commit frames.
-fn scan(mut pieces: Pieces<'_>, numbers: super::listing::Numbers, chain: &Chain, limit: u64) -> Result<Scan, VerifyError> {
+/// Reads the headers of a segment's frames, up to the commit frame of the epoch `limit`, and its
+/// commit frames.
+fn scan(mut pieces: Pieces<'_>, numbers: super::names::Numbers, chain: &Chain, limit: u64) -> Result<Scan, VerifyError> {
     let mut scan = Scan { epochs: Vec::new(), before: None, last: None, faults: Vec::new() };
     let mut open: Option<(Open, Vec<(u64, Kind)>)> = None;
     let mut at = 0;

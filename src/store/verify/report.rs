@@ -5,22 +5,26 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::damage::{Damage, DamageKind};
 use super::frame::FORMAT;
 use crate::page::EpochId;
 
 /// How to verify.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifyOptions {
-    /// Whether to recompute audit digests. Without them no page's term is kept, but every page is still decoded.
+    /// Whether to recompute audit digests. Without them no page's term is kept, but every page is
+    /// still decoded.
     pub audits: bool,
     /// How many pieces of damage to list; the others are only counted.
     pub damage_max: usize,
-    /// Only this branch, `main` for the chain that is none, with as much of other chains as it builds on. By default, the whole store.
+    /// Only this branch, `main` for the chain that is none, with as much of other chains as it
+    /// builds on. By default, the whole store.
     pub branch: Option<String>,
-    /// Only what is needed to restore this epoch, of that branch or of `main`. Nothing else is read, so nothing is said of it.
+    /// Only what is needed to restore this epoch, of that branch or of `main`. Nothing else is
+    /// read, so nothing is said of it.
     pub epoch: Option<EpochId>,
-    /// Segments that are open at a time, at most, however many there are and whatever branches off; never more than a quarter of what the process may have
-    /// open. At least 1; 64 by default.
+    /// Segments that are open at a time, at most, however many there are and whatever branches off;
+    /// never more than a quarter of what the process may have open. At least 1; 64 by default.
     pub open_files: usize,
 }
 
@@ -52,8 +56,9 @@ pub struct Progress {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct VerifyReport {
-    /// Epochs that are whole and depend on nothing that is damaged: those before the first damage. An audit that does not match does
-    /// not end this count, since the epoch is in the chain as it was written.
+    /// Epochs that are whole and depend on nothing that is damaged: those before the first damage.
+    /// An audit that does not match does not end this count, since the epoch is in the chain as it
+    /// was written.
     pub epochs: u64,
     /// Epochs found whole behind the first damage. Nothing may be restored from them.
     pub epochs_behind_damage: u64,
@@ -63,18 +68,22 @@ pub struct VerifyReport {
     pub bytes: u64,
     /// Audit digests that were compared with what the chain gives.
     pub audits_checked: u64,
-    /// Of these, how many differ. `damage` lists an audit only where the difference is not the one of the audit before: one page
-    /// that was missed spoils every audit from there on.
+    /// Of these, how many differ. `damage` lists an audit only where the difference is not the one
+    /// of the audit before: one page that was missed spoils every audit from there on.
     pub audits_failed: u64,
-    /// Audit digests that could not be compared, because pages before them are damaged or because the options say so.
+    /// Audit digests that could not be compared, because pages before them are damaged or because
+    /// the options say so.
     pub audits_unchecked: u64,
     /// Indexes that were compared with all frames of their segment.
     pub indexes_checked: u64,
-    /// Indexes that could not be compared, because their segment is damaged or torn, or was not read to its end.
+    /// Indexes that could not be compared, because their segment is damaged or torn, or was not
+    /// read to its end.
     pub indexes_unchecked: u64,
-    /// Segments without an index, where a writer has gone on to the next segment. Only speed is lost.
+    /// Segments without an index, where a writer has gone on to the next segment. Only speed is
+    /// lost.
     pub indexes_missing: u64,
-    /// The newest of the epochs counted in `epochs` that are in the chain that was asked for, which is `main` by default.
+    /// The newest of the epochs counted in `epochs` that are in the chain that was asked for, which
+    /// is `main` by default.
     pub newest: Option<EpochId>,
     /// What was found by chain: `main` first. The numbers above are sums of these.
     pub branches: Vec<BranchReport>,
@@ -203,8 +212,8 @@ pub struct Leftover {
 pub enum LeftoverKind {
     /// A segment that a compacted one stands for.
     Replaced,
-    /// An index that is of no segment as it is there: the segment is gone, shorter, longer or another, or the index is damaged. A reader walks
-    /// the segment instead.
+    /// An index that is of no segment as it is there: the segment is gone, shorter, longer or
+    /// another, or the index is damaged. A reader walks the segment instead.
     Index,
     /// A file that was never finished, or is being made.
     Draft,
@@ -212,98 +221,8 @@ pub enum LeftoverKind {
     Branch,
 }
 
-/// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Damage {
-    /// The file's path in the store's directory.
-    pub file: String,
-    /// Where in the file, in bytes: the field that is wrong, or the frame where it is the frame as a whole.
-    pub offset: u64,
-    /// The epoch that it belongs to, or the one that should stand there; `None` where no epoch is concerned.
-    pub epoch: Option<u64>,
-    /// What kind of thing is wrong.
-    pub kind: DamageKind,
-    /// What should be there.
-    pub expected: String,
-    /// What is there.
-    pub found: String,
-}
-
-/// The promise of `docs/format.md` that does not hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum DamageKind {
-    /// Not the first bytes of a frame.
-    Magic,
-    /// A frame's header does not match its checksum.
-    HeaderChecksum,
-    /// A frame of another chain.
-    Chain,
-    /// A reserved field is not 0.
-    Reserved,
-    /// A kind of frame that is unknown or may not stand there.
-    Kind,
-    /// A length that its kind of frame cannot have.
-    Length,
-    /// The file ends too early.
-    Truncated,
-    /// A payload does not match its checksum.
-    PayloadChecksum,
-    /// Padding that is not zero.
-    Padding,
-    /// A frame's position in its epoch.
-    Sequence,
-    /// An epoch's number.
-    Epoch,
-    /// The epoch before is not the one that the commit frame names, or not the same.
-    Parent,
-    /// The hash of an epoch's headers.
-    FramesHash,
-    /// A commit frame's counts of frames, blocks, bytes or pages.
-    Counts,
-    /// A commit frame's trigger or flags.
-    Flags,
-    /// A segment's header.
-    SegmentHeader,
-    /// The mark is not there or not whole: what was durable is not known.
-    Mark,
-    /// Epochs that were durable are not there, and nothing says where they were.
-    LostEpochs,
-    /// Another epoch stands in the place of one that was durable.
-    ReplacedEpoch,
-    /// A segment is not there.
-    MissingSegment,
-    /// A segment's name has numbers that it may not have.
-    SegmentNumbers,
-    /// An index all of whose checksums are right does not say what its segment does. A reader that sees it walks the segment instead, so epochs are not
-    /// concerned.
-    Index,
-    /// A branch's identity.
-    Identity,
-    /// A branch does not begin where it says.
-    Branch,
-    /// A durable or close frame names another epoch than the one before it.
-    Close,
-    /// A block's list of pages does not match its checksum.
-    ListChecksum,
-    /// A block of pages is not laid out as it must be.
-    Block,
-    /// Compressed pages that do not decompress to what they must.
-    Zstd,
-    /// Changes of pages that are not laid out as they must be, or that do not give the page that they were made of.
-    Changes,
-    /// A list of zero pages is not laid out as it must be.
-    Zeros,
-    /// A page outside the memory of the chain's machine.
-    GfnOutOfMemory,
-    /// A list of state records is not laid out as it must be.
-    StateRecords,
-    /// The memory that the chain gives is not the memory that the machine had.
-    AuditMismatch,
-}
-
-/// What stands behind the last whole epoch and was never committed. A writer that opens the chain cuts it off.
+/// What stands behind the last whole epoch and was never committed. A writer that opens the chain
+/// cuts it off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TornTail {
     /// The path, in the store's directory, of the file in which it begins.
@@ -408,25 +327,4 @@ pub enum VerifyError {
         /// What the kernel said.
         source: io::Error,
     },
-}
-
-/// Something that is not as `docs/format.md` says, before it is known whether it is damage or a torn tail.
-#[derive(Clone, Debug)]
-pub(super) struct Fault {
-    pub(super) kind: DamageKind,
-    pub(super) offset: u64,
-    pub(super) expected: String,
-    pub(super) found: String,
-}
-
-impl Fault {
-    pub(super) fn new(kind: DamageKind, offset: u64, expected: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { kind, offset, expected: expected.into(), found: found.into() }
-    }
-
-    /// It is damage, in `file`.
-    pub(super) fn at(self, file: String, epoch: Option<u64>) -> Damage {
-        let Self { kind, offset, expected, found } = self;
-        Damage { file, offset, epoch, kind, expected, found }
-    }
 }

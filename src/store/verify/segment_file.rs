@@ -1,14 +1,11 @@
 //! Segment files, read in pieces.
 
-use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
-
-use xxhash_rust::xxh3::xxh3_64;
-
+use super::damage::{DamageKind, Fault};
 use super::frame::{HEADER_BYTES, HEADER_BYTES_U64, Header, Kind, SegmentHeader, Synced};
 use super::identity::Identity;
 use super::listing::Segment;
-use super::report::{DamageKind, Fault, VerifyError};
+use super::report::VerifyError;
+use crate::xxh3::xxh3_64;
 
 /// Bytes that one read asks for, where a frame does not need more.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -58,7 +55,8 @@ impl<'a> Pieces<'a> {
         self.bytes
     }
 
-    /// `count` bytes from `at` on, or `None` where the file ends before. Nothing is allocated beyond the file's length.
+    /// `count` bytes from `at` on, or `None` where the file ends before. Nothing is allocated
+    /// beyond the file's length.
     fn bytes(&mut self, at: u64, count: u64) -> Result<Option<&[u8]>, VerifyError> {
         let Some(end) = at.checked_add(count).filter(|end| *end <= self.bytes) else { return Ok(None) };
         if at < self.window_at || end > self.window_at + self.window.len() as u64 {
@@ -82,19 +80,14 @@ impl<'a> Pieces<'a> {
     }
 
     fn fill(&mut self) -> Result<usize, VerifyError> {
-        let mut got = 0;
+        let at = self.window_at;
         // Not kept: walks of branches lie within each other.
         let file = self.segment.open()?;
-        while let Some(rest) = self.window.get_mut(got..).filter(|rest| !rest.is_empty()) {
-            let at = self.window_at + got as u64;
-            match file.read_at(rest, at) {
-                Ok(0) => break,
-                Ok(count) => got += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(source) => return Err(VerifyError::Io { path: self.segment.path.clone(), offset: at, source }),
-            }
-        }
-        Ok(got)
+        file.read(at, &mut self.window).map_err(|source| self.failed(at, source))
+    }
+
+    fn failed(&self, offset: u64, source: std::io::Error) -> VerifyError {
+        VerifyError::Io { path: self.segment.path.clone(), offset, source }
     }
 
     /// What stands at `at`.
@@ -132,17 +125,8 @@ impl<'a> Pieces<'a> {
     /// Reads from `at` on until `buffer` is full or the file ends, and returns how many bytes.
     pub(super) fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<usize, VerifyError> {
         let room = usize::try_from(self.bytes.saturating_sub(at)).unwrap_or(usize::MAX).min(buffer.len());
-        let mut got = 0;
         let file = self.segment.open()?;
-        while let Some(rest) = buffer.get_mut(got..room).filter(|rest| !rest.is_empty()) {
-            match file.read_at(rest, at + got as u64) {
-                Ok(0) => break,
-                Ok(count) => got += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(source) => return Err(VerifyError::Io { path: self.segment.path.clone(), offset: at, source }),
-            }
-        }
-        Ok(got)
+        file.read(at, buffer.get_mut(..room).unwrap_or_default()).map_err(|source| self.failed(at, source))
     }
 
     /// The payload of the frame at `at`, with its checksum and padding checked.
@@ -184,7 +168,8 @@ impl<'a> Pieces<'a> {
         let chain = &self.identity.chain;
         let mut at = from.next_multiple_of(8);
         while at.checked_add(HEADER_BYTES_U64).is_some_and(|end| end <= self.bytes) {
-            // What is in the window comes first: asking for a whole piece each time would read it again for every place.
+            // What is in the window comes first: asking for a whole piece each time would read it
+            // again for every place.
             let window = if at < self.window_at { 0 } else { (self.window_at + self.window.len() as u64).saturating_sub(at) };
             let count = if window < HEADER_BYTES_U64 { PIECE_BYTES } else { window }.min(self.bytes - at);
             let Some(piece) = self.bytes(at, count)? else { continue };
@@ -202,23 +187,22 @@ impl<'a> Pieces<'a> {
         Ok(None)
     }
 
-    /// Whether the header of a frame stands at `at`. Leaves the window alone: `at` may be far ahead, and wrong.
+    /// Whether the header of a frame stands at `at`. Leaves the window alone: `at` may be far
+    /// ahead, and wrong.
     fn is_intact(&self, at: u64) -> Result<bool, VerifyError> {
         let mut raw = [0; HEADER_BYTES];
         if at.checked_add(HEADER_BYTES_U64).is_none_or(|end| end > self.bytes) {
             return Ok(false);
         }
-        match self.segment.open()?.read_exact_at(&mut raw, at) {
-            Ok(()) => Ok(Header::parse(&raw, at, &self.identity.chain).is_ok()),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
-            Err(source) => Err(VerifyError::Io { path: self.segment.path.clone(), offset: at, source }),
-        }
+        let read = self.segment.open()?.read(at, &mut raw).map_err(|source| self.failed(at, source))?;
+        Ok(read == HEADER_BYTES && Header::parse(&raw, at, &self.identity.chain).is_ok())
     }
 
     /// The newest epoch that an intact durable frame, close frame or segment header at or behind
     /// `from` calls durable.
     ///
-    /// Steps from frame to frame where one follows the other, so that what a guest had in its memory is not taken for a frame.
+    /// Steps from frame to frame where one follows the other, so that what a guest had in its
+    /// memory is not taken for a frame.
     pub(super) fn durable(&mut self, from: u64) -> Result<u64, VerifyError> {
         let mut durable = 0;
         let mut at = from;
@@ -244,8 +228,8 @@ impl<'a> Pieces<'a> {
     }
 }
 
-/// The newest epoch that any intact durable frame, close frame or segment header calls durable, from
-/// `offset` of the first of `segments` on.
+/// The newest epoch that any intact durable frame, close frame or segment header calls durable,
+/// from `offset` of the first of `segments` on.
 pub(super) fn durable(segments: &[Segment], offset: u64, identity: &Identity) -> Result<u64, VerifyError> {
     let mut durable = 0;
     let mut from = offset;

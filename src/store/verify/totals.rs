@@ -1,7 +1,8 @@
 //! What all walks of a store add up to.
 
+use super::damage::Damage;
 use super::listing::{Segment, Store};
-use super::report::{BranchReport, Damage, Progress, VerifyOptions, VerifyReport};
+use super::report::{BranchReport, Progress, VerifyOptions, VerifyReport};
 use crate::page::EpochId;
 
 /// Bytes between two calls of the progress callback.
@@ -18,7 +19,8 @@ pub(super) struct Tally<'p> {
     progress_due: u64,
     /// The chains to walk, each with what was found once it was walked.
     chains: Vec<Option<Walked>>,
-    /// The chain that was asked for, and those that it builds on, last first; none for the whole store.
+    /// The chain that was asked for, and those that it builds on, last first; none for the whole
+    /// store.
     path: Option<Vec<usize>>,
 }
 
@@ -127,7 +129,8 @@ impl<'p> Tally<'p> {
         });
     }
 
-    /// The report, where chain `asked` was asked for, or the store whose chain in its own directory that is.
+    /// The report, where chain `asked` was asked for, or the store whose chain in its own directory
+    /// that is.
     pub(super) fn report(self, asked: usize) -> VerifyReport {
         let mut report = self.report;
         for (number, walked) in self.chains.into_iter().enumerate() {

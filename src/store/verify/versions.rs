@@ -1,20 +1,16 @@
 //! Where the versions of pages are that later changes build on.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::os::unix::fs::FileExt;
 
 use super::content::{self, Blocks, Change};
+use super::damage::{DamageKind, Fault};
 use super::identity::Identity;
 use super::listing::Segment;
-use super::report::{DamageKind, Fault, VerifyError};
+use super::report::VerifyError;
 use crate::page::{Gfn, PAGE_SIZE, PageRun};
 
 /// The most changes of a page behind each other.
 const CHANGES_MAX: usize = 15;
-
-/// Pages whose content is kept: 256 MiB, sixteen times what a writer keeps unless told otherwise. Beyond it, a page is read again from its last whole version on,
-/// which takes a hundred times as long.
-const RECENT_PAGES: usize = if cfg!(test) { 2 } else { 65_536 };
 
 /// A payload that was read and found sound.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +38,8 @@ pub(super) enum Changed {
     Unknown,
 }
 
-/// For each page that is not zero, where its newest version is. A few that were changed lately are kept as they are.
+/// For each page that is not zero, where its newest version is. A few that were changed lately are
+/// kept as they are.
 #[derive(Debug)]
 pub(super) struct Versions<'a> {
     segments: &'a [Segment],
@@ -52,12 +49,15 @@ pub(super) struct Versions<'a> {
     recent: HashMap<u64, Vec<u8>>,
     /// The pages of `recent`, as they came; some may be gone from it.
     order: VecDeque<u64>,
+    /// So many are kept, [`PAGES_KEPT`](super::listing::PAGES_KEPT). Beyond it, a page is read
+    /// again from its last whole version on, which takes a hundred times as long.
+    kept_most: usize,
     blocks: Blocks,
     buffer: Vec<u8>,
 }
 
 impl<'a> Versions<'a> {
-    pub(super) fn new(identity: &'a Identity, segments: &'a [Segment]) -> Self {
+    pub(super) fn new(identity: &'a Identity, segments: &'a [Segment], kept_most: usize) -> Self {
         Self {
             segments,
             identity,
@@ -65,6 +65,7 @@ impl<'a> Versions<'a> {
             generation: 0,
             recent: HashMap::new(),
             order: VecDeque::new(),
+            kept_most,
             blocks: Blocks::default(),
             buffer: Vec::new(),
         }
@@ -72,7 +73,7 @@ impl<'a> Versions<'a> {
 
     /// The same pages, for a branch that begins here. Those kept as they are stay behind.
     pub(super) fn fork(&self) -> Self {
-        Self { pages: self.pages.clone(), generation: self.generation, ..Self::new(self.identity, self.segments) }
+        Self { pages: self.pages.clone(), generation: self.generation, ..Self::new(self.identity, self.segments, self.kept_most) }
     }
 
     /// What comes from now on belongs to another epoch.
@@ -111,7 +112,8 @@ impl<'a> Versions<'a> {
         self.pages.get(&gfn.0).is_some_and(|version| version.generation == self.generation)
     }
 
-    /// Makes `change`, which stands in the block at `at`. With `known` false, what came before this epoch is not known.
+    /// Makes `change`, which stands in the block at `at`. With `known` false, what came before this
+    /// epoch is not known.
     pub(super) fn change(&mut self, change: &Change<'_>, at: At, known: bool) -> Result<Result<Changed, Fault>, VerifyError> {
         let gfn = change.gfn.0;
         let fault = |expected: &str, found: &str| Ok(Err(Fault::new(DamageKind::Changes, change.offset, expected, found)));
@@ -158,7 +160,7 @@ impl<'a> Versions<'a> {
 
     fn keep(&mut self, gfn: u64, page: Vec<u8>) {
         // Before it is put there: an older entry may be its own.
-        while self.order.len() >= RECENT_PAGES {
+        while self.order.len() >= self.kept_most {
             if let Some(oldest) = self.order.pop_front() {
                 self.recent.remove(&oldest);
             }
@@ -198,10 +200,7 @@ impl<'a> Versions<'a> {
         let io = |source| VerifyError::Io { path: segment.path.clone(), offset: at.offset, source };
         let file = segment.open()?;
         self.buffer.resize(usize::try_from(at.length).unwrap_or_default(), 0);
-        match file.read_exact_at(&mut self.buffer, at.offset) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
-            Err(error) => Err(io(error)),
-        }
+        let read = file.read(at.offset, &mut self.buffer).map_err(io)?;
+        Ok(read == self.buffer.len())
     }
 }

@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::mem;
 
 use super::content::{self, Blocks};
+use super::damage::{DamageKind, Fault};
 use super::digest::MemoryDigest;
 use super::epoch::Open;
 use super::frame::{Commit, HEADER_BYTES_U64, Header, Kind, SegmentHeader, Synced, hex};
 use super::identity::{BranchOf, Identity};
 use super::index::{Index, Reading};
-use super::listing::{Chain, Segment, Store, in_directory};
+use super::listing::{Chain, Segment, Store};
 use super::mark::Proof;
-use super::report::{
-    BranchReport, DamageKind, End, Fault, Leftover, LeftoverKind, SegmentFile, TornTail, VerifyError, VerifyOptions,
-};
+use super::names::in_directory;
+use super::report::{BranchReport, End, Leftover, LeftoverKind, SegmentFile, TornTail, VerifyError, VerifyOptions};
 use super::segment_file::{self, Look, Pieces};
 use super::totals::Tally;
 use super::versions::{At, Changed, Versions};
@@ -64,7 +64,8 @@ impl Place {
     }
 }
 
-/// Walks a chain from its first frame to its last, and each branch of it when it comes to the epoch that the branch begins at.
+/// Walks a chain from its first frame to its last, and each branch of it when it comes to the epoch
+/// that the branch begins at.
 pub(super) struct Walk<'a, 't, 'p> {
     store: &'a Store,
     /// Which of the store's chains.
@@ -83,7 +84,8 @@ pub(super) struct Walk<'a, 't, 'p> {
     depth: usize,
     /// Nothing behind this epoch is asked for.
     stop_at: Option<u64>,
-    /// The epoch whose commit frame was the last that was read, until it is seen which branches begin at it.
+    /// The epoch whose commit frame was the last that was read, until it is seen which branches
+    /// begin at it.
     committed: Option<u64>,
     /// The index of the segment in hand, as long as nothing is damaged there.
     index: Option<Index>,
@@ -96,7 +98,8 @@ pub(super) struct Walk<'a, 't, 'p> {
     last: Last,
     /// The newest epoch of which any frame was seen.
     seen: u64,
-    /// The newest epoch that an accepted durable or close frame calls durable, or the mark, or an index.
+    /// The newest epoch that an accepted durable or close frame calls durable, or the mark, or an
+    /// index.
     durable: u64,
     /// The newest epoch that a frame behind the first fault calls durable; looked for only then.
     durable_behind: Option<u64>,
@@ -181,7 +184,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             unbroken: true,
             sound: true,
             memory: MemoryDigest::default(),
-            versions: Versions::new(&chain.identity, &store.segments),
+            versions: Versions::new(&chain.identity, &store.segments, store.pages_kept),
             memory_of: Some(0),
             audit_difference: 0,
         }
@@ -319,7 +322,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                 self.push(name.clone(), None, fault);
             }
             Reading::Unfit => {
-                let bytes = segment.directory.look(in_directory(name)).map_or(0, |found| found.bytes);
+                let bytes = segment.place.look(in_directory(name)).map_or(0, |found| found.bytes);
                 self.tally.report.leftovers.push(Leftover { file: name.clone(), kind: LeftoverKind::Index, bytes });
             }
             Reading::Gone => {}
@@ -402,7 +405,8 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         Ok(Flow::On)
     }
 
-    /// Whether a compaction made the segment that `place` is in: it got its name when it was whole and synced.
+    /// Whether a compaction made the segment that `place` is in: it got its name when it was whole
+    /// and synced.
     fn is_compacted(&self, place: &Place) -> bool {
         !place.before && self.segments.get(place.index).is_some_and(|segment| segment.numbers.is_compacted())
     }
@@ -577,7 +581,8 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             open.count(header);
         }
         if truncated {
-            // Its length is intact, so the file has lost something: frames may follow before its end.
+            // Its length is intact, so the file has lost something: frames may follow before its
+            // end.
             self.resynchronise(place, pieces)?;
         } else {
             place.at += header.bytes();
@@ -588,7 +593,8 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         Ok(Flow::On)
     }
 
-    /// A frame of an epoch: finds out whether it is the one that should come, and checks what is in it.
+    /// A frame of an epoch: finds out whether it is the one that should come, and checks what is in
+    /// it.
     fn epoch_frame(
         &mut self,
         place: &mut Place,
@@ -768,7 +774,8 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         }
 
         if epoch > self.last.epoch {
-            // Without the identity that its flags promise, what the next epoch must name is not known.
+            // Without the identity that its flags promise, what the next epoch must name is not
+            // known.
             let certain = commit.has(Commit::REWRITTEN) == commit.identity.is_some();
             self.last = Last { epoch, hash, certain };
             self.last_in_segment = Some((epoch, hash));
@@ -807,7 +814,8 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         }
     }
 
-    /// Whether a fault at `place`, in `epoch` if that is known, is damage: something behind the last epoch was durable.
+    /// Whether a fault at `place`, in `epoch` if that is known, is damage: something behind the
+    /// last epoch was durable.
     fn is_damage(&mut self, place: &Place, epoch: Option<u64>) -> Result<bool, VerifyError> {
         let behind = match self.durable_behind {
             Some(behind) => behind,
@@ -827,17 +835,20 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         if compacted {
             return Ok(true);
         }
-        // Behind damage, no epoch is accepted any more, but what is above all that was durable is still a torn tail.
+        // Behind damage, no epoch is accepted any more, but what is above all that was durable is
+        // still a torn tail.
         Ok(durable >= self.epoch_at(place, epoch))
     }
 
-    /// The epoch that a fault at `place` is in: one more than the newest that is known, if its number can't be read.
+    /// The epoch that a fault at `place` is in: one more than the newest that is known, if its
+    /// number can't be read.
     fn epoch_at(&self, place: &Place, epoch: Option<u64>) -> u64 {
         let open = place.open.as_ref().map(|open| open.epoch);
         open.or(epoch).unwrap_or_else(|| self.seen.max(self.last.epoch).saturating_add(1))
     }
 
-    /// Reports `faults`, which all have the same cause: as damage, or as the torn tail that ends the chain.
+    /// Reports `faults`, which all have the same cause: as damage, or as the torn tail that ends
+    /// the chain.
     fn judge(&mut self, place: &mut Place, epoch: Option<u64>, faults: Vec<Fault>) -> Result<Flow, VerifyError> {
         if !self.is_damage(place, epoch)? {
             return Ok(self.tear(place, epoch));

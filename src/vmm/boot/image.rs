@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use linux_loader::loader::bootparam::setup_header;
 use serde::{Deserialize, Serialize};
 use vm_memory::ByteValued;
-use xxhash_rust::xxh3::xxh3_128;
 
 use super::cpu_level::CpuLevel;
 use super::error::LinuxError;
 use super::layout::{COMMAND_LINE_ROOM, HIGH_BEGIN};
 use crate::page::PAGE_SIZE_U64;
 use crate::vmm::devices::DiskBase;
+use crate::xxh3::xxh3_128;
 
 /// Where a bzImage has its header.
 const HEADER_AT: usize = 0x1f1;

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
-use xxhash_rust::xxh3::Xxh3;
 
 use crate::memory::{GuestMemory, MemoryError};
 use crate::page::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageRun};
+use crate::xxh3::Xxh3;
 
 /// Bytes of a sector, in which a disk is addressed.
 pub(super) const SECTOR_BYTES: u64 = 512;

@@ -13,8 +13,8 @@ use super::bus::BusRange;
 use super::device::{Device, DeviceError, NOTHING};
 use super::parts::Entry;
 use super::record::{Fields, RecordName};
+use crate::clock::unix_ns;
 use crate::machine::StateError;
-use crate::vmm::clocks::now_unix_ns;
 
 pub(super) const ENTRY: Entry = Entry { name: "rtc", is_virtio: false, pages: 0, make: |_, _| Box::new(Rtc::new()) };
 
@@ -291,7 +291,7 @@ impl Device for Rtc {
 }
 
 fn host_ns() -> i128 {
-    now_unix_ns().into()
+    unix_ns().into()
 }
 
 /// How registers spell the time.

@@ -12,10 +12,10 @@ use super::device::{Device, DeviceError, GuestEnd, NOTHING, Progress, When, Wish
 use super::record::{Fields, duplicate, unknown};
 use super::virtio::ANSWERS_PAGES;
 use crate::epoch::OnRelease;
+use crate::lock::lock;
 use crate::machine::{DeviceState, StateError};
 use crate::memory::GuestMemory;
 use crate::page::EpochId;
-use crate::vmm::lock::lock;
 
 type List = Vec<Box<dyn Device>>;
 

@@ -13,7 +13,7 @@ use slackwater::page::{EpochId, Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes, PageRu
 use slackwater::restore::{PageTarget, Plan, RestoreError, TargetError};
 use slackwater::store::verify::{VerifyOptions, VerifyReport, verify};
 use slackwater::store::{Chain, Epoch, SegmentNumbers, StoreError, Writer, WriterOptions};
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 use super::frames::{
     CLOSE, COMMIT, COMMIT_BYTES, DURABLE, Frame, PAGES, Piece, SEGMENT_HEADER, STATE, ZEROS, block, cut, join, list, put, u32_at,
@@ -110,7 +110,7 @@ impl Input {
         slot.extend(CHAIN.0);
         slot.extend(epoch.to_le_bytes());
         slot.extend(identity.to_le_bytes());
-        slot.extend(xxh3_64(&slot).to_le_bytes());
+        slot.extend(XxHash3_64::oneshot(&slot).to_le_bytes());
         slot.resize(4096, 0);
         Some(slot.repeat(3))
     }

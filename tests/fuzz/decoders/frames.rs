@@ -1,7 +1,7 @@
 //! Segments as frames that can be changed and sealed again. Written from `docs/format.md`, and total: whatever is no frame is kept as it is.
 
 use slackwater::format::{BlockList, ChainId, hash_bytes};
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 pub(super) const HEADER: usize = 48;
 pub(super) const MAGIC: [u8; 4] = [0xD7, 0x53, 0x57, 0x1A];
@@ -70,14 +70,14 @@ impl Frame {
     pub(super) fn seal(&mut self, chain: ChainId) {
         if self.kind() == PAGES && self.payload.len() > 8 {
             let end = (16 + 4 * usize::from(self.payload[1])).min(self.payload.len());
-            let hash = xxh3_64(&self.payload[8..end]).to_le_bytes();
+            let hash = XxHash3_64::oneshot(&self.payload[8..end]).to_le_bytes();
             self.payload[4..8].copy_from_slice(&hash[..4]);
         }
         let length = u32::try_from(self.payload.len()).unwrap_or(u32::MAX);
         put(&mut self.header, 20, &length.to_le_bytes());
         put(&mut self.header, 24, &chain.tag().to_le_bytes());
-        put(&mut self.header, 32, &xxh3_64(&self.payload).to_le_bytes());
-        let hash = xxh3_64(&self.header[..40]);
+        put(&mut self.header, 32, &XxHash3_64::oneshot(&self.payload).to_le_bytes());
+        let hash = XxHash3_64::oneshot(&self.header[..40]);
         put(&mut self.header, 40, &hash.to_le_bytes());
     }
 }

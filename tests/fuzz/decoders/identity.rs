@@ -6,7 +6,7 @@ use slackwater::format::Identity;
 use slackwater::store::verify::{VerifyError, VerifyOptions, verify};
 use slackwater::store::{Chain, StoreError};
 use slackwater::vmm::{GuestSpec, MachineSpec, memory_regions};
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 use super::{Bytes, Files, Random, bytes_then, fixtures, scratch};
 
@@ -117,7 +117,7 @@ pub(super) fn mutate(data: &mut Vec<u8>, random: &mut Random, bytes: Bytes<'_>) 
         line.retain(|byte| *byte != b'\n');
     }
     let end = if random.one_in(16) { "" } else { "\n" };
-    let hash = format!("\nxxh3-64 {:016x}{end}", xxh3_64(&line));
+    let hash = format!("\nxxh3-64 {:016x}{end}", XxHash3_64::oneshot(&line));
     *data = [&line, hash.as_bytes()].concat();
 }
 

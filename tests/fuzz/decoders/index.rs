@@ -11,7 +11,7 @@ use slackwater::format::{
 };
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun};
 use slackwater::store::{Chain, FoundPages, PageReader};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use twox_hash::XxHash3_64;
 
 use super::chain::{Memory, restore, sound};
 use super::frames::{COMMIT, Frame, PAGES, Piece, STATE, ZEROS, cut, put, u64_at};
@@ -246,9 +246,9 @@ fn single_pages(dir: &Path, epoch: EpochId, says: Says) {
 
 /// Makes the checksums of all blocks right.
 fn seal(index: &mut [u8]) {
-    let key = xxh3_64(&fixed().header);
+    let key = XxHash3_64::oneshot(&fixed().header);
     for (number, block) in (0..).zip(index.chunks_exact_mut(BLOCK)) {
-        let sum = xxh3_64_with_seed(&block[..CONTENT], key.wrapping_add(number));
+        let sum = XxHash3_64::oneshot_with_seed(key.wrapping_add(number), &block[..CONTENT]);
         put(block, CONTENT, &sum.to_le_bytes());
     }
 }

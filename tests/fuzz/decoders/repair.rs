@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use slackwater::format::{BlockDecoder, BlockPages, ChainId, FORMAT_VERSION, MemoryDigest, decode_zeros};
 use slackwater::page::{Gfn, PAGE_SIZE, PageBytes};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use twox_hash::{XxHash3_64, XxHash3_128};
 
 use super::frames::{
     CLOSE, COMMIT, COMMIT_BYTES, DURABLE, Frame, HEADER, PAGES, Piece, REWRITTEN_BYTES, SEGMENT_BYTES, SEGMENT_HEADER, STATE,
@@ -90,7 +90,7 @@ struct Model {
     bytes: u64,
     stored: u64,
     zero: u64,
-    headers: Xxh3,
+    headers: XxHash3_128,
 }
 
 impl Model {
@@ -109,7 +109,7 @@ impl Model {
         self.frames += 1;
         self.blocks += u32::from(frame.kind() == PAGES);
         self.bytes += frame.bytes().len() as u64;
-        self.headers.update(&frame.header);
+        self.headers.write(&frame.header);
     }
 
     fn content(&mut self, frame: &mut Frame, repair: bool) {
@@ -152,7 +152,7 @@ impl Model {
             }
             self.mentioned.insert(gfn.0);
             if repair {
-                put(payload, at, &xxh3_64(&page[..]).to_le_bytes());
+                put(payload, at, &XxHash3_64::oneshot(&page[..]).to_le_bytes());
             }
             at += 72 + 8 * words.len();
         }
@@ -167,7 +167,7 @@ impl Model {
         put(payload, 24, &self.frames.to_le_bytes());
         put(payload, 28, &self.blocks.to_le_bytes());
         put(payload, 32, &self.bytes.to_le_bytes());
-        put(payload, 40, &self.headers.digest128().to_le_bytes());
+        put(payload, 40, &self.headers.finish_128().to_le_bytes());
         let unchanged = u64_at(payload, 136);
         put(payload, 120, &self.zero.saturating_add(self.stored).saturating_add(unchanged).to_le_bytes());
         put(payload, 128, &self.zero.to_le_bytes());

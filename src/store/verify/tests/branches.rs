@@ -30,7 +30,8 @@ pub(super) fn grow(writer: &mut Writer, first: u64, last: u64, seed: u8) {
     }
 }
 
-/// `main`, a branch `a` of it, a branch `b` of that, and a second branch `c` of the same epoch as `a`.
+/// `main`, a branch `a` of it, a branch `b` of that, and a second branch `c` of the same epoch as
+/// `a`.
 pub(super) fn family() -> (TempDir, BTreeMap<&'static str, Writer>) {
     let main = long();
     let mut a = branch(&main, "main", 5, 1);

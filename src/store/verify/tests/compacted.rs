@@ -10,7 +10,8 @@ const REWRITTEN: usize = 48 + 224;
 type TweakOf<'a> = &'a dyn Fn(u64, &mut Vec<(u8, Vec<u8>)>, &mut Vec<u8>);
 
 impl Writer {
-    /// The chain with its segments `from` to `to`, counted from 0, as one that has only the epochs of `keep`.
+    /// The chain with its segments `from` to `to`, counted from 0, as one that has only the epochs
+    /// of `keep`.
     pub(super) fn compacted(&self, from: usize, to: usize, keep: &[u64]) -> Self {
         self.compacted_with(from, to, keep, &|_, _, _| {})
     }

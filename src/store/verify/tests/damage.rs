@@ -4,8 +4,9 @@ use super::*;
 
 // damage: bytes that changed
 
-/// Changes bytes of a frame of the closed chain: kind, epoch, number, offset in it, and what to xor. Then the kind of damage expected,
-/// the epoch that it names, and how many epochs come before it.
+/// Changes bytes of a frame of the closed chain: kind, epoch, number, offset in it, and what to
+/// xor. Then the kind of damage expected, the epoch that it names, and how many epochs come before
+/// it.
 #[test]
 fn each_field_of_a_frame_is_named() {
     use DamageKind as K;
@@ -41,7 +42,8 @@ fn each_field_of_a_frame_is_named() {
 #[test]
 fn padding_is_checked() {
     let mut writer = Writer::new();
-    // Compressed, blocks of different pages have different lengths: one of them is followed by padding.
+    // Compressed, blocks of different pages have different lengths: one of them is followed by
+    // padding.
     let blocks: Vec<_> = (0..6).map(|block| (1, many(1, 1 + block, 5))).collect();
     writer.epoch(1, Plan { blocks, ..Plan::default() });
     writer.close();
@@ -107,7 +109,8 @@ fn a_listing_of_damage_is_bounded() {
 
 #[test]
 fn bytes_that_are_missing_inside_are_damage() {
-    // 8 bytes of a payload are gone, then a whole frame, then an epoch's end with the next one's beginning.
+    // 8 bytes of a payload are gone, then a whole frame, then an epoch's end with the next one's
+    // beginning.
     for (from, to) in [((PAGES, 2, 0, 64), 8), ((PAGES, 2, 1, 0), 0), ((STATE, 1, 0, 8), 0)] {
         let mut writer = closed();
         let ((kind, epoch, number, offset), count) = (from, to);

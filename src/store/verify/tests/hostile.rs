@@ -43,7 +43,8 @@ fn no_flipped_byte_goes_unnoticed() {
         assert_eq!(report.damage[0].file, format!("segment-{:08}", segment + 1), "{case}");
         assert!(report.damage[0].offset.abs_diff(at as u64) < 5000, "{case}");
         if let Some((epoch, _)) = epoch {
-            // Where the first header of epoch 4 cannot be read, its number can't be known: 3 should come next.
+            // Where the first header of epoch 4 cannot be read, its number can't be known: 3 should
+            // come next.
             let unread = *epoch == 4 && at < writer.places[epoch].1 + 48;
             assert_eq!(report.damage[0].epoch, Some(if unread { 3 } else { *epoch }), "{case}");
             assert!(report.newest.is_none_or(|newest| newest.0 < *epoch), "{case}");
@@ -188,7 +189,7 @@ fn resynchronising_takes_linear_time() {
     }
     writer.segments[segment].append(&mut tail);
     let dir = writer.save();
-    let store = Store::list(&Directory::open(dir.path()).unwrap(), 64).unwrap();
+    let store = Store::list(&Place::of_store(Arc::new(open_directory(dir.path()).unwrap()), dir.path()), 64).unwrap();
     let segments = &store.segments;
     let mut pieces = segment_file::Pieces::open(&segments[1], &store.chains[0].identity).unwrap();
     assert_eq!(pieces.durable(0).unwrap(), 5);
@@ -237,7 +238,8 @@ proptest! {
         prop_assert!(report.is_sound() && report.epochs == 0);
     }
 
-    /// Pieces of a chain in any order, cut anywhere and with checksums that are right: the walk sees real frames in wrong places.
+    /// Pieces of a chain in any order, cut anywhere and with checksums that are right: the walk
+    /// sees real frames in wrong places.
     #[test]
     fn frames_in_any_order(picks in prop::collection::vec((any::<prop::sample::Index>(), 0usize..12, any::<u16>(), any::<u8>()), 0..40), split in any::<bool>()) {
         let whole = closed();

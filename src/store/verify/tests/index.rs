@@ -118,7 +118,7 @@ impl Tables {
         }
         let blocks = contents.into_iter().zip(0..).map(|(mut content, number)| {
             content.resize(PER_BLOCK, 0);
-            let checksum = xxhash_rust::xxh3::xxh3_64_with_seed(&content, self.key.wrapping_add(number));
+            let checksum = crate::xxh3::xxh3_64_with_seed(&content, self.key.wrapping_add(number));
             content.extend(checksum.to_le_bytes());
             content
         });

@@ -41,7 +41,8 @@ fn every_epoch_of_every_chain() {
     }
 }
 
-/// Each byte of the chain, at each epoch: what is found is what a restore of that epoch would trip over, and no less.
+/// Each byte of the chain, at each epoch: what is found is what a restore of that epoch would trip
+/// over, and no less.
 #[test]
 fn what_an_epoch_needs_is_checked() {
     let writer = long().compacted(1, 2, &[5, 9]);

@@ -39,7 +39,8 @@ fn copy(files: &BTreeMap<String, Vec<u8>>) -> TempDir {
     dir
 }
 
-/// Repairs the store, ending behind each number of steps, and then again; `want` looks at what comes of it.
+/// Repairs the store, ending behind each number of steps, and then again; `want` looks at what
+/// comes of it.
 fn repaired(dir: &Path, cut: Option<(&str, u64)>, want: impl Fn(&VerifyReport, &str)) {
     let before = files(dir);
     let sound = run(dir).epochs;
@@ -72,7 +73,8 @@ fn repaired(dir: &Path, cut: Option<(&str, u64)>, want: impl Fn(&VerifyReport, &
                 parts.dedup();
                 let mut there = parts.iter().any(|part| part == bytes);
                 for _ in 0..2 {
-                    // What was kept, with a close frame that a step put there or without, and what was cut off, in whatever order the names have.
+                    // What was kept, with a close frame that a step put there or without, and what
+                    // was cut off, in whatever order the names have.
                     let (first, rest) = parts.split_first().unwrap();
                     let kept = &first[..first.len().saturating_sub(72)];
                     there |= [first, kept].iter().any(|kept| [*kept, &rest.concat()].concat() == *bytes);
@@ -232,7 +234,8 @@ fn a_missing_segment_and_one_that_can_not_be_read() {
     assert!(plan(dir.path(), None).unwrap().remains());
 }
 
-/// What was durable is cut off only where somebody says so, and what is left of it is kept; the last step says what is durable now.
+/// What was durable is cut off only where somebody says so, and what is left of it is kept; the
+/// last step says what is durable now.
 #[test]
 fn what_is_lost_is_cut_only_when_told() {
     type Lose = fn(&Path);

@@ -173,10 +173,11 @@ fn a_chain_that_grows_is_read_up_to_its_last_commit() {
 
 #[test]
 fn what_a_writer_appends_meanwhile_is_not_looked_at() {
-    // The segment's length is taken at the start: here it is one epoch short of what the file holds when it is read.
+    // The segment's length is taken at the start: here it is one epoch short of what the file holds
+    // when it is read.
     let writer = writer();
     let dir = writer.save();
-    let mut store = Store::list(&Directory::open(dir.path()).unwrap(), 64).unwrap();
+    let mut store = Store::list(&Place::of_store(Arc::new(open_directory(dir.path()).unwrap()), dir.path()), 64).unwrap();
     let (_, start, ..) = writer.places[&5];
     store.segments[1].bytes = start as u64 + 100;
     let report = listed(&store, &VerifyOptions::default(), &mut |_| {}).unwrap();
@@ -190,7 +191,8 @@ fn what_a_writer_appends_meanwhile_is_not_looked_at() {
 
 #[test]
 fn what_a_guest_has_in_its_memory_is_no_frame() {
-    // A guest that knows the chain's identifier holds a commit frame in its memory that calls epoch 900 durable.
+    // A guest that knows the chain's identifier holds a commit frame in its memory that calls epoch
+    // 900 durable.
     let mut writer = writer();
     let mut claim = vec![0; 192];
     claim[160..168].copy_from_slice(&900u64.to_le_bytes());
