@@ -1,6 +1,8 @@
-//! A VMM in one page that embeds the engine: one vCPU, run by the main thread, with a checkpoint at every full ring.
+//! A VMM in one page that embeds the engine: one vCPU, run by the main thread, with a checkpoint at
+//! every full ring.
 //!
-//! `cargo run --release --example one_page_vmm DIR` writes 100 epochs into a new store in DIR; `slackwater log --store DIR` lists them.
+//! `cargo run --release --example one_page_vmm DIR` writes 100 epochs into a new store in DIR;
+//! `slackwater log --store DIR` lists them.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -21,7 +23,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 const MEMORY_PAGES: u64 = (64 << 20) / 4096;
 
-/// What the engine needs of this VMM. The only vCPU belongs to the calling thread, so it is out of the guest whenever the engine asks.
+/// What the engine needs of this VMM. The only vCPU belongs to the calling thread, so it is out of
+/// the guest whenever the engine asks.
 struct OneVcpu<'a> {
     vm: &'a VmFd,
     vcpu: &'a VcpuFd,
@@ -51,7 +54,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let store = PathBuf::from(std::env::args_os().nth(1).ok_or("usage: one_page_vmm DIR")?);
     let kvm = Kvm::new()?;
     let vm = kvm.create_vm()?;
-    // Rings first, then vCPUs; memory is mapped by the library, so that what this VMM writes is recorded.
+    // Rings first, then vCPUs; memory is mapped by the library, so that what this VMM writes is
+    // recorded.
     let mut rings = VmRings::enable(VmHandle::duplicate(&vm)?, RingSize::new(512)?)?;
     let memory = GuestMemory::anonymous(&[PageRun { first: Gfn(0), count: MEMORY_PAGES }], 0)?;
     memory.register(&VmHandle::duplicate(&vm)?, true)?;

@@ -1,5 +1,5 @@
-//! Lists a store's epochs, verifies the store, reads the newest epoch and exports its memory. No KVM is
-//! needed, and no feature of the library.
+//! Lists a store's epochs, verifies the store, reads the newest epoch and exports its memory. No
+//! KVM is needed, and no feature of the library.
 //!
 //! `cargo run --release --no-default-features --example read_chain DIR [FILE]`
 

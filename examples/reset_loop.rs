@@ -1,7 +1,9 @@
-//! The loop of a snapshot fuzzer: put an input into the guest, run it, put the guest back; without a chain, in one thread.
+//! The loop of a snapshot fuzzer: put an input into the guest, run it, put the guest back; without
+//! a chain, in one thread.
 //!
-//! `cargo run --release --example reset_loop` prints resets a second beside the floor. The guest writes 50 pages for each input. With `--no-hot-set` each of them is
-//! protected again and faults again.
+//! `cargo run --release --example reset_loop` prints resets a second beside the floor. The guest
+//! writes 50 pages for each input. With `--no-hot-set` each of them is protected again and faults
+//! again.
 
 use std::time::{Duration, Instant};
 
@@ -95,7 +97,8 @@ fn main() -> Result<(), GuestError> {
     let spec = CaptureSpec::probe(&kvm, &vm, &vcpu)?;
     leave_registers(&mut vcpu, &spec);
 
-    // A fuzzer writes the same pages again and again: they stay writable, where this kernel can do that.
+    // A fuzzer writes the same pages again and again: they stay writable, where this kernel can do
+    // that.
     let tracker = RingTracker::new(VmHandle::duplicate(&vm)?, memory.clone(), rings);
     let tracker = match pages_stay_writable("/dev/kvm".as_ref()) {
         Ok(writable) if std::env::args().all(|argument| argument != "--no-hot-set") => tracker.with_hot_set(256, writable),

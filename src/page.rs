@@ -47,8 +47,8 @@ impl fmt::Display for Gfn {
     }
 }
 
-/// The number of an epoch. The first is 1; 0 stands for "none". Numbers only rise, and a gap is an epoch that was cut but never
-/// committed.
+/// The number of an epoch. The first is 1; 0 stands for "none". Numbers only rise, and a gap is an
+/// epoch that was cut but never committed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct EpochId(pub u64);
@@ -116,10 +116,12 @@ pub fn runs(gfns: impl IntoIterator<Item = Gfn>) -> impl Iterator<Item = PageRun
 
 /// A set of frames below a fixed bound, made for small sets in a large memory.
 ///
-/// Membership is one bit a frame. The members are also listed in the order in which they came, as long as there are no more than
-/// the set was made to list: iterating and clearing then cost as much as there are members. As long as they come in ascending order, the list alone is kept: a
-/// bit of a large memory is a miss of the caches, and those of a harvest come so. A larger set is *dense*, and both walk
-/// the bits. All memory is taken when the set is made: an eighth of a byte a frame, and eight bytes a listed member.
+/// Membership is one bit a frame. The members are also listed in the order in which they came, as
+/// long as there are no more than the set was made to list: iterating and clearing then cost as
+/// much as there are members. As long as they come in ascending order, the list alone is kept: a
+/// bit of a large memory is a miss of the caches, and those of a harvest come so. A larger set is
+/// *dense*, and both walk the bits. All memory is taken when the set is made: an eighth of a byte a
+/// frame, and eight bytes a listed member.
 #[derive(Clone)]
 pub struct PageSet {
     words: Box<[u64]>,
@@ -257,7 +259,8 @@ impl PageSet {
         }
     }
 
-    /// Moves up to `count` members into `out`: in the order in which they came, or the lowest where the set is dense.
+    /// Moves up to `count` members into `out`: in the order in which they came, or the lowest where
+    /// the set is dense.
     pub fn take(&mut self, count: usize, out: &mut Vec<Gfn>) {
         if count as u64 >= self.len {
             out.extend(self.iter());

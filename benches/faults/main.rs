@@ -1,7 +1,9 @@
-//! Faults of a guest whose memory comes on demand: two vCPUs, 10,000 faults at random pages, from a chain, beside the least that can be (`UFFDIO_COPY` of a page that is at hand).
+//! Faults of a guest whose memory comes on demand: two vCPUs, 10,000 faults at random pages, from a
+//! chain, beside the least that can be (`UFFDIO_COPY` of a page that is at hand).
 //!
-//! `cargo bench --bench faults`. Needs `/dev/kvm` and userfaultfd. A time is from taking a fault from the kernel to the page being in place; `a fault of the guest` is what a vCPU loses by one: the run's
-//! time by both vCPUs and by faults, getting into the kernel and being woken included.
+//! `cargo bench --bench faults`. Needs `/dev/kvm` and userfaultfd. A time is from taking a fault
+//! from the kernel to the page being in place; `a fault of the guest` is what a vCPU loses by one:
+//! the run's time by both vCPUs and by faults, getting into the kernel and being woken included.
 
 use std::error::Error;
 use std::path::Path;
@@ -25,7 +27,8 @@ const GUEST: &str = "touch:pages=16384,pattern=uniform,lists=16,words=64,cut=0";
 const FAULTS: u64 = 10_000;
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A page that is at hand, one at a time: what is left is the kernel's. State and the guest's own pages come from the chain.
+/// A page that is at hand, one at a time: what is left is the kernel's. State and the guest's own
+/// pages come from the chain.
 #[derive(Debug)]
 struct AtHand(PageMap);
 

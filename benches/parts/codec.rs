@@ -12,7 +12,8 @@ use crate::content::{Content, Pages, block};
 
 const BLOCK_BYTES: usize = BLOCK_PAGES * PAGE_SIZE;
 
-/// Blocks of each kind, so that one block's content does not stay in the caches nearest to the core.
+/// Blocks of each kind, so that one block's content does not stay in the caches nearest to the
+/// core.
 const BLOCKS: usize = 32;
 
 pub(crate) fn benches(criterion: &mut Criterion) {

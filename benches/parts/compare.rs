@@ -7,7 +7,8 @@ use rustix::time::{ClockId, clock_gettime};
 /// Rounds of each.
 const ROUNDS: usize = 31;
 
-/// If `asked`, prints how many times as long `one` takes as `other`: the median over rounds of both in turn, and the quartiles.
+/// If `asked`, prints how many times as long `one` takes as `other`: the median over rounds of both
+/// in turn, and the quartiles.
 pub(crate) fn compare(asked: bool, name: &str, mut one: impl FnMut() -> Duration, mut other: impl FnMut() -> Duration) {
     if !asked || std::env::args().any(|argument| argument == "--test") {
         return;

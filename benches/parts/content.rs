@@ -7,7 +7,8 @@ use slackwater::page::{Gfn, PAGE_SIZE, PageBytes};
 pub(crate) enum Content {
     /// Phrases of a dictionary of 1,024, as the built-in guest's `text`.
     Text,
-    /// Text of which 8 words of 8 bytes were changed for others of the dictionary again and again, and a sum at the end.
+    /// Text of which 8 words of 8 bytes were changed for others of the dictionary again and again,
+    /// and a sum at the end.
     Words,
     Random,
     Zero,
@@ -91,7 +92,8 @@ impl Pages {
         page
     }
 
-    /// Changes 8 words of 8 bytes for others of the dictionary, and the page's last word, as for a sum.
+    /// Changes 8 words of 8 bytes for others of the dictionary, and the page's last word, as for a
+    /// sum.
     pub(crate) fn change_words(&mut self, page: &mut PageBytes) {
         let (words, _) = page.as_chunks_mut::<8>();
         for _ in 0..8 {

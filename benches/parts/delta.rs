@@ -1,4 +1,5 @@
-//! Ways to store a page whose earlier version is at hand: speed, and bytes a block, for pages of which a few words changed and for such that changed wholly.
+//! Ways to store a page whose earlier version is at hand: speed, and bytes a block, for pages of
+//! which a few words changed and for such that changed wholly.
 
 use std::hint::black_box;
 

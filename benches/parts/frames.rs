@@ -1,4 +1,5 @@
-//! Frames of an epoch, written and read, beside the hash that both need and a copy of the same bytes.
+//! Frames of an epoch, written and read, beside the hash that both need and a copy of the same
+//! bytes.
 
 use std::hint::black_box;
 

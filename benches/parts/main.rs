@@ -1,7 +1,8 @@
-//! Benches of the parts that need no KVM, each beside its floor: a copy of the same bytes, plain zstd on the same blocks.
+//! Benches of the parts that need no KVM, each beside its floor: a copy of the same bytes, plain
+//! zstd on the same blocks.
 //!
-//! `cargo bench` runs all, `cargo bench -- encode` those with that word in their name. Times on a busy machine mean little: compare lines of one group of
-//! one run.
+//! `cargo bench` runs all, `cargo bench -- encode` those with that word in their name. Times on a
+//! busy machine mean little: compare lines of one group of one run.
 
 mod codec;
 mod compare;

@@ -53,7 +53,8 @@ impl Bench {
     }
 }
 
-/// The encode thread's time for pages that changed in a few words, did not change, or are zero, beside plain zstd for the same pages.
+/// The encode thread's time for pages that changed in a few words, did not change, or are zero,
+/// beside plain zstd for the same pages.
 fn encode(criterion: &mut Criterion) {
     const PAGES: usize = 1024;
     let mut group = criterion.benchmark_group("encode_thread");
@@ -106,7 +107,8 @@ fn encode(criterion: &mut Criterion) {
     compare(asked, "encode_thread: zero over plain zstd", || epochs(&mut bench, &zero, 1), &mut zstd);
 }
 
-/// Epochs of pages with a few words changed in each, on disk: the rate is durable epochs a second. One page shows what an epoch costs besides pages.
+/// Epochs of pages with a few words changed in each, on disk: the rate is durable epochs a second.
+/// One page shows what an epoch costs besides pages.
 fn durable(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("durable_epochs");
     group.throughput(Throughput::Elements(1));
@@ -159,7 +161,8 @@ fn store(dir: &Path, pages: usize) -> Box<dyn Sink> {
     Box::new(Writer::create(dir, &new, WriterOptions::default()).expect("a store"))
 }
 
-/// What the thread whose name begins with `name` has worked since it began. (The kernel keeps 15 bytes of a name.)
+/// What the thread whose name begins with `name` has worked since it began. (The kernel keeps 15
+/// bytes of a name.)
 fn thread_time(name: &str) -> Duration {
     let tasks = std::fs::read_dir("/proc/self/task").expect("the threads of this process");
     let times = tasks.filter_map(|task| {

@@ -1,4 +1,5 @@
-//! A machine without KVM: memory that the bench writes, and state of the size that a real vCPU's has.
+//! A machine without KVM: memory that the bench writes, and state of the size that a real vCPU's
+//! has.
 
 use slackwater::epoch::{Guest, GuestError, RollbackGuest};
 use slackwater::machine::{DeviceState, MachineState};
@@ -9,7 +10,8 @@ use slackwater::track::SimulatedMemory;
 
 use crate::content::{Content, Pages};
 
-/// Bytes of the records of a machine with one vCPU, as KVM gives them on a host with AVX-512: most of them XSAVE, LAPIC and CPUID.
+/// Bytes of the records of a machine with one vCPU, as KVM gives them on a host with AVX-512: most
+/// of them XSAVE, LAPIC and CPUID.
 const STATE_BYTES: usize = 10 << 10;
 
 /// A guest whose vCPU is the bench.

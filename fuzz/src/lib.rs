@@ -1,5 +1,6 @@
-//! Fuzzers of everything that decodes bytes. What they check, how they mutate and where they begin is in [`decoders`], which the tests of the main
-//! package share; here is what ties it to libFuzzer.
+//! Fuzzers of everything that decodes bytes. What they check, how they mutate and where they begin
+//! is in [`decoders`], which the tests of the main package share; here is what ties it to
+//! libFuzzer.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
@@ -26,7 +27,8 @@ fn find(name: &str) -> &'static Target {
     TARGETS.iter().find(|target| target.name == name).expect("the target is listed")
 }
 
-/// Writes the target's seeds into the directory that `SLACKWATER_FUZZ_SEEDS` names, before libFuzzer reads it.
+/// Writes the target's seeds into the directory that `SLACKWATER_FUZZ_SEEDS` names, before
+/// libFuzzer reads it.
 pub fn write_seeds(name: &str) {
     let Some(dir) = std::env::var_os("SLACKWATER_FUZZ_SEEDS") else { return };
     let checkpoints = Path::new(env!("CARGO_MANIFEST_DIR")).join("../checkpoints");

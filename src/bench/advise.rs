@@ -1,11 +1,15 @@
-//! The adviser: from the commits of a chain of the user's own, what budget and what interval give a wanted pause or a wanted slowdown. Pure.
+//! The adviser: from the commits of a chain of the user's own, what budget and what interval give a
+//! wanted pause or a wanted slowdown. Pure.
 //!
-//! Two lines are laid through the epochs, both by the median of the slopes between pairs (Theil, 1950; Sen, 1968), which a few odd epochs don't move: the pause by the pages
-//! of an epoch, and the logarithm of the pages by the logarithm of the time that the guest ran. What a wanted value asks for is read off them, with
-//! the spread of the epochs around the line added.
+//! Two lines are laid through the epochs, both by the median of the slopes between pairs (Theil,
+//! 1950; Sen, 1968), which a few odd epochs don't move: the pause by the pages of an epoch, and the
+//! logarithm of the pages by the logarithm of the time that the guest ran. What a wanted value asks
+//! for is read off them, with the spread of the epochs around the line added.
 //!
-//! Where all epochs have about as many pages, no line can tell what a page adds. Then fewer pages are taken to pause as long, and more pages in proportion: the worse
-//! of what may be. Epochs that a full ring ended say nothing of how pages grow with time; where there are no others, pages grow in step.
+//! Where all epochs have about as many pages, no line can tell what a page adds. Then fewer pages
+//! are taken to pause as long, and more pages in proportion: the worse of what may be. Epochs that
+//! a full ring ended say nothing of how pages grow with time; where there are no others, pages grow
+//! in step.
 
 use serde::Serialize;
 
@@ -46,7 +50,8 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The epochs of a chain that say something: neither a base nor a recovery nor the last, whose lengths have other reasons.
+    /// The epochs of a chain that say something: neither a base nor a recovery nor the last, whose
+    /// lengths have other reasons.
     #[must_use]
     pub fn of<'c>(commits: impl IntoIterator<Item = &'c Commit>) -> Vec<Self> {
         let says =
@@ -86,13 +91,16 @@ pub struct Advice {
     pub pause_base_us: f64,
     /// What each page adds to it; none where all epochs are alike.
     pub pause_us_per_page: Option<f64>,
-    /// The share of epochs whose pause is within the bound that is promised, 0.99 or, with few epochs, 0.9.
+    /// The share of epochs whose pause is within the bound that is promised, 0.99 or, with few
+    /// epochs, 0.9.
     pub kept_by: f64,
     /// How far above the line the pause of that share of epochs is.
     pub pause_spread_us: f64,
-    /// How pages grow with the time that the guest runs: with this power of it. 1 is in step, 0 not at all.
+    /// How pages grow with the time that the guest runs: with this power of it. 1 is in step, 0 not
+    /// at all.
     pub pages_growth: f64,
-    /// What the write faults of a page cost the guest, where the user said so. The chain does not have it.
+    /// What the write faults of a page cost the guest, where the user said so. The chain does not
+    /// have it.
     pub fault_us: f64,
     /// The pages of an epoch, at most: `--budget`.
     pub budget_pages: u64,
@@ -157,7 +165,8 @@ struct Fit {
     pages_middle: f64,
     spread: f64,
     kept_by: f64,
-    /// Pages are `scale * run ^ growth`, and of that share of epochs at most `excess` times as many.
+    /// Pages are `scale * run ^ growth`, and of that share of epochs at most `excess` times as
+    /// many.
     scale: f64,
     growth: f64,
     excess: f64,
@@ -174,7 +183,8 @@ impl Fit {
         let base = median(seen.iter().map(|epoch| epoch.pause - of_pages(epoch.pages))).max(0.0);
         let kept_by = if seen.len() >= EPOCHS_FOR_P99 { 0.99 } else { 0.9 };
         let spread = quantile(&sorted(seen.iter().map(|epoch| epoch.pause - of_pages(epoch.pages) - base)), kept_by).max(0.0);
-        // Growth above 1 would be a guest that speeds up; what it does with shorter epochs is not for us to hope.
+        // Growth above 1 would be a guest that speeds up; what it does with shorter epochs is not
+        // for us to hope.
         let timed: Vec<Seen> = used.iter().filter(|epoch| !epoch.full).copied().collect();
         let growth = if timed.len() < EPOCHS_LEAST {
             1.0
@@ -209,7 +219,8 @@ impl Fit {
         (self.scale * run.max(1.0).powf(self.growth)).max(1.0)
     }
 
-    /// How long the guest runs until it has written so many pages, of the share of epochs that is spoken of.
+    /// How long the guest runs until it has written so many pages, of the share of epochs that is
+    /// spoken of.
     fn run_of(&self, pages: f64) -> f64 {
         (pages / self.excess / self.scale.max(1e-9)).powf(1.0 / self.growth.max(0.05))
     }
@@ -244,8 +255,8 @@ fn slope(seen: &[Seen], x: impl Fn(&Seen) -> f64, y: impl Fn(&Seen) -> f64) -> O
     (slopes.len() >= seen.len()).then(|| median(slopes))
 }
 
-/// Proposes a budget and an interval. `fault_us` is what the first write to a page in an epoch costs the guest (`slackwater bench` measures it), and
-/// counts in a slowdown.
+/// Proposes a budget and an interval. `fault_us` is what the first write to a page in an epoch
+/// costs the guest (`slackwater bench` measures it), and counts in a slowdown.
 ///
 /// # Errors
 /// [`AdviseError`].
@@ -279,7 +290,8 @@ pub fn advise(seen: &[Seen], wanted: Wanted, fault_us: f64) -> Result<Advice, Ad
                 let least = steps.map(|run| fit.slowdown_of(run)).fold(1.0, f64::min);
                 return Err(AdviseError::SlowdownTooSmall { wanted, least, longest_us: longest });
             };
-            // Room for the epochs that have more pages than most: the interval is to end them, not the budget.
+            // Room for the epochs that have more pages than most: the interval is to end them, not
+            // the budget.
             ((fit.pages_of(run) * fit.excess).ceil(), run)
         }
     };
@@ -320,7 +332,8 @@ pub fn advise(seen: &[Seen], wanted: Wanted, fault_us: f64) -> Result<Advice, Ad
 mod tests {
     use super::*;
 
-    /// Epochs of a guest that writes `rate` pages in a microsecond, cut after different times: pauses of 50 us and half a microsecond a page, a little uneven.
+    /// Epochs of a guest that writes `rate` pages in a microsecond, cut after different times:
+    /// pauses of 50 us and half a microsecond a page, a little uneven.
     fn steady(count: u32, rate: f64) -> Vec<Seen> {
         (0..count)
             .map(|index| {
@@ -365,7 +378,8 @@ mod tests {
         let interval = advice.interval_us.unwrap();
         assert!((10_000.0..=12_500.0).contains(&interval), "{advice:?}");
         assert!((advice.expected_slowdown - 0.01).abs() < 0.001);
-        // Faults count where the user says what they cost: 5 us a page are another 5 percent, which no interval takes away.
+        // Faults count where the user says what they cost: 5 us a page are another 5 percent, which
+        // no interval takes away.
         let error = advise(&seen, Wanted::Slowdown(0.01), 5.0).unwrap_err();
         assert!(matches!(error, AdviseError::SlowdownTooSmall { least, .. } if least > 0.05), "{error}");
         let advice = advise(&seen, Wanted::Slowdown(0.06), 5.0).unwrap();

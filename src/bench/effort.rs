@@ -1,12 +1,15 @@
-//! How much is measured at each point in the time that there is, from what exits and faults cost on the machine at hand. Pure.
+//! How much is measured at each point in the time that there is, from what exits and faults cost on
+//! the machine at hand. Pure.
 
 use std::time::Duration;
 
 use super::workload::{Extent, Point};
 
-/// Cuts at the start of each turn that are left out: the machine finds its caches cold, and its first cut has waited.
+/// Cuts at the start of each turn that are left out: the machine finds its caches cold, and its
+/// first cut has waited.
 pub(super) const COLD_CUTS: u64 = 2;
-/// What a short run takes in all, where it can, in microseconds: five seconds are left of its minute.
+/// What a short run takes in all, where it can, in microseconds: five seconds are left of its
+/// minute.
 const QUICK_US: f64 = 55e6;
 /// Making the machines of a point, and letting them go.
 const SETUP_US: f64 = 300_000.0;
@@ -14,7 +17,8 @@ const SETUP_US: f64 = 300_000.0;
 const UNTRACKED_US: f64 = 20_000.0;
 /// Copying a page, at most.
 const COPY_US: f64 = 0.65;
-/// What a cut takes besides pages: its state, its exit, and some calls that cost as much as an exit each.
+/// What a cut takes besides pages: its state, its exit, and some calls that cost as much as an exit
+/// each.
 const CUT_US: f64 = 60.0;
 const CUT_EXITS: f64 = 4.0;
 
@@ -39,8 +43,9 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// For `point`, whose guest has so many lists by itself. A short run does less where cuts are dear: fewer cuts in a turn, then fewer lists, each of
-    /// which is gone through before anything counts, then two rounds instead of three. Never fewer.
+    /// For `point`, whose guest has so many lists by itself. A short run does less where cuts are
+    /// dear: fewer cuts in a turn, then fewer lists, each of which is gone through before anything
+    /// counts, then two rounds instead of three. Never fewer.
     #[must_use]
     pub fn plan(extent: Extent, point: &Point, lists: u64, costs: &Costs) -> Self {
         let mut effort = Self { lists, cuts: cuts_of_a_turn(point), rounds: extent.rounds_least() };
@@ -76,7 +81,8 @@ impl Effort {
         SETUP_US + lanes * number(cuts) * cut_us + f64::from(self.rounds + 1) * UNTRACKED_US
     }
 
-    /// Whether so many rounds in so much time will do. A short run leaves it at two where they took longer than was expected.
+    /// Whether so many rounds in so much time will do. A short run leaves it at two where they took
+    /// longer than was expected.
     #[must_use]
     pub fn is_enough(&self, extent: Extent, rounds: u32, elapsed: Duration) -> bool {
         let least = if extent == Extent::Quick { self.rounds.min(2) } else { self.rounds };
@@ -91,8 +97,8 @@ impl Effort {
     }
 }
 
-/// How long each run of the whole engine goes on, with so many rows to come: in a short run that began `elapsed` ago its part of the time that is left,
-/// within reason.
+/// How long each run of the whole engine goes on, with so many rows to come: in a short run that
+/// began `elapsed` ago its part of the time that is left, within reason.
 pub(super) fn rate_time(extent: Extent, elapsed: Duration, rows: usize) -> Duration {
     match extent {
         Extent::Full => Duration::from_millis(3000),

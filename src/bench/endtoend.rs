@@ -15,7 +15,8 @@ use crate::store::{Chain, NewChain, Writer, WriterOptions};
 use crate::track::HotPages;
 use crate::vmm::{GuestSpec, Limits, MachineSpec, Paced, Protection, Running, Stop, Tracking, Vm, VmmError, memory_regions};
 
-/// The guest that every rate is measured with: hot and cold pages, 2,000 page writes in each 50 ms, a few words changed in each page.
+/// The guest that every rate is measured with: hot and cold pages, 2,000 page writes in each 50 ms,
+/// a few words changed in each page.
 pub const STANDARD_GUEST: &str = "churn:pages=4096,pattern=hotcold,hot=512,content=words,burst=2000,every=50ms";
 /// A guest without rest, whose 60 pages are in every epoch.
 const UNPACED_GUESTS: [&str; 2] = ["churn:pages=60,content=words", "touch:pages=60,pattern=same,words=8"];
@@ -111,9 +112,11 @@ pub struct RateRow {
     pub burst_us: Option<f64>,
     /// The same without protection.
     pub unprotected_burst_us: Option<f64>,
-    /// Of a paced guest: how much more of its time its work takes, in percent of the period. Of another: how much less it does, in percent.
+    /// Of a paced guest: how much more of its time its work takes, in percent of the period. Of
+    /// another: how much less it does, in percent.
     pub slowdown_percent: f64,
-    /// How much longer a piece of work takes, in percent of the time that it takes without protection.
+    /// How much longer a piece of work takes, in percent of the time that it takes without
+    /// protection.
     pub stretch_percent: f64,
     /// How many passes fewer the guest made in the same time, in percent.
     pub lost_percent: f64,
@@ -150,7 +153,9 @@ impl Drop for Scratch {
     }
 }
 
-/// Runs the guest of `point` for `time` without protection, under it, and without it again; longer where a paced guest has not ended a pass by then. The chain is made in a new directory within `dir` and removed.
+/// Runs the guest of `point` for `time` without protection, under it, and without it again; longer
+/// where a paced guest has not ended a pass by then. The chain is made in a new directory within
+/// `dir` and removed.
 ///
 /// # Errors
 /// [`BenchError`].
@@ -177,7 +182,8 @@ fn work(running: &Running, since: Instant) -> Work {
     Work { passes, seconds: since.elapsed().as_secs_f64(), paced: running.paced() }
 }
 
-/// Lets the guest run until its time is over, and a paced one has ended a pass: without, there is no figure.
+/// Lets the guest run until its time is over, and a paced one has ended a pass: without, there is
+/// no figure.
 fn supervise(running: &mut Running, guest: &GuestSpec, start: Instant) {
     running.supervise();
     while !guest.every().is_zero() && running.paced().bursts == 0 && !running.is_over() && start.elapsed() < PASS_LIMIT {

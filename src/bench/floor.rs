@@ -1,4 +1,5 @@
-//! What stands in a tracker's place where floors are measured: nothing, or a copy as plain as can be.
+//! What stands in a tracker's place where floors are measured: nothing, or a copy as plain as can
+//! be.
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -45,8 +46,8 @@ impl Tracker for Untracked {
     }
 }
 
-/// Copies, for the time that takes, what the tracker inside lists, and leaves it to the engine as well: the floor of a pause, in the very place where
-/// the engine's own copy has it.
+/// Copies, for the time that takes, what the tracker inside lists, and leaves it to the engine as
+/// well: the floor of a pause, in the very place where the engine's own copy has it.
 #[derive(Debug)]
 pub(super) struct PlainCopy {
     inner: Box<dyn Tracker>,

@@ -38,8 +38,9 @@ impl Turns {
         lock(&self.state)
     }
 
-    /// Lets the machine make `cuts` more cuts, and waits until they are made and have come out of the pipeline, and all vCPUs are parked again. Returns how
-    /// many of the cuts were made: fewer where that takes longer than `limit`, or `has_failed`.
+    /// Lets the machine make `cuts` more cuts, and waits until they are made and have come out of
+    /// the pipeline, and all vCPUs are parked again. Returns how many of the cuts were made: fewer
+    /// where that takes longer than `limit`, or `has_failed`.
     pub(super) fn take(&self, cuts: u64, limit: Duration, has_failed: impl Fn() -> bool) -> u64 {
         let end = Instant::now() + limit;
         let mut state = self.lock();
@@ -80,7 +81,8 @@ impl Turns {
     }
 }
 
-/// A tracker that collects when it is its machine's turn. The vCPUs are parked while it waits, and the wait is in none of the phases.
+/// A tracker that collects when it is its machine's turn. The vCPUs are parked while it waits, and
+/// the wait is in none of the phases.
 #[derive(Debug)]
 pub(super) struct TakingTurns {
     pub(super) inner: Box<dyn Tracker>,

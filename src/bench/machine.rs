@@ -28,7 +28,8 @@ pub struct Machine {
     pub ring_entries_max: u32,
     /// The version of this program.
     pub version: &'static str,
-    /// Whether this program was built for speed. Without that, its own share of each phase is several times larger.
+    /// Whether this program was built for speed. Without that, its own share of each phase is
+    /// several times larger.
     pub optimised: bool,
 }
 
@@ -45,7 +46,8 @@ impl Machine {
             memory_bytes: field("/proc/meminfo", "MemTotal").and_then(|text| kib(&text)).unwrap_or_default(),
             kernel: host.kernel,
             kvm: host.flavour,
-            // The kernel keeps 64 entries of a ring free, and more where the processor has a log of its own.
+            // The kernel keeps 64 entries of a ring free, and more where the processor has a log of
+            // its own.
             pml: host.ring.is_some() && ring_reserve(kvm).is_ok_and(|reserve| reserve > 64),
             ring_entries_max: host.ring.map_or(0, |ring| ring.entries_max),
             version: env!("CARGO_PKG_VERSION"),

@@ -1,9 +1,11 @@
 //! The harness that compares ways to track writes, on the machine at hand.
 //!
-//! A [`workload::Point`] says what a guest does and on which machine. [`runner`] builds one machine for each tracker, lets them take turns, so that drift of
-//! the machine hits all alike, and keeps what the product's own engine says of each cut; floors are measured between the turns. [`endtoend`] runs the whole
-//! engine with a chain on disk. [`results`] makes rows of it, [`summary`] says what they come to, and [`report`] shows them. [`advise`] proposes budget and interval
-//! from a chain of the user's own. docs/benchmarks.md has the method.
+//! A [`workload::Point`] says what a guest does and on which machine. [`runner`] builds one machine
+//! for each tracker, lets them take turns, so that drift of the machine hits all alike, and keeps
+//! what the product's own engine says of each cut; floors are measured between the turns.
+//! [`endtoend`] runs the whole engine with a chain on disk. [`results`] makes rows of it,
+//! [`summary`] says what they come to, and [`report`] shows them. [`advise`] proposes budget and
+//! interval from a chain of the user's own. docs/benchmarks.md has the method.
 
 pub mod advise;
 mod cpu;

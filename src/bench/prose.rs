@@ -1,10 +1,12 @@
-//! The results in words: which tracker to take for which work on this machine, and what budget. Pure.
+//! The results in words: which tracker to take for which work on this machine, and what budget.
+//! Pure.
 
 use super::results::Row;
 use super::session::Results;
 use super::summary::{Duel, Flatness, Summary, Winner, Words};
 
-/// Paragraphs whose sentences stand on rows that were measured; what was not measured is not mentioned.
+/// Paragraphs whose sentences stand on rows that were measured; what was not measured is not
+/// mentioned.
 pub(super) fn words(summary: &Summary, results: &Results) -> Vec<Words> {
     let paragraph = |about: &'static str, sentences: &[Option<String>]| {
         let text = sentences.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(" ");

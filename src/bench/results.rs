@@ -9,7 +9,8 @@ use super::workload::{Point, TrackerKind};
 /// The quantiles of the pause that a row carries, in hundredths.
 pub const PAUSE_QUANTILES: [u8; 9] = [0, 10, 25, 50, 75, 90, 95, 99, 100];
 
-/// What was measured at one point with one tracker. Times are in microseconds, and medians where nothing else is said.
+/// What was measured at one point with one tracker. Times are in microseconds, and medians where
+/// nothing else is said.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     /// The axes that the point lies on.
@@ -60,7 +61,8 @@ pub struct Row {
     pub untracked_run_us: f64,
     /// How many times as long the guest takes, running and pausing.
     pub slowdown: f64,
-    /// What the first write to a page costs the guest, beyond the write: the difference of both runs, by pages.
+    /// What the first write to a page costs the guest, beyond the write: the difference of both
+    /// runs, by pages.
     pub fault_us_per_page: f64,
     /// The floor: copying the same pages, and nothing else.
     pub floor_copy_us: f64,

@@ -17,7 +17,8 @@ use crate::kvm::ring::RingError;
 use crate::vmm::guests::touch;
 use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Tracking, Vm, VmmError, exit_times};
 
-/// Page writes of the guest between two cuts where nothing tracks, at least: so that the cut itself does not count.
+/// Page writes of the guest between two cuts where nothing tracks, at least: so that the cut itself
+/// does not count.
 const UNTRACKED_WRITES: u64 = 40_000;
 /// The names of what runs without tracking.
 const UNTRACKED: &str = "the guest without tracking";
@@ -111,7 +112,8 @@ pub fn measure(kvm: &Path, point: &Point, extent: Extent, costs: &Costs) -> Resu
         copy_us: Vec::new(),
         rounds: 0,
     };
-    // Each list once: afterwards every page has been touched, and what a write costs is what it costs from then on.
+    // Each list once: afterwards every page has been touched, and what a write costs is what it
+    // costs from then on.
     let warm = effort.warm_cuts(point);
     for (kind, lane) in &mut lanes {
         lane.turn(kind.as_str(), warm)?;
@@ -137,7 +139,8 @@ pub fn measure(kvm: &Path, point: &Point, extent: Extent, costs: &Costs) -> Resu
     Ok(measured)
 }
 
-/// What the first write to a page in an epoch costs a guest, in microseconds, writes and exits included.
+/// What the first write to a page in an epoch costs a guest, in microseconds, writes and exits
+/// included.
 ///
 /// # Errors
 /// [`BenchError`].
@@ -153,8 +156,8 @@ pub fn measure_fault(kvm: &Path) -> Result<f64, BenchError> {
     Ok(median(warm_part(&commits).iter().map(|commit| Sample::from(commit).run / pages)))
 }
 
-/// What an exit costs, in microseconds: `KVM_RUN` with a guest that does next to nothing before it writes to a port. Fewer `rounds` where exits are so slow
-/// that they took `time`.
+/// What an exit costs, in microseconds: `KVM_RUN` with a guest that does next to nothing before it
+/// writes to a port. Fewer `rounds` where exits are so slow that they took `time`.
 ///
 /// # Errors
 /// [`BenchError`].

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-/// The value at `quantile` (0 to 1) of a sample: the smallest value that at least that share of the sample does not exceed. 0 for an empty sample.
+/// The value at `quantile` (0 to 1) of a sample: the smallest value that at least that share of the
+/// sample does not exceed. 0 for an empty sample.
 #[must_use]
 pub fn quantile(sorted: &[f64], quantile: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };

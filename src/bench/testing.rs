@@ -14,7 +14,8 @@ const fn number(count: u64) -> f64 {
     count as f64
 }
 
-/// A machine where the bitmap costs a microsecond for each 64 MiB and 50 ns a page, the ring 200 ns a page, a fault 5 us, and a copy 300 ns.
+/// A machine where the bitmap costs a microsecond for each 64 MiB and 50 ns a page, the ring 200 ns
+/// a page, a fault 5 us, and a copy 300 ns.
 fn measured(point: &Point) -> Measured {
     let pages = point.full_ring.map_or(point.pages, u64::from);
     let sample = |kind: TrackerKind, index: u32| {

@@ -9,7 +9,8 @@ use crate::vmm::guests::touch::Pattern;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-/// Entries that a ring has at least besides the pages of an epoch: what the kernel keeps free where the processor logs pages itself (576), and a few.
+/// Entries that a ring has at least besides the pages of an epoch: what the kernel keeps free where
+/// the processor logs pages itself (576), and a few.
 const RING_SPARE: u64 = 640;
 const RING_LEAST: u64 = 1024;
 /// Room in the hot set besides the pages of a pass: those that the guest writes anyway.
@@ -258,7 +259,8 @@ fn axis_points(extent: Extent, axis: Axis) -> Vec<Point> {
     }
 }
 
-/// A guest that fills a ring of any size with pages of which none comes twice: its lists have more than a ring.
+/// A guest that fills a ring of any size with pages of which none comes twice: its lists have more
+/// than a ring.
 fn full_ring(middle: &Point, entries: u32) -> Point {
     Point { pages: 1 << 16, full_ring: Some(entries), ..middle.clone() }
 }

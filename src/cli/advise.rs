@@ -24,7 +24,8 @@ pub(super) struct Advise {
     /// The largest share of the guest's time that is wanted, as `5%`.
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     slowdown: Option<f64>,
-    /// What the first write to a page in an epoch costs the guest, as `slackwater bench` measures it; it counts in a slowdown, and the store does not have it.
+    /// What the first write to a page in an epoch costs the guest, as `slackwater bench` measures
+    /// it; it counts in a slowdown, and the store does not have it.
     #[arg(long, value_name = "TIME", value_parser = time_above_zero, conflicts_with = "pause")]
     fault: Option<Duration>,
     /// Print it as JSON.

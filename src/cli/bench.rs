@@ -61,7 +61,8 @@ impl From<ExtentName> for Extent {
     }
 }
 
-/// Compare ways to track writes on this machine: dirty ring and bitmaps, in turns, beside the floors. docs/benchmarks.md says how to read it.
+/// Compare ways to track writes on this machine: dirty ring and bitmaps, in turns, beside the
+/// floors. docs/benchmarks.md says how to read it.
 #[derive(Debug, Args)]
 pub(super) struct Bench {
     /// How much to measure.
@@ -76,7 +77,8 @@ pub(super) struct Bench {
     /// The directory that chains are made in, and removed from [default: the current one].
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
-    /// Print rows as JSON, one object a line; the last has the machine, the floors and what the rows come to.
+    /// Print rows as JSON, one object a line; the last has the machine, the floors and what the
+    /// rows come to.
     #[arg(long, conflicts_with = "csv")]
     json: bool,
     /// Print rows as comma-separated values, at the end.

@@ -22,8 +22,9 @@ pub(super) struct Checkpoint {
     /// The directory for the store; it is made if it does not exist.
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
-    /// The built-in guest: `churn` or `churn:key=value,...` (pages, pattern, hot, content, burst, every, seed), which checks itself; or `touch:...` (pages,
-    /// pattern, lists, words, cut, every, seed), which is made for measuring and checks nothing.
+    /// The built-in guest: `churn` or `churn:key=value,...` (pages, pattern, hot, content, burst,
+    /// every, seed), which checks itself; or `touch:...` (pages, pattern, lists, words, cut, every,
+    /// seed), which is made for measuring and checks nothing.
     #[arg(long, value_name = "GUEST", default_value = "churn", conflicts_with = "kernel")]
     guest: GuestSpec,
     #[command(flatten)]

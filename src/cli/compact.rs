@@ -14,7 +14,8 @@ use crate::store::{self, Compacted, Retention};
 
 /// Merge the segments of a chain, and drop no epoch.
 ///
-/// A chain that is written or read meanwhile goes on: the segment that is appended to stays as it is.
+/// A chain that is written or read meanwhile goes on: the segment that is appended to stays as it
+/// is.
 #[derive(Debug, Args)]
 pub(super) struct Compact {
     /// The directory of the store.

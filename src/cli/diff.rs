@@ -20,7 +20,9 @@ const RUNS_SHOWN: usize = 10;
 
 /// Show what differs between two epochs: which pages, how many of their bytes, and which state.
 ///
-/// The epochs may be of different branches: `main:5 try:7`. What counts is the content, not what was written. Pages that differ are put aside in a nameless file in the directory for temporary files (TMPDIR).
+/// The epochs may be of different branches: `main:5 try:7`. What counts is the content, not what
+/// was written. Pages that differ are put aside in a nameless file in the directory for temporary
+/// files (TMPDIR).
 #[derive(Debug, Args)]
 pub(super) struct Diff {
     /// The directory of the store.

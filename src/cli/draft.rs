@@ -30,8 +30,9 @@ impl Readers {
     }
 }
 
-/// A file in the making. It has no name where the file system can make such files, and so does not outlive this process, however that ends. Elsewhere it has
-/// one beside the file to be made; whoever makes the same file next removes it.
+/// A file in the making. It has no name where the file system can make such files, and so does not
+/// outlive this process, however that ends. Elsewhere it has one beside the file to be made;
+/// whoever makes the same file next removes it.
 ///
 /// A draft is locked as long as its process lives: by that a left one is told from another's.
 #[derive(Debug)]
@@ -128,7 +129,8 @@ impl Drop for Draft {
     }
 }
 
-/// Writes all of a file, or nothing under its name. What is no regular file, as a terminal or a pipe, is written to.
+/// Writes all of a file, or nothing under its name. What is no regular file, as a terminal or a
+/// pipe, is written to.
 pub(super) fn write(path: &Path, text: &str) -> Result<(), CliError> {
     let failed = |source| CliError::File { path: path.to_owned(), step: "writing it", source };
     let Some(target) = target(path)? else { return fs::write(path, text).map_err(failed) };

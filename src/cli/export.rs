@@ -21,9 +21,11 @@ use crate::store::Chain;
 use crate::vmm::VmmError;
 use crate::vmm::devices::{DiskImageError, write_disk_image};
 
-/// Write the memory of an epoch to a file, as it is or as an ELF core with the registers; or a disk of its machine.
+/// Write the memory of an epoch to a file, as it is or as an ELF core with the registers; or a disk
+/// of its machine.
 ///
-/// The file is sparse: pages of zeros take no space. Only its owner may read it. It has its name when all of it is on the disk; an export that is killed leaves nothing.
+/// The file is sparse: pages of zeros take no space. Only its owner may read it. It has its name
+/// when all of it is on the disk; an export that is killed leaves nothing.
 #[derive(Debug, Args)]
 pub(super) struct Export {
     /// The directory of the store.
@@ -60,8 +62,10 @@ pub(super) struct Export {
 enum Format {
     /// Guest memory: the offset in the file is the guest physical address.
     Raw,
-    /// A core for crash, drgn, makedumpfile, gdb and readelf, as QEMU's `dump-guest-memory` writes it: memory and the registers of every vCPU, and what a Linux
-    /// guest says about itself (VMCOREINFO). Addresses are physical; crash and drgn walk the guest's page tables themselves.
+    /// A core for crash, drgn, makedumpfile, gdb and readelf, as QEMU's `dump-guest-memory` writes
+    /// it: memory and the registers of every vCPU, and what a Linux guest says about itself
+    /// (VMCOREINFO). Addresses are physical; crash and drgn walk the guest's page tables
+    /// themselves.
     ElfCore,
     /// A disk of a Linux guest: its base image with what the guest wrote, as a raw image.
     Disk,

@@ -1,4 +1,5 @@
-//! Whether a checkpoint can run on this host: asked before anything is built, printed piece by piece.
+//! Whether a checkpoint can run on this host: asked before anything is built, printed piece by
+//! piece.
 
 use std::path::Path;
 
@@ -22,7 +23,8 @@ use crate::vmm::GuestSpec;
 pub(super) enum TscName {
     /// Refuse.
     Same,
-    /// Go on at this host's frequency, with a warning; refused all the same where the guest was shown an invariant counter.
+    /// Go on at this host's frequency, with a warning; refused all the same where the guest was
+    /// shown an invariant counter.
     Host,
 }
 
@@ -130,7 +132,8 @@ impl Check<'_> {
     }
 }
 
-/// The branch to check for `restore`: that which is to go on, where there is one, or that which it is taken from.
+/// The branch to check for `restore`: that which is to go on, where there is one, or that which it
+/// is taken from.
 pub(super) fn branch_of<'a>(store: &Path, into: Option<&'a str>, from: &'a str) -> Result<&'a str, CliError> {
     let Some(into) = into else { return Ok(from) };
     match Chain::identity_in(store, into) {

@@ -47,7 +47,8 @@ pub(super) struct HostVerb {
     /// Leave out the self-checks, which run a guest for a moment.
     #[arg(long)]
     no_checks: bool,
-    /// Say only whether a checkpoint of this store can run here, piece by piece, as `restore --check` does.
+    /// Say only whether a checkpoint of this store can run here, piece by piece, as `restore
+    /// --check` does.
     #[arg(long = "for", value_name = "DIR")]
     store: Option<PathBuf>,
     /// The checkpoint's branch [default: main, which is the chain itself].
@@ -67,7 +68,8 @@ struct HostReport {
     host: Host,
     /// Entries of each ring that the kernel keeps free, where there are rings.
     ring_reserved_entries: Option<u32>,
-    /// Whether the processor logs dirty pages itself (page modification logging), for which the kernel keeps more entries free.
+    /// Whether the processor logs dirty pages itself (page modification logging), for which the
+    /// kernel keeps more entries free.
     pml: bool,
     /// For some sizes of ring: entries, and entries in use at which the guest leaves.
     ring_soft_limits: Vec<(u32, u32)>,
@@ -82,7 +84,8 @@ struct HostReport {
     runs_kernels: Option<KernelCheck>,
 }
 
-/// Whether the kernel does what it does not promise. Where it does not, what is built on it is off, and nothing else is wrong.
+/// Whether the kernel does what it does not promise. Where it does not, what is built on it is off,
+/// and nothing else is wrong.
 #[derive(Debug, Serialize)]
 struct KernelCheck {
     ok: bool,

@@ -8,14 +8,16 @@ use clap::Args;
 use super::units::{at_least_one, time_above_zero};
 use crate::store::Retention;
 
-/// Which epochs to keep. What any of the rules keeps is kept, and so are the newest epoch and those that branches begin at.
+/// Which epochs to keep. What any of the rules keeps is kept, and so are the newest epoch and those
+/// that branches begin at.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct KeepArgs {
-    /// Keep the newest N epochs, and drop others. The `--keep` options add up: an epoch goes if none keeps it. The newest stays, and so do those that
-    /// branches begin at.
+    /// Keep the newest N epochs, and drop others. The `--keep` options add up: an epoch goes if
+    /// none keeps it. The newest stays, and so do those that branches begin at.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     keep_last: Option<NonZeroU64>,
-    /// Keep the newest epoch of each span of this time. Times are the chain's own: where the clock was set while it was written, they are counted without that.
+    /// Keep the newest epoch of each span of this time. Times are the chain's own: where the clock
+    /// was set while it was written, they are counted without that.
     #[arg(long, value_name = "TIME", value_parser = time_above_zero)]
     keep_every: Option<Duration>,
     /// Keep all epochs that are at most this much older than the newest, by the same time.

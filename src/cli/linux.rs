@@ -12,21 +12,24 @@ use crate::vmm::{Stop, Vm, VmmError, memory_regions};
 /// A Linux guest.
 #[derive(Debug, Args)]
 pub(super) struct LinuxArgs {
-    /// Boot this Linux kernel, a bzImage (`vmlinuz`) or an ELF image (`vmlinux`), in place of a built-in guest. Its serial console is standard input and output; on a
-    /// terminal, Ctrl-A x ends the run.
+    /// Boot this Linux kernel, a bzImage (`vmlinuz`) or an ELF image (`vmlinux`), in place of a
+    /// built-in guest. Its serial console is standard input and output; on a terminal, Ctrl-A x
+    /// ends the run.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// The kernel's initrd.
     #[arg(long, value_name = "FILE", requires = "kernel")]
     initrd: Option<PathBuf>,
-    /// A disk's image, which is never written: what the guest writes is in the checkpoints. May be given up to seven times.
+    /// A disk's image, which is never written: what the guest writes is in the checkpoints. May be
+    /// given up to seven times.
     #[arg(long, value_name = "FILE", requires = "kernel")]
     disk: Vec<PathBuf>,
     /// The kernel's command line.
     #[arg(long, value_name = "TEXT", default_value = "console=ttyS0", requires = "kernel")]
     cmdline: String,
-    /// What the guest finds of the processor: all that this host has, or no more than a level that many hosts have, so that it can go on there, too. Built-in guests find
-    /// nothing of it, and move anyway.
+    /// What the guest finds of the processor: all that this host has, or no more than a level that
+    /// many hosts have, so that it can go on there, too. Built-in guests find nothing of it, and
+    /// move anyway.
     #[arg(long, value_enum, value_name = "LEVEL", default_value_t = CpuName::Host, requires = "kernel")]
     cpu: CpuName,
 }
@@ -55,7 +58,8 @@ impl From<CpuName> for CpuLevel {
 }
 
 impl LinuxArgs {
-    /// Reads and checks the files before anything is made. Whether this KVM can run them is found as the machine is built.
+    /// Reads and checks the files before anything is made. Whether this KVM can run them is found
+    /// as the machine is built.
     pub(super) fn read(&self, memory_bytes: u64, vcpus: u32) -> Result<Option<Boot>, CliError> {
         let Some(kernel) = &self.kernel else { return Ok(None) };
         let mut boot = Boot::read(kernel, self.initrd.as_deref(), &self.cmdline).map_err(VmmError::from)?;

@@ -1,6 +1,7 @@
 //! The command: one file per verb. Data goes to standard output, everything else to standard error.
 
-/// As the standard library's, but for a standard error that is gone or full: that is no reason to panic.
+/// As the standard library's, but for a standard error that is gone or full: that is no reason to
+/// panic.
 macro_rules! eprintln {
     ($($text:tt)*) => {
         // There is nowhere left to say that it failed.
@@ -44,7 +45,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Checkpoints KVM virtual machines, driven by the dirty ring.
 ///
-/// Exit codes: 0 done, 1 failed, 2 usage, 3 damage found, 4 another writer. A reader of the output that has gone away is no failure.
+/// Exit codes: 0 done, 1 failed, 2 usage, 3 damage found, 4 another writer. A reader of the output
+/// that has gone away is no failure.
 #[derive(Debug, Parser)]
 #[command(name = "slackwater", version, max_term_width = 100)]
 struct Command {

@@ -64,11 +64,13 @@ pub(super) struct ProtectArgs {
     /// Entries of each vCPU's ring, a power of two [default: the most that fit in the budget].
     #[arg(long, value_name = "ENTRIES")]
     ring: Option<u32>,
-    /// Pages that are written all the time may stay writable and are taken into every epoch: `auto`, `off`, or the most of them. They are part of the budget, do
-    /// not fill rings, and so need an interval; `auto` is `off` without one, and where this kernel can't.
+    /// Pages that are written all the time may stay writable and are taken into every epoch:
+    /// `auto`, `off`, or the most of them. They are part of the budget, do not fill rings, and so
+    /// need an interval; `auto` is `off` without one, and where this kernel can't.
     #[arg(long, value_name = "PAGES", default_value = "auto", value_parser = hot)]
     hot: HotPages,
-    /// When an epoch is durable: `epoch` (the guest waits for it), `group[:MS]` (at most that much later), `none`.
+    /// When an epoch is durable: `epoch` (the guest waits for it), `group[:MS]` (at most that much
+    /// later), `none`.
     #[arg(long, value_name = "MODE", default_value = "group:10", value_parser = durability)]
     durability: Durability,
     /// How to store pages: `zstd[:LEVEL]` or `none`.
@@ -80,7 +82,8 @@ pub(super) struct ProtectArgs {
     /// Epochs in flight between guest and storage. Memory: two budgets each.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..=256))]
     in_flight: u16,
-    /// Memory for earlier versions of pages: what changed is stored against them. With 0 every page is stored whole.
+    /// Memory for earlier versions of pages: what changed is stored against them. With 0 every page
+    /// is stored whole.
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = units::size)]
     version_memory: u64,
     /// What to do when storage is slower than the guest.

@@ -1,4 +1,5 @@
-//! `slackwater repair`: puts right what can be put right in a store, and says first what it will do.
+//! `slackwater repair`: puts right what can be put right in a store, and says first what it will
+//! do.
 
 use std::path::PathBuf;
 
@@ -13,7 +14,8 @@ use super::verify::show;
 use crate::page::EpochId;
 use crate::store::repair::{RepairOptions, RepairPlan, RepairStep};
 
-/// Remove what a store does not need, and cut off what was never committed. A damaged chain is cut only with `--truncate-after`.
+/// Remove what a store does not need, and cut off what was never committed. A damaged chain is cut
+/// only with `--truncate-after`.
 #[derive(Debug, Args)]
 pub(super) struct Repair {
     /// The directory of the store.
@@ -22,7 +24,8 @@ pub(super) struct Repair {
     /// Only say what would be done, also while somebody writes to the store.
     #[arg(long)]
     dry_run: bool,
-    /// Cut the chain behind this epoch, the newest before the damage, and move what is cut off to `lost-NNN` in the store.
+    /// Cut the chain behind this epoch, the newest before the damage, and move what is cut off to
+    /// `lost-NNN` in the store.
     #[arg(long, value_name = "EPOCH", value_parser = epoch)]
     truncate_after: Option<EpochId>,
     /// The branch to cut [default: main].

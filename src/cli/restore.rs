@@ -49,14 +49,17 @@ pub(super) struct Restore {
     /// Go on taking checkpoints into the same chain. Only from its newest epoch.
     #[arg(long)]
     r#continue: bool,
-    /// Run the guest at once, and bring its memory as it is touched and in the background. Needs userfaultfd: `slackwater host` says whether it works here.
+    /// Run the guest at once, and bring its memory as it is touched and in the background. Needs
+    /// userfaultfd: `slackwater host` says whether it works here.
     #[arg(long)]
     lazy: bool,
-    /// Go on taking checkpoints into this branch. One that there is goes on from its newest epoch. With `--epoch` or `--from`, one that there is not is made,
-    /// and goes on from there beside the original.
+    /// Go on taking checkpoints into this branch. One that there is goes on from its newest epoch.
+    /// With `--epoch` or `--from`, one that there is not is made, and goes on from there beside the
+    /// original.
     #[arg(long, value_name = "NAME", value_parser = branch)]
     branch: Option<String>,
-    /// The branch that the epoch is taken from [default: that of `--branch`, if there is one, or main].
+    /// The branch that the epoch is taken from [default: that of `--branch`, if there is one, or
+    /// main].
     #[arg(long, value_name = "NAME", value_parser = branch)]
     from: Option<String>,
     /// Where the image of a disk is, if it is not where it was; for several disks, in their order.
@@ -65,10 +68,12 @@ pub(super) struct Restore {
     /// How the guest's clocks go on.
     #[arg(long, value_enum, default_value_t = ClockName::Continue)]
     clock: ClockName,
-    /// Where the time stamp counter had another frequency (more than 250 ppm) and this host can't scale its own.
+    /// Where the time stamp counter had another frequency (more than 250 ppm) and this host can't
+    /// scale its own.
     #[arg(long, value_enum, default_value_t = TscName::Same)]
     tsc: TscName,
-    /// Only say whether the guest can run on this host, and what differs, piece by piece: nothing is built. Exit code 1 where it can't.
+    /// Only say whether the guest can run on this host, and what differs, piece by piece: nothing
+    /// is built. Exit code 1 where it can't.
     #[arg(long)]
     check: bool,
     /// The KVM device.
@@ -220,8 +225,9 @@ impl Restore {
         Wishes { tsc: self.tsc.into(), ring: matches!(tracking, Tracking::Ring { .. }), runs_kernels: None }
     }
 
-    /// Nothing is done before the guest runs that can be done later. What the host offers is read while the chain is opened, and the kernel sets the machine up while the
-    /// pages are looked for.
+    /// Nothing is done before the guest runs that can be done later. What the host offers is read
+    /// while the chain is opened, and the kernel sets the machine up while the pages are looked
+    /// for.
     fn open_lazily(&self, from: &str, into: Option<&str>, tracking: Tracking) -> Result<Opened, CliError> {
         // A branch has the machine of what it branches off.
         let machine = machine_of(&self.store, &Chain::identity_in(&self.store, from)?)?;
@@ -311,7 +317,8 @@ impl Restore {
         Ok((chain, epoch))
     }
 
-    /// Makes the branch. Many may be made of one epoch at once, or while a writer compacts: each takes its turn.
+    /// Makes the branch. Many may be made of one epoch at once, or while a writer compacts: each
+    /// takes its turn.
     fn create_branch(&self, name: &str, from: &str, epoch: EpochId) -> Result<Writer, CliError> {
         let begun = Instant::now();
         loop {
@@ -356,7 +363,8 @@ struct Opened {
     counter: Counter,
 }
 
-/// Does one thing on another thread while it does the other here. Returns what came of the other first.
+/// Does one thing on another thread while it does the other here. Returns what came of the other
+/// first.
 fn beside<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> Result<(B, A), CliError> {
     std::thread::scope(|scope| {
         let one = std::thread::Builder::new().name("slackwater-build".to_owned()).spawn_scoped(scope, one);
@@ -414,7 +422,8 @@ pub(super) fn restore_machine(
     Ok(Restored { vm, pages: filled.pages, forward, counter: fit.counter() })
 }
 
-/// Where the machine of the store in `dir` can't be built on any host, that is said, and not what this host lacks. Building finds it by itself.
+/// Where the machine of the store in `dir` can't be built on any host, that is said, and not what
+/// this host lacks. Building finds it by itself.
 fn said_first(dir: &Path, machine: &MachineSpec, error: CliError) -> CliError {
     machine.check().err().map_or(error, |unfit| unbuildable(dir, unfit))
 }

@@ -14,8 +14,8 @@ pub(super) enum Base {
     Copying { left: u64 },
     /// A sink is asked whether it can join.
     Asked { sink: usize },
-    /// A sink joins: all of memory is copied for it beside the running guest and the epochs that the
-    /// others get.
+    /// A sink joins: all of memory is copied for it beside the running guest and the epochs that
+    /// the others get.
     Joining(Joining),
     /// Every sink that follows has a base.
     Done,
@@ -29,8 +29,8 @@ pub(super) struct Joining {
     pages: PageSet,
 }
 
-/// The number of the epoch that a base of a sink that joins is of is at least so far ahead: the others
-/// get that many epochs meanwhile. Numbers are 64 bits long.
+/// The number of the epoch that a base of a sink that joins is of is at least so far ahead: the
+/// others get that many epochs meanwhile. Numbers are 64 bits long.
 const NUMBERS_AHEAD: u64 = 1_000_000;
 
 impl Base {
@@ -68,8 +68,8 @@ impl Base {
         }
     }
 
-    /// The number of the epoch that is cut now: `next`, or the one that completes the base of the sink
-    /// that joins.
+    /// The number of the epoch that is cut now: `next`, or the one that completes the base of the
+    /// sink that joins.
     pub(super) const fn number(&self, next: EpochId) -> EpochId {
         match self {
             Self::Joining(Joining { joiner, pages }) if pages.is_empty() => joiner.epoch,
@@ -91,8 +91,8 @@ impl Base {
         }
     }
 
-    /// The epochs behind the newest one of the chain do not exist. Returns the sink that gets no base
-    /// after all.
+    /// The epochs behind the newest one of the chain do not exist. Returns the sink that gets no
+    /// base after all.
     pub(super) fn failed(&mut self, memory_pages: u64) -> Option<usize> {
         let sink = match self {
             Self::Copying { left } => {

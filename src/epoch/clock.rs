@@ -4,7 +4,8 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 
 pub(super) use crate::clock::unix_ns;
 
-/// Time that goes on from what the clock said when this was made, however the clock is set. A host that sleeps counts.
+/// Time that goes on from what the clock said when this was made, however the clock is set. A host
+/// that sleeps counts.
 #[derive(Debug)]
 pub(super) struct Clock {
     unix_ns: u64,

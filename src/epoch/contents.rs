@@ -1,4 +1,5 @@
-//! What the chain holds of each page, as a hash: so that a page that did not change is not stored again.
+//! What the chain holds of each page, as a hash: so that a page that did not change is not stored
+//! again.
 
 use crate::page::{Gfn, PageBytes};
 use crate::xxh3::xxh3_128_with_seed;
@@ -18,11 +19,11 @@ impl Content {
     pub(super) const ZERO: Self = Self(ZERO);
 }
 
-/// For each frame, the content that the newest epoch in the pipeline or in the chain has for it. 16 bytes a frame, taken from the host as
-/// they are touched.
+/// For each frame, the content that the newest epoch in the pipeline or in the chain has for it. 16
+/// bytes a frame, taken from the host as they are touched.
 ///
-/// The hash is XXH3-128 with a random seed. A guest that could make two pages of its own with the same hash would damage only its own
-/// checkpoints, and does not know the seed.
+/// The hash is XXH3-128 with a random seed. A guest that could make two pages of its own with the
+/// same hash would damage only its own checkpoints, and does not know the seed.
 #[derive(Debug)]
 pub(super) struct Contents {
     entries: Vec<u128>,
@@ -31,7 +32,8 @@ pub(super) struct Contents {
 }
 
 impl Contents {
-    /// For frames below `frames` that all begin as zeros (`known_zero`), or of which nothing is known.
+    /// For frames below `frames` that all begin as zeros (`known_zero`), or of which nothing is
+    /// known.
     pub(super) fn new(frames: u64, known_zero: bool, seed: u64) -> Self {
         let frames = usize::try_from(frames).unwrap_or(usize::MAX);
         Self { entries: vec![INITIAL; frames], initial: if known_zero { ZERO } else { UNKNOWN }, seed }

@@ -1,5 +1,5 @@
-//! The thread of one sink: gives it the epochs, has them synced as the durability mode says, and keeps
-//! account of what would be lost with it.
+//! The thread of one sink: gives it the epochs, has them synced as the durability mode says, and
+//! keeps account of what would be lost with it.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -64,8 +64,8 @@ pub(super) struct Delivery<C> {
     head: Head,
     /// Parts of this epoch were appended, its end was not.
     open_epoch: Option<EpochId>,
-    /// The pages of those parts. They are apart from `unsynced` because a sync that comes between two
-    /// parts makes none of them durable.
+    /// The pages of those parts. They are apart from `unsynced` because a sync that comes between
+    /// two parts makes none of them durable.
     open_pages: PageSet,
     /// The pages of epochs that were appended and are not known to be durable.
     unsynced: PageSet,
@@ -73,8 +73,8 @@ pub(super) struct Delivery<C> {
     sync_due_since: Option<Instant>,
     /// The sink takes nothing until it was opened again.
     latched: bool,
-    /// The end of this epoch latched the sink: it counts as failed, and may be found when the sink is
-    /// opened again.
+    /// The end of this epoch latched the sink: it counts as failed, and may be found when the sink
+    /// is opened again.
     doubtful: Option<EpochId>,
 }
 
@@ -191,7 +191,8 @@ impl<C> Delivery<C> {
 
     /// Appends a part. Returns whether that completes the epoch.
     fn append(&mut self, slot: &Slot<C>) -> Result<bool, PipelineError> {
-        // The parts before one that could not be encoded stay in the sink until the next epoch comes.
+        // The parts before one that could not be encoded stay in the sink until the next epoch
+        // comes.
         slot.encoded.clone()?;
         self.drop_other(slot.part.epoch)?;
         match &slot.complete {
@@ -390,9 +391,9 @@ impl<C> Delivery<C> {
         self.shared.notify();
     }
 
-    /// Something went wrong. Where others follow, the epochs go on to them. Where none does, everything
-    /// that is in flight is given up: pages that are not in the chain must come again, and where the
-    /// sink latched, those of all epochs that are not known to be durable.
+    /// Something went wrong. Where others follow, the epochs go on to them. Where none does,
+    /// everything that is in flight is given up: pages that are not in the chain must come again,
+    /// and where the sink latched, those of all epochs that are not known to be durable.
     fn fail(&mut self, error: PipelineError) {
         let is_latched = matches!(error, PipelineError::Sink(SinkError::Latched(_)));
         self.latched |= is_latched;

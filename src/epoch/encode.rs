@@ -124,7 +124,8 @@ impl<C: CapturedState> Encoder<C> {
         }
     }
 
-    /// Goes on where the sinks are, if `attempt` is a new one. Returns whether it has not failed yet.
+    /// Goes on where the sinks are, if `attempt` is a new one. Returns whether it has not failed
+    /// yet.
     fn begin(&mut self, attempt: u64) -> bool {
         if attempt != self.attempt {
             self.tell(|| Order::Attempt(attempt));
@@ -268,7 +269,8 @@ impl Known {
             Some(Store::Whole) => Next::Whole,
             None => {
                 let content = self.contents.of(page);
-                // Only what is written again and again is kept: a base, most of which is never written again, would drop everything else.
+                // Only what is written again and again is kept: a base, most of which is never
+                // written again, would drop everything else.
                 let again = self.contents.has_hash(gfn);
                 if !self.contents.replace(gfn, content) && !store_unchanged {
                     return Next::Unchanged;

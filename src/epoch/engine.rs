@@ -31,12 +31,15 @@ use crate::parked::Parked;
 /// What guest memory is when an engine is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Zeros, but for what the VMM wrote through [`GuestMemory::ram`](crate::memory::GuestMemory::ram) since it was mapped. The chain is empty.
+    /// Zeros, but for what the VMM wrote through
+    /// [`GuestMemory::ram`](crate::memory::GuestMemory::ram) since it was mapped. The chain is
+    /// empty.
     Fresh,
     /// What epoch `0` of the chain says, which is the chain's newest.
     Restored(EpochId),
-    /// Anything: the guest has been running. The chain is empty. All memory is copied beside the running guest by
-    /// [`Engine::copy_base`], and the first epoch behind that is the first that can be restored.
+    /// Anything: the guest has been running. The chain is empty. All memory is copied beside the
+    /// running guest by [`Engine::copy_base`], and the first epoch behind that is the first that
+    /// can be restored.
     InUse,
 }
 
@@ -94,8 +97,9 @@ pub enum SinkStanding {
 
 /// Takes epochs of one guest and brings them to its sinks: a chain, and what was attached.
 ///
-/// It has no vCPU thread and no timer: the VMM calls [`cut`](Self::cut) when a ring-full exit, an interval or a request says so, from any thread, one at a
-/// time. Two threads of its own encode and write.
+/// It has no vCPU thread and no timer: the VMM calls [`cut`](Self::cut) when a ring-full exit, an
+/// interval or a request says so, from any thread, one at a time. Two threads of its own encode and
+/// write.
 #[derive(Debug)]
 pub struct Engine<C: CapturedState> {
     memory: Box<dyn Memory>,
@@ -107,9 +111,11 @@ pub struct Engine<C: CapturedState> {
     pipeline: Pipeline<C>,
     options: EngineOptions,
     counts: Counts,
-    /// Pages whose newest content neither the chain nor the pipeline has, besides those that the tracker will list.
+    /// Pages whose newest content neither the chain nor the pipeline has, besides those that the
+    /// tracker will list.
     pending: PageSet,
-    /// Those of them that failed epochs had: the chain lacks them even if the guest never writes them again.
+    /// Those of them that failed epochs had: the chain lacks them even if the guest never writes
+    /// them again.
     owed: PageSet,
     /// What [`Engine::rollback`] goes back to, where that is planned.
     point: Option<Point<C>>,
@@ -142,7 +148,8 @@ pub struct Engine<C: CapturedState> {
     cuts: u64,
     /// The pages of the part in hand. Kept for its memory.
     last_pages: Vec<Gfn>,
-    /// The pages of the newest epoch that a trigger ended while the guest worked: what the copy floor is measured with.
+    /// The pages of the newest epoch that a trigger ended while the guest worked: what the copy
+    /// floor is measured with.
     floor_pages: Vec<Gfn>,
     /// The guest was halted, or is to be.
     halted: bool,
@@ -164,9 +171,11 @@ impl InHand {
 }
 
 impl<C: CapturedState> Engine<C> {
-    /// Takes all memory, starts the threads and, unless `start` is [`Start::Fresh`] or a restored guest, marks all memory to be copied.
+    /// Takes all memory, starts the threads and, unless `start` is [`Start::Fresh`] or a restored
+    /// guest, marks all memory to be copied.
     ///
-    /// The guest must not run before its first [`cut`](Self::cut) where `start` is [`Start::Fresh`]: that one is the base.
+    /// The guest must not run before its first [`cut`](Self::cut) where `start` is
+    /// [`Start::Fresh`]: that one is the base.
     ///
     /// # Errors
     /// [`EngineError::Start`], [`EngineError::OtherEpoch`].
@@ -236,9 +245,9 @@ impl<C: CapturedState> Engine<C> {
         })
     }
 
-    /// Takes one sink more, and returns its number, from 1. Its thread starts. It gets every epoch from
-    /// the beginning if its chain ends where that of the first sink did, and nothing was cut yet; else
-    /// it gets none until [`join`](Self::join).
+    /// Takes one sink more, and returns its number, from 1. Its thread starts. It gets every epoch
+    /// from the beginning if its chain ends where that of the first sink did, and nothing was cut
+    /// yet; else it gets none until [`join`](Self::join).
     ///
     /// # Errors
     /// A sink of another chain, a thread that can't be started.
@@ -254,13 +263,14 @@ impl<C: CapturedState> Engine<C> {
 
     /// Ends the epoch, if the policy lets it.
     ///
-    /// The guest is parked, its state captured, its written pages collected and copied; then it runs again, and the epoch goes to the chain behind
-    /// its back. With [`Durability::Epoch`] it runs again only after the commit. [`Trigger::Request`] and [`Trigger::Final`] wait for storage
-    /// if they must; the others do as [`super::WhenBehind`] says.
+    /// The guest is parked, its state captured, its written pages collected and copied; then it
+    /// runs again, and the epoch goes to the chain behind its back. With [`Durability::Epoch`] it
+    /// runs again only after the commit. [`Trigger::Request`] and [`Trigger::Final`] wait for
+    /// storage if they must; the others do as [`super::WhenBehind`] says.
     ///
     /// # Errors
-    /// [`EngineError::Guest`]: no epoch was taken, nothing is lost, and the guest runs. All others: the guest was halted, and every further call is
-    /// answered by [`EngineError::Halted`].
+    /// [`EngineError::Guest`]: no epoch was taken, nothing is lost, and the guest runs. All others:
+    /// the guest was halted, and every further call is answered by [`EngineError::Halted`].
     pub fn cut<G: Guest<State = C>>(&mut self, guest: &mut G, trigger: Trigger) -> Result<Cut, EngineError> {
         let outcome = if self.halted { Err(EngineError::Halted) } else { self.try_cut(guest, trigger) };
         if outcome.as_ref().is_err_and(|error| !matches!(error, EngineError::Guest { .. })) {
@@ -305,8 +315,8 @@ impl<C: CapturedState> Engine<C> {
         self.take(guest, trigger, &mut hand)
     }
 
-    /// Waits until everything taken so far is in the chain, and durable where the mode promises that. Returns whether it is. After a failure it is not,
-    /// until another epoch was taken.
+    /// Waits until everything taken so far is in the chain, and durable where the mode promises
+    /// that. Returns whether it is. After a failure it is not, until another epoch was taken.
     #[must_use]
     pub fn flush(&self) -> bool {
         if self.store_unchanged {
@@ -331,7 +341,8 @@ impl<C: CapturedState> Engine<C> {
         self.pipeline.reached()
     }
 
-    /// Ends the engine: everything taken goes to the chain, and the chain is closed. Take a [`Trigger::Final`] cut before.
+    /// Ends the engine: everything taken goes to the chain, and the chain is closed. Take a
+    /// [`Trigger::Final`] cut before.
     #[must_use]
     pub fn finish(mut self) -> Finished {
         if let Some(floor) = self.measure_copy_floor() {
@@ -374,7 +385,8 @@ impl<C: CapturedState> Engine<C> {
             // And the VMM, of whose writes the tracker knows nothing.
             self.take_written(hand);
         }
-        // Beside the reset, as the copy: both only read memory, and nobody writes it before the guest runs.
+        // Beside the reset, as the copy: both only read memory, and nobody writes it before the
+        // guest runs.
         if let Some(point) = &mut self.point {
             let mut scope = ();
             point.begin(&Parked::vouch(&mut scope), self.memory.as_ref()).map_err(EngineError::Memory)?;
@@ -442,7 +454,8 @@ impl<C: CapturedState> Engine<C> {
         captured.map_err(|source| EngineError::Guest { action: "capture the state", source })
     }
 
-    /// Copies all pending pages. All parts but the last are sent off; returns how many parts there are.
+    /// Copies all pending pages. All parts but the last are sent off; returns how many parts there
+    /// are.
     fn copy_all(&mut self, cut_at: Instant, hand: &mut InHand) -> Result<u64, EngineError> {
         let mut parts = 1;
         while self.pending.len() > self.part_pages as u64 {
@@ -465,7 +478,8 @@ impl<C: CapturedState> Engine<C> {
         self.settle_collection(hand).map(drop)
     }
 
-    /// As [`collect`](Self::collect), but for [`settle_collection`](Self::settle_collection), which has to come before the guest runs.
+    /// As [`collect`](Self::collect), but for [`settle_collection`](Self::settle_collection), which
+    /// has to come before the guest runs.
     fn begin_collection(&mut self, hand: &mut InHand) -> Result<(), EngineError> {
         let mut scope = ();
         let parked = Parked::vouch(&mut scope);
@@ -494,8 +508,10 @@ impl<C: CapturedState> Engine<C> {
         hand.phases.harvest_ns += ns(start.elapsed());
     }
 
-    /// All pages were copied: what the VMM writes now is in the next epoch. There should be nothing yet. Who wrote since the capture was not quiesced, and memory and state of
-    /// this epoch are not of one instant. Its digest may be of another memory than what was copied, and would be taken for damage of the chain: it is left out.
+    /// All pages were copied: what the VMM writes now is in the next epoch. There should be nothing
+    /// yet. Who wrote since the capture was not quiesced, and memory and state of this epoch are
+    /// not of one instant. Its digest may be of another memory than what was copied, and would be
+    /// taken for damage of the chain: it is left out.
     fn look_for_late_writes(&mut self, audit: Option<MemoryDigest>) -> Option<MemoryDigest> {
         let pages = self.memory.written();
         if pages == 0 {
@@ -510,7 +526,8 @@ impl<C: CapturedState> Engine<C> {
         None
     }
 
-    /// Waits until what was collected is protected again. If tracking turns out to be lost, all memory is pending then.
+    /// Waits until what was collected is protected again. If tracking turns out to be lost, all
+    /// memory is pending then.
     fn settle_collection(&mut self, hand: &mut InHand) -> Result<(), EngineError> {
         let settled = self.tracker.settle(&Parked::vouch(&mut ()));
         match settled {
@@ -556,7 +573,8 @@ impl<C: CapturedState> Engine<C> {
         Ok(())
     }
 
-    /// Has the point, where there is one, take the part in hand: the copy of it, which the guest does not touch.
+    /// Has the point, where there is one, take the part in hand: the copy of it, which the guest
+    /// does not touch.
     fn save_part(&mut self) -> Result<(), EngineError> {
         let Self { point: Some(point), pipeline, .. } = self else { return Ok(()) };
         let slot = pipeline.slot().ok_or(EngineError::Ended)?;
@@ -565,7 +583,8 @@ impl<C: CapturedState> Engine<C> {
 
     fn submit_part(&mut self, cut_at: Instant, commit: Option<Commit>) {
         let Self { attempt, store_unchanged, .. } = *self;
-        // With its last part the base of a sink that joins is whole, if all of memory has gone before.
+        // With its last part the base of a sink that joins is whole, if all of memory has gone
+        // before.
         let epoch = commit.map_or_else(|| self.base.number(self.next), |commit| commit.epoch);
         let joiner = self.base.joiner();
         if let (Some(_), Some(slot)) = (commit, self.pipeline.slot()) {
@@ -601,7 +620,8 @@ impl<C: CapturedState> Engine<C> {
         guest.resume();
     }
 
-    /// Whether the budget surely holds what the epoch has and whatever may come before the next chance to end it.
+    /// Whether the budget surely holds what the epoch has and whatever may come before the next
+    /// chance to end it.
     fn holds_another_ring(&self) -> bool {
         let more = self.tracker.bound().unwrap_or(u64::MAX).saturating_add(self.options.share_pages);
         self.pending.len().saturating_add(more) <= self.options.budget_pages as u64
@@ -686,7 +706,8 @@ impl<C: CapturedState> Engine<C> {
         }
     }
 
-    /// The time that copying as many pages as the last epoch had takes, again and again: the least that a pause can be.
+    /// The time that copying as many pages as the last epoch had takes, again and again: the least
+    /// that a pause can be.
     fn measure_copy_floor(&mut self) -> Option<Duration> {
         const ROUNDS: usize = 32;
         if self.floor_pages.is_empty() || self.pipeline.has_failed() {

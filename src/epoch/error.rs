@@ -56,7 +56,8 @@ pub enum EngineError {
     /// An epoch could not be stored, and the options say to stop then.
     #[error("{} could not be stored", behind(*newest))]
     Storage {
-        /// The newest epoch in the chain that is known to be durable, or with durability `none` the newest appended.
+        /// The newest epoch in the chain that is known to be durable, or with durability `none` the
+        /// newest appended.
         newest: EpochId,
         /// The storage's error.
         #[source]
@@ -89,7 +90,8 @@ pub enum EngineError {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LeftReason {
-    /// It was attached behind the first epoch, or where another chain ends, and was not asked to join.
+    /// It was attached behind the first epoch, or where another chain ends, and was not asked to
+    /// join.
     #[error("it has not joined yet")]
     NotJoined,
     /// It could not do as asked.

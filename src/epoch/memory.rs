@@ -28,8 +28,8 @@ pub trait Memory: Send + std::fmt::Debug {
     /// As [`read`](Self::read).
     fn put_back(&self, gfn: Gfn, page: &PageBytes) -> Result<(), MemoryError>;
 
-    /// Copies pages behind those that `into` holds, until all were copied or it is full. This is most
-    /// of a pause.
+    /// Copies pages behind those that `into` holds, until all were copied or it is full. This is
+    /// most of a pause.
     ///
     /// # Errors
     /// As [`read`](Self::read); pages before the one in question were copied.
@@ -38,6 +38,7 @@ pub trait Memory: Send + std::fmt::Debug {
     /// How many pages the VMM wrote since they were taken last, at least.
     fn written(&self) -> usize;
 
-    /// Takes the pages that the VMM wrote. A page that is marked meanwhile comes now or the next time.
+    /// Takes the pages that the VMM wrote. A page that is marked meanwhile comes now or the next
+    /// time.
     fn take_written(&self, parked: &Parked<'_>, each: &mut dyn FnMut(Gfn));
 }

@@ -7,8 +7,9 @@
 //!         └────────────────────── the slot, free again ─────────────────────┘
 //! ```
 //!
-//! A slot is staging for one budget of pages, and their frames. There is a fixed number of slots, so memory does not grow when storage is
-//! slow: the policy then decides between longer epochs and a guest that waits.
+//! A slot is staging for one budget of pages, and their frames. There is a fixed number of slots,
+//! so memory does not grow when storage is slow: the policy then decides between longer epochs and
+//! a guest that waits.
 
 mod base;
 mod clock;

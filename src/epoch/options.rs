@@ -15,7 +15,8 @@ pub enum Durability {
     Epoch,
     /// Epochs are durable at most this long after their cut.
     Group(Duration),
-    /// Nothing is synced: what a power cut leaves is up to the system. A killed process loses only what was not appended.
+    /// Nothing is synced: what a power cut leaves is up to the system. A killed process loses only
+    /// what was not appended.
     None,
 }
 
@@ -47,13 +48,14 @@ pub enum OnStorageError {
     },
 }
 
-/// Called with the newest epoch that is released, on whichever thread found that out, one at a time and
-/// rising: outputs held for it and for those before may go.
+/// Called with the newest epoch that is released, on whichever thread found that out, one at a time
+/// and rising: outputs held for it and for those before may go.
 pub type OnRelease = Box<dyn FnMut(EpochId) + Send>;
 
-/// How an engine works. Memory follows from `budget_pages` and `slots`, and is taken at start: two times budget times slots (staging, and frames where pages do
-/// not compress), and what `version_pages` and `rollback` say, besides 16 bytes a page of guest memory for content hashes, 4 for the places of versions and a few bits a page for
-/// sets.
+/// How an engine works. Memory follows from `budget_pages` and `slots`, and is taken at start: two
+/// times budget times slots (staging, and frames where pages do not compress), and what
+/// `version_pages` and `rollback` say, besides 16 bytes a page of guest memory for content hashes,
+/// 4 for the places of versions and a few bits a page for sets.
 pub struct EngineOptions {
     /// The most pages in an epoch, at least 1: see [`RingPlan`](crate::track::RingPlan).
     pub budget_pages: usize,
@@ -65,20 +67,23 @@ pub struct EngineOptions {
     pub durability: Durability,
     /// How pages are encoded.
     pub compression: Compression,
-    /// The most pages of which the version last stored is kept in memory, so that only what changed of them is stored; 0 for none. Nothing is
-    /// kept where the first sink keeps nothing, nor without compression.
+    /// The most pages of which the version last stored is kept in memory, so that only what changed
+    /// of them is stored; 0 for none. Nothing is kept where the first sink keeps nothing, nor
+    /// without compression.
     pub version_pages: usize,
     /// What to do when storage is behind.
     pub when_behind: WhenBehind,
     /// What to do when an epoch can't be stored.
     pub on_storage_error: OnStorageError,
-    /// Keep the last cut in memory, so that [`Engine::rollback`](super::Engine::rollback) can go back to it. That takes a second copy of guest memory: as much as the
-    /// guest has pages that are not zero, and at each cut the time to copy its pages once more, mostly while the guest runs.
+    /// Keep the last cut in memory, so that [`Engine::rollback`](super::Engine::rollback) can go
+    /// back to it. That takes a second copy of guest memory: as much as the guest has pages that
+    /// are not zero, and at each cut the time to copy its pages once more, mostly while the guest
+    /// runs.
     pub rollback: bool,
     /// Every so many epochs, a digest of all memory.
     pub audit_every: Option<NonZeroU64>,
-    /// When an epoch is released. None: when it is durable in the first sink, or with durability `none`
-    /// appended.
+    /// When an epoch is released. None: when it is durable in the first sink, or with durability
+    /// `none` appended.
     pub release: Option<Release>,
     /// Called when epochs are released.
     pub on_release: Option<OnRelease>,

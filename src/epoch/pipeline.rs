@@ -1,5 +1,5 @@
-//! What lies between a cut and the sinks: a fixed number of slots that go round, a thread that encodes,
-//! and a thread for each sink.
+//! What lies between a cut and the sinks: a fixed number of slots that go round, a thread that
+//! encodes, and a thread for each sink.
 
 use std::io;
 use std::sync::Arc;
@@ -148,8 +148,8 @@ impl<C: CapturedState> Pipeline<C> {
         Ok(pipeline)
     }
 
-    /// Takes one sink more, and returns its number. It follows from the beginning if it is where the
-    /// first one was and nothing has come yet; else it is to join.
+    /// Takes one sink more, and returns its number. It follows from the beginning if it is where
+    /// the first one was and nothing has come yet; else it is to join.
     pub(super) fn attach(&mut self, mut sink: Box<dyn Sink>) -> Result<usize, AttachError> {
         let index = self.sinks.len();
         let (orders, told) = channel();
@@ -253,8 +253,8 @@ impl<C: CapturedState> Pipeline<C> {
         self.shared.lock().sinks.iter().map(|sink| (sink.standing.clone(), sink.progress.reached)).collect()
     }
 
-    /// Waits until `epoch` is durable in all sinks that follow, or something failed. Returns whether
-    /// it is.
+    /// Waits until `epoch` is durable in all sinks that follow, or something failed. Returns
+    /// whether it is.
     pub(super) fn wait_durable(&self, epoch: EpochId) -> bool {
         self.wait(epoch, |reached| reached.durable)
     }
@@ -275,8 +275,8 @@ impl<C: CapturedState> Pipeline<C> {
         state.failure.is_some() || state.ended
     }
 
-    /// If something failed: waits until nothing of its attempt is in flight, moves the pages that are
-    /// not in the chain into `pages`, and returns why and the attempt that begins now.
+    /// If something failed: waits until nothing of its attempt is in flight, moves the pages that
+    /// are not in the chain into `pages`, and returns why and the attempt that begins now.
     pub(super) fn take_failure(&mut self, pages: &mut PageSet) -> Option<(PipelineError, u64)> {
         self.shared.lock().failure.as_ref()?;
         let all = self.slots - usize::from(self.spare.is_some());

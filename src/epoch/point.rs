@@ -14,7 +14,8 @@ pub(super) struct Point<C> {
     pub(super) state: C,
     /// [`EpochId::NONE`] before the first cut.
     pub(super) epoch: EpochId,
-    /// The shadow is all of memory as of the last cut; before the first one, only where memory was zeros then.
+    /// The shadow is all of memory as of the last cut; before the first one, only where memory was
+    /// zeros then.
     whole: bool,
 }
 

@@ -24,7 +24,8 @@ pub(super) enum Action {
     Cut,
     /// Take only the list of pages, so that rings are free and the epoch goes on.
     Drain,
-    /// Take only the list, and if the budget might not hold another full ring, wait for storage and take the epoch.
+    /// Take only the list, and if the budget might not hold another full ring, wait for storage and
+    /// take the epoch.
     DrainOrWait,
     /// Wait for storage, then take an epoch.
     WaitAndCut,

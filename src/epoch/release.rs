@@ -13,8 +13,8 @@ pub struct Reached {
     pub acknowledged: EpochId,
 }
 
-/// Where an epoch must have come. The number is the sink's: 0 is the one that the engine was started
-/// with, the others count up as they are attached.
+/// Where an epoch must have come. The number is the sink's: 0 is the one that the engine was
+/// started with, the others count up as they are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// To [`Reached::appended`] of the sink.
@@ -35,8 +35,8 @@ pub enum Release {
 }
 
 impl Release {
-    /// The newest epoch that is released. `reached` has an entry for each sink; one that there is not
-    /// has nothing.
+    /// The newest epoch that is released. `reached` has an entry for each sink; one that there is
+    /// not has nothing.
     #[must_use]
     pub fn newest(&self, reached: &[Reached]) -> EpochId {
         let of = |sink: usize| reached.get(sink).copied().unwrap_or_default();

@@ -62,7 +62,8 @@ pub struct RollbackReport {
     pub phases_us: PhasesReport,
 }
 
-/// What an engine did since it was started. Base and recovery epochs are left out of the distributions and of `max_epoch_pages`.
+/// What an engine did since it was started. Base and recovery epochs are left out of the
+/// distributions and of `max_epoch_pages`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
     /// Epochs in the chain.
@@ -95,8 +96,9 @@ pub struct Report {
     pub drains: u64,
     /// Epochs with a digest of all memory.
     pub audits: u64,
-    /// Epochs during whose cut the VMM wrote guest memory after its state was captured. It must not: such an epoch's memory and state are not of one instant. What was written is
-    /// in the next epoch.
+    /// Epochs during whose cut the VMM wrote guest memory after its state was captured. It must
+    /// not: such an epoch's memory and state are not of one instant. What was written is in the
+    /// next epoch.
     pub late_writes: u64,
     /// How often each trigger ended an epoch.
     pub triggers: Triggers,
@@ -108,7 +110,8 @@ pub struct Report {
     pub stall_us: Distribution,
     /// Going back to the last cut.
     pub rollback: RollbackReport,
-    /// What copying as many pages as the last epoch had takes alone, measured at the end of the run.
+    /// What copying as many pages as the last epoch had takes alone, measured at the end of the
+    /// run.
     pub copy_floor_us: f64,
 }
 

@@ -9,7 +9,8 @@ use crate::parked::Parked;
 /// What a page holds that was never written.
 const ZERO: PageBytes = [0; PAGE_SIZE];
 
-/// A page for each page of a guest's memory. The host gives memory for those that are saved and not zero, and for no others.
+/// A page for each page of a guest's memory. The host gives memory for those that are saved and not
+/// zero, and for no others.
 #[derive(Debug)]
 pub struct Shadow {
     runs: Vec<(PageRun, MmapMut)>,
@@ -56,7 +57,8 @@ impl Shadow {
         Ok(())
     }
 
-    /// Puts pages of `memory` back to what was saved of them. That is not recorded as a write of the VMM.
+    /// Puts pages of `memory` back to what was saved of them. That is not recorded as a write of
+    /// the VMM.
     ///
     /// # Errors
     /// A frame that there is not; pages before it were put back.
@@ -74,7 +76,8 @@ impl Shadow {
         Ok(())
     }
 
-    /// Compares all of `memory` with what was saved, and puts back the pages that differ. Returns how many did.
+    /// Compares all of `memory` with what was saved, and puts back the pages that differ. Returns
+    /// how many did.
     ///
     /// # Errors
     /// A frame that there is not where `memory` is not the one that this is for.

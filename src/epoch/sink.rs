@@ -30,13 +30,13 @@ pub struct SinkStart {
     pub keeps: bool,
 }
 
-/// A place that epochs go to: a chain on a disk, another host. One thread of the engine's uses it, so
-/// that a slow one does not hold the others up; epochs come one after the other.
+/// A place that epochs go to: a chain on a disk, another host. One thread of the engine's uses it,
+/// so that a slow one does not hold the others up; epochs come one after the other.
 ///
 /// An epoch is any number of [`append`](Self::append) calls followed by one
-/// [`complete`](Self::complete), or by [`abort`](Self::abort). Frames are whole, in sequence, and made
-/// by [`crate::format::EpochWriter`] for the sink's chain. Two sinks that are given the same epochs
-/// are given the same bytes.
+/// [`complete`](Self::complete), or by [`abort`](Self::abort). Frames are whole, in sequence, and
+/// made by [`crate::format::EpochWriter`] for the sink's chain. Two sinks that are given the same
+/// epochs are given the same bytes.
 pub trait Sink: Send {
     /// What it is. This comes first and once. `marks` is where it says how far it is durable, and
     /// what another host has acknowledged: from any thread, at any time.
@@ -62,13 +62,13 @@ pub trait Sink: Send {
     /// [`SinkError::Latched`] where they could not be undone.
     fn abort(&mut self) -> Result<(), SinkError>;
 
-    /// Makes every appended epoch durable, and tells the marks when that is so: before it returns, or
-    /// later.
+    /// Makes every appended epoch durable, and tells the marks when that is so: before it returns,
+    /// or later.
     ///
     /// # Errors
-    /// [`SinkError::Latched`], always: a failed sync cannot be repeated (`docs/format.md`, "Writing").
-    /// A sink that returns before it knows tells [`Marks::failed`].
-    /// Until the engine has heard that, it may be asked for more, and answers as one that is latched.
+    /// [`SinkError::Latched`], always: a failed sync cannot be repeated (`docs/format.md`,
+    /// "Writing"). A sink that returns before it knows tells [`Marks::failed`]. Until the engine
+    /// has heard that, it may be asked for more, and answers as one that is latched.
     fn sync(&mut self) -> Result<(), SinkError>;
 
     /// Opens the chain again after [`SinkError::Latched`], reading back what is there, and makes it

@@ -4,9 +4,9 @@ use memmap2::{Advice, MmapMut};
 
 use crate::page::{Gfn, PAGE_SIZE, PageBytes};
 
-/// Room for a fixed number of pages, page-aligned (a copy to a place 16 bytes off takes five times as
-/// long: measured, docs/kernel.md) and touched at start, so that a copy never waits for the host to
-/// find memory.
+/// Room for a fixed number of pages, page-aligned (a copy to a place 16 bytes off takes five times
+/// as long: measured, docs/kernel.md) and touched at start, so that a copy never waits for the host
+/// to find memory.
 #[derive(Debug)]
 pub struct Staging {
     map: MmapMut,

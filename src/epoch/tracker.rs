@@ -40,14 +40,16 @@ pub trait Tracker: Send + std::fmt::Debug {
     /// The most pages that it lists in one collection, or `None` where nothing bounds them.
     fn bound(&self) -> Option<u64>;
 
-    /// Adds every page that was written since the last collection to `into`, and has their next write logged again.
+    /// Adds every page that was written since the last collection to `into`, and has their next
+    /// write logged again.
     ///
     /// # Errors
     /// Tracking is lost then, as with [`Collected::lost`].
     fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError>;
 
-    /// As [`collect`](Self::collect), but the reset may go on, on another thread, until [`settle`](Self::settle), which has to be called before any vCPU runs.
-    /// Pages may be copied meanwhile. Whoever implements one of the two must implement both.
+    /// As [`collect`](Self::collect), but the reset may go on, on another thread, until
+    /// [`settle`](Self::settle), which has to be called before any vCPU runs. Pages may be copied
+    /// meanwhile. Whoever implements one of the two must implement both.
     ///
     /// # Errors
     /// Tracking is lost, and nothing goes on.
@@ -55,8 +57,9 @@ pub trait Tracker: Send + std::fmt::Debug {
         self.collect(parked, into)
     }
 
-    /// Whether anything was written since [`begin`](Self::begin), where that can be told at once. Then a cut may begin the collection before it captures state,
-    /// which itself may write to guest memory, and has to ask afterwards. `None`: collect after the capture.
+    /// Whether anything was written since [`begin`](Self::begin), where that can be told at once.
+    /// Then a cut may begin the collection before it captures state, which itself may write to
+    /// guest memory, and has to ask afterwards. `None`: collect after the capture.
     fn wrote_more(&self, parked: &Parked<'_>) -> Option<bool> {
         let _ = parked;
         None
@@ -71,7 +74,8 @@ pub trait Tracker: Send + std::fmt::Debug {
         Ok(Settled::default())
     }
 
-    /// The pages of the last collection were put back to what they were: what they hold now is no sign of being written again.
+    /// The pages of the last collection were put back to what they were: what they hold now is no
+    /// sign of being written again.
     fn rolled_back(&mut self, parked: &Parked<'_>) {
         let _ = parked;
     }

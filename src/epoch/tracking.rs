@@ -7,8 +7,8 @@ use crate::page::EpochId;
 enum Now {
     /// Every write is known.
     Sound,
-    /// Writes may have been missed since the last cut: the next epoch has all memory. Before that, an
-    /// epoch that had all memory may be owed as well.
+    /// Writes may have been missed since the last cut: the next epoch has all memory. Before that,
+    /// an epoch that had all memory may be owed as well.
     Lost { owed: bool },
     /// Writes may have been missed before the last cut, and the epoch that had all memory then did
     /// not reach the chain: its pages come again.
@@ -87,7 +87,8 @@ mod tests {
         assert!(!tracking.is_recovery(), "epoch 7 is there");
         tracking.failed(EpochId(6));
         assert!(tracking.is_recovery() && !tracking.is_lost());
-        // Lost and owed: going back knows what was written since the cut, and the chain still lacks epoch 7.
+        // Lost and owed: going back knows what was written since the cut, and the chain still lacks
+        // epoch 7.
         tracking.lose();
         tracking.rolled_back();
         assert!(tracking.is_recovery() && !tracking.is_lost());

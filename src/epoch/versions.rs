@@ -1,4 +1,5 @@
-//! The versions of pages that were stored last, as far as memory for them goes: so that only what changed needs to be stored.
+//! The versions of pages that were stored last, as far as memory for them goes: so that only what
+//! changed needs to be stored.
 
 use crate::format::{CHANGED_WORDS_MAX, CHANGES_DEPTH_MAX, ChangedWords};
 use crate::page::{Gfn, PAGE_SIZE, PageBytes};
@@ -29,11 +30,13 @@ pub(super) enum Store {
     Whole,
 }
 
-/// For some pages the version that was stored last, in this pipeline: the newest that the chain has, or will have if nothing fails. After a failure the engine
-/// has every page that the chain may lack stored anew (`Part::store_unchanged`), and that is done with whole pages, so no change ever builds on a version
-/// that did not reach the chain.
+/// For some pages the version that was stored last, in this pipeline: the newest that the chain
+/// has, or will have if nothing fails. After a failure the engine has every page that the chain may
+/// lack stored anew (`Part::store_unchanged`), and that is done with whole pages, so no change ever
+/// builds on a version that did not reach the chain.
 ///
-/// The number of pages is fixed. Room for another is made where the clock's hand finds a page that was not asked for since it last came by.
+/// The number of pages is fixed. Room for another is made where the clock's hand finds a page that
+/// was not asked for since it last came by.
 pub(super) struct Versions {
     /// For each frame the place of its page, from 1; 0 for none.
     places: Vec<u32>,
@@ -66,8 +69,8 @@ impl Versions {
         }
     }
 
-    /// Says what to store of `gfn`, which holds `now`, and keeps that, if a version of it is kept. With `whole`, the version kept says nothing about the
-    /// chain.
+    /// Says what to store of `gfn`, which holds `now`, and keeps that, if a version of it is kept.
+    /// With `whole`, the version kept says nothing about the chain.
     pub(super) fn update(&mut self, gfn: Gfn, now: &PageBytes, whole: bool) -> Option<Store> {
         let place = self.place(gfn)?;
         let (kept, page) = (self.kept.get_mut(place)?, &mut self.pages.get_mut(place)?.0);
@@ -89,10 +92,11 @@ impl Versions {
         Some(Store::Whole)
     }
 
-    /// Keeps `now`, the content of `gfn` that is stored whole, if there is memory for any page. Returns the page whose version is dropped for it, and that
-    /// version.
+    /// Keeps `now`, the content of `gfn` that is stored whole, if there is memory for any page.
+    /// Returns the page whose version is dropped for it, and that version.
     pub(super) fn keep(&mut self, gfn: Gfn, now: &PageBytes) -> Option<(Gfn, PageBytes)> {
-        // Neighbours, which come in one block, begin at one depth and others at others, so that not all pages are due to be stored whole in one epoch.
+        // Neighbours, which come in one block, begin at one depth and others at others, so that not
+        // all pages are due to be stored whole in one epoch.
         let depth = u8::try_from(gfn.0 / 16 % 16).unwrap_or_default().min(CHANGES_DEPTH_MAX);
         let kept = Kept { gfn, depth, used: true };
         if self.pages.is_empty() || usize::try_from(gfn.0).map_or(true, |gfn| gfn >= self.places.len()) {
@@ -202,7 +206,8 @@ mod tests {
     }
 
     proptest! {
-        /// What is kept is what was stored last, for no more pages than asked for, and what is dropped is handed back.
+        /// What is kept is what was stored last, for no more pages than asked for, and what is
+        /// dropped is handed back.
         #[test]
         fn versions_are_what_was_stored(room in 0usize..6, steps in prop::collection::vec((0u64..9, 0u8..10, 0usize..3), 0..300)) {
             let mut versions = Versions::new(8, room);

@@ -108,7 +108,8 @@ impl FromStr for Compression {
     }
 }
 
-/// Makes the payloads of pages frames. Holds what the compressor needs, so that encoding allocates nothing.
+/// Makes the payloads of pages frames. Holds what the compressor needs, so that encoding allocates
+/// nothing.
 pub struct BlockEncoder {
     compression: Compression,
     zstd: Option<CCtx<'static>>,
@@ -157,7 +158,8 @@ impl BlockEncoder {
             for (_, page) in block {
                 self.pages.extend_from_slice(*page);
             }
-            // What does not become smaller does not fit, and is stored raw. So is what zstd failed on for any other reason.
+            // What does not become smaller does not fit, and is stored raw. So is what zstd failed
+            // on for any other reason.
             let room = self.compressed.get_mut(..self.pages.len() - 1).unwrap_or_default();
             let used = zstd.compress2(room, &self.pages).ok();
             if let Some(compressed) = used.and_then(|used| self.compressed.get(..used)) {
@@ -230,11 +232,13 @@ pub struct BlockList {
 }
 
 impl BlockList {
-    /// Reads the list at the beginning of a payload. `prefix` may end behind the list, whose own checksum is checked:
-    /// [`BLOCK_LIST_BYTES_MAX`] bytes, or the whole payload, are always enough.
+    /// Reads the list at the beginning of a payload. `prefix` may end behind the list, whose own
+    /// checksum is checked: [`BLOCK_LIST_BYTES_MAX`] bytes, or the whole payload, are always
+    /// enough.
     ///
     /// # Errors
-    /// An encoding that there is not, a count out of range, gfns that do not rise, a wrong checksum.
+    /// An encoding that there is not, a count out of range, gfns that do not rise, a wrong
+    /// checksum.
     pub fn parse(prefix: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new(prefix, FRAME_HEADER_BYTES);
         let number = fields.u8("encoding")?;
@@ -278,7 +282,8 @@ impl BlockList {
         self.gfns.get(..self.count).unwrap_or_default()
     }
 
-    /// Whether the block holds changes, to be taken apart by [`decode_changes`](super::decode_changes), and not whole pages.
+    /// Whether the block holds changes, to be taken apart by
+    /// [`decode_changes`](super::decode_changes), and not whole pages.
     #[must_use]
     pub const fn is_changes(&self) -> bool {
         matches!(self.encoding, BlockEncoding::Changes)
@@ -291,7 +296,8 @@ impl BlockList {
     }
 }
 
-/// Takes the payloads of pages frames apart. Memory is bounded: a block's pages, and what zstd's decoder needs for them.
+/// Takes the payloads of pages frames apart. Memory is bounded: a block's pages, and what zstd's
+/// decoder needs for them.
 pub struct BlockDecoder {
     zstd: Option<DCtx<'static>>,
 }
@@ -303,11 +309,12 @@ impl BlockDecoder {
         Self { zstd: DCtx::try_create() }
     }
 
-    /// Decodes a payload with whole pages into the first pages of `pages`, in the list's order. Pages behind them are left as they are.
+    /// Decodes a payload with whole pages into the first pages of `pages`, in the list's order.
+    /// Pages behind them are left as they are.
     ///
     /// # Errors
-    /// As [`BlockList::parse`]; a block of changes; data of another size than the list says; data that zstd does not take. `pages` may then hold
-    /// anything.
+    /// As [`BlockList::parse`]; a block of changes; data of another size than the list says; data
+    /// that zstd does not take. `pages` may then hold anything.
     pub fn decode(&mut self, payload: &[u8], pages: &mut BlockPages) -> Result<BlockList, FormatError> {
         let list = BlockList::parse(payload)?;
         let data = payload.get(list.bytes()..).unwrap_or_default();

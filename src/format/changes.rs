@@ -76,8 +76,8 @@ impl ChangedWords {
     }
 }
 
-/// Appends the payload of a pages frame with changes to `out`: for each page its gfn, what it is now, and which words of it changed. Writes nothing where
-/// it fails.
+/// Appends the payload of a pages frame with changes to `out`: for each page its gfn, what it is
+/// now, and which words of it changed. Writes nothing where it fails.
 pub(super) fn encode_changes(out: &mut Vec<u8>, block: &[(Gfn, &PageBytes, ChangedWords)]) -> Result<(), FormatError> {
     let begin = out.len();
     encode_list(out, BlockEncoding::Changes, block.iter().map(|(gfn, ..)| *gfn))?;
@@ -131,7 +131,8 @@ impl PageChange<'_> {
 /// Takes the payload of a block of changes apart: its list, and for each page of it what changed.
 ///
 /// # Errors
-/// As [`BlockList::parse`]; a block of whole pages; no word or too many words that changed; bytes behind the last page's.
+/// As [`BlockList::parse`]; a block of whole pages; no word or too many words that changed; bytes
+/// behind the last page's.
 pub fn decode_changes(payload: &[u8]) -> Result<(BlockList, Vec<PageChange<'_>>), FormatError> {
     let list = BlockList::parse(payload)?;
     if !list.is_changes() {

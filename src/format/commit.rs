@@ -113,8 +113,9 @@ pub struct Commit {
     pub totals: EpochTotals,
     /// When the epoch was cut, in nanoseconds since 1970.
     pub time_unix_ns: u64,
-    /// The same by the chain's own time, which does not jump where the clock does and never goes back; a multiple of [`OWN_TIME_UNIT_NS`] when it is read. 0 where the
-    /// writer told none: see [`own_time_ns`](Self::own_time_ns).
+    /// The same by the chain's own time, which does not jump where the clock does and never goes
+    /// back; a multiple of [`OWN_TIME_UNIT_NS`] when it is read. 0 where the writer told none: see
+    /// [`own_time_ns`](Self::own_time_ns).
     pub own_ns: u64,
     /// How long the guest ran since the cut before, in nanoseconds.
     pub run_ns: u64,
@@ -130,7 +131,8 @@ pub struct Commit {
     pub bytes_written: u64,
     /// Why the epoch was cut.
     pub trigger: Trigger,
-    /// Whether the epoch mentions every page that is not zero, so that a reader needs nothing older.
+    /// Whether the epoch mentions every page that is not zero, so that a reader needs nothing
+    /// older.
     pub base: bool,
     /// Whether tracking was lost and memory was compared.
     pub recovery: bool,
@@ -141,13 +143,15 @@ pub struct Commit {
 }
 
 impl Commit {
-    /// The chain's own time of the cut. Only differences count: where the clock was wrong when the chain was begun, so is this.
+    /// The chain's own time of the cut. Only differences count: where the clock was wrong when the
+    /// chain was begun, so is this.
     #[must_use]
     pub const fn own_time_ns(&self) -> u64 {
         if self.own_ns == 0 { self.time_unix_ns } else { self.own_ns }
     }
 
-    /// The whole frame: [`COMMIT_FRAME_BYTES`], or [`REWRITTEN_COMMIT_FRAME_BYTES`] of an epoch that was written anew.
+    /// The whole frame: [`COMMIT_FRAME_BYTES`], or [`REWRITTEN_COMMIT_FRAME_BYTES`] of an epoch
+    /// that was written anew.
     #[must_use]
     pub fn encode_frame(&self, chain: ChainId) -> Vec<u8> {
         let mut payload = Vec::with_capacity(COMMIT_FRAME_BYTES);
@@ -189,7 +193,8 @@ impl Commit {
         frame_in_epoch(FrameKind::Commit, self.epoch, self.totals.frames, chain, &payload)
     }
 
-    /// The epoch's identity, which the next epoch carries as parent hash. `frame`: the bytes of this commit's frame, header and payload.
+    /// The epoch's identity, which the next epoch carries as parent hash. `frame`: the bytes of
+    /// this commit's frame, header and payload.
     #[must_use]
     pub fn identity(&self, frame: &[u8]) -> u128 {
         self.rewritten.unwrap_or_else(|| hash_bytes(frame))

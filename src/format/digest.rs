@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::page::{Gfn, PageBytes};
 use crate::xxh3::xxh3_128;
 
-/// A digest of guest memory that does not depend on the order in which pages are added, and in which one page can be replaced.
+/// A digest of guest memory that does not depend on the order in which pages are added, and in
+/// which one page can be replaced.
 ///
-/// Pages that hold only zeros add nothing, so that memory that was never touched costs nothing. It finds accidents, not forgeries.
+/// Pages that hold only zeros add nothing, so that memory that was never touched costs nothing. It
+/// finds accidents, not forgeries.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MemoryDigest(pub u128);

@@ -4,8 +4,8 @@ use super::FORMAT_VERSION;
 
 /// Why bytes are not what `docs/format.md` says, or why something cannot be written as it says.
 ///
-/// Offsets are in bytes from the beginning of the frame (of the file, for an identity); a store adds the file and where the frame
-/// begins.
+/// Offsets are in bytes from the beginning of the frame (of the file, for an identity); a store
+/// adds the file and where the frame begins.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FormatError {

@@ -2,7 +2,8 @@
 
 use super::FormatError;
 
-/// The fields of a frame's payload, or of its header, in order. Knows where it is, so that an error can say so.
+/// The fields of a frame's payload, or of its header, in order. Knows where it is, so that an error
+/// can say so.
 #[derive(Debug)]
 pub(crate) struct Fields<'a> {
     rest: &'a [u8],

@@ -116,7 +116,8 @@ pub struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// The header of a frame that holds `payload`, whose size the caller has checked against the kind's limits.
+    /// The header of a frame that holds `payload`, whose size the caller has checked against the
+    /// kind's limits.
     pub(crate) fn of(kind: FrameKind, epoch: EpochId, sequence: u32, payload: &[u8]) -> Result<Self, FormatError> {
         let (least, most) = kind.payload_bytes();
         let length = u32::try_from(payload.len()).ok().filter(|length| (least..=most).contains(length));
@@ -152,8 +153,9 @@ impl FrameHeader {
     /// Reads and checks the header at the beginning of `bytes`.
     ///
     /// # Errors
-    /// Everything that makes it no header of a frame of `chain`: a wrong magic or checksum, a kind that there is not,
-    /// reserved bytes in use, a length that the kind does not allow, an epoch that the kind cannot have, another chain.
+    /// Everything that makes it no header of a frame of `chain`: a wrong magic or checksum, a kind
+    /// that there is not, reserved bytes in use, a length that the kind does not allow, an epoch
+    /// that the kind cannot have, another chain.
     pub fn parse(bytes: &[u8], chain: ChainId) -> Result<Self, FormatError> {
         let mut fields = Fields::new(bytes, 0);
         let header = fields.bytes("frame header", FRAME_HEADER_BYTES)?;

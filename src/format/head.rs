@@ -71,8 +71,8 @@ impl Line {
     }
 
     /// Completes the epoch that `commit` tells of, which the next one follows. `parent`,
-    /// `parent_hash`, `base` and `bytes_written` of `commit` are filled in. `own_ns` is the engine's
-    /// time or 0 when it comes, and the chain's own when it leaves.
+    /// `parent_hash`, `base` and `bytes_written` of `commit` are filled in. `own_ns` is the
+    /// engine's time or 0 when it comes, and the chain's own when it leaves.
     #[must_use]
     pub fn complete(&mut self, commit: Commit) -> Complete {
         let told = self.own_time.of(commit.epoch, commit.own_ns, commit.time_unix_ns);

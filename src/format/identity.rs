@@ -32,7 +32,8 @@ pub struct Identity {
     pub created_by: String,
     /// The frames of guest memory: rising, disjoint, up to 64 runs and 2^40 frames below 2^40.
     pub memory: Vec<PageRun>,
-    /// How many of the last runs are memory of devices, which the guest has at no address: less than all.
+    /// How many of the last runs are memory of devices, which the guest has at no address: less
+    /// than all.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub device_runs: usize,
     /// How many vCPUs: 1 to 4096.
@@ -116,7 +117,8 @@ impl Identity {
     /// Reads the file's bytes. The version is looked at first.
     ///
     /// # Errors
-    /// [`FormatError::Version`] for another version; otherwise what is wrong, with its offset in the file.
+    /// [`FormatError::Version`] for another version; otherwise what is wrong, with its offset in
+    /// the file.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
         if bytes.len() > IDENTITY_BYTES_MAX {
             return Err(FormatError::field("bytes of the identity", 0, format!("up to {IDENTITY_BYTES_MAX}"), bytes.len()));

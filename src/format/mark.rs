@@ -1,4 +1,5 @@
-//! The mark: which epoch of a chain was durable, apart from the segments. See `docs/format.md`, "The mark".
+//! The mark: which epoch of a chain was durable, apart from the segments. See `docs/format.md`,
+//! "The mark".
 
 use super::fields::Fields;
 use super::{ChainId, FormatError};

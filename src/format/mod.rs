@@ -1,7 +1,9 @@
-//! Bytes on disk and on the wire: frames, page blocks, state records, commits and the identity of a chain. No I/O.
+//! Bytes on disk and on the wire: frames, page blocks, state records, commits and the identity of a
+//! chain. No I/O.
 //!
-//! `docs/format.md` says what every byte means; this module follows it. Everything that parses checks all lengths before it
-//! allocates, and answers bad input with a [`FormatError`] that says where, what was expected and what was found.
+//! `docs/format.md` says what every byte means; this module follows it. Everything that parses
+//! checks all lengths before it allocates, and answers bad input with a [`FormatError`] that says
+//! where, what was expected and what was found.
 
 mod block;
 mod chain;

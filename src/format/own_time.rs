@@ -8,7 +8,8 @@ use crate::page::EpochId;
 pub struct CutTime {
     /// The epoch.
     pub epoch: EpochId,
-    /// By the chain's own time, in nanoseconds since 1970 or what was taken for it: [`Commit::own_time_ns`].
+    /// By the chain's own time, in nanoseconds since 1970 or what was taken for it:
+    /// [`Commit::own_time_ns`].
     pub own_ns: u64,
     /// By the clock.
     pub unix_ns: u64,
@@ -30,7 +31,8 @@ pub struct ClockJump {
 }
 
 impl ClockJump {
-    /// A clock that is slowed down or sped up, to be right again, does not jump: in a second or so, or in a thousandth of the time, it may go wrong by as much.
+    /// A clock that is slowed down or sped up, to be right again, does not jump: in a second or so,
+    /// or in a thousandth of the time, it may go wrong by as much.
     const LEAST_NS: i128 = 1_000_000_000;
 
     /// Whether the clock was set between two cuts, and how far.
@@ -51,8 +53,9 @@ impl ClockJump {
 
 /// The time that a chain's writer tells of its epochs: no jump of the clock is in it.
 ///
-/// While one writer goes on, it is what the engine measures, which no clock is set for. From one writer to the next it goes on by as much as the clock does: a machine that
-/// was off for a week has epochs that are a week old. A clock that has gone back says nothing, and no time passes.
+/// While one writer goes on, it is what the engine measures, which no clock is set for. From one
+/// writer to the next it goes on by as much as the clock does: a machine that was off for a week
+/// has epochs that are a week old. A clock that has gone back says nothing, and no time passes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct OwnTime {
     newest: Option<CutTime>,
@@ -71,7 +74,8 @@ impl OwnTime {
         self.newest = newest;
     }
 
-    /// The time of an epoch that the engine cut at `engine_ns` by its own time, or 0 if it has none, and at `unix_ns` by the clock.
+    /// The time of an epoch that the engine cut at `engine_ns` by its own time, or 0 if it has
+    /// none, and at `unix_ns` by the clock.
     pub(crate) fn of(&self, epoch: EpochId, engine_ns: u64, unix_ns: u64) -> (CutTime, i128) {
         let engine_ns = if engine_ns == 0 { unix_ns } else { engine_ns };
         let ahead_ns = self.ahead_ns.unwrap_or_else(|| {

@@ -2,8 +2,8 @@
 
 /// A piece of machine state: what a chain stores and a restore must consume, whole.
 ///
-/// `docs/format.md`, "State", fixes the limits: names are 1 to 64 bytes of `a-z 0-9 . - _`, data is at most 16 MiB, and
-/// (`name`, `index`) is unique within an epoch.
+/// `docs/format.md`, "State", fixes the limits: names are 1 to 64 bytes of `a-z 0-9 . - _`, data is
+/// at most 16 MiB, and (`name`, `index`) is unique within an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateRecord {
     /// What the data is, for example `vcpu.sregs`.

@@ -34,7 +34,8 @@ pub struct SegmentHeader {
     pub more: u32,
     /// The chain.
     pub chain: ChainId,
-    /// The identity of the newest epoch of the segments before; 0 in the first of a chain that is no branch.
+    /// The identity of the newest epoch of the segments before; 0 in the first of a chain that is
+    /// no branch.
     pub previous_hash: u128,
     /// That epoch, or none.
     pub previous: EpochId,

@@ -67,8 +67,9 @@ pub(super) fn encode_state(out: &mut Vec<u8>, records: &[StateRecord]) -> Result
     Ok(())
 }
 
-/// Packs the payload of a state frame that stands at the end of `out` from `begin` on, if that makes it smaller. More records than may be unpacked again stay as
-/// they are: no frame is so large.
+/// Packs the payload of a state frame that stands at the end of `out` from `begin` on, if that
+/// makes it smaller. More records than may be unpacked again stay as they are: no frame is so
+/// large.
 pub(super) fn pack_state(out: &mut Vec<u8>, begin: usize) {
     let end = out.len();
     let records = begin + HEAD_BYTES;
@@ -105,10 +106,12 @@ fn is_packed(payload: &[u8]) -> bool {
     payload.get(4..HEAD_BYTES).is_some_and(|length| length != [0; 4])
 }
 
-/// The payload of a state frame with its records unpacked: what [`hash_bytes`](super::hash_bytes) gives the state's hash of.
+/// The payload of a state frame with its records unpacked: what [`hash_bytes`](super::hash_bytes)
+/// gives the state's hash of.
 ///
 /// # Errors
-/// A length that packed records cannot have; bits behind the last word; more or fewer words than bits. At most 64 times the payload is allocated.
+/// A length that packed records cannot have; bits behind the last word; more or fewer words than
+/// bits. At most 64 times the payload is allocated.
 pub fn unpack_state(payload: &[u8]) -> Result<Cow<'_, [u8]>, FormatError> {
     if !is_packed(payload) {
         return Ok(Cow::Borrowed(payload));
@@ -141,7 +144,8 @@ pub fn unpack_state(payload: &[u8]) -> Result<Cow<'_, [u8]>, FormatError> {
 /// Reads the payload of a state frame, packed or not.
 ///
 /// # Errors
-/// As [`unpack_state`]; the first record that breaks a rule or a limit. Nothing larger than the unpacked payload is allocated.
+/// As [`unpack_state`]; the first record that breaks a rule or a limit. Nothing larger than the
+/// unpacked payload is allocated.
 pub fn decode_state(payload: &[u8]) -> Result<Vec<StateRecord>, FormatError> {
     decode_plain_state(&unpack_state(payload)?)
 }

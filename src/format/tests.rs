@@ -341,7 +341,8 @@ fn packed_state_has_limits() {
     let mut out = Vec::new();
     EpochWriter::new(CHAIN, EpochId(1)).state(&mut out, &[record(data.clone())]).unwrap();
     let packed = out[FRAME_HEADER_BYTES..].to_vec();
-    // The record's head and name: 26 bytes, of which the last 10 are the name; 5,032 bytes in all, so 10 groups of 64 words.
+    // The record's head and name: 26 bytes, of which the last 10 are the name; 5,032 bytes in all,
+    // so 10 groups of 64 words.
     assert_eq!(packed.len(), 8 + 10 * 8 + (3 + 1 + 1 + 1) * 8);
     assert_eq!(u32::from_le_bytes(packed[4..8].try_into().unwrap()), 5032);
     assert_eq!(decode_state(&packed).unwrap(), [record(data)]);
@@ -444,7 +445,8 @@ proptest! {
             let mut read = before.clone();
             change.apply(&mut read).unwrap();
             prop_assert!(read == *now);
-            // Of another version nothing comes that is taken for the page, unless it differs only where all changed.
+            // Of another version nothing comes that is taken for the page, unless it differs only
+            // where all changed.
             let mut other = before.clone();
             other[flip % PAGE_SIZE] ^= 1;
             prop_assert_eq!(change.apply(&mut other).is_ok(), other == *now);

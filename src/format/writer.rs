@@ -9,10 +9,11 @@ use super::{BlockEncoder, ChainId, EpochTotals, FRAME_HEADER_BYTES, FormatError,
 use crate::page::{EpochId, Gfn, PageBytes, PageRun};
 use crate::xxh3::Xxh3;
 
-/// Makes the frames of one epoch, in sequence: pages and zeros in any number and order, then the state. The commit frame is the
-/// sink's to make, of [`totals`](Self::totals).
+/// Makes the frames of one epoch, in sequence: pages and zeros in any number and order, then the
+/// state. The commit frame is the sink's to make, of [`totals`](Self::totals).
 ///
-/// Frames are appended to a buffer of the caller's, which may be taken away and emptied between calls.
+/// Frames are appended to a buffer of the caller's, which may be taken away and emptied between
+/// calls.
 pub struct EpochWriter {
     chain: ChainId,
     epoch: EpochId,
@@ -34,11 +35,12 @@ impl EpochWriter {
         self.epoch
     }
 
-    /// Appends a pages frame with the 1 to 16 pages of `block`, whose gfns rise. A page may have been mentioned before in this
-    /// epoch: the last mention counts.
+    /// Appends a pages frame with the 1 to 16 pages of `block`, whose gfns rise. A page may have
+    /// been mentioned before in this epoch: the last mention counts.
     ///
     /// # Errors
-    /// A block that [`BlockEncoder::encode`] does not take; a frame behind the state. Nothing is appended then.
+    /// A block that [`BlockEncoder::encode`] does not take; a frame behind the state. Nothing is
+    /// appended then.
     pub fn pages(
         &mut self,
         out: &mut Vec<u8>,
@@ -51,12 +53,15 @@ impl EpochWriter {
         Ok(())
     }
 
-    /// Appends a pages frame with what changed of 1 to 16 pages, whose gfns rise: for each the page as it is now, and the words that differ from its
-    /// version before, 1 to [`CHANGED_WORDS_MAX`](super::CHANGED_WORDS_MAX). The version before is what the frames before this one say, in this epoch and in
-    /// those before; at most [`CHANGES_DEPTH_MAX`](super::CHANGES_DEPTH_MAX) changes of a page may follow each other.
+    /// Appends a pages frame with what changed of 1 to 16 pages, whose gfns rise: for each the page
+    /// as it is now, and the words that differ from its version before, 1 to
+    /// [`CHANGED_WORDS_MAX`](super::CHANGED_WORDS_MAX). The version before is what the frames
+    /// before this one say, in this epoch and in those before; at most
+    /// [`CHANGES_DEPTH_MAX`](super::CHANGES_DEPTH_MAX) changes of a page may follow each other.
     ///
     /// # Errors
-    /// A number of pages, gfns or a number of words out of these bounds; a frame behind the state. Nothing is appended then.
+    /// A number of pages, gfns or a number of words out of these bounds; a frame behind the state.
+    /// Nothing is appended then.
     pub fn changes(&mut self, out: &mut Vec<u8>, block: &[(Gfn, &PageBytes, ChangedWords)]) -> Result<(), FormatError> {
         self.frame(out, FrameKind::Pages, |out| encode_changes(out, block))?;
         self.totals.blocks += 1;
@@ -64,11 +69,12 @@ impl EpochWriter {
         Ok(())
     }
 
-    /// Appends zeros frames with `runs`, which rise and are disjoint: as many as their number takes.
+    /// Appends zeros frames with `runs`, which rise and are disjoint: as many as their number
+    /// takes.
     ///
     /// # Errors
-    /// Runs that are empty or out of order; a frame behind the state. Whole frames before the fault may have been appended: the epoch
-    /// is then to be given up.
+    /// Runs that are empty or out of order; a frame behind the state. Whole frames before the fault
+    /// may have been appended: the epoch is then to be given up.
     pub fn zeros(&mut self, out: &mut Vec<u8>, runs: &[PageRun]) -> Result<(), FormatError> {
         for part in runs.chunks(ZERO_RUNS_MAX) {
             self.frame(out, FrameKind::Zeros, |out| {
@@ -87,10 +93,12 @@ impl EpochWriter {
         Ok(())
     }
 
-    /// Appends the state frame, which every epoch has once, behind all its pages. The records are packed where that makes them smaller.
+    /// Appends the state frame, which every epoch has once, behind all its pages. The records are
+    /// packed where that makes them smaller.
     ///
     /// # Errors
-    /// A record that breaks a limit of [`StateRecord`]; more than 64 MiB in all; a second state. Nothing is appended then.
+    /// A record that breaks a limit of [`StateRecord`]; more than 64 MiB in all; a second state.
+    /// Nothing is appended then.
     pub fn state(&mut self, out: &mut Vec<u8>, records: &[StateRecord]) -> Result<(), FormatError> {
         self.frame(out, FrameKind::State, |out| {
             let begin = out.len();
@@ -135,7 +143,8 @@ impl EpochWriter {
         EpochTotals { frames_hash: self.headers.digest128(), ..self.totals }
     }
 
-    /// Appends a frame whose payload `fill` appends. The header's place is kept and filled in behind it.
+    /// Appends a frame whose payload `fill` appends. The header's place is kept and filled in
+    /// behind it.
     fn frame(
         &mut self,
         out: &mut Vec<u8>,

@@ -43,7 +43,8 @@ pub struct BitmapError {
     pub source: io::Error,
 }
 
-/// Separates reading the log from protecting pages again: afterwards [`SlotBitmap::get`] only reads, and [`SlotBitmap::clear`] protects.
+/// Separates reading the log from protecting pages again: afterwards [`SlotBitmap::get`] only
+/// reads, and [`SlotBitmap::clear`] protects.
 ///
 /// # Errors
 /// The kernel's errno; `EINVAL` where the capability is missing.
@@ -80,14 +81,16 @@ impl SlotBitmap {
     /// Without manual protect the kernel protects these pages again before it returns.
     ///
     /// # Errors
-    /// [`BitmapError`]; `ENXIO` where the VM uses dirty rings, `ENOENT` where the slot is not logged.
+    /// [`BitmapError`]; `ENXIO` where the VM uses dirty rings, `ENOENT` where the slot is not
+    /// logged.
     pub fn get(&mut self, vm: &VmHandle) -> Result<&[u64], BitmapError> {
         let log = kvm_dirty_log {
             slot: u32::from(self.slot.id),
             padding1: 0,
             __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 { dirty_bitmap: self.words.as_mut_ptr().cast() },
         };
-        // SAFETY: the kernel writes one bit for each page of the slot, rounded up to 64: what `words` has room for.
+        // SAFETY: the kernel writes one bit for each page of the slot, rounded up to 64: what
+        // `words` has room for.
         unsafe { vm.ioctl_with(KVM_GET_DIRTY_LOG, &log) }.map_err(|source| self.error("KVM_GET_DIRTY_LOG", source))?;
         Ok(&self.words)
     }

@@ -112,7 +112,8 @@ impl HostError {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Flavour {
-    /// Without hardware support, by shadow paging: guest code at CPL 3 is fast, code at CPL 0 is interpreted.
+    /// Without hardware support, by shadow paging: guest code at CPL 3 is fast, code at CPL 0 is
+    /// interpreted.
     Pvm,
     /// Intel's VT-x.
     Vmx,
@@ -126,7 +127,8 @@ pub enum Flavour {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[non_exhaustive]
 pub struct RingSupport {
-    /// Whether `KVM_CAP_DIRTY_LOG_RING_ACQ_REL` is to be enabled (6.1 and later) rather than `KVM_CAP_DIRTY_LOG_RING`.
+    /// Whether `KVM_CAP_DIRTY_LOG_RING_ACQ_REL` is to be enabled (6.1 and later) rather than
+    /// `KVM_CAP_DIRTY_LOG_RING`.
     pub acquire_release: bool,
     /// The largest ring, in entries.
     pub entries_max: u32,
@@ -135,8 +137,9 @@ pub struct RingSupport {
 }
 
 impl RingSupport {
-    /// How many entries a ring of `entries` takes before the vCPU leaves the guest, or `None` where such a ring can't be had. `reserve` is how many the
-    /// kernel keeps free: [`ring_reserve`](super::probe::ring_reserve) finds out.
+    /// How many entries a ring of `entries` takes before the vCPU leaves the guest, or `None` where
+    /// such a ring can't be had. `reserve` is how many the kernel keeps free:
+    /// [`ring_reserve`](super::probe::ring_reserve) finds out.
     #[must_use]
     pub const fn soft_limit(&self, entries: u32, reserve: u32) -> Option<u32> {
         let bytes = entries.saturating_mul(RING_ENTRY_BYTES);
@@ -176,9 +179,11 @@ pub struct SyncRegs {
 pub struct Userfault {
     /// `/dev/userfaultfd` is there and this user may open it.
     pub device: bool,
-    /// The system call works for users without privileges, kernel faults (KVM's own accesses) included.
+    /// The system call works for users without privileges, kernel faults (KVM's own accesses)
+    /// included.
     pub unprivileged: bool,
-    /// This process can serve KVM's faults, by the device or by the system call: restoring on demand works.
+    /// This process can serve KVM's faults, by the device or by the system call: restoring on
+    /// demand works.
     pub serves_kvm: bool,
     /// This process can serve faults in user mode, which is not enough.
     pub serves_user_mode: bool,
@@ -196,8 +201,9 @@ pub struct Host {
     pub flavour: Flavour,
     /// The dirty ring, where there is one (5.11 and later).
     pub ring: Option<RingSupport>,
-    /// Whether this kernel's release says that `KVM_RESET_DIRTY_RINGS` returns early when a signal is pending (6.17 and later);
-    /// `None` where the release can't be read. Older kernels may have got the change too.
+    /// Whether this kernel's release says that `KVM_RESET_DIRTY_RINGS` returns early when a signal
+    /// is pending (6.17 and later); `None` where the release can't be read. Older kernels may have
+    /// got the change too.
     pub reset_stops_on_signal: Option<bool>,
     /// The dirty bitmap.
     pub bitmap: BitmapSupport,
@@ -219,7 +225,8 @@ pub struct Host {
     pub msr_features: usize,
     /// Guests can run guests.
     pub nested: bool,
-    /// `KVM_RUN` can be told to return at once, which completing an exit without running the guest needs.
+    /// `KVM_RUN` can be told to return at once, which completing an exit without running the guest
+    /// needs.
     pub immediate_exit: bool,
     /// A guest can be told that it was paused.
     pub kvmclock_ctrl: bool,
@@ -296,7 +303,8 @@ pub(super) fn has_ring(vm: &VmFd) -> bool {
 pub fn open(path: &Path) -> Result<Kvm, HostError> {
     let owned = || path.to_owned();
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| HostError::Absent { path: owned() })?;
-    // Only a character device is opened: opening anything else can have effects of its own, or wait.
+    // Only a character device is opened: opening anything else can have effects of its own, or
+    // wait.
     match fs::metadata(path) {
         Ok(metadata) if !metadata.file_type().is_char_device() => return Err(HostError::NotKvm { path: owned() }),
         Ok(_) => {}

@@ -1,8 +1,10 @@
 //! Getting a vCPU out of the guest, and keeping signals out of a reset.
 //!
-//! A kick sets `immediate_exit` in the vCPU's `kvm_run` and then signals its thread. If the thread is in the guest, the signal ends
-//! `KVM_RUN` with `EINTR`; if it is about to enter, `immediate_exit` does. There is no moment in which a kick is lost. The thread clears
-//! the flag with [`Kick::acknowledge`] before it runs the vCPU again; a kick that comes late costs it one empty exit.
+//! A kick sets `immediate_exit` in the vCPU's `kvm_run` and then signals its thread. If the thread
+//! is in the guest, the signal ends `KVM_RUN` with `EINTR`; if it is about to enter,
+//! `immediate_exit` does. There is no moment in which a kick is lost. The thread clears the flag
+//! with [`Kick::acknowledge`] before it runs the vCPU again; a kick that comes late costs it one
+//! empty exit.
 #![expect(unsafe_code, reason = "signals, and a mapping that the kernel reads")]
 
 use std::io;
@@ -15,8 +17,9 @@ use memmap2::{MmapOptions, MmapRaw};
 
 use crate::page::PAGE_SIZE;
 
-/// SIGURG: what kicks use unless told otherwise. It is ignored by default and hardly used, and it does not queue: a real-time signal is refused while the user's
-/// processes together have too many that wait (`RLIMIT_SIGPENDING`).
+/// SIGURG: what kicks use unless told otherwise. It is ignored by default and hardly used, and it
+/// does not queue: a real-time signal is refused while the user's processes together have too many
+/// that wait (`RLIMIT_SIGPENDING`).
 #[must_use]
 pub const fn default_signal() -> i32 {
     libc::SIGURG
@@ -24,12 +27,14 @@ pub const fn default_signal() -> i32 {
 
 extern "C" fn on_kick(_: libc::c_int) {}
 
-/// Makes `signal` interrupt system calls and do nothing else, in the whole process. Call it before the first kick.
+/// Makes `signal` interrupt system calls and do nothing else, in the whole process. Call it before
+/// the first kick.
 ///
 /// # Errors
 /// The error of `sigaction`: `EINVAL` for a number that is no signal or can't be caught.
 pub fn install_handler(signal: i32) -> io::Result<()> {
-    // SAFETY: all-zero bytes are a valid `sigaction`: no flags (no SA_RESTART, so that KVM_RUN returns), and an empty mask.
+    // SAFETY: all-zero bytes are a valid `sigaction`: no flags (no SA_RESTART, so that KVM_RUN
+    // returns), and an empty mask.
     let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
     action.sa_sigaction = on_kick as extern "C" fn(libc::c_int) as *const () as usize;
     // SAFETY: `action` is initialised; the handler does nothing, so it is safe in any context.
@@ -79,8 +84,8 @@ impl Kick {
 
     /// Signals the thread. False where there is no room for the signal now.
     fn signal(&self, thread: i32) -> bool {
-        // SAFETY: takes numbers. If the thread has ended, the call fails with ESRCH, or in the worst case another thread of this very
-        // process gets a signal whose handler does nothing.
+        // SAFETY: takes numbers. If the thread has ended, the call fails with ESRCH, or in the
+        // worst case another thread of this very process gets a signal whose handler does nothing.
         let result = unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), thread, self.signal) };
         result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EAGAIN)
     }
@@ -93,16 +98,17 @@ impl Kick {
     fn immediate_exit(&self) -> &AtomicU8 {
         // SAFETY: the mapping is a page long, so the offset lies within it.
         let field = unsafe { self.run.as_mut_ptr().add(offset_of!(kvm_run, immediate_exit)) };
-        // SAFETY: the byte is mapped as long as `self` lives, any address is aligned for a byte, and the kernel as well as kvm-ioctls only
-        // read or write it whole.
+        // SAFETY: the byte is mapped as long as `self` lives, any address is aligned for a byte,
+        // and the kernel as well as kvm-ioctls only read or write it whole.
         unsafe { AtomicU8::from_ptr(field) }
     }
 }
 
 /// Every signal is blocked on this thread as long as this lives; then the mask is what it was.
 ///
-/// `KVM_RESET_DIRTY_RINGS` returns early when a signal is pending and then loses track of pages (docs/kernel.md). Signals that only the kernel can
-/// send for a fault are not held back, and neither are SIGKILL and SIGSTOP: they end or stop the process as a whole.
+/// `KVM_RESET_DIRTY_RINGS` returns early when a signal is pending and then loses track of pages
+/// (docs/kernel.md). Signals that only the kernel can send for a fault are not held back, and
+/// neither are SIGKILL and SIGSTOP: they end or stop the process as a whole.
 #[derive(Debug)]
 pub struct SignalsBlocked {
     before: libc::sigset_t,
@@ -118,7 +124,8 @@ impl SignalsBlocked {
         // SAFETY: sigfillset writes the whole set and can't fail for a valid pointer.
         unsafe { libc::sigfillset(all.as_mut_ptr()) };
         let mut before = MaybeUninit::uninit();
-        // SAFETY: `all` was initialised above, `before` has room for a set; SIG_SETMASK is valid, so that the call can't fail.
+        // SAFETY: `all` was initialised above, `before` has room for a set; SIG_SETMASK is valid,
+        // so that the call can't fail.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
         // SAFETY: the call above wrote the old mask.
         let before = unsafe { before.assume_init() };

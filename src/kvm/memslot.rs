@@ -47,15 +47,16 @@ pub struct MemslotError {
     pub source: std::io::Error,
 }
 
-/// Makes or changes a memslot. `log_dirty` sets `KVM_MEM_LOG_DIRTY_PAGES`; setting it where it was not set write-protects all of the
-/// slot (`kvm_mmu_slot_apply_flags` in arch/x86/kvm/x86.c), which is how tracking is begun again after writes may have been missed.
+/// Makes or changes a memslot. `log_dirty` sets `KVM_MEM_LOG_DIRTY_PAGES`; setting it where it was
+/// not set write-protects all of the slot (`kvm_mmu_slot_apply_flags` in arch/x86/kvm/x86.c), which
+/// is how tracking is begun again after writes may have been missed.
 ///
-/// Takes about 6.5 ms whatever the size (measured): the kernel waits for readers of the old table. Reset the rings first: slot
-/// numbers are reused.
+/// Takes about 6.5 ms whatever the size (measured): the kernel waits for readers of the old table.
+/// Reset the rings first: slot numbers are reused.
 ///
 /// # Safety
-/// The slot's host memory is a mapping of that size, readable and writable, that stays mapped as long as the slot exists, and no Rust reference
-/// into it is held while the guest may run.
+/// The slot's host memory is a mapping of that size, readable and writable, that stays mapped as
+/// long as the slot exists, and no Rust reference into it is held while the guest may run.
 ///
 /// # Errors
 /// [`MemslotError`] with the kernel's errno.

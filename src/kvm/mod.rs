@@ -1,6 +1,8 @@
-//! The kernel's ABI and nothing else: the dirty ring, the dirty bitmap, memslots, userfaultfd, extended CPU state, and how to get a vCPU out of the guest.
+//! The kernel's ABI and nothing else: the dirty ring, the dirty bitmap, memslots, userfaultfd,
+//! extended CPU state, and how to get a vCPU out of the guest.
 //!
-//! [`ring`] is usable alone, from any VMM on `kvm-ioctls`, which has neither the ring's mapping nor its reset.
+//! [`ring`] is usable alone, from any VMM on `kvm-ioctls`, which has neither the ring's mapping nor
+//! its reset.
 
 pub mod bitmap;
 pub mod host;

@@ -36,10 +36,12 @@ impl From<&kvm_cpuid_entry2> for CpuidLeaf {
     }
 }
 
-/// What this host can give to a guest: what `machine::fit` compares a captured machine with. As JSON it can be kept, and compared with elsewhere.
+/// What this host can give to a guest: what `machine::fit` compares a captured machine with. As
+/// JSON it can be kept, and compared with elsewhere.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Offer {
-    /// What the kernel's KVM can show to a guest (`KVM_GET_SUPPORTED_CPUID`), with the deadline timer where KVM has it, which is a capability of its own.
+    /// What the kernel's KVM can show to a guest (`KVM_GET_SUPPORTED_CPUID`), with the deadline
+    /// timer where KVM has it, which is a capability of its own.
     pub cpuid: Vec<CpuidLeaf>,
     /// The model-specific registers that the kernel lists as state.
     pub msrs: Vec<u32>,
@@ -66,7 +68,8 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// Asks the device at `kvm_path`. Makes a VM with one vCPU and no memory, and drops it again: frequency and size of extended state are a vCPU's.
+    /// Asks the device at `kvm_path`. Makes a VM with one vCPU and no memory, and drops it again:
+    /// frequency and size of extended state are a vCPU's.
     ///
     /// # Errors
     /// As [`Host::probe`](host::Host::probe).

@@ -20,7 +20,8 @@ const PROGRAM: u64 = user_mode::TABLES_END;
 /// page: mov [rdi], rax; add rdi, rbx; dec rcx; jnz page; out 0x10, al; jmp $
 const CODE: [u8; 15] = [0x48, 0x89, 0x07, 0x48, 0x01, 0xdf, 0x48, 0xff, 0xc9, 0x75, 0xf5, 0xe6, 0x10, 0xeb, 0xfe];
 
-/// False, with a line that can't be overlooked, where there is no KVM; a panic where that must not be.
+/// False, with a line that can't be overlooked, where there is no KVM; a panic where that must not
+/// be.
 pub(crate) fn kvm_or_skip(test: &str) -> bool {
     let here = std::path::Path::new(super::host::KVM_PATH).exists();
     assert!(here || std::env::var_os("SLACKWATER_REQUIRE_KVM").is_none(), "{test} needs /dev/kvm");

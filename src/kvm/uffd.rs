@@ -1,7 +1,10 @@
-//! userfaultfd: memory whose missing pages are put in place by this process when somebody touches them, KVM included.
+//! userfaultfd: memory whose missing pages are put in place by this process when somebody touches
+//! them, KVM included.
 //!
-//! KVM touches guest memory from inside the kernel, so a descriptor that is told of faults in user mode only (`UFFD_USER_MODE_ONLY`, which every user may make) does
-//! not do: such a fault fails there instead of waiting. [`Userfaultfd::open`] asks for one that is told of all faults, of `/dev/userfaultfd` first and of the system call then.
+//! KVM touches guest memory from inside the kernel, so a descriptor that is told of faults in user
+//! mode only (`UFFD_USER_MODE_ONLY`, which every user may make) does not do: such a fault fails
+//! there instead of waiting. [`Userfaultfd::open`] asks for one that is told of all faults, of
+//! `/dev/userfaultfd` first and of the system call then.
 #![expect(unsafe_code, reason = "system calls whose arguments are addresses, and descriptors that they return")]
 
 use std::fs::File;
@@ -32,7 +35,8 @@ const UFFD_PAGEFAULT_FLAG_WRITE: u64 = 1;
 /// `UFFDIO_WAKE`, `UFFDIO_COPY` and `UFFDIO_ZEROPAGE`, as bits of what a registration answers.
 const RANGE_IOCTLS: u64 = 1 << 2 | 1 << 3 | 1 << 4;
 
-/// The kernel answers `EAGAIN` without any progress only while the process changes its mappings in ways that this module does not ask to be told of.
+/// The kernel answers `EAGAIN` without any progress only while the process changes its mappings in
+/// ways that this module does not ask to be told of.
 const NO_PROGRESS_MOST: u32 = 10_000;
 
 #[repr(C)]
@@ -144,13 +148,15 @@ fn call(call: &'static str) -> impl FnOnce(io::Error) -> UserfaultError {
     move |source| UserfaultError::Call { call, source }
 }
 
-/// Whether a descriptor can be had that is told of user-mode faults only: what every user may have, from 5.11 on.
+/// Whether a descriptor can be had that is told of user-mode faults only: what every user may have,
+/// from 5.11 on.
 #[must_use]
 pub fn serves_user_mode() -> bool {
     by_system_call(UFFD_USER_MODE_ONLY).is_ok()
 }
 
-/// A descriptor that is told of missing pages, user space's and the kernel's. Nothing is registered with it yet.
+/// A descriptor that is told of missing pages, user space's and the kernel's. Nothing is registered
+/// with it yet.
 #[derive(Debug)]
 pub struct Userfaultfd {
     fd: OwnedFd,
@@ -177,10 +183,12 @@ impl Userfaultfd {
         Ok(Self { fd })
     }
 
-    /// From now on whoever touches a missing page of `slots` waits until it was put in place. Pages that are there stay as they are.
+    /// From now on whoever touches a missing page of `slots` waits until it was put in place. Pages
+    /// that are there stay as they are.
     ///
     /// # Safety
-    /// The host memory of the slots, in ascending order of frames, is private anonymous memory, readable and writable, which stays mapped as long as what is returned exists, and no Rust
+    /// The host memory of the slots, in ascending order of frames, is private anonymous memory,
+    /// readable and writable, which stays mapped as long as what is returned exists, and no Rust
     /// reference into it is held.
     ///
     /// # Errors
@@ -189,7 +197,8 @@ impl Userfaultfd {
         for slot in slots {
             let range = UffdioRange { start: slot.host_address, len: slot.pages * PAGE_SIZE_U64 };
             let mut register = UffdioRegister { range, mode: UFFDIO_REGISTER_MODE_MISSING, ioctls: 0 };
-            // SAFETY: the structure is the request's. What the range may be used for is the caller's promise.
+            // SAFETY: the structure is the request's. What the range may be used for is the
+            // caller's promise.
             unsafe { ioctl(self.fd.as_fd(), UFFDIO_REGISTER, &mut register) }.map_err(call("UFFDIO_REGISTER"))?;
             if register.ioctls & RANGE_IOCTLS != RANGE_IOCTLS {
                 return Err(UserfaultError::Operations { expected: RANGE_IOCTLS, found: register.ioctls });
@@ -220,7 +229,8 @@ fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
 }
 
 /// # Safety
-/// `T` is the structure that `request` names, and what its addresses name may be used as the request does.
+/// `T` is the structure that `request` names, and what its addresses name may be used as the
+/// request does.
 unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: u32, argument: &mut T) -> io::Result<()> {
     // SAFETY: the pointer is valid for reads and writes of `T`; the rest is the caller's promise.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::c_ulong::from(request), std::ptr::from_mut(argument)) };
@@ -236,7 +246,8 @@ pub struct Fault {
     pub write: bool,
 }
 
-/// Guest memory whose missing pages are waited for. Dropping it ends that: pages that are missing then are zeros.
+/// Guest memory whose missing pages are waited for. Dropping it ends that: pages that are missing
+/// then are zeros.
 #[derive(Debug)]
 pub struct MissingPages {
     fd: OwnedFd,
@@ -282,19 +293,22 @@ impl MissingPages {
         }
     }
 
-    /// Puts `pages`, whole pages from `first` on, in place where pages are missing, leaves those that are there as they are, and wakes whoever waits for any of them. Returns how
-    /// many were put.
+    /// Puts `pages`, whole pages from `first` on, in place where pages are missing, leaves those
+    /// that are there as they are, and wakes whoever waits for any of them. Returns how many were
+    /// put.
     ///
     /// # Errors
-    /// The errno of `UFFDIO_COPY`: `ENOENT` for pages that are not registered any more, `ENOMEM`, `ESRCH`. `EINVAL` for what is not memory.
+    /// The errno of `UFFDIO_COPY`: `ENOENT` for pages that are not registered any more, `ENOMEM`,
+    /// `ESRCH`. `EINVAL` for what is not memory.
     pub fn copy(&self, first: Gfn, pages: &[u8]) -> io::Result<u64> {
         let run = PageRun { first, count: (pages.len() / PAGE_SIZE) as u64 };
         self.put(run, |fd, address, done| {
             let rest = pages.get(usize::try_from(done).unwrap_or(usize::MAX) * PAGE_SIZE..).unwrap_or_default();
             let mut copy =
                 UffdioCopy { dst: address, src: rest.as_ptr() as u64, len: (run.count - done) * PAGE_SIZE_U64, mode: 0, copy: 0 };
-            // SAFETY: the structure is the request's. The source is `rest`, which is at least that long; the kernel writes only pages of the registered memory
-            // that are missing, to which by the promise of `register` there is no reference.
+            // SAFETY: the structure is the request's. The source is `rest`, which is at least that
+            // long; the kernel writes only pages of the registered memory that are missing, to
+            // which by the promise of `register` there is no reference.
             let result = unsafe { ioctl(fd, UFFDIO_COPY, &mut copy) };
             (copy.copy, result)
         })
@@ -314,7 +328,8 @@ impl MissingPages {
         })
     }
 
-    /// Calls `put` with the host address of what is left, and how many pages are done, until all are there. It returns the bytes put, or a negative errno, and the call's result.
+    /// Calls `put` with the host address of what is left, and how many pages are done, until all
+    /// are there. It returns the bytes put, or a negative errno, and the call's result.
     fn put(&self, run: PageRun, put: impl Fn(BorrowedFd<'_>, u64, u64) -> (i64, io::Result<()>)) -> io::Result<u64> {
         let address = self.host_address(run).ok_or(io::ErrorKind::InvalidInput)?;
         let (mut done, mut placed, mut stuck) = (0, 0, 0);
@@ -335,7 +350,8 @@ impl MissingPages {
                     }
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
-                    // Whoever put it there has woken those who waited by then; who came in between is woken here.
+                    // Whoever put it there has woken those who waited by then; who came in between
+                    // is woken here.
                     self.wake(UffdioRange { start: at, len: PAGE_SIZE_U64 })?;
                     done += 1;
                 }
@@ -359,7 +375,8 @@ impl MissingPages {
         self.unregister(UffdioRange { start: address, len: PAGE_SIZE_U64 })
     }
 
-    /// Ends the service of all memory: pages that are missing are zeros from now on, also for those who wait.
+    /// Ends the service of all memory: pages that are missing are zeros from now on, also for those
+    /// who wait.
     ///
     /// # Errors
     /// The errno of `UFFDIO_UNREGISTER`.
@@ -368,8 +385,10 @@ impl MissingPages {
         ranges.try_for_each(|range| self.unregister(range))
     }
 
-    /// The kernel wakes who waits *before* it takes memory out of its service. Where faults are handled under a lock of the mapping alone (6.7 and later, commit 29a22b9e08d7), a thread can
-    /// begin to wait in between, and nobody would wake it: so all are woken again. Who waits by now has begun before the mapping was changed, and nobody begins any more.
+    /// The kernel wakes who waits *before* it takes memory out of its service. Where faults are
+    /// handled under a lock of the mapping alone (6.7 and later, commit 29a22b9e08d7), a thread can
+    /// begin to wait in between, and nobody would wake it: so all are woken again. Who waits by now
+    /// has begun before the mapping was changed, and nobody begins any more.
     fn unregister(&self, mut range: UffdioRange) -> io::Result<()> {
         // SAFETY: the structure is the request's; no memory changes by it.
         unsafe { ioctl(self.fd.as_fd(), UFFDIO_UNREGISTER, &mut range) }?;

@@ -1,13 +1,15 @@
-//! What a vCPU needs to run a small program at full speed on every KVM: long mode at CPL 3 with flat segments.
+//! What a vCPU needs to run a small program at full speed on every KVM: long mode at CPL 3 with
+//! flat segments.
 //!
-//! PVM interprets code at CPL 0, thousands of times slower. Nothing here is written by running: page tables have accessed and dirty set, the task
-//! state segment is busy.
+//! PVM interprets code at CPL 0, thousands of times slower. Nothing here is written by running:
+//! page tables have accessed and dirty set, the task state segment is busy.
 
 use kvm_bindings::{kvm_segment, kvm_sregs};
 
 use crate::page::PAGE_SIZE_U64;
 
-/// The tables lie in the pages below this guest physical address (bytes) and from [`GDT`] on; everything not returned by [`tables`] is zero.
+/// The tables lie in the pages below this guest physical address (bytes) and from [`GDT`] on;
+/// everything not returned by [`tables`] is zero.
 pub(crate) const TABLES_END: u64 = 0x8000;
 
 /// Where the descriptors are.
@@ -37,7 +39,8 @@ pub(crate) const TABLE: u64 = 0x67;
 /// Flags of an entry that is a page of 2 MiB.
 pub(crate) const LARGE_PAGE: u64 = TABLE | 0x80;
 
-/// Segment descriptors and the task state segment at `tss`, below 16 MiB, as (guest physical address, bytes).
+/// Segment descriptors and the task state segment at `tss`, below 16 MiB, as (guest physical
+/// address, bytes).
 pub(crate) fn descriptors(tss: u64) -> [(u64, Vec<u8>); 3] {
     let limit = u64::from(TSS_BYTES - 1);
     let descriptors = [
@@ -54,7 +57,8 @@ pub(crate) fn descriptors(tss: u64) -> [(u64, Vec<u8>); 3] {
     ]
 }
 
-/// Tables as (guest physical address, bytes), with an identity map of the first `large_pages` pages of 2 MiB, 512 at most.
+/// Tables as (guest physical address, bytes), with an identity map of the first `large_pages` pages
+/// of 2 MiB, 512 at most.
 pub(crate) fn tables(large_pages: u64) -> [(u64, Vec<u8>); 6] {
     const LARGE_PAGE_BYTES: u64 = 2 << 20;
     let leaves: Vec<_> = (0..large_pages.min(512)).map(|page| (page * LARGE_PAGE_BYTES) | LARGE_PAGE).collect();
@@ -79,7 +83,8 @@ pub(crate) const fn sregs(sregs: kvm_sregs) -> kvm_sregs {
     sregs_for(sregs, TSS, PML4)
 }
 
-/// Special registers to go with [`descriptors`] and page tables whose root is at `pml4`, from those that a new vCPU has.
+/// Special registers to go with [`descriptors`] and page tables whose root is at `pml4`, from those
+/// that a new vCPU has.
 #[must_use]
 pub(crate) const fn sregs_for(mut sregs: kvm_sregs, tss: u64, pml4: u64) -> kvm_sregs {
     let data = segment(DATA_SELECTOR, 3, false);

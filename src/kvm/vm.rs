@@ -9,7 +9,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 /// # Errors
 /// The error of `fcntl(F_DUPFD_CLOEXEC)`: the process has no descriptor left.
 pub(crate) fn duplicate(object: &impl AsRawFd) -> io::Result<OwnedFd> {
-    // SAFETY: `object` is borrowed for the whole call and owns its descriptor, so it stays open meanwhile.
+    // SAFETY: `object` is borrowed for the whole call and owns its descriptor, so it stays open
+    // meanwhile.
     let borrowed = unsafe { BorrowedFd::borrow_raw(object.as_raw_fd()) };
     borrowed.try_clone_to_owned()
 }
@@ -29,7 +30,8 @@ impl AsRawFd for VmHandle {
 }
 
 impl VmHandle {
-    /// Duplicates the descriptor of `vm` (a `kvm_ioctls::VmFd`, or anything whose descriptor is a KVM VM).
+    /// Duplicates the descriptor of `vm` (a `kvm_ioctls::VmFd`, or anything whose descriptor is a
+    /// KVM VM).
     ///
     /// # Errors
     /// The error of `fcntl(F_DUPFD_CLOEXEC)`: the process has no descriptor left.
@@ -42,7 +44,8 @@ impl VmHandle {
     /// # Errors
     /// The kernel's errno.
     pub(super) fn ioctl_value(&self, request: u32, value: libc::c_ulong) -> io::Result<libc::c_int> {
-        // SAFETY: the requests passed by this module take a number, so the kernel follows no pointer of ours.
+        // SAFETY: the requests passed by this module take a number, so the kernel follows no
+        // pointer of ours.
         let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::c_ulong::from(request), value) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
     }
@@ -50,8 +53,9 @@ impl VmHandle {
     /// An ioctl whose argument is a structure.
     ///
     /// # Safety
-    /// `T` is the structure that `request` names, and what its pointers point at is valid for what the kernel does with it: read
-    /// or write, at that size, during the call (and, for memslots, for as long as the slot exists).
+    /// `T` is the structure that `request` names, and what its pointers point at is valid for what
+    /// the kernel does with it: read or write, at that size, during the call (and, for memslots,
+    /// for as long as the slot exists).
     ///
     /// # Errors
     /// The kernel's errno.

@@ -1,7 +1,8 @@
-//! Extended processor state (x87, SSE, AVX, AMX ...) of any size: `KVM_GET_XSAVE`, `KVM_GET_XSAVE2` and `KVM_SET_XSAVE`, safe.
+//! Extended processor state (x87, SSE, AVX, AMX ...) of any size: `KVM_GET_XSAVE`, `KVM_GET_XSAVE2`
+//! and `KVM_SET_XSAVE`, safe.
 //!
-//! The kernel reads and writes as many bytes as the vCPU's state has, whatever the buffer has: that is why kvm-ioctls marks these
-//! calls unsafe. [`XsaveSize`] is the proof that makes them safe.
+//! The kernel reads and writes as many bytes as the vCPU's state has, whatever the buffer has: that
+//! is why kvm-ioctls marks these calls unsafe. [`XsaveSize`] is the proof that makes them safe.
 #![expect(unsafe_code, reason = "three ioctls whose buffer's size the type system can't state")]
 
 use std::os::fd::AsRawFd;
@@ -54,9 +55,10 @@ pub enum XsaveError {
 
 /// How many bytes the extended state of this process's vCPUs has.
 ///
-/// A value of this type exists only where a vCPU does, and from the first vCPU on the size is final for the process: the kernel
-/// then locks the set of features that guests may have (`arch/x86/kernel/fpu/core.c`, `fpu_init_guest_permissions`), and
-/// `KVM_CAP_XSAVE2` states the size of all of that set (`arch/x86/kvm/x86.c`).
+/// A value of this type exists only where a vCPU does, and from the first vCPU on the size is final
+/// for the process: the kernel then locks the set of features that guests may have
+/// (`arch/x86/kernel/fpu/core.c`, `fpu_init_guest_permissions`), and `KVM_CAP_XSAVE2` states the
+/// size of all of that set (`arch/x86/kvm/x86.c`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct XsaveSize {
     bytes: usize,
@@ -80,7 +82,8 @@ impl XsaveSize {
         }
     }
 
-    /// Whether extended state may have `bytes` bytes on any host: a multiple of 4 within the limits.
+    /// Whether extended state may have `bytes` bytes on any host: a multiple of 4 within the
+    /// limits.
     #[must_use]
     pub const fn is_valid(bytes: usize) -> bool {
         bytes >= XSAVE_BYTES_MIN && bytes <= XSAVE_BYTES_MAX && bytes.is_multiple_of(4)
@@ -104,20 +107,22 @@ impl XsaveSize {
 pub fn get(vcpu: &VcpuFd, size: XsaveSize, buffer: &mut [u8]) -> Result<(), XsaveError> {
     size.check(buffer.len())?;
     let (request, ioctl) = if size.two { (KVM_GET_XSAVE2, "KVM_GET_XSAVE2") } else { (KVM_GET_XSAVE, "KVM_GET_XSAVE") };
-    // SAFETY: KVM_GET_XSAVE writes 4096 bytes and KVM_GET_XSAVE2 at most `size.bytes` (see `XsaveSize`); the buffer, borrowed for
-    // the call, has exactly that many. The file descriptor is a vCPU's.
+    // SAFETY: KVM_GET_XSAVE writes 4096 bytes and KVM_GET_XSAVE2 at most `size.bytes` (see
+    // `XsaveSize`); the buffer, borrowed for the call, has exactly that many. The file descriptor
+    // is a vCPU's.
     let result = unsafe { libc::ioctl(vcpu.as_raw_fd(), request, buffer.as_mut_ptr()) };
     finish(result, ioctl)
 }
 
-/// Writes the extended state of `vcpu`: `bytes` has [`XsaveSize::bytes`] bytes. The kernel checks what they say.
+/// Writes the extended state of `vcpu`: `bytes` has [`XsaveSize::bytes`] bytes. The kernel checks
+/// what they say.
 ///
 /// # Errors
 /// [`XsaveError::Size`], and [`XsaveError::Ioctl`] where the kernel refuses.
 pub fn set(vcpu: &VcpuFd, size: XsaveSize, bytes: &[u8]) -> Result<(), XsaveError> {
     size.check(bytes.len())?;
-    // SAFETY: KVM_SET_XSAVE reads at most `size.bytes` (see `XsaveSize`); the slice, borrowed for the call, has exactly that
-    // many. The file descriptor is a vCPU's.
+    // SAFETY: KVM_SET_XSAVE reads at most `size.bytes` (see `XsaveSize`); the slice, borrowed for
+    // the call, has exactly that many. The file descriptor is a vCPU's.
     let result = unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_SET_XSAVE, bytes.as_ptr()) };
     finish(result, "KVM_SET_XSAVE")
 }

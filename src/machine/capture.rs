@@ -27,15 +27,18 @@ const VMX_OFF: u64 = u64::MAX;
 
 /// RFLAGS bit 1 is always set: registers without it were never left there.
 const RFLAGS_ALWAYS: u64 = 1 << 1;
-/// The local APIC's spurious interrupt vector register, and its bit that says that software has enabled the APIC.
+/// The local APIC's spurious interrupt vector register, and its bit that says that software has
+/// enabled the APIC.
 const APIC_SPIV: usize = 0xf0;
 const APIC_ENABLED: u32 = 1 << 8;
 
-/// Has the kernel leave the general and special registers of `vcpu` in its `kvm_run` at each exit, where [`capture_vcpu`] then reads them without asking:
-/// two calls less while the guest stands still. Does nothing where the kernel can't (`KVM_CAP_SYNC_REGS`).
+/// Has the kernel leave the general and special registers of `vcpu` in its `kvm_run` at each exit,
+/// where [`capture_vcpu`] then reads them without asking: two calls less while the guest stands
+/// still. Does nothing where the kernel can't (`KVM_CAP_SYNC_REGS`).
 ///
-/// Call it after the vCPU's state was set, and again if registers are ever set later other than by the vCPU itself: what an earlier exit left is
-/// forgotten then, and captures ask the kernel until the next exit.
+/// Call it after the vCPU's state was set, and again if registers are ever set later other than by
+/// the vCPU itself: what an earlier exit left is forgotten then, and captures ask the kernel until
+/// the next exit.
 pub fn leave_registers(vcpu: &mut VcpuFd, spec: &CaptureSpec) {
     if spec.registers_at_exit {
         vcpu.sync_regs_mut().regs.rflags = 0;
@@ -46,17 +49,19 @@ pub fn leave_registers(vcpu: &mut VcpuFd, spec: &CaptureSpec) {
 
 /// Reads the state of `vcpu` into `state`, whose `index` says which it is.
 ///
-/// The vCPU does not run, and its last exit is complete: after an exit for port or memory-mapped I/O `KVM_RUN` was entered again
-/// with `immediate_exit` set. Best called on the vCPU's own thread: elsewhere the kernel moves the vCPU to the other processor
-/// first.
+/// The vCPU does not run, and its last exit is complete: after an exit for port or memory-mapped
+/// I/O `KVM_RUN` was entered again with `immediate_exit` set. Best called on the vCPU's own thread:
+/// elsewhere the kernel moves the vCPU to the other processor first.
 ///
-/// Nothing is allocated after the first call with this `state`. What can't change once the vCPU has run (CPUID, the frequency of
-/// the time stamp counter) is read by the first call only. Registers that the last exit left in `kvm_run` ([`leave_registers`]) are taken
-/// from there where they are known to be the vCPU's still.
+/// Nothing is allocated after the first call with this `state`. What can't change once the vCPU has
+/// run (CPUID, the frequency of the time stamp counter) is read by the first call only. Registers
+/// that the last exit left in `kvm_run` ([`leave_registers`]) are taken from there where they are
+/// known to be the vCPU's still.
 ///
 /// # Errors
-/// [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel refuses; [`StateError::Unsupported`] where the guest is in a
-/// state that is not captured. `state` is then a mixture of old and new.
+/// [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel refuses;
+/// [`StateError::Unsupported`] where the guest is in a state that is not captured. `state` is then
+/// a mixture of old and new.
 pub fn capture_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) -> Result<(), StateError> {
     let index = state.index;
     let left = left_registers(vcpu, spec);
@@ -110,9 +115,10 @@ pub(super) fn left_registers(vcpu: &VcpuFd, spec: &CaptureSpec) -> Option<kvm_sy
     spec.registers_at_exit.then(|| vcpu.sync_regs()).filter(|left| left.regs.rflags & RFLAGS_ALWAYS != 0)
 }
 
-/// Whether the registers of the last exit are the vCPU's still. Two things change registers of a vCPU that is not in `KVM_RUN`:
-/// - reading the MP state accepts INIT and SIPI. Both need the kernel's local APIC, and a vCPU that took INIT and has not run since has it disabled by
-///   software;
+/// Whether the registers of the last exit are the vCPU's still. Two things change registers of a
+/// vCPU that is not in `KVM_RUN`:
+/// - reading the MP state accepts INIT and SIPI. Both need the kernel's local APIC, and a vCPU that
+///   took INIT and has not run since has it disabled by software;
 /// - reading events delivers the payload of a pending exception, to CR2 or DR6.
 fn registers_stand(state: &VcpuState) -> bool {
     if state.events.exception.injected != 0 || state.events.exception.pending != 0 {
@@ -158,7 +164,8 @@ fn refuse_shadow_stack(state: &VcpuState) -> Option<StateError> {
 }
 
 pub(super) fn refuse_nested(vcpu: &VcpuFd, spec: &CaptureSpec, state: &VcpuState) -> Result<(), StateError> {
-    // Only a guest that has enabled one of these can have nested state that matters; the call is saved for all others.
+    // Only a guest that has enabled one of these can have nested state that matters; the call is
+    // saved for all others.
     if !spec.nested || (state.sregs.efer & EFER_SVME == 0 && state.sregs.cr4 & CR4_VMXE == 0) {
         return Ok(());
     }
@@ -183,14 +190,17 @@ fn nested_in_use(nested: &KvmNestedStateBuffer) -> Option<&'static str> {
     (flags & KVM_STATE_NESTED_GIF_SET == 0).then_some("the guest has cleared SVM's global interrupt flag")
 }
 
-/// Writes `state` to `vcpu`, a vCPU of a fresh VM that was built like the one captured and whose memory is restored.
+/// Writes `state` to `vcpu`, a vCPU of a fresh VM that was built like the one captured and whose
+/// memory is restored.
 ///
-/// `spec` is the fresh VM's. Writing can make the kernel write guest memory (see [the module](super)).
+/// `spec` is the fresh VM's. Writing can make the kernel write guest memory (see [the
+/// module](super)).
 ///
 /// # Errors
-/// [`StateError::Missing`], [`StateError::Unsupported`] and [`StateError::Size`] where the state and this VM do not fit, found
-/// before anything is written, but for the counter's frequency; [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel
-/// refuses: the vCPU must then not run. [`compare`](super::fit::compare) tells before there is a VM.
+/// [`StateError::Missing`], [`StateError::Unsupported`] and [`StateError::Size`] where the state
+/// and this VM do not fit, found before anything is written, but for the counter's frequency;
+/// [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel refuses: the vCPU must then not
+/// run. [`compare`](super::fit::compare) tells before there is a VM.
 pub fn apply_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &VcpuState) -> Result<(), StateError> {
     for piece in VcpuPiece::ALL {
         let there = match piece {
@@ -236,8 +246,9 @@ pub fn apply_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &VcpuState) -> Resul
                 }
             }
             VcpuPiece::Cpuid => {
-                // A vCPU that was never told has no entries. Telling it none would be something else: the kernel then refuses special
-                // registers with features that no entry announces.
+                // A vCPU that was never told has no entries. Telling it none would be something
+                // else: the kernel then refuses special registers with features that no entry
+                // announces.
                 let told = state.cpuid.as_ref().filter(|cpuid| !cpuid.as_slice().is_empty());
                 given(&told, |cpuid| vcpu.set_cpuid2(cpuid)).map_err(failed("KVM_SET_CPUID2"))?;
             }
@@ -267,13 +278,16 @@ pub fn capture_vm(vm: &VmFd, spec: &CaptureSpec, state: &mut VmState) -> Result<
     Ok(())
 }
 
-/// Writes what all vCPUs share to a fresh VM, after its vCPUs were applied. `spec` is the fresh VM's.
+/// Writes what all vCPUs share to a fresh VM, after its vCPUs were applied. `spec` is the fresh
+/// VM's.
 ///
-/// The clock goes on from where it was, as the time stamp counters do: to the guest no time has passed.
+/// The clock goes on from where it was, as the time stamp counters do: to the guest no time has
+/// passed.
 ///
 /// # Errors
-/// [`StateError::Missing`] and [`StateError::Unsupported`] where the state and this VM do not fit, found before anything is
-/// written; [`StateError::Ioctl`] where the kernel refuses: the VM must then not run.
+/// [`StateError::Missing`] and [`StateError::Unsupported`] where the state and this VM do not fit,
+/// found before anything is written; [`StateError::Ioctl`] where the kernel refuses: the VM must
+/// then not run.
 pub fn apply_vm(vm: &VmFd, spec: &CaptureSpec, state: &VmState) -> Result<(), StateError> {
     for piece in VmPiece::ALL {
         let there = match piece {
@@ -296,7 +310,8 @@ pub fn apply_vm(vm: &VmFd, spec: &CaptureSpec, state: &VmState) -> Result<(), St
                 continue;
             }
             VmPiece::Clock => {
-                // Without flags the kernel takes the value as it is; with KVM_CLOCK_REALTIME it would add the time since then.
+                // Without flags the kernel takes the value as it is; with KVM_CLOCK_REALTIME it
+                // would add the time since then.
                 let value = |clock: &kvm_clock_data| kvm_clock_data { clock: clock.clock, ..Default::default() };
                 given(&state.clock, |clock| vm.set_clock(&value(clock))).map_err(failed("KVM_SET_CLOCK"))?;
                 continue;
@@ -307,8 +322,8 @@ pub fn apply_vm(vm: &VmFd, spec: &CaptureSpec, state: &VmState) -> Result<(), St
     Ok(())
 }
 
-/// Tells the guest that it was paused, so that its watchdog does not mistake the pause for a lock-up. Returns whether the guest
-/// can be told: only one that uses kvmclock can.
+/// Tells the guest that it was paused, so that its watchdog does not mistake the pause for a
+/// lock-up. Returns whether the guest can be told: only one that uses kvmclock can.
 ///
 /// # Errors
 /// [`StateError::Ioctl`] where the kernel refuses for another reason.
@@ -342,15 +357,17 @@ pub(super) fn failed(ioctl: &'static str, piece: &'static str, vcpu: Option<u32>
     move |error| StateError::Ioctl { ioctl, piece, vcpu, source: error.into() }
 }
 
-/// Before 6.5 (commit ab322c43cce9), `KVM_GET_CPUID2` leaves the number of entries as it was asked for, and the rest are zeros.
+/// Before 6.5 (commit ab322c43cce9), `KVM_GET_CPUID2` leaves the number of entries as it was asked
+/// for, and the rest are zeros.
 fn without_room(cpuid: CpuId) -> CpuId {
     let entries = cpuid.as_slice();
     let told = entries.iter().rposition(|entry| entry.as_bytes().iter().any(|byte| *byte != 0)).map_or(0, |last| last + 1);
     entries.get(..told).and_then(|told| CpuId::from_entries(told).ok()).unwrap_or(cpuid)
 }
 
-/// Has the counter go on at `khz`, unless it does, or nearly so. Without scaling in hardware KVM takes a higher frequency all the same, and puts the counter forward at each
-/// exit (`arch/x86/kvm/x86.c`, `set_tsc_khz`): that is no counter to go on with.
+/// Has the counter go on at `khz`, unless it does, or nearly so. Without scaling in hardware KVM
+/// takes a higher frequency all the same, and puts the counter forward at each exit
+/// (`arch/x86/kvm/x86.c`, `set_tsc_khz`): that is no counter to go on with.
 fn set_frequency(vcpu: &VcpuFd, spec: &CaptureSpec, index: u32, khz: u32) -> Result<(), StateError> {
     let piece = VcpuPiece::TscKhz.name();
     let same = vcpu.get_tsc_khz().is_ok_and(|own| is_same_frequency(khz, own));
@@ -374,9 +391,10 @@ fn detach_counter(vcpu: &VcpuFd, index: u32, msrs: &Msrs) -> Result<(), StateErr
     all_msrs(&one, written, index, "written")
 }
 
-/// KVM may drop a time stamp counter that is within a second of what the counter written last would be by now, and go on from that one: before 6.7 always, from
-/// then on once user space has written one (docs/kernel.md, "Time"). So before the first vCPU's is written, this is: far away from it. Those of the others
-/// are meant to be within a second of it.
+/// KVM may drop a time stamp counter that is within a second of what the counter written last would
+/// be by now, and go on from that one: before 6.7 always, from then on once user space has written
+/// one (docs/kernel.md, "Time"). So before the first vCPU's is written, this is: far away from it.
+/// Those of the others are meant to be within a second of it.
 pub(super) fn counter_far_from(msr: &kvm_msr_entry, vcpu: u32) -> Option<kvm_msr_entry> {
     /// Minutes, at any frequency.
     const FAR: u64 = 1 << 42;

@@ -6,8 +6,9 @@ use super::spec::TSC;
 use super::state::{VcpuState, VmState};
 
 impl VmState {
-    /// When the clock was read, in nanoseconds since 1970 by the host's real-time clock, where the kernel said so (`KVM_CLOCK_REALTIME`): from 5.16 on, and where the host
-    /// itself goes by its time stamp counter.
+    /// When the clock was read, in nanoseconds since 1970 by the host's real-time clock, where the
+    /// kernel said so (`KVM_CLOCK_REALTIME`): from 5.16 on, and where the host itself goes by its
+    /// time stamp counter.
     #[must_use]
     pub fn clock_read_unix_ns(&self) -> Option<u64> {
         self.clock.filter(|clock| clock.flags & KVM_CLOCK_REALTIME != 0).map(|clock| clock.realtime)
@@ -22,8 +23,10 @@ impl VmState {
 }
 
 impl VcpuState {
-    /// Puts the time stamp counter forward by `ns`, by its own frequency; with a frequency that nobody knows it stays. Deadlines stay as they are, as times of the counter:
-    /// what was due meanwhile is due at once. `IA32_TSC_ADJUST` stays too: it keeps what the guest added to the counter, not time.
+    /// Puts the time stamp counter forward by `ns`, by its own frequency; with a frequency that
+    /// nobody knows it stays. Deadlines stay as they are, as times of the counter: what was due
+    /// meanwhile is due at once. `IA32_TSC_ADJUST` stays too: it keeps what the guest added to the
+    /// counter, not time.
     pub fn advance_counter(&mut self, ns: u64) {
         let ticks = counter_ticks(ns, self.tsc_khz.unwrap_or_default());
         for msr in self.msrs.iter_mut().flat_map(|msrs| msrs.as_mut_slice()).filter(|msr| msr.index == TSC) {

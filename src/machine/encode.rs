@@ -29,7 +29,8 @@ impl CapturedState for MachineState {
 }
 
 impl MachineState {
-    /// The state as records: those of the VM, those of each vCPU, those of the devices. Pieces that are not there have none.
+    /// The state as records: those of the VM, those of each vCPU, those of the devices. Pieces that
+    /// are not there have none.
     #[must_use]
     pub fn to_records(&self) -> Vec<StateRecord> {
         let mut records = Vec::with_capacity(VmPiece::ALL.len() + self.vcpus.len() * VcpuPiece::ALL.len() + self.devices.len());
@@ -62,11 +63,13 @@ impl MachineState {
         records
     }
 
-    /// The state that `records` hold, for a machine with `vcpus` vCPUs. Every record is used, and nothing is missing.
+    /// The state that `records` hold, for a machine with `vcpus` vCPUs. Every record is used, and
+    /// nothing is missing.
     ///
     /// # Errors
-    /// [`StateError::UnknownRecord`], [`StateError::Duplicate`], [`StateError::Size`], [`StateError::Malformed`] and
-    /// [`StateError::Missing`], each naming the record. A record for a vCPU that the machine doesn't have is unknown.
+    /// [`StateError::UnknownRecord`], [`StateError::Duplicate`], [`StateError::Size`],
+    /// [`StateError::Malformed`] and [`StateError::Missing`], each naming the record. A record for
+    /// a vCPU that the machine doesn't have is unknown.
     pub fn from_records(records: &[StateRecord], vcpus: u32) -> Result<Self, StateError> {
         // Every vCPU has records of its own, so that a wrong count allocates nothing.
         if usize::try_from(vcpus).map_or(true, |vcpus| vcpus > records.len()) {
@@ -131,7 +134,8 @@ impl MachineState {
         Ok(())
     }
 
-    /// What must be there: the same pieces for every vCPU, those that every vCPU has, and chips that come together.
+    /// What must be there: the same pieces for every vCPU, those that every vCPU has, and chips
+    /// that come together.
     fn whole(&self, seen: &[Seen]) -> Result<(), StateError> {
         for piece in VcpuPiece::ALL {
             let needed = match piece {

@@ -40,7 +40,8 @@ pub enum StateError {
     /// The guest or the state uses something that is not captured, or that this VM does not have.
     #[error("{piece}{} is not supported here: {reason}", of_vcpu(*.vcpu))]
     Unsupported {
-        /// The piece of state: as records name it, or as [`NOT_CAPTURED`](super::NOT_CAPTURED) does.
+        /// The piece of state: as records name it, or as [`NOT_CAPTURED`](super::NOT_CAPTURED)
+        /// does.
         piece: &'static str,
         /// The vCPU, or `None` for pieces of the VM.
         vcpu: Option<u32>,

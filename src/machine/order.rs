@@ -9,7 +9,8 @@ pub enum VcpuPiece {
     Events,
     /// `KVM_GET_REGS`: general registers, instruction pointer, flags.
     Regs,
-    /// `KVM_GET_SREGS`: segments, descriptor tables, control registers, EFER, the local APIC's base.
+    /// `KVM_GET_SREGS`: segments, descriptor tables, control registers, EFER, the local APIC's
+    /// base.
     Sregs,
     /// `KVM_GET_FPU`, on hosts without XSAVE only: elsewhere [`Xsave`](Self::Xsave) contains it.
     Fpu,
@@ -19,13 +20,15 @@ pub enum VcpuPiece {
     Xcrs,
     /// `KVM_GET_DEBUGREGS`: DR0 to DR3, DR6, DR7.
     DebugRegs,
-    /// `KVM_GET_MSRS`: the model-specific registers that the kernel lists, and the memory type ranges, which it does not list.
+    /// `KVM_GET_MSRS`: the model-specific registers that the kernel lists, and the memory type
+    /// ranges, which it does not list.
     Msrs,
     /// `KVM_GET_LAPIC`, where the local APIC is the kernel's.
     Lapic,
     /// `KVM_GET_TSC_KHZ`. Fixed before the vCPU first runs, so read once.
     TscKhz,
-    /// `KVM_GET_CPUID2`. Fixed before the vCPU first runs (but for bits that KVM derives from other state), so read once.
+    /// `KVM_GET_CPUID2`. Fixed before the vCPU first runs (but for bits that KVM derives from other
+    /// state), so read once.
     Cpuid,
 }
 
@@ -290,7 +293,8 @@ pub const VM_APPLY_CONSTRAINTS: &[Constraint<VmPiece>] = &[
 
 /// State that KVM has and that is not captured, each with the reason and what happens instead.
 ///
-/// Capture is refused, with an error that names the entry, where its use can be seen: the first three.
+/// Capture is refused, with an error that names the entry, where its use can be seen: the first
+/// three.
 pub const NOT_CAPTURED: &[(&str, &str)] = &[
     (
         "nested virtualization",

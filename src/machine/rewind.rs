@@ -1,9 +1,10 @@
-//! Putting a machine that has run back to state that was captured of it: the result is that of [`apply_vcpu`](super::apply_vcpu) and
-//! [`apply_vm`](super::apply_vm), in a fraction of the time.
+//! Putting a machine that has run back to state that was captured of it: the result is that of
+//! [`apply_vcpu`](super::apply_vcpu) and [`apply_vm`](super::apply_vm), in a fraction of the time.
 //!
-//! Most pieces are written whatever the vCPU has: asking first would take as long. A piece whose writing makes the kernel do more than store it (XCR0 computes CPUID
-//! anew, the local APIC sets its timer) is read first, and written only where it differs or time goes on in it. Of the model-specific registers those are written
-//! that differ, and those by which time goes on.
+//! Most pieces are written whatever the vCPU has: asking first would take as long. A piece whose
+//! writing makes the kernel do more than store it (XCR0 computes CPUID anew, the local APIC sets
+//! its timer) is read first, and written only where it differs or time goes on in it. Of the
+//! model-specific registers those are written that differ, and those by which time goes on.
 
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_clock_data, kvm_lapic_state, kvm_msr_entry};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -25,13 +26,15 @@ pub struct Rewinder {
     msrs: Vec<kvm_msr_entry>,
 }
 
-/// Registers of the local APIC, as offsets: the timer's entry in the vector table, which has the timer's mode, and the count that it begins with.
+/// Registers of the local APIC, as offsets: the timer's entry in the vector table, which has the
+/// timer's mode, and the count that it begins with.
 const APIC_LVTT: usize = 0x320;
 const APIC_TMICT: usize = 0x380;
 /// The bit of the mode that says: by deadline.
 const LVTT_DEADLINE: u32 = 1 << 18;
 
-/// Whether the timer of a local APIC may run or have run out: it does not while it has no count, unless it goes by deadline.
+/// Whether the timer of a local APIC may run or have run out: it does not while it has no count,
+/// unless it goes by deadline.
 fn timer_may_run(lapic: &kvm_lapic_state) -> bool {
     let register = |offset: usize| {
         let bytes = lapic.regs.as_bytes().get(offset..).and_then(|bytes| bytes.first_chunk());
@@ -45,26 +48,31 @@ const fn rewind_msr(saved: &kvm_msr_entry, found: &kvm_msr_entry) -> bool {
     match saved.index {
         // It went on.
         TSC => true,
-        // A deadline is a time of the counter, which goes back: the timer is set anew. Enabling asynchronous page faults wakes whoever waits for one, as a
-        // restore does.
+        // A deadline is a time of the counter, which goes back: the timer is set anew. Enabling
+        // asynchronous page faults wakes whoever waits for one, as a restore does.
         TSC_DEADLINE | ASYNC_PF_EN => saved.data != 0 || found.data != 0,
         _ => saved.data != found.data,
     }
 }
 
 impl Rewinder {
-    /// Puts `vcpu` back to `state`, which was captured of this very vCPU with this `spec`. Its memory was put back before.
+    /// Puts `vcpu` back to `state`, which was captured of this very vCPU with this `spec`. Its
+    /// memory was put back before.
     ///
-    /// The vCPU does not run, and its last exit is complete. The kernel may write guest memory. The time stamp counter goes on from where it was, as at a restore.
+    /// The vCPU does not run, and its last exit is complete. The kernel may write guest memory. The
+    /// time stamp counter goes on from where it was, as at a restore.
     ///
     /// # Errors
-    /// [`StateError::Unsupported`] where the vCPU runs a guest of its own by now, found before anything is written; [`StateError::Size`] for state of another
-    /// machine; [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel refuses. After any, the vCPU must not run.
+    /// [`StateError::Unsupported`] where the vCPU runs a guest of its own by now, found before
+    /// anything is written; [`StateError::Size`] for state of another machine;
+    /// [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel refuses. After any, the vCPU
+    /// must not run.
     pub fn vcpu(&mut self, vcpu: &mut VcpuFd, spec: &CaptureSpec, state: &VcpuState) -> Result<(), StateError> {
         let index = Some(state.index);
         let found = &mut self.vcpu;
         found.index = state.index;
-        // First, for it takes INIT and SIPI that came since: they would be taken at the next entry otherwise.
+        // First, for it takes INIT and SIPI that came since: they would be taken at the next entry
+        // otherwise.
         found.mp_state = vcpu.get_mp_state().map_err(failed("KVM_GET_MP_STATE", VcpuPiece::MpState.name(), index))?;
         // Since the last exit nothing can have turned nested virtualization on.
         found.sregs = match left_registers(vcpu, spec) {
@@ -135,9 +143,11 @@ impl Rewinder {
         all_msrs(&msrs, written, state.index, "written")
     }
 
-    /// Puts what all vCPUs share back to `state`, which was captured of this very VM, after its vCPUs.
+    /// Puts what all vCPUs share back to `state`, which was captured of this very VM, after its
+    /// vCPUs.
     ///
-    /// Timers that the guest did not set since then run on: what the kernel tells of a timer does not say where it is between two ticks.
+    /// Timers that the guest did not set since then run on: what the kernel tells of a timer does
+    /// not say where it is between two ticks.
     ///
     /// # Errors
     /// [`StateError::Ioctl`] where the kernel refuses: the VM must then not run.

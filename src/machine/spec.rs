@@ -10,16 +10,18 @@ use crate::kvm::xsave::{XsaveError, XsaveSize};
 /// The most model-specific registers in a record and in one call (`KVM_MAX_MSR_ENTRIES`).
 pub(super) const MSRS_MAX: usize = kvm_bindings::KVM_MAX_MSR_ENTRIES;
 
-/// The memory type range registers. Guests set them, KVM keeps them, and `KVM_GET_MSR_INDEX_LIST` does not list them.
+/// The memory type range registers. Guests set them, KVM keeps them, and `KVM_GET_MSR_INDEX_LIST`
+/// does not list them.
 pub(super) const MTRRS: [u32; 28] = [
     0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207, 0x208, 0x209, 0x20a, 0x20b, 0x20c, 0x20d, 0x20e, 0x20f, 0x250, 0x258,
     0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f, 0x2ff,
 ];
 
-/// Whether a write to the register is an action and not only a change of value, even where the value stays: the time stamp
-/// counter and its deadline, and the paravirtual ones (KVM's and Hyper-V's), many of which make KVM write guest memory. Where
-/// they hold something but zero, which turns them off, they are taken to be writable because somebody wrote them, and are not
-/// written when the host is probed.
+/// Whether a write to the register is an action and not only a change of value, even where the
+/// value stays: the time stamp counter and its deadline, and the paravirtual ones (KVM's and
+/// Hyper-V's), many of which make KVM write guest memory. Where they hold something but zero, which
+/// turns them off, they are taken to be writable because somebody wrote them, and are not written
+/// when the host is probed.
 const fn is_action(index: u32) -> bool {
     matches!(index, TSC | TSC_DEADLINE | 0x11 | 0x12 | 0x4b56_4d00..=0x4b56_4d07 | 0x4000_0000..=0x4000_01ff)
 }
@@ -28,8 +30,8 @@ pub(super) const ASYNC_PF_EN: u32 = 0x4b56_4d02;
 pub(super) const TSC: u32 = 0x10;
 pub(super) const TSC_DEADLINE: u32 = 0x6e0;
 
-/// The place of a register among those written back: the deadline is compared with the time stamp counter, and enabling
-/// asynchronous page faults uses the vector that another register holds.
+/// The place of a register among those written back: the deadline is compared with the time stamp
+/// counter, and enabling asynchronous page faults uses the vector that another register holds.
 const fn rank(index: u32) -> u8 {
     match index {
         ASYNC_PF_EN => 1,
@@ -38,8 +40,8 @@ const fn rank(index: u32) -> u8 {
     }
 }
 
-/// What `KVM_CAP_SYNC_REGS` answers where it has both sets of registers that [`super::leave_registers`] asks for. Both bits are
-/// small.
+/// What `KVM_CAP_SYNC_REGS` answers where it has both sets of registers that
+/// [`super::leave_registers`] asks for. Both bits are small.
 #[expect(clippy::cast_possible_wrap, reason = "two low bits")]
 const REGISTERS_AT_EXIT: i32 = (kvm_bindings::KVM_SYNC_X86_REGS | kvm_bindings::KVM_SYNC_X86_SREGS) as i32;
 
@@ -64,13 +66,15 @@ pub struct CaptureSpec {
 }
 
 impl CaptureSpec {
-    /// Finds out. `vcpu` is any vCPU of `vm`; it has its CPUID (from 6.13 on, what can be read depends on it) and does not run.
+    /// Finds out. `vcpu` is any vCPU of `vm`; it has its CPUID (from 6.13 on, what can be read
+    /// depends on it) and does not run.
     ///
-    /// Model-specific registers are read and written back with what was read, except those where a write is an action.
+    /// Model-specific registers are read and written back with what was read, except those where a
+    /// write is an action.
     ///
     /// # Errors
-    /// [`StateError::Ioctl`] where the kernel can't list registers, and [`StateError::Size`] where extended state has an
-    /// impossible size.
+    /// [`StateError::Ioctl`] where the kernel can't list registers, and [`StateError::Size`] where
+    /// extended state has an impossible size.
     pub fn probe(kvm: &Kvm, vm: &VmFd, vcpu: &VcpuFd) -> Result<Self, StateError> {
         let xsave =
             if kvm.check_extension(Cap::Xsave) { Some(XsaveSize::probe(vm, vcpu).map_err(xsave_error(None))?) } else { None };

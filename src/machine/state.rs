@@ -6,8 +6,8 @@ use kvm_bindings::{
 };
 use zerocopy::IntoBytes;
 
-/// The state of one vCPU. Made empty, filled by [`capture_vcpu`](super::capture_vcpu) again and again, without allocating after
-/// the first time.
+/// The state of one vCPU. Made empty, filled by [`capture_vcpu`](super::capture_vcpu) again and
+/// again, without allocating after the first time.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct VcpuState {
     /// The number of the vCPU, from 0.
@@ -22,21 +22,25 @@ pub struct VcpuState {
     pub sregs: kvm_sregs,
     /// x87 and SSE state on hosts without XSAVE; `None` elsewhere, because `xsave` contains it.
     pub fpu: Option<kvm_fpu>,
-    /// Extended state in the layout of the XSAVE instruction (not compacted), 4 KiB or more; empty on hosts without XSAVE.
+    /// Extended state in the layout of the XSAVE instruction (not compacted), 4 KiB or more; empty
+    /// on hosts without XSAVE.
     pub xsave: Vec<u8>,
     /// XCR0, on hosts that have it.
     pub xcrs: Option<kvm_xcrs>,
     /// Debug registers.
     pub debugregs: kvm_debugregs,
-    /// Model-specific registers, in the order in which they are written back; `None` before the first capture.
+    /// Model-specific registers, in the order in which they are written back; `None` before the
+    /// first capture.
     pub msrs: Option<Msrs>,
     /// The local APIC, where it is the kernel's.
     pub lapic: Option<kvm_lapic_state>,
-    /// The frequency of the time stamp counter in kHz, where the kernel gives it. Read on the first capture only.
+    /// The frequency of the time stamp counter in kHz, where the kernel gives it. Read on the first
+    /// capture only.
     pub tsc_khz: Option<u32>,
-    /// What the guest finds by CPUID; `None` before the first capture. Read on the first capture only: the VMM sets it before the
-    /// vCPU first runs, and the few bits that follow other state (OSXSAVE, the APIC's, the size of the XSAVE area) are derived
-    /// again by KVM when that state is applied.
+    /// What the guest finds by CPUID; `None` before the first capture. Read on the first capture
+    /// only: the VMM sets it before the vCPU first runs, and the few bits that follow other state
+    /// (OSXSAVE, the APIC's, the size of the XSAVE area) are derived again by KVM when that state
+    /// is applied.
     pub cpuid: Option<CpuId>,
 }
 

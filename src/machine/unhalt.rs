@@ -20,12 +20,16 @@ const MSI_ADDRESS: u32 = 0xfee0_0000;
 /// The delivery mode that KVM takes for a kick ("remote read", which no processor has any more).
 const MSI_KICK: u32 = 3 << 8;
 
-/// Ends the halt of vCPUs, or their next one, once, as a kick by another vCPU would (`KVM_HC_KICK_CPU`). Comes last: after [`apply_vm`](super::apply_vm), or after a
+/// Ends the halt of vCPUs, or their next one, once, as a kick by another vCPU would
+/// (`KVM_HC_KICK_CPU`). Comes last: after [`apply_vm`](super::apply_vm), or after a
 /// [`Rewinder`](super::Rewinder) put everything back.
 ///
-/// A guest with paravirtual spinlocks that waits for one halts, with interrupts disabled, until whoever gives it back kicks it. A kick that comes before the `HLT` is kept by KVM in
-/// `pv_unhalted`, and is not told: a vCPU that was captured in between would halt for ever. Such guests expect to be woken without a cause
-/// (`arch/x86/kernel/kvm.c`, `kvm_wait`; `kernel/locking/qspinlock_paravirt.h`). So each vCPU that runs or halts and was offered the feature is kicked; others are left alone.
+/// A guest with paravirtual spinlocks that waits for one halts, with interrupts disabled, until
+/// whoever gives it back kicks it. A kick that comes before the `HLT` is kept by KVM in
+/// `pv_unhalted`, and is not told: a vCPU that was captured in between would halt for ever. Such
+/// guests expect to be woken without a cause (`arch/x86/kernel/kvm.c`, `kvm_wait`;
+/// `kernel/locking/qspinlock_paravirt.h`). So each vCPU that runs or halts and was offered the
+/// feature is kicked; others are left alone.
 ///
 /// Does nothing where the interrupt chips are not the kernel's. `spec` is the VM's.
 ///
@@ -48,7 +52,8 @@ pub fn unhalt_vcpus(vm: &VmFd, spec: &CaptureSpec, vcpus: &[VcpuState]) -> Resul
     Ok(())
 }
 
-/// Whether the vCPU may wait for a kick. One that was not started yet would not know what to do with it.
+/// Whether the vCPU may wait for a kick. One that was not started yet would not know what to do
+/// with it.
 fn may_wait(vcpu: &VcpuState) -> bool {
     let entries = vcpu.cpuid.as_ref().map(|cpuid| cpuid.as_slice()).unwrap_or_default();
     matches!(vcpu.mp_state.mp_state, KVM_MP_STATE_RUNNABLE | KVM_MP_STATE_HALTED) && offers_kicks(entries)
@@ -61,7 +66,8 @@ fn offers_kicks(entries: &[kvm_cpuid_entry2]) -> bool {
     features.any(|entry| entry.eax & PV_UNHALT != 0)
 }
 
-/// As messages name the vCPU: KVM keeps the identifier in this place in both of the APIC's modes, unless told otherwise (`KVM_CAP_X2APIC_API`).
+/// As messages name the vCPU: KVM keeps the identifier in this place in both of the APIC's modes,
+/// unless told otherwise (`KVM_CAP_X2APIC_API`).
 fn apic_id(vcpu: &VcpuState) -> Option<u8> {
     vcpu.lapic.as_ref()?.regs.as_bytes().get(APIC_ID + 3).copied()
 }

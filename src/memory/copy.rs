@@ -8,15 +8,18 @@ use crate::page::PAGE_SIZE;
 const LINE: usize = 64;
 const WORD: usize = size_of::<__m128i>();
 
-/// Copies a page with stores that go around the caches, and asks for the lines of the page at `next` meanwhile.
+/// Copies a page with stores that go around the caches, and asks for the lines of the page at
+/// `next` meanwhile.
 ///
-/// What is copied in a cut is read next by another thread, much later: going around the caches spares them, and spares taking lines back from the
-/// processor that encoded from that place before (measured: a fifth to a half less time). The copy is visible to other threads only after
+/// What is copied in a cut is read next by another thread, much later: going around the caches
+/// spares them, and spares taking lines back from the processor that encoded from that place before
+/// (measured: a fifth to a half less time). The copy is visible to other threads only after
 /// [`streamed`].
 ///
 /// # Safety
-/// `from` is valid for reads and `to` for writes of a page, and both are page-aligned; they do not overlap. Nobody else accesses `to` meanwhile. The guest may
-/// write `from`: whatever bytes are read are copied. `next` may be any address: asking for a line never faults.
+/// `from` is valid for reads and `to` for writes of a page, and both are page-aligned; they do not
+/// overlap. Nobody else accesses `to` meanwhile. The guest may write `from`: whatever bytes are
+/// read are copied. `next` may be any address: asking for a line never faults.
 pub(super) unsafe fn stream_page(from: *const u8, to: *mut u8, next: *const u8) {
     for line in (0..PAGE_SIZE).step_by(LINE) {
         // SAFETY: asking for a line is a hint, which no address makes fault.

@@ -34,8 +34,8 @@ impl Memory for GuestMemory {
                 self.bring(gfn, from)?;
                 let next = froms.peek().and_then(|(_, from)| *from).unwrap_or(from);
                 assert!(place.as_ptr().addr().is_multiple_of(PAGE_SIZE), "staging is page-aligned");
-                // SAFETY: `from` is a page of guest memory, which `self` keeps mapped and to which there
-                // is no reference; `place` is page-aligned, and borrowed for this loop only.
+                // SAFETY: `from` is a page of guest memory, which `self` keeps mapped and to which
+                // there is no reference; `place` is page-aligned, and borrowed for this loop only.
                 unsafe { stream_page(from, place.as_mut_ptr(), next) };
                 copied += 1;
             }

@@ -98,14 +98,16 @@ const REGIONS_MAX: usize = 64;
 /// Guest physical addresses have at most 52 bits on x86-64.
 const FRAMES_MAX: u64 = 1 << 40;
 
-/// A guest's memory: `vm-memory`'s regions, the memslots that they are for KVM, and the record of the VMM's writes.
+/// A guest's memory: `vm-memory`'s regions, the memslots that they are for KVM, and the record of
+/// the VMM's writes.
 ///
 /// Cloning shares all of it.
 #[derive(Clone, Debug)]
 pub struct GuestMemory {
     ram: GuestRam,
     device_ram: GuestRam,
-    /// One for each region, in ascending order; those of `device_ram`, which are none for KVM, are the last.
+    /// One for each region, in ascending order; those of `device_ram`, which are none for KVM, are
+    /// the last.
     slots: Arc<[Memslot]>,
     memslots: usize,
     written: Arc<WrittenPages>,
@@ -115,8 +117,9 @@ pub struct GuestMemory {
 }
 
 impl GuestMemory {
-    /// Maps zeroed private memory for `regions`, in ascending order; region *n* becomes memslot *n*. Up to `share` pages that the VMM writes between two
-    /// cuts are kept in a list (more are found by walking a bitmap). Pages are taken from the host when they are first touched.
+    /// Maps zeroed private memory for `regions`, in ascending order; region *n* becomes memslot
+    /// *n*. Up to `share` pages that the VMM writes between two cuts are kept in a list (more are
+    /// found by walking a bitmap). Pages are taken from the host when they are first touched.
     ///
     /// # Errors
     /// [`MemoryError`].
@@ -124,9 +127,11 @@ impl GuestMemory {
         Self::with_devices(regions, &[], share)
     }
 
-    /// As [`anonymous`](Self::anonymous), with memory for devices in `device_regions`, which lie above all of `regions`: what a device keeps and the guest has at no
-    /// address (a disk's written blocks). It is in every checkpoint as the guest's own memory is, and so of the same instant. KVM knows nothing of it, and the frames are numbers
-    /// that only a chain knows: the guest may well use these guest physical addresses for something else.
+    /// As [`anonymous`](Self::anonymous), with memory for devices in `device_regions`, which lie
+    /// above all of `regions`: what a device keeps and the guest has at no address (a disk's
+    /// written blocks). It is in every checkpoint as the guest's own memory is, and so of the same
+    /// instant. KVM knows nothing of it, and the frames are numbers that only a chain knows: the
+    /// guest may well use these guest physical addresses for something else.
     ///
     /// # Errors
     /// [`MemoryError`].
@@ -181,8 +186,9 @@ impl GuestMemory {
         &self.ram
     }
 
-    /// The same for memory of devices, at the addresses that its frames have as numbers. A guest that gives a device one of these addresses must not reach it: what it names is
-    /// looked up in [`ram`](Self::ram) alone.
+    /// The same for memory of devices, at the addresses that its frames have as numbers. A guest
+    /// that gives a device one of these addresses must not reach it: what it names is looked up in
+    /// [`ram`](Self::ram) alone.
     #[must_use]
     pub const fn device_ram(&self) -> &GuestRam {
         &self.device_ram
@@ -217,8 +223,8 @@ impl GuestMemory {
         self.slots.iter().map(|slot| PageRun { first: slot.first, count: slot.pages })
     }
 
-    /// Tells KVM about all memslots. With `log_dirty`, writes to them are logged from then on; turning that off and on again write-protects
-    /// everything anew.
+    /// Tells KVM about all memslots. With `log_dirty`, writes to them are logged from then on;
+    /// turning that off and on again write-protects everything anew.
     ///
     /// The memory must outlive the VM's use of it: keep a clone as long as the VM exists.
     ///
@@ -226,15 +232,17 @@ impl GuestMemory {
     /// [`MemoryError::Memslot`].
     pub fn register(&self, vm: &VmHandle, log_dirty: bool) -> Result<(), MemoryError> {
         for slot in self.slots() {
-            // SAFETY: the host address and size are those of a region that `ram` keeps mapped; no reference into it is ever made: the copies
-            // below go through raw pointers, and vm-memory does the same.
+            // SAFETY: the host address and size are those of a region that `ram` keeps mapped; no
+            // reference into it is ever made: the copies below go through raw pointers, and
+            // vm-memory does the same.
             unsafe { memslot::set(vm, slot, log_dirty) }?;
         }
         Ok(())
     }
 
-    /// From now on whoever touches a page that is missing waits until it was brought, through what is returned. Once for a memory. Until memory is whole, nobody may
-    /// take pages out of it (`MADV_DONTNEED`, a balloon): they might come again.
+    /// From now on whoever touches a page that is missing waits until it was brought, through what
+    /// is returned. Once for a memory. Until memory is whole, nobody may take pages out of it
+    /// (`MADV_DONTNEED`, a balloon): they might come again.
     ///
     /// # Errors
     /// [`MemoryError::Userfault`], [`MemoryError::AlreadyOnDemand`].
@@ -242,7 +250,8 @@ impl GuestMemory {
         let filled = FilledPages::new(self.frames).map_err(|source| UserfaultError::Call { call: "taking memory", source })?;
         let filled = Arc::new(filled);
         self.filled.set(filled.clone()).map_err(|_| MemoryError::AlreadyOnDemand)?;
-        // SAFETY: the slots are regions of private anonymous memory that `ram` keeps mapped, and what is returned keeps a clone of it. No reference into them is ever made.
+        // SAFETY: the slots are regions of private anonymous memory that `ram` keeps mapped, and
+        // what is returned keeps a clone of it. No reference into them is ever made.
         let missing = unsafe { uffd.register(&self.slots) }?;
         Ok(MissingMemory::new(missing, self.clone(), filled))
     }
@@ -252,23 +261,27 @@ impl GuestMemory {
         let gfn = run.first;
         let page = self.host_page(gfn).ok_or(MemoryError::NoFrame { gfn })?;
         let bytes = usize::try_from(run.count).unwrap_or(usize::MAX).saturating_mul(PAGE_SIZE);
-        // SAFETY: the run lies in one mapping of ours, which stays mapped. There is no reference into it, and all access through `self` to pages that were not filled is
-        // checked by `bring`.
+        // SAFETY: the run lies in one mapping of ours, which stays mapped. There is no reference
+        // into it, and all access through `self` to pages that were not filled is checked by
+        // `bring`.
         if unsafe { libc::mprotect(page.cast(), bytes, libc::PROT_NONE) } != 0 {
             return Err(MemoryError::Unreadable { gfn, source: io::Error::last_os_error() });
         }
         Ok(())
     }
 
-    /// Comes before any access to a page: where pages come as they are touched, waits for this one, and gives an error where it will not come. Whoever holds a lock that
-    /// the threads that bring pages take must not call it; they take none of the engine's and none of the VMM's that is held over an access to guest memory.
+    /// Comes before any access to a page: where pages come as they are touched, waits for this one,
+    /// and gives an error where it will not come. Whoever holds a lock that the threads that bring
+    /// pages take must not call it; they take none of the engine's and none of the VMM's that is
+    /// held over an access to guest memory.
     pub(super) fn bring(&self, gfn: Gfn, page: *mut u8) -> Result<(), MemoryError> {
         let Some(filled) = self.filled.get() else { return Ok(()) };
         if filled.contains(gfn) {
             return Ok(());
         }
         while !filled.has_ended() {
-            // SAFETY: the kernel touches one page of a mapping of ours as a read would, and answers with an error where a read would end in a signal.
+            // SAFETY: the kernel touches one page of a mapping of ours as a read would, and answers
+            // with an error where a read would end in a signal.
             if unsafe { libc::madvise(page.cast(), PAGE_SIZE, libc::MADV_POPULATE_READ) } == 0 {
                 return Ok(());
             }
@@ -283,8 +296,10 @@ impl GuestMemory {
         if filled.contains(gfn) { Ok(()) } else { Err(MemoryError::Unreadable { gfn, source: io::ErrorKind::NotFound.into() }) }
     }
 
-    /// Comes before a device's access through [`ram`](Self::ram) or [`device_ram`](Self::device_ram), where memory may be filled as it is touched: waits for the pages of `bytes`
-    /// bytes from `address` on, and gives an error where one will not come. Addresses that are no memory are left to the access itself.
+    /// Comes before a device's access through [`ram`](Self::ram) or
+    /// [`device_ram`](Self::device_ram), where memory may be filled as it is touched: waits for the
+    /// pages of `bytes` bytes from `address` on, and gives an error where one will not come.
+    /// Addresses that are no memory are left to the access itself.
     ///
     /// # Errors
     /// [`MemoryError::Unreadable`].
@@ -299,29 +314,34 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Copies the page `gfn` into `into`. If the guest runs, the copy may be torn: such a page is logged as dirty and copied again later.
+    /// Copies the page `gfn` into `into`. If the guest runs, the copy may be torn: such a page is
+    /// logged as dirty and copied again later.
     ///
     /// # Errors
-    /// [`MemoryError::NoFrame`]; [`MemoryError::Unreadable`] where pages come as they are touched, and this one can't.
+    /// [`MemoryError::NoFrame`]; [`MemoryError::Unreadable`] where pages come as they are touched,
+    /// and this one can't.
     pub fn read_page(&self, gfn: Gfn, into: &mut PageBytes) -> Result<(), MemoryError> {
         let from = self.host_page(gfn).ok_or(MemoryError::NoFrame { gfn })?;
         self.bring(gfn, from)?;
-        // SAFETY: `from` is the start of a mapped page that `ram` keeps alive; `into` is a page of its own. The guest may write the source meanwhile,
-        // which is outside of what the compiler knows about: no reference to it exists and whatever bytes are read are valid for `u8`.
+        // SAFETY: `from` is the start of a mapped page that `ram` keeps alive; `into` is a page of
+        // its own. The guest may write the source meanwhile, which is outside of what the compiler
+        // knows about: no reference to it exists and whatever bytes are read are valid for `u8`.
         unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), PAGE_SIZE) };
         Ok(())
     }
 
-    /// Has the kernel provide the pages of `run` in one go, before each is written: that takes less time than a fault for each. Only a hint: what can't be had now
-    /// comes with the first access.
+    /// Has the kernel provide the pages of `run` in one go, before each is written: that takes less
+    /// time than a fault for each. Only a hint: what can't be had now comes with the first access.
     pub fn provide(&self, run: PageRun) {
         let Some(first) = self.host_pages(run) else { return };
         let Ok(pages) = usize::try_from(run.count) else { return };
-        // SAFETY: the pages are of one mapping of ours; the kernel touches them as writes of nothing would.
+        // SAFETY: the pages are of one mapping of ours; the kernel touches them as writes of
+        // nothing would.
         let _ = unsafe { libc::madvise(first.cast(), pages * PAGE_SIZE, libc::MADV_POPULATE_WRITE) };
     }
 
-    /// Puts `page` at `gfn` without recording it as a write of the VMM: a restore brings what the chain already has.
+    /// Puts `page` at `gfn` without recording it as a write of the VMM: a restore brings what the
+    /// chain already has.
     ///
     /// # Errors
     /// [`MemoryError::NoFrame`].
@@ -332,11 +352,12 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Takes the page `gfn` out of the guest's mapping, its content untouched: the guest's next access faults, and is logged if it is a write. The kernel may take
-    /// its neighbours out too.
+    /// Takes the page `gfn` out of the guest's mapping, its content untouched: the guest's next
+    /// access faults, and is logged if it is a write. The kernel may take its neighbours out too.
     ///
-    /// The host's protection of the page is changed and changed back, which makes KVM drop whatever it has mapped there (its MMU notifier). Nobody may write the page
-    /// through the host's mapping meanwhile: hence the proof that all is parked.
+    /// The host's protection of the page is changed and changed back, which makes KVM drop whatever
+    /// it has mapped there (its MMU notifier). Nobody may write the page through the host's mapping
+    /// meanwhile: hence the proof that all is parked.
     ///
     /// # Errors
     /// [`MemoryError::NoFrame`], [`MemoryError::Unmap`].
@@ -344,8 +365,9 @@ impl GuestMemory {
         let _ = parked;
         let page = self.host_page(gfn).ok_or(MemoryError::NoFrame { gfn })?;
         for protection in [libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE] {
-            // SAFETY: `page` is a page of a mapping of ours that stays mapped, and is readable and writable again in the end. In between it is readable, and nobody
-            // writes: vCPUs are parked and devices quiet, which `parked` vouches for.
+            // SAFETY: `page` is a page of a mapping of ours that stays mapped, and is readable and
+            // writable again in the end. In between it is readable, and nobody writes: vCPUs are
+            // parked and devices quiet, which `parked` vouches for.
             if unsafe { libc::mprotect(page.cast(), PAGE_SIZE, protection) } != 0 {
                 return Err(MemoryError::Unmap { gfn, source: io::Error::last_os_error() });
             }

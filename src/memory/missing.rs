@@ -62,7 +62,8 @@ impl FilledPages {
         self.whole.store(true, Ordering::Release);
     }
 
-    /// Whether nobody brings pages any more. If memory is not whole then, what has not come must not be read.
+    /// Whether nobody brings pages any more. If memory is not whole then, what has not come must
+    /// not be read.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
@@ -81,8 +82,9 @@ impl FilledPages {
 
 /// Guest memory whose missing pages are waited for. Made by [`GuestMemory::wait_for_missing`].
 ///
-/// When this is dropped and memory is not whole, missing pages are zeros for whoever touches them by other means than [`GuestMemory::read_page`] and
-/// [`Arena::copy_from`](super::Arena::copy_from), which fail then: no guest may run on it.
+/// When this is dropped and memory is not whole, missing pages are zeros for whoever touches them
+/// by other means than [`GuestMemory::read_page`] and
+/// [`Memory::copy`](crate::epoch::Memory::copy), which fail then: no guest may run on it.
 #[derive(Debug)]
 pub struct MissingMemory {
     /// Goes first: the memory must outlive it.
@@ -138,8 +140,9 @@ impl MissingMemory {
         self.pages.zero(run)
     }
 
-    /// Makes a page that can't be brought inaccessible, for good: whoever waits for it, or touches it later, gets an error of the call in hand (`KVM_RUN` ends with
-    /// `EFAULT`), and code of this process that touches it in user mode gets SIGSEGV. Nobody gets zeros.
+    /// Makes a page that can't be brought inaccessible, for good: whoever waits for it, or touches
+    /// it later, gets an error of the call in hand (`KVM_RUN` ends with `EFAULT`), and code of this
+    /// process that touches it in user mode gets SIGSEGV. Nobody gets zeros.
     ///
     /// # Errors
     /// [`MemoryError`]; who waits, waits on.

@@ -1,17 +1,24 @@
 //! The VMM's own writes to guest memory. KVM's log never shows them.
 //!
-//! [`WriteLog`] is `vm-memory`'s `Bitmap` of a region: every write through `vm-memory` marks it, so that no device author can forget to. All regions feed
-//! one [`WrittenPages`], which lists the first pages up to the VMM's share of the budget and has a bit for each page besides: small sets are
-//! taken from the list, large ones (a loader's) by walking the bits.
+//! [`WriteLog`] is `vm-memory`'s `Bitmap` of a region: every write through `vm-memory` marks it, so
+//! that no device author can forget to. All regions feed one [`WrittenPages`], which lists the
+//! first pages up to the VMM's share of the budget and has a bit for each page besides: small sets
+//! are taken from the list, large ones (a loader's) by walking the bits.
 //!
 //! # Why no mark is lost
-//! A mark may come from any thread at any moment, while the log is taken too. It sets the page's bit, and if that was clear, counts itself and stores the page at
-//! the place that the count gave. A taker first takes the count, and with it the *round*: marks that count themselves from then on belong to the next one.
-//! - The bits say which pages were written; the list is only the short way to them. It is used where each of its places holds an entry of the round that was taken
-//!   and each entry cleared a bit. Whatever else it holds (a place not stored yet, or stored by a mark of the next round), all bits are walked.
-//! - A mark that finds its bit set adds nothing, and need not: whoever clears the bit comes later, and copies the page later still. The bit is always set by a
-//!   read-modify-write, also where it is set already, so that the write before it is seen by then.
-//! - A mark that counts itself in the next round, and whose bit the taker cleared all the same, is one entry too many there, and no page too few.
+//! A mark may come from any thread at any moment, while the log is taken too. It sets the page's
+//! bit, and if that was clear, counts itself and stores the page at the place that the count gave.
+//! A taker first takes the count, and with it the *round*: marks that count themselves from then on
+//! belong to the next one.
+//! - The bits say which pages were written; the list is only the short way to them. It is used
+//!   where each of its places holds an entry of the round that was taken and each entry cleared a
+//!   bit. Whatever else it holds (a place not stored yet, or stored by a mark of the next round),
+//!   all bits are walked.
+//! - A mark that finds its bit set adds nothing, and need not: whoever clears the bit comes later,
+//!   and copies the page later still. The bit is always set by a read-modify-write, also where it
+//!   is set already, so that the write before it is seen by then.
+//! - A mark that counts itself in the next round, and whose bit the taker cleared all the same, is
+//!   one entry too many there, and no page too few.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,7 +57,8 @@ impl WrittenPages {
         })
     }
 
-    /// Pages written since they were last taken. A page may count twice that was written while they were taken.
+    /// Pages written since they were last taken. A page may count twice that was written while they
+    /// were taken.
     #[must_use]
     pub fn len(&self) -> usize {
         usize::try_from(self.count.load(Ordering::Relaxed) & FRAME_MASK).unwrap_or(usize::MAX)
@@ -62,8 +70,9 @@ impl WrittenPages {
         self.len() == 0
     }
 
-    /// Records a write to `gfn`, which must have been made: a page may be copied as soon as it is recorded, and is not copied again for this record. Frames that are
-    /// no memory are ignored: there is nothing to save.
+    /// Records a write to `gfn`, which must have been made: a page may be copied as soon as it is
+    /// recorded, and is not copied again for this record. Frames that are no memory are ignored:
+    /// there is nothing to save.
     pub fn mark(&self, gfn: Gfn) {
         if self.runs.iter().any(|run| run.contains(gfn)) {
             self.record(gfn);
@@ -93,7 +102,8 @@ impl WrittenPages {
         self.bit(gfn).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
     }
 
-    /// Takes all recorded pages and forgets them. What is recorded meanwhile, by a device that is not quiesced, is taken now or the next time.
+    /// Takes all recorded pages and forgets them. What is recorded meanwhile, by a device that is
+    /// not quiesced, is taken now or the next time.
     pub fn take(&self, parked: &Parked<'_>, mut each: impl FnMut(Gfn)) {
         let _ = parked;
         // Round 0 is that of empty places.
@@ -230,7 +240,8 @@ mod tests {
     }
 
     proptest! {
-        /// Marks that come between two pages that are taken: what was marked before is taken now, and what is marked meanwhile now or the next time.
+        /// Marks that come between two pages that are taken: what was marked before is taken now,
+        /// and what is marked meanwhile now or the next time.
         #[test]
         fn marks_between_two_pages_disturb_none(share in 0usize..12, before in prop::collection::btree_set(0u64..100, 0..10), meanwhile in prop::collection::vec((0u64..100, 0usize..4), 0..12)) {
             let pages = WrittenPages::new([PageRun { first: Gfn(0), count: 100 }].into(), 100, share);
@@ -256,7 +267,8 @@ mod tests {
         }
     }
 
-    /// Writers that nobody stops, and a taker that copies what it is told of: in the end the copy is the memory. Each page is one writer's, but a word of bits is not.
+    /// Writers that nobody stops, and a taker that copies what it is told of: in the end the copy
+    /// is the memory. Each page is one writer's, but a word of bits is not.
     #[test]
     fn what_is_marked_while_the_log_is_taken_comes_with_the_next() {
         const FRAMES: usize = 160;

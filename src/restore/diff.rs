@@ -33,7 +33,8 @@ pub struct StateChange {
     pub index: u32,
 }
 
-/// What differs between two epochs, in content: a page that was written and is as it was before does not differ.
+/// What differs between two epochs, in content: a page that was written and is as it was before
+/// does not differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Difference {
@@ -47,7 +48,8 @@ pub struct Difference {
     pub zero_at_a: u64,
     /// How many of them are zeros at `b`.
     pub zero_at_b: u64,
-    /// The state records that are not the same, or that only one of the epochs has; by name and index.
+    /// The state records that are not the same, or that only one of the epochs has; by name and
+    /// index.
     pub state: Vec<StateChange>,
 }
 
@@ -71,14 +73,17 @@ pub enum DiffError {
     },
 }
 
-/// Compares memory and state of two epochs, of one chain or of two: of branches, or of two machines with the same memory.
+/// Compares memory and state of two epochs, of one chain or of two: of branches, or of two machines
+/// with the same memory.
 ///
-/// Both are read through, one after the other, and the first once more where pages differ. What is kept in memory is 16 bytes a page that is
-/// not zeros, and 16 more for one that differs, 64 MiB for 16 GiB of guest memory; the content of pages that differ goes to `spill`, an
-/// empty file that is worth nothing afterwards. `progress` is called with the number of pages done and in all.
+/// Both are read through, one after the other, and the first once more where pages differ. What is
+/// kept in memory is 16 bytes a page that is not zeros, and 16 more for one that differs, 64 MiB
+/// for 16 GiB of guest memory; the content of pages that differ goes to `spill`, an empty file that
+/// is worth nothing afterwards. `progress` is called with the number of pages done and in all.
 ///
 /// # Errors
-/// An epoch that a chain does not hold; damage; machines with different memory; a spill that can't be written or read.
+/// An epoch that a chain does not hold; damage; machines with different memory; a spill that can't
+/// be written or read.
 pub fn diff(
     (chain_a, a): (&Chain, EpochId),
     (chain_b, b): (&Chain, EpochId),
@@ -144,7 +149,8 @@ struct Compared<'a> {
     /// For each of `a`: whether the other epoch has it as well.
     seen: Vec<bool>,
     spill: &'a File,
-    /// Pages that differ, and which page of the spill has what they hold at the other epoch; none for zeros.
+    /// Pages that differ, and which page of the spill has what they hold at the other epoch; none
+    /// for zeros.
     spilled: Vec<(Gfn, Option<u32>)>,
     /// Pages that were zeros.
     pages: &'a mut Vec<PageChange>,

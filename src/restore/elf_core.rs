@@ -1,12 +1,16 @@
-//! The head of an ELF core of a machine: what comes before its memory. Laid out as QEMU's `dump-guest-memory` does (`dump/dump.c`,
-//! `target/i386/arch_dump.c`), because gdb, crash and others know that form.
+//! The head of an ELF core of a machine: what comes before its memory. Laid out as QEMU's
+//! `dump-guest-memory` does (`dump/dump.c`, `target/i386/arch_dump.c`), because gdb, crash and
+//! others know that form.
 //!
-//! For each vCPU, which debuggers see as a thread with the number of the vCPU plus 1, there are the notes `NT_PRSTATUS` and `NT_FPREGSET`, with the
-//! layouts of Linux's `struct elf_prstatus` and of FXSAVE, and a note `QEMU` with segments and control registers, by which crash tells the
-//! dump of a virtual machine from others. Extended state (AVX and above) is left out: where in it things are depends on the processor.
+//! For each vCPU, which debuggers see as a thread with the number of the vCPU plus 1, there are the
+//! notes `NT_PRSTATUS` and `NT_FPREGSET`, with the layouts of Linux's `struct elf_prstatus` and of
+//! FXSAVE, and a note `QEMU` with segments and control registers, by which crash tells the dump of
+//! a virtual machine from others. Extended state (AVX and above) is left out: where in it things
+//! are depends on the processor.
 //!
-//! Where a Linux guest's memory has a VMCOREINFO note, it stands behind them, as QEMU writes one that the guest has shown to its `vmcoreinfo` device: with
-//! the guest's own text. `phys_base` and the offset of KASLR are in it, and makedumpfile and drgn take them from there.
+//! Where a Linux guest's memory has a VMCOREINFO note, it stands behind them, as QEMU writes one
+//! that the guest has shown to its `vmcoreinfo` device: with the guest's own text. `phys_base` and
+//! the offset of KASLR are in it, and makedumpfile and drgn take them from there.
 
 use kvm_bindings::{kvm_dtable, kvm_fpu, kvm_segment};
 
@@ -36,8 +40,8 @@ const PRSTATUS_BYTES: usize = 336;
 const FXSAVE_BYTES: usize = 512;
 const MSR_KERNEL_GS_BASE: u32 = 0xC000_0102;
 
-/// Where low memory of a PC ends. Tools take a core without any physical address above 0 for one without physical addresses (drgn does), so memory that is one
-/// run from 0 on is two segments.
+/// Where low memory of a PC ends. Tools take a core without any physical address above 0 for one
+/// without physical addresses (drgn does), so memory that is one run from 0 on is two segments.
 const LOW_MEMORY_PAGES: u64 = 0xa_0000 / PAGE_SIZE_U64;
 
 /// What comes before memory, whole pages. The runs of memory follow, one behind the other.
@@ -69,7 +73,8 @@ impl Head {
         u64::from(FILE_HEADER_BYTES) + u64::from(self.headers()) * u64::from(PROGRAM_HEADER_BYTES)
     }
 
-    /// Its length. There is always room for a VMCOREINFO note, which is found only as memory goes by.
+    /// Its length. There is always room for a VMCOREINFO note, which is found only as memory goes
+    /// by.
     pub(super) fn bytes(&self) -> u64 {
         let room = VMCOREINFO_NOTE_BYTES_MAX + vmcoreinfo::TEXT_BYTES_MAX as u64;
         (self.notes_at() + self.notes.0.len() as u64 + room).next_multiple_of(PAGE_SIZE_U64)
@@ -119,7 +124,8 @@ fn notes(machine: &MachineState) -> Bytes {
     notes
 }
 
-/// `struct elf_prstatus`: no signal, no times, the registers in the order of `struct user_regs_struct`.
+/// `struct elf_prstatus`: no signal, no times, the registers in the order of `struct
+/// user_regs_struct`.
 fn status(vcpu: &VcpuState) -> Vec<u8> {
     let (regs, sregs) = (&vcpu.regs, &vcpu.sregs);
     let mut status = Bytes(vec![0; 32]);
@@ -185,7 +191,8 @@ fn cpu_state(vcpu: &VcpuState) -> Vec<u8> {
     state.0
 }
 
-/// The attributes of a segment where they are in the upper half of its descriptor; 0 for one that is not usable.
+/// The attributes of a segment where they are in the upper half of its descriptor; 0 for one that
+/// is not usable.
 fn descriptor_flags(segment: &kvm_segment) -> u32 {
     if segment.unusable != 0 {
         return 0;

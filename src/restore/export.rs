@@ -19,12 +19,14 @@ use crate::store::Chain;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExportFormat {
-    /// Guest memory as it is. The offset in the file is the guest physical address; what lies between runs of memory is zeros.
+    /// Guest memory as it is. The offset in the file is the guest physical address; what lies
+    /// between runs of memory is zeros.
     Raw,
-    /// An ELF core for x86-64 with segments for the runs of memory and the registers of each vCPU, in the form of QEMU's `dump-guest-memory`, and the VMCOREINFO note
-    /// of a Linux guest: for crash, drgn, makedumpfile, gdb and readelf.
-    /// The segments' virtual addresses are their physical ones, for no page tables are walked. crash walks them by itself; gdb takes
-    /// every address for a physical one.
+    /// An ELF core for x86-64 with segments for the runs of memory and the registers of each vCPU,
+    /// in the form of QEMU's `dump-guest-memory`, and the VMCOREINFO note of a Linux guest: for
+    /// crash, drgn, makedumpfile, gdb and readelf. The segments' virtual addresses are their
+    /// physical ones, for no page tables are walked. crash walks them by itself; gdb takes every
+    /// address for a physical one.
     #[cfg(feature = "kvm")]
     ElfCore,
 }
@@ -59,7 +61,8 @@ pub enum ExportError {
         /// What is wrong with it.
         source: StateError,
     },
-    /// The digest of all memory that was taken while the guest stood still is not that of the epoch in the chain.
+    /// The digest of all memory that was taken while the guest stood still is not that of the epoch
+    /// in the chain.
     #[error("the audit of epoch {epoch} differs: expected memory {expected}, found {found}")]
     Audit {
         /// The epoch.
@@ -91,12 +94,13 @@ pub enum ExportError {
     },
 }
 
-/// Writes the guest's memory, and where the format has it state, of `epoch` to `file`, which must be empty and, for a core, open for reading, too. Pages of zeros become holes. Nothing is
-/// synced. `progress` is called with the number of pages done and in all.
+/// Writes the guest's memory, and where the format has it state, of `epoch` to `file`, which must
+/// be empty and, for a core, open for reading, too. Pages of zeros become holes. Nothing is synced.
+/// `progress` is called with the number of pages done and in all.
 ///
 /// # Errors
-/// An epoch that the chain does not hold; damage; state that is not that of a machine, for a core; an audit that differs; whatever keeps
-/// the file from being written.
+/// An epoch that the chain does not hold; damage; state that is not that of a machine, for a core;
+/// an audit that differs; whatever keeps the file from being written.
 pub fn export(
     chain: &Chain,
     epoch: EpochId,

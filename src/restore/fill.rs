@@ -1,9 +1,12 @@
-//! What is decided while memory fills on demand: what to put where, and which page comes next. No thread, no clock, no kernel.
+//! What is decided while memory fills on demand: what to put where, and which page comes next. No
+//! thread, no clock, no kernel.
 //!
 //! # Why the guest never sees anything but the epoch's pages
-//! A page is put only where it is missing, whole, by one operation of the kernel, which leaves a page alone that is there: whoever comes second of two that bring the same page changes
-//! nothing, even if the guest has written the page meanwhile. Both bring the same content, the epoch's. A page is noted as filled only after it was put, and missing pages are given
-//! up to the kernel (which makes them zeros) only after every page that the source has was noted.
+//! A page is put only where it is missing, whole, by one operation of the kernel, which leaves a
+//! page alone that is there: whoever comes second of two that bring the same page changes nothing,
+//! even if the guest has written the page meanwhile. Both bring the same content, the epoch's. A
+//! page is noted as filled only after it was put, and missing pages are given up to the kernel
+//! (which makes them zeros) only after every page that the source has was noted.
 
 use std::io;
 
@@ -79,7 +82,8 @@ impl Batch {
         })
     }
 
-    /// Puts the page that was asked for, and if it is zeros those beside it. Returns how many were put.
+    /// Puts the page that was asked for, and if it is zeros those beside it. Returns how many were
+    /// put.
     ///
     /// # Errors
     /// The place's; `NotFound` where the source did not give the page.
@@ -144,7 +148,8 @@ pub(super) enum Turn {
     Rest,
 }
 
-/// Which pages the background brings: first those that were touched the last time, in that order, then all others in the source's order.
+/// Which pages the background brings: first those that were touched the last time, in that order,
+/// then all others in the source's order.
 #[derive(Debug)]
 pub(super) struct Walk {
     recorded: std::vec::IntoIter<Gfn>,
@@ -254,7 +259,8 @@ mod tests {
         Rest(Gfn),
     }
 
-    /// Two fault threads and the background at any interleaving, over a guest that writes what it finds.
+    /// Two fault threads and the background at any interleaving, over a guest that writes what it
+    /// finds.
     #[test]
     fn the_guest_finds_the_pages_of_the_epoch_in_any_race() {
         for seed in 0..200 {

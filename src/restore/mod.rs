@@ -1,4 +1,5 @@
-//! From a chain back to a machine: which version of each page counts at an epoch, and filling memory with it, or a file; and what differs between two epochs.
+//! From a chain back to a machine: which version of each page counts at an epoch, and filling
+//! memory with it, or a file; and what differs between two epochs.
 //!
 //! ```no_run
 //! # use slackwater::{page::{EpochId, Gfn, PageBytes}, restore::{PageTarget, Plan, TargetError}, store::Chain};

@@ -1,12 +1,17 @@
-//! Memory that fills while the guest runs: the threads around [`fill`](super::fill), and what happens when a page can't be had.
+//! Memory that fills while the guest runs: the threads around [`fill`](super::fill), and what
+//! happens when a page can't be had.
 //!
 //! # Why nothing waits for ever
-//! Whoever touches a missing page, a vCPU or a thread of this process, waits for the threads here. These take the locks of this module and, to report a failure, those that the `failed`
-//! function takes; none of them is ever held over an access to guest memory, and no thread here touches guest memory but through the kernel's call that puts pages. Reading the chain
-//! and decoding need memory and a disk. So they get on whatever the others hold.
+//! Whoever touches a missing page, a vCPU or a thread of this process, waits for the threads here.
+//! These take the locks of this module and, to report a failure, those that the `failed` function
+//! takes; none of them is ever held over an access to guest memory, and no thread here touches
+//! guest memory but through the kernel's call that puts pages. Reading the chain and decoding need
+//! memory and a disk. So they get on whatever the others hold.
 //!
-//! When a page can't be had, `failed` is called first (to halt the guest and kick its vCPUs), then the page is made inaccessible and who waits is woken: `KVM_RUN` ends with an error. The
-//! other pages are served as before, so that all threads get to where they see that the run is over. A thread here that panics denies all of memory.
+//! When a page can't be had, `failed` is called first (to halt the guest and kick its vCPUs), then
+//! the page is made inaccessible and who waits is woken: `KVM_RUN` ends with an error. The other
+//! pages are served as before, so that all threads get to where they see that the run is over. A
+//! thread here that panics denies all of memory.
 
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsFd;
@@ -36,7 +41,8 @@ const FAULT_THREADS_MOST: usize = 4;
 /// How memory is filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FillOptions {
-    /// Threads that serve faults: as many as the guest has vCPUs is enough. At least 1; no more than there are processors, and than 4.
+    /// Threads that serve faults: as many as the guest has vCPUs is enough. At least 1; no more
+    /// than there are processors, and than 4.
     pub fault_threads: usize,
     /// Whether pages that nobody touches are brought as well. Without it memory is never whole.
     pub background: bool,
@@ -112,7 +118,8 @@ struct Shared {
     /// The other end is closed when the threads are to end.
     ending: PipeReader,
     end: Mutex<Option<PipeWriter>>,
-    /// Pages in the order in which they were demanded, plus one; 0 is a place whose writer has not come to store it.
+    /// Pages in the order in which they were demanded, plus one; 0 is a place whose writer has not
+    /// come to store it.
     demanded: Box<[AtomicU64]>,
     demands: AtomicUsize,
     times: Mutex<Histogram<u64>>,
@@ -126,7 +133,8 @@ struct Shared {
 
 /// Fills memory as the guest touches it, and in the background.
 ///
-/// Must live as long as the guest runs. Once everything is filled its threads have ended, and it costs nothing more.
+/// Must live as long as the guest runs. Once everything is filled its threads have ended, and it
+/// costs nothing more.
 pub struct OnDemand {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -143,10 +151,12 @@ fn thread_error(step: &'static str) -> impl FnOnce(io::Error) -> RestoreError {
 }
 
 impl OnDemand {
-    /// From now on pages of `memory` that are missing come from `sources`. Nothing of it has been touched.
+    /// From now on pages of `memory` that are missing come from `sources`. Nothing of it has been
+    /// touched.
     ///
     /// # Errors
-    /// [`RestoreError::OnDemand`] where the kernel or its permissions do not allow it, [`RestoreError::Thread`].
+    /// [`RestoreError::OnDemand`] where the kernel or its permissions do not allow it,
+    /// [`RestoreError::Thread`].
     pub fn start(memory: &GuestMemory, sources: Arc<dyn PageSources>, options: FillOptions) -> Result<Self, RestoreError> {
         let on_demand = |error: MemoryError| RestoreError::OnDemand(error);
         let uffd = Userfaultfd::open().map_err(|error| on_demand(error.into()))?;
@@ -194,8 +204,8 @@ impl OnDemand {
         Ok(())
     }
 
-    /// Calls `failed` when a page can't be had, or at once if that was so before. It is called at most once, and must not touch guest memory nor wait for anybody who
-    /// might.
+    /// Calls `failed` when a page can't be had, or at once if that was so before. It is called at
+    /// most once, and must not touch guest memory nor wait for anybody who might.
     pub fn on_failure(&self, failed: impl FnOnce(RestoreError) + Send + 'static) {
         let mut failure = lock(&self.shared.failure);
         match std::mem::replace(&mut *failure, Failure::Told) {
@@ -205,7 +215,8 @@ impl OnDemand {
         }
     }
 
-    /// Drops what [`on_failure`](Self::on_failure) was given; it is not being called then. Returns a failure that nobody was told of.
+    /// Drops what [`on_failure`](Self::on_failure) was given; it is not being called then. Returns
+    /// a failure that nobody was told of.
     #[must_use]
     pub fn forget_on_failure(&self) -> Option<RestoreError> {
         let mut failure = lock(&self.shared.failure);
@@ -324,7 +335,8 @@ impl Shared {
         let gfn = fault.gfn;
         let filled = self.missing.filled();
         if filled.contains(gfn) {
-            // It came while this fault was on its way; or the VMM has taken it out of memory, which leaves zeros.
+            // It came while this fault was on its way; or the VMM has taken it out of memory, which
+            // leaves zeros.
             let run = crate::page::PageRun { first: gfn, count: 1 };
             if let Err(error) = self.missing.zero(run) {
                 self.cannot_put(gfn, error);
@@ -545,7 +557,8 @@ mod tests {
         assert!(matches!(memory.read_page(BAD, &mut [0; PAGE_SIZE]), Err(MemoryError::Unreadable { gfn: BAD, .. })));
     }
 
-    /// By a fault, by the background, and by a thread that panics: an error within a moment, for all who wait, and no zeros.
+    /// By a fault, by the background, and by a thread that panics: an error within a moment, for
+    /// all who wait, and no zeros.
     #[test]
     fn a_page_that_can_not_be_had_is_an_error_for_all_who_wait() {
         for (panics, background) in [(false, false), (false, true), (true, false), (true, true)] {

@@ -14,13 +14,15 @@ use crate::store::{Chain, FoundPages, PageReader, causes};
 
 /// Gives pages of one epoch, in any order.
 pub trait PageSource {
-    /// Gives the content of `gfn`, or `None` where it is zeros, and at no further cost other pages whose newest content it has come by. The order is any; a page may come more than once.
+    /// Gives the content of `gfn`, or `None` where it is zeros, and at no further cost other pages
+    /// whose newest content it has come by. The order is any; a page may come more than once.
     ///
     /// # Errors
     /// [`RestoreError`], in which case `gfn` did not come.
     fn read(&mut self, gfn: Gfn, take: &mut dyn FnMut(Gfn, Option<&PageBytes>)) -> Result<(), RestoreError>;
 
-    /// The page at `place` in the order in which reading all of them is cheapest, and moves `place` on; begin with 0. Every page that is not zeros comes, others may.
+    /// The page at `place` in the order in which reading all of them is cheapest, and moves `place`
+    /// on; begin with 0. Every page that is not zeros comes, others may.
     ///
     /// # Errors
     /// [`RestoreError`].
@@ -35,7 +37,8 @@ pub trait PageSources: Send + Sync + std::fmt::Debug {
     /// The epoch that the pages are of.
     fn epoch(&self) -> EpochId;
 
-    /// Pages that the guest is going to touch, in the order in which it did so the last time. None where that is not known.
+    /// Pages that the guest is going to touch, in the order in which it did so the last time. None
+    /// where that is not known.
     fn touched_before(&self) -> Vec<Gfn> {
         Vec::new()
     }
@@ -52,17 +55,22 @@ pub trait PageSources: Send + Sync + std::fmt::Debug {
 /// So many zero pages around one that is wanted are given with it, at most: an aligned group.
 const ZERO_GROUP: u64 = 64;
 
-/// The pages of one epoch, and its state. Nothing is planned: where a page is, the indexes of the chain's segments say when it is wanted.
+/// The pages of one epoch, and its state. Nothing is planned: where a page is, the indexes of the
+/// chain's segments say when it is wanted.
 ///
-/// A guest that runs cannot begin again. So the segments that hold its pages stay open until all have come, where the chain's bound on open files
-/// ([`ReadOptions::open_files`](crate::store::ReadOptions)) has room for them: then nothing that a compaction removes is missed. Where it has not, the chain's own
-/// writer must not compact meanwhile ([`until_filled`](Self::until_filled)), and a compaction by somebody else is
-/// [`StoreError::Replaced`](crate::store::StoreError::Replaced) when a page is wanted that was in what it removed.
+/// A guest that runs cannot begin again. So the segments that hold its pages stay open until all
+/// have come, where the chain's bound on open files
+/// ([`ReadOptions::open_files`](crate::store::ReadOptions)) has room for them: then nothing that a
+/// compaction removes is missed. Where it has not, the chain's own writer must not compact
+/// meanwhile ([`until_filled`](Self::until_filled)), and a compaction by somebody else is
+/// [`StoreError::Replaced`](crate::store::StoreError::Replaced) when a page is wanted that was in
+/// what it removed.
 pub struct PageMap {
     chain: Arc<Chain>,
     epoch: EpochId,
     state: Vec<StateRecord>,
-    /// All pages that are not listed as zeros, in file order: looked up when the first of them is asked for.
+    /// All pages that are not listed as zeros, in file order: looked up when the first of them is
+    /// asked for.
     file_order: OnceLock<Vec<PageRun>>,
     is_held: bool,
     until_filled: Mutex<Option<Box<dyn Any + Send + Sync>>>,
@@ -93,14 +101,16 @@ impl PageMap {
         Ok(Self { chain, epoch, state, file_order: OnceLock::new(), is_held, until_filled: Mutex::default() })
     }
 
-    /// Whether all segments that hold the epoch's pages are open, and stay so until all pages have come.
+    /// Whether all segments that hold the epoch's pages are open, and stay so until all pages have
+    /// come.
     #[must_use]
     pub const fn is_held(&self) -> bool {
         self.is_held
     }
 
-    /// Drops `kept` when all pages have come. With what [`Writer::keep_segments`](crate::store::Writer::keep_segments) gives, the writer of this chain
-    /// compacts nothing before.
+    /// Drops `kept` when all pages have come. With what
+    /// [`Writer::keep_segments`](crate::store::Writer::keep_segments) gives, the writer of this
+    /// chain compacts nothing before.
     pub fn until_filled(&self, kept: impl Any + Send + Sync) {
         *lock(&self.until_filled) = Some(Box::new(kept));
     }

@@ -25,7 +25,8 @@ pub trait PageTarget {
         let _ = run;
     }
 
-    /// Takes the content of one page. Each gfn comes at most once, and lies within the memory of the chain's identity.
+    /// Takes the content of one page. Each gfn comes at most once, and lies within the memory of
+    /// the chain's identity.
     ///
     /// # Errors
     /// Whatever kept the page from being taken; the fill ends then.
@@ -95,7 +96,8 @@ impl RestoreError {
         }
     }
 
-    /// Whether a compaction took a file away that was being read: with the chain opened again, it may do.
+    /// Whether a compaction took a file away that was being read: with the chain opened again, it
+    /// may do.
     #[must_use]
     pub const fn is_replaced(&self) -> bool {
         matches!(self, Self::Store(error) | Self::Page { source: error, .. } if error.is_replaced())
@@ -114,7 +116,8 @@ impl RestoreError {
 pub struct Filled {
     /// Pages written: those that are not zero.
     pub pages: u64,
-    /// Blocks read and decoded. One that has versions that others build on may count more than once, in large chains.
+    /// Blocks read and decoded. One that has versions that others build on may count more than
+    /// once, in large chains.
     pub blocks: u64,
     /// Bytes of them in the chain.
     pub bytes_read: u64,
@@ -122,7 +125,8 @@ pub struct Filled {
 
 /// Where the newest version of each page is, at one epoch of a chain, and the state of that epoch.
 ///
-/// A plan asks the indexes of the chain's segments and reads no blocks; [`fill`](Self::fill) reads those that are needed.
+/// A plan asks the indexes of the chain's segments and reads no blocks; [`fill`](Self::fill) reads
+/// those that are needed.
 #[derive(Debug)]
 pub struct Plan<'a> {
     chain: &'a Chain,
@@ -146,18 +150,21 @@ struct Needed {
     /// Its share of [`Plan::pages_of`].
     begin: usize,
     end: usize,
-    /// The first and the last of its pages that have a version that is a change, where there are any.
+    /// The first and the last of its pages that have a version that is a change, where there are
+    /// any.
     changed: Option<(Gfn, Gfn)>,
 }
 
-/// Pages whose newest version is a change, and which a pass of a fill puts together: what is held of them until they are whole is bounded by this (64 MiB).
+/// Pages whose newest version is a change, and which a pass of a fill puts together: what is held
+/// of them until they are whole is bounded by this (64 MiB).
 const PASS_PAGES: usize = if cfg!(test) { 5 } else { 16_384 };
 
 impl<'a> Plan<'a> {
     /// Plans the restore of `epoch`.
     ///
     /// # Errors
-    /// An epoch that the chain does not hold or that damage hides; damage of the epoch's state or of a list of pages that is needed.
+    /// An epoch that the chain does not hold or that damage hides; damage of the epoch's state or
+    /// of a list of pages that is needed.
     pub fn new(chain: &'a Chain, epoch: EpochId) -> Result<Self, RestoreError> {
         let (state_hash, state) = chain.state_payload(epoch, |payload| {
             let plain = unpack_state(payload)?;
@@ -217,12 +224,14 @@ impl<'a> Plan<'a> {
         &self.state
     }
 
-    /// Writes every page that is not zero to `target`, reading each block once, in file order: with blocks of changes, some more
-    /// often where more than 16,384 pages have changes as their newest version. Blocks are read and decompressed on as many threads as there are processors, but
-    /// at most 8. `progress` is called after each block with the number of pages done and in all.
+    /// Writes every page that is not zero to `target`, reading each block once, in file order: with
+    /// blocks of changes, some more often where more than 16,384 pages have changes as their newest
+    /// version. Blocks are read and decompressed on as many threads as there are processors, but at
+    /// most 8. `progress` is called after each block with the number of pages done and in all.
     ///
     /// # Errors
-    /// Damage, and whatever keeps the target from taking a page. `target` then holds a part of the machine: it must not be run.
+    /// Damage, and whatever keeps the target from taking a page. `target` then holds a part of the
+    /// machine: it must not be run.
     pub fn fill(&self, target: &mut impl PageTarget, progress: &mut dyn FnMut(u64, u64)) -> Result<Filled, RestoreError> {
         let mut fill = Fill { plan: self, assembly: Assembly::new(self.chain), filled: Filled::default(), done: 0 };
         let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -271,8 +280,8 @@ struct Fill<'a, 'p> {
 }
 
 impl Fill<'_, '_> {
-    /// Takes what is needed of a block. Of the pages whose newest version is a change, only those of this pass; of the others all in the first pass, and
-    /// none later.
+    /// Takes what is needed of a block. Of the pages whose newest version is a change, only those
+    /// of this pass; of the others all in the first pass, and none later.
     fn block(
         &mut self,
         needed: &Needed,

@@ -1,8 +1,11 @@
-//! The order in which a restored guest touched its pages, kept beside the chain for the next restore.
+//! The order in which a restored guest touched its pages, kept beside the chain for the next
+//! restore.
 //!
-//! It only says what is worth bringing first: a record that is missing, damaged, of another chain or made up costs time and nothing else. It may be removed at any time.
+//! It only says what is worth bringing first: a record that is missing, damaged, of another chain
+//! or made up costs time and nothing else. It may be removed at any time.
 //!
-//! The file: `SWTOUCH1`, the chain's identifier (16 bytes), frame numbers as 8 bytes each, and xxh3-64 of all that. Little-endian.
+//! The file: `SWTOUCH1`, the chain's identifier (16 bytes), frame numbers as 8 bytes each, and
+//! xxh3-64 of all that. Little-endian.
 
 use std::io;
 
@@ -44,8 +47,8 @@ pub(super) fn keep(chain: &Chain, order: &[Gfn]) {
 }
 
 #[cfg(feature = "kvm")]
-/// The record for the next time: what had to be waited for in this run comes first, for the record before brought it too late or not at all; and
-/// what that brought in time stays.
+/// The record for the next time: what had to be waited for in this run comes first, for the record
+/// before brought it too late or not at all; and what that brought in time stays.
 pub(super) fn merge(demanded: &[Gfn], before: &[Gfn]) -> Vec<Gfn> {
     let mut seen = std::collections::HashSet::new();
     demanded.iter().chain(before).copied().filter(|gfn| seen.insert(*gfn)).take(TOUCHED_MOST).collect()
@@ -91,7 +94,8 @@ mod tests {
         assert_eq!(load(&chain), []);
         keep(&chain, &gfns([3, 1, 2]));
         assert_eq!(load(&chain), gfns([3, 1, 2]));
-        // Another replaces it, a draft that was left over is no obstacle, and what is not memory is left out.
+        // Another replaces it, a draft that was left over is no obstacle, and what is not memory is
+        // left out.
         replace_beside(&chain, TOUCHED_DRAFT, "other", b"left over").unwrap();
         keep(&chain, &gfns([5, 1 << 39, u64::MAX, 0]));
         assert_eq!(load(&chain), gfns([5, 0]));

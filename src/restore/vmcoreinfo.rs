@@ -1,5 +1,7 @@
-//! What a Linux guest says about itself for tools that read its memory: VMCOREINFO, some lines of text. The kernel keeps it twice: as text in a page of its
-//! own, and as an ELF note with that text, which its crash kernel would take over (`kernel/vmcore_info.c`, before Linux 6.9 `kernel/crash_core.c`).
+//! What a Linux guest says about itself for tools that read its memory: VMCOREINFO, some lines of
+//! text. The kernel keeps it twice: as text in a page of its own, and as an ELF note with that
+//! text, which its crash kernel would take over (`kernel/vmcore_info.c`, before Linux 6.9
+//! `kernel/crash_core.c`).
 //!
 //! The guest's memory may hold anything. What is taken is short text in lines and nothing else.
 
@@ -59,10 +61,12 @@ impl Search {
         }
     }
 
-    /// The text, where there is one. `read` gives guest memory from an address on, as many bytes as there are up to the length of the buffer.
+    /// The text, where there is one. `read` gives guest memory from an address on, as many bytes as
+    /// there are up to the length of the buffer.
     ///
-    /// Where there are several, as after a `kexec` or in a file that the guest has cached, it is one that fits this memory: the kernel's release is where the text says.
-    /// Then a note is taken before bare text, and the lowest address.
+    /// Where there are several, as after a `kexec` or in a file that the guest has cached, it is
+    /// one that fits this memory: the kernel's release is where the text says. Then a note is taken
+    /// before bare text, and the lowest address.
     ///
     /// # Errors
     /// What `read` says.
@@ -121,7 +125,8 @@ fn value<'a>(text: &'a [u8], key: &str) -> Option<&'a str> {
     std::str::from_utf8(line?).ok()
 }
 
-/// Whether the kernel that the text is about is in this memory: where the text says that `init_uts_ns` is, the kernel's release is near.
+/// Whether the kernel that the text is about is in this memory: where the text says that
+/// `init_uts_ns` is, the kernel's release is near.
 fn fits<E>(text: &[u8], read: &mut impl FnMut(u64, &mut [u8]) -> Result<usize, E>) -> Result<bool, E> {
     let names = value(text, "SYMBOL(init_uts_ns)").and_then(|value| u64::from_str_radix(value, 16).ok());
     let base = value(text, "NUMBER(phys_base)").and_then(|value| value.parse::<i64>().ok());

@@ -10,8 +10,8 @@ use crate::memory::GuestMemory;
 use crate::page::{PageSet, set_bits};
 use crate::parked::Parked;
 
-/// Tracks by `KVM_GET_DIRTY_LOG`, with or without `KVM_CLEAR_DIRTY_LOG`. Nothing leaves the guest when many pages are dirty, so only an
-/// interval bounds an epoch.
+/// Tracks by `KVM_GET_DIRTY_LOG`, with or without `KVM_CLEAR_DIRTY_LOG`. Nothing leaves the guest
+/// when many pages are dirty, so only an interval bounds an epoch.
 #[derive(Debug)]
 pub struct BitmapTracker {
     vm: VmHandle,
@@ -21,7 +21,8 @@ pub struct BitmapTracker {
 }
 
 impl BitmapTracker {
-    /// For a VM whose memory is or will be registered with logging on. `manual_protect` reads and protects in two steps.
+    /// For a VM whose memory is or will be registered with logging on. `manual_protect` reads and
+    /// protects in two steps.
     ///
     /// # Errors
     /// [`TrackError::Prepare`] where the kernel has no manual protect.

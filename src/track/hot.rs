@@ -1,20 +1,26 @@
-//! The hot set: pages that are written in nearly every epoch are left writable, and taken into every epoch without being listed.
+//! The hot set: pages that are written in nearly every epoch are left writable, and taken into
+//! every epoch without being listed.
 //!
-//! Protecting a page costs the guest a fault at its next write, many times what copying the page costs. So a page that will be written anyway is cheaper to copy
-//! unconditionally.
+//! Protecting a page costs the guest a fault at its next write, many times what copying the page
+//! costs. So a page that will be written anyway is cheaper to copy unconditionally.
 //!
 //! # Why nothing is missed
-//! A member is part of every collection, so whatever is written to it is captured. It enters in a collection that lists it, and leaves in a collection
-//! that still takes it and protects it again: there is no write in between that is neither listed nor taken.
+//! A member is part of every collection, so whatever is written to it is captured. It enters in a
+//! collection that lists it, and leaves in a collection that still takes it and protects it again:
+//! there is no write in between that is neither listed nor taken.
 //!
 //! # Who is a member
-//! A page enters when it was listed in [`ENTER_AFTER`] collections with gaps of at most one. It is stale when its content, looked at once in
-//! [`LOOK_EVERY`] collections, is what it was at the last look, or what it was put back to since. There are never more members than the set was made for: the budget counts them.
+//! A page enters when it was listed in [`ENTER_AFTER`] collections with gaps of at most one. It is
+//! stale when its content, looked at once in [`LOOK_EVERY`] collections, is what it was at the last
+//! look, or what it was put back to since. There are never more members than the set was made for:
+//! the budget counts them.
 //!
 //! # How stale pages leave
-//! The kernel protects what the entries say that it gets back, so a page can leave by an entry that is to spare: that of a page that was listed and stays
-//! writable. There are such entries when pages enter. When too many stale pages wait for one, a page is unmapped from the guest instead: its next access
-//! faults, and is listed if it is a write. That may unmap neighbours (2 MiB on PVM), whose faults are listed as well and leave entries to spare.
+//! The kernel protects what the entries say that it gets back, so a page can leave by an entry that
+//! is to spare: that of a page that was listed and stays writable. There are such entries when
+//! pages enter. When too many stale pages wait for one, a page is unmapped from the guest instead:
+//! its next access faults, and is listed if it is a write. That may unmap neighbours (2 MiB on
+//! PVM), whose faults are listed as well and leave entries to spare.
 
 use crate::kvm::ring::DirtyPage;
 use crate::page::Gfn;
@@ -25,7 +31,8 @@ pub const ENTER_AFTER: u32 = 4;
 pub const LOOK_EVERY: usize = 64;
 /// So many stale pages may wait for entries to spare, or an eighth of all.
 const STALE_MOST: usize = 16;
-/// If most members are listed in so many collections in a row, the kernel does not leave them writable, and there is nothing to gain.
+/// If most members are listed in so many collections in a row, the kernel does not leave them
+/// writable, and there is nothing to gain.
 const LISTED_MOST: u32 = 16;
 
 /// A page's past, in a word: member or not, listings counted, the collection of the last one.
@@ -159,8 +166,10 @@ impl HotSet {
         Listed::LeaveWritable
     }
 
-    /// Looks at some members, after all listings of the collection; `content` is a hash of a member's page. Stale pages leave: up to `room` of them, which are
-    /// put into `protect` and must be protected by the collection's reset; if too many are left, the one that is returned, which must be unmapped now.
+    /// Looks at some members, after all listings of the collection; `content` is a hash of a
+    /// member's page. Stale pages leave: up to `room` of them, which are put into `protect` and
+    /// must be protected by the collection's reset; if too many are left, the one that is returned,
+    /// which must be unmapped now.
     pub(super) fn look(
         &mut self,
         room: usize,
@@ -213,8 +222,9 @@ impl HotSet {
         if self.given_up { 0 } else { self.members.len().div_ceil(LOOK_EVERY) }
     }
 
-    /// The pages were put back to what they were, and `content` is a hash of what they are now: a page that is the same at the next look was not written
-    /// since. What they were at the last look tells nothing: a guest that does the same again and again leaves the same in them.
+    /// The pages were put back to what they were, and `content` is a hash of what they are now: a
+    /// page that is the same at the next look was not written since. What they were at the last
+    /// look tells nothing: a guest that does the same again and again leaves the same in them.
     pub(super) fn put_back(&mut self, mut content: impl FnMut(Gfn) -> Option<u64>) {
         let next = if self.next < self.members.len() { self.next } else { 0 };
         let looks = self.looks();
@@ -269,8 +279,8 @@ mod tests {
             Self { hot: HotSet::new(FRAMES, most), protected, content: BTreeMap::new(), entries: 0, neighbours, unmapped: 0 }
         }
 
-        /// The guest writes `pages` (with the same content as before where `same`), and they are collected: returns whether every page that was written was
-        /// taken.
+        /// The guest writes `pages` (with the same content as before where `same`), and they are
+        /// collected: returns whether every page that was written was taken.
         fn epoch(&mut self, pages: impl IntoIterator<Item = u64>, same: bool) -> bool {
             let written: BTreeSet<u64> = pages.into_iter().collect();
             let mut listed = Vec::new();

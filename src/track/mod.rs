@@ -1,9 +1,11 @@
 //! Which pages were written: one trait, three trackers.
 //!
-//! While every vCPU is parked, a tracker *collects*: it puts every page that was written since the last time into a set (harvest), and has the
-//! next write to each of them logged again (reset). Both belong together: with the vCPUs parked, pages can be copied before or after the reset,
-//! and a harvest without its reset would lose writes. A tracker says so when it may have missed writes; [`Tracker::rearm`](crate::epoch::Tracker::rearm) then begins tracking
-//! anew, and the engine compares all memory.
+//! While every vCPU is parked, a tracker *collects*: it puts every page that was written since the
+//! last time into a set (harvest), and has the next write to each of them logged again (reset).
+//! Both belong together: with the vCPUs parked, pages can be copied before or after the reset, and
+//! a harvest without its reset would lose writes. A tracker says so when it may have missed writes;
+//! [`Tracker::rearm`](crate::epoch::Tracker::rearm) then begins tracking anew, and the engine
+//! compares all memory.
 
 mod bitmap;
 mod hot;
@@ -50,7 +52,8 @@ pub enum TrackError {
     },
 }
 
-/// Adds a page that the kernel listed; what is not memory is an error, because then the log can't be believed.
+/// Adds a page that the kernel listed; what is not memory is an error, because then the log can't
+/// be believed.
 fn insert(into: &mut PageSet, gfn: Option<Gfn>, slot: u32, offset: u64) -> Result<(), TrackError> {
     gfn.and_then(|gfn| into.insert(gfn)).map(drop).ok_or(TrackError::NoSuchPage { slot, offset })
 }

@@ -34,7 +34,8 @@ pub enum HotPages {
     /// None.
     #[default]
     Off,
-    /// What the rings leave of the budget, for which they are made small enough to leave half of it, where rings can be so small.
+    /// What the rings leave of the budget, for which they are made small enough to leave half of
+    /// it, where rings can be so small.
     Auto,
     /// So many.
     Pages(u64),
@@ -47,15 +48,17 @@ pub struct RingPlan {
     pub ring: RingSize,
     /// The most pages in the hot set.
     pub hot: u64,
-    /// Pages that the VMM may write between two cuts; reaching it ends an epoch as a full ring does.
+    /// Pages that the VMM may write between two cuts; reaching it ends an epoch as a full ring
+    /// does.
     pub share: u64,
 }
 
 impl RingPlan {
-    /// The largest rings, up to `ring_max`, whose entries times `vcpus` fit in `budget` pages and leave `share_min` to the VMM and what `hot` says; or rings of the
-    /// size `ring`.
+    /// The largest rings, up to `ring_max`, whose entries times `vcpus` fit in `budget` pages and
+    /// leave `share_min` to the VMM and what `hot` says; or rings of the size `ring`.
     ///
-    /// All entries count and not just those up to the soft limit, since the kernel may use the reserve: only so is the budget a bound.
+    /// All entries count and not just those up to the soft limit, since the kernel may use the
+    /// reserve: only so is the budget a bound.
     ///
     /// # Errors
     /// [`BudgetError`].

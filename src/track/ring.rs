@@ -28,13 +28,15 @@ pub struct RingTracker {
 }
 
 impl RingTracker {
-    /// For a VM whose vCPUs are all mapped in `rings` and whose memory was registered with logging on.
+    /// For a VM whose vCPUs are all mapped in `rings` and whose memory was registered with logging
+    /// on.
     #[must_use]
     pub const fn new(vm: VmHandle, memory: GuestMemory, rings: VmRings) -> Self {
         Self { vm, memory, rings, hot: None, hot_later: None, protect: Vec::new() }
     }
 
-    /// Has large resets done by a thread of the rings' own, while pages are copied. Does nothing where there is one processor.
+    /// Has large resets done by a thread of the rings' own, while pages are copied. Does nothing
+    /// where there is one processor.
     ///
     /// # Errors
     /// [`TrackError::Prepare`]: the system has no thread or no descriptor left.
@@ -45,28 +47,31 @@ impl RingTracker {
         Ok(self)
     }
 
-    /// For threads that wait for a cut's end and can help with its reset, where there is [a thread](Self::with_thread) for resets.
+    /// For threads that wait for a cut's end and can help with its reset, where there is [a
+    /// thread](Self::with_thread) for resets.
     #[must_use]
     pub fn help(&self) -> Option<ResetHelp> {
         self.rings.help()
     }
 
-    /// Leaves up to `most` pages that are written all the time writable. Something else than full rings must then end epochs too: members do not fill
-    /// them.
+    /// Leaves up to `most` pages that are written all the time writable. Something else than full
+    /// rings must then end epochs too: members do not fill them.
     #[must_use]
     pub fn with_hot_set(mut self, most: usize, _: PagesStayWritable) -> Self {
         self.hot = (most > 0).then(|| HotSet::new(self.memory.frames(), most));
         self
     }
 
-    /// As [`with_hot_set`](Self::with_hot_set), as soon as `later` has the evidence; none where it never comes.
+    /// As [`with_hot_set`](Self::with_hot_set), as soon as `later` has the evidence; none where it
+    /// never comes.
     #[must_use]
     pub fn with_hot_set_later(mut self, most: usize, later: Receiver<PagesStayWritable>) -> Self {
         self.hot_later = (most > 0).then_some((most, later));
         self
     }
 
-    /// Begins to leave pages writable, if it is known by now that they can be. Up to here all were tracked.
+    /// Begins to leave pages writable, if it is known by now that they can be. Up to here all were
+    /// tracked.
     fn look_for_hot_set(&mut self) {
         let Some((most, later)) = &self.hot_later else { return };
         match later.try_recv() {
@@ -139,7 +144,8 @@ impl Tracker for RingTracker {
     }
 
     fn wrote_more(&self, _parked: &Parked<'_>) -> Option<bool> {
-        // With several vCPUs, those that are awake capture their state first: that they are better at.
+        // With several vCPUs, those that are awake capture their state first: that they are better
+        // at.
         (self.rings.vcpus() == 1).then(|| self.rings.list_more())
     }
 
@@ -156,8 +162,8 @@ impl Tracker for RingTracker {
     }
 
     fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackerError> {
-        // The rings are emptied first: after a change of memslots their entries might mean other pages. What this reset may lose, the
-        // protection of everything below makes good.
+        // The rings are emptied first: after a change of memslots their entries might mean other
+        // pages. What this reset may lose, the protection of everything below makes good.
         let _ = self.rings.harvest().reset()?;
         self.memory.register(&self.vm, false)?;
         self.memory.register(&self.vm, true)?;

@@ -1,4 +1,5 @@
-//! A tracker without KVM, for tests: memory whose pages are protected and logged as a dirty ring does it, faults included.
+//! A tracker without KVM, for tests: memory whose pages are protected and logged as a dirty ring
+//! does it, faults included.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -28,7 +29,8 @@ struct Kernel {
 pub struct SimulatedMemory(Arc<Mutex<Kernel>>);
 
 impl SimulatedMemory {
-    /// Memory of `frames` pages with one ring of `entries`, whose last `reserve` are behind the soft limit.
+    /// Memory of `frames` pages with one ring of `entries`, whose last `reserve` are behind the
+    /// soft limit.
     #[must_use]
     pub fn new(frames: usize, entries: usize, reserve: usize) -> Self {
         Self(Arc::new(Mutex::new(Kernel {
@@ -41,7 +43,8 @@ impl SimulatedMemory {
         })))
     }
 
-    /// A guest write to `gfn`. Returns whether the ring is full now, so that the vCPU leaves the guest. Frames beyond the memory are ignored.
+    /// A guest write to `gfn`. Returns whether the ring is full now, so that the vCPU leaves the
+    /// guest. Frames beyond the memory are ignored.
     #[must_use = "a guest leaves when its ring is full"]
     pub fn write(&self, gfn: Gfn) -> bool {
         let mut kernel = self.kernel();
@@ -57,7 +60,8 @@ impl SimulatedMemory {
         kernel.ring.len() + kernel.reserve >= kernel.entries
     }
 
-    /// Cuts the next reset short, as a signal does: the last `pages` of its batch are never protected again.
+    /// Cuts the next reset short, as a signal does: the last `pages` of its batch are never
+    /// protected again.
     pub fn cut_next_reset_short(&self, pages: usize) {
         self.kernel().short_reset = pages;
     }

@@ -1,4 +1,5 @@
-//! One test body for all trackers: what a guest wrote is listed, once, and again when it is written again.
+//! One test body for all trackers: what a guest wrote is listed, once, and again when it is written
+//! again.
 
 use std::collections::BTreeSet;
 
@@ -68,7 +69,8 @@ fn collect(harness: &mut dyn Harness) -> BTreeSet<u64> {
     set.iter().map(|gfn| gfn.0).filter(|gfn| free.contains(gfn)).collect()
 }
 
-/// A small generator of numbers (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+/// A small generator of numbers (Steele, Lea and Flood, "Fast splittable pseudorandom number
+/// generators", 2014).
 fn random(seed: &mut u64) -> u64 {
     *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut value = *seed;
@@ -96,7 +98,8 @@ fn conformance(harness: &mut dyn Harness) {
         rewritten = model.into_iter().collect();
     }
     assert_eq!(collect(harness), BTreeSet::new(), "the last round was taken");
-    // What is in the log when tracking begins anew is dropped, and everything is tracked afterwards.
+    // What is in the log when tracking begins anew is dropped, and everything is tracked
+    // afterwards.
     for gfn in free.clone().take(40) {
         harness.write(Gfn(gfn));
     }
@@ -153,8 +156,8 @@ fn native_ring() {
     conformance(&mut Native { guest, tracker });
 }
 
-/// Pages that are written in every round are no longer listed, nothing that is written is missed, and pages that rest are listed again when they are
-/// written.
+/// Pages that are written in every round are no longer listed, nothing that is written is missed,
+/// and pages that rest are listed again when they are written.
 #[test]
 fn native_ring_with_a_hot_set() {
     if !kvm_or_skip("native_ring_with_a_hot_set") {

@@ -4,7 +4,8 @@ use std::fs;
 
 use crate::support::command::{finish, slackwater};
 
-/// A file with the header of a bzImage: protocol 2.15, 64-bit entry, command lines of 255 bytes, 20 MiB to start in from 16 MiB on.
+/// A file with the header of a bzImage: protocol 2.15, 64-bit entry, command lines of 255 bytes, 20
+/// MiB to start in from 16 MiB on.
 pub(crate) fn kernel() -> Vec<u8> {
     let mut bytes = vec![0; 8192];
     let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);

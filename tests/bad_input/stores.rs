@@ -160,7 +160,8 @@ fn another_writer() {
     all(copy.path(), &[CONTINUE], 1, &["/nonexistent does not exist"]);
 }
 
-/// A machine that can't be built is refused before anything is: no allocation follows these numbers.
+/// A machine that can't be built is refused before anything is: no allocation follows these
+/// numbers.
 #[test]
 fn hostile_machines() {
     let machine = |memory: u64, vcpus: u64, guest: &str| serde_json::json!({ "memory_bytes": memory, "vcpus": vcpus, "guest": { "churn": guest } });

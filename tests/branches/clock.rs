@@ -12,7 +12,8 @@ use crate::support::store::{SEGMENT_EACH, new_chain};
 const MINUTE: u64 = 60_000_000_000;
 const YEAR: u64 = 365 * 24 * 60 * MINUTE;
 
-/// Appends an epoch that was cut at `unix_ns` by the clock, and at `engine_ns` by the engine's time.
+/// Appends an epoch that was cut at `unix_ns` by the clock, and at `engine_ns` by the engine's
+/// time.
 fn append((writer, line): (&mut Writer, &mut Line), unix_ns: u64, engine_ns: u64) {
     let epoch = writer.head().epoch.next();
     let mut frames = EpochWriter::new(writer.identity().chain, epoch);
@@ -24,8 +25,10 @@ fn append((writer, line): (&mut Writer, &mut Line), unix_ns: u64, engine_ns: u64
     writer.sync().unwrap();
 }
 
-/// An epoch each minute: 1 to 10 by a machine whose clock stands at 1970 when it starts and learns the time after the fifth; 11 to 15 by another life, two hours later, whose
-/// clock is set a year ahead before the 13th and right again before the 14th; 16 and 17 by a third, whose clock has gone back by a day.
+/// An epoch each minute: 1 to 10 by a machine whose clock stands at 1970 when it starts and learns
+/// the time after the fifth; 11 to 15 by another life, two hours later, whose clock is set a year
+/// ahead before the 13th and right again before the 14th; 16 and 17 by a third, whose clock has
+/// gone back by a day.
 fn store(dir: &Path) -> PathBuf {
     let store = dir.join("store");
     let mut writer = Writer::create(&store, &new_chain(), SEGMENT_EACH).unwrap();
@@ -68,7 +71,8 @@ fn rules_go_by_the_time_that_passed() {
         {"epoch": 14, "by_s": -(seconds(YEAR) as f64)},
         {"epoch": 16, "by_s": -(seconds(24 * 60 * MINUTE - MINUTE) as f64)},
     ]);
-    // The newest is at 135 minutes and the 15th at 134: nothing passed where the clock went back. The tenth is at 10, and two hours were none of anybody's.
+    // The newest is at 135 minutes and the 15th at 134: nothing passed where the clock went back.
+    // The tenth is at 10, and two hours were none of anybody's.
     for (rule, count) in [
         ("--keep-within 1m", 3),
         ("--keep-within 5m", 7),
@@ -87,7 +91,8 @@ fn rules_go_by_the_time_that_passed() {
         "the clock was set back by 365 days before epoch 14",
     ]);
     assert_eq!(listed(&store, "main"), [11, 12, 13, 14, 15, 16, 17]);
-    // What was dropped on the way makes no difference; and a compacted epoch has the time that it had.
+    // What was dropped on the way makes no difference; and a compacted epoch has the time that it
+    // had.
     let (mut writer, _) = Writer::open(&store, SEGMENT_EACH).unwrap();
     let mut line = Line::behind(writer.identity().chain, writer.head());
     let begun = 50 * YEAR + 140 * MINUTE;

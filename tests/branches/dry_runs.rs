@@ -1,4 +1,5 @@
-//! What only says what would be done takes no lock: it works beside a writer, and on a store that can't be written to.
+//! What only says what would be done takes no lock: it works beside a writer, and on a store that
+//! can't be written to.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -15,8 +15,8 @@ use slackwater::store::{StoreError, Writer};
 use crate::support::command::{Run, number, run};
 use crate::support::store::{SEGMENT_EACH, append_all, new_chain};
 
-/// A store with epochs 1 to 12 in `main`, cut in minutes 1 to 12, and branches: `b` from main's 5 with 6 to 8, `c` from b's 7 with 8 and 9, `d` from the 3 that
-/// b has from main, with none.
+/// A store with epochs 1 to 12 in `main`, cut in minutes 1 to 12, and branches: `b` from main's 5
+/// with 6 to 8, `c` from b's 7 with 8 and 9, `d` from the 3 that b has from main, with none.
 fn store(dir: &Path) -> PathBuf {
     let store = dir.join("store");
     append_all(Writer::create(&store, &new_chain(), SEGMENT_EACH).unwrap(), 1..=12, 0);

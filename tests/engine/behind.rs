@@ -26,7 +26,8 @@ fn cut_waits(world: &mut World, engine: &mut Engine<Counter>, trigger: Trigger) 
     let (returned, returns) = channel();
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            // It never returns before the sink is open: a cut that does not wait would have the time to.
+            // It never returns before the sink is open: a cut that does not wait would have the
+            // time to.
             assert_eq!(returns.recv_timeout(Duration::from_millis(20)), Err(RecvTimeoutError::Timeout), "the cut did not wait");
             disk.open();
         });
@@ -137,7 +138,8 @@ fn a_capture_that_fails_behind_a_wait_loses_nothing() {
 
 #[test]
 fn an_engine_can_be_dropped_in_any_state() {
-    // Idle; a base in progress; epochs in flight; a failure that nobody saw; after a failure; halted.
+    // Idle; a base in progress; epochs in flight; a failure that nobody saw; after a failure;
+    // halted.
     let retry_after = Duration::ZERO;
     for durability in [Durability::Epoch, Durability::Group(Duration::from_secs(60)), Durability::None] {
         for on_storage_error in [OnStorageError::Stop, OnStorageError::Continue { retry_after }] {

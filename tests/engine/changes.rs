@@ -62,7 +62,8 @@ fn run(world: &mut World, dir: &std::path::Path, version_pages: usize, random: &
     (epochs, finished.report.bytes_written)
 }
 
-/// A page whose version was dropped is known by what it was then, and not by what it was when it was first kept.
+/// A page whose version was dropped is known by what it was then, and not by what it was when it
+/// was first kept.
 #[test]
 fn a_page_that_goes_back_to_what_it_was_is_stored() {
     for version_pages in [1, 2] {
@@ -74,7 +75,8 @@ fn a_page_that_goes_back_to_what_it_was_is_stored() {
         let [first, next] = [noise(&mut random), noise(&mut random)];
         let mut changed = next;
         changed[77] ^= 1;
-        // Twice, so that its version is kept; then some words of it change, another page takes its place, and it is what it was.
+        // Twice, so that its version is kept; then some words of it change, another page takes its
+        // place, and it is what it was.
         for page in [first, next, changed] {
             let _ = world.write_page(hot, &page);
             world.take(&mut engine, Trigger::Request);

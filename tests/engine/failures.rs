@@ -1,4 +1,5 @@
-//! Storage that fails: what was in flight comes again, what was committed stays, and the guest is stopped or not as it was asked.
+//! Storage that fails: what was in flight comes again, what was committed stays, and the guest is
+//! stopped or not as it was asked.
 
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ const FAULTS: [Fault; 4] = [Fault::Reject, Fault::Latch { survivors: 0 }, Fault:
 const MODES: [Durability; 4] =
     [Durability::Epoch, Durability::Group(Duration::ZERO), Durability::Group(FOR_EVER), Durability::None];
 
-/// A run of a base in parts and some epochs, one of which is a recovery in parts. Ends at the first error.
+/// A run of a base in parts and some epochs, one of which is a recovery in parts. Ends at the first
+/// error.
 fn run(world: &mut World, engine: &mut Engine<Counter>) -> Result<(), EngineError> {
     (0..BUDGET + 5).for_each(|index| world.vmm_write(gfn(index)));
     world.cut(engine, Trigger::Request)?;
@@ -39,7 +41,8 @@ fn wherever_storage_fails_later_epochs_have_everything() {
                 world.disk.fail_at(operation, fault);
                 let mut engine = world.engine(Start::Fresh, EngineOptions { durability, on_storage_error: AT_ONCE, ..options() });
                 run(&mut world, &mut engine).unwrap();
-                // What fails behind the last epoch of the run does so now, so that the final epoch can bring it again.
+                // What fails behind the last epoch of the run does so now, so that the final epoch
+                // can bring it again.
                 world.settle(&engine, 0);
                 let _ = engine.flush_unless_waiting(durability);
                 let before = world.disk.operations();
@@ -93,7 +96,8 @@ fn wherever_storage_fails_the_guest_is_stopped_if_asked() {
                     assert!(world.guest.halted);
                     assert!(*newest <= durable || durability == Durability::None, "{case}: {newest} of {durable}");
                     assert!(chain_of(error).contains("by the test"), "{case}: {}", chain_of(error));
-                    // The engine gave up: whatever the VMM does now, the guest does not run again and nothing is stored.
+                    // The engine gave up: whatever the VMM does now, the guest does not run again
+                    // and nothing is stored.
                     let stored = world.disk.stored().len();
                     for trigger in [Trigger::RingFull, Trigger::Interval, Trigger::Request, Trigger::Final] {
                         let again = world.cut(&mut engine, trigger);
@@ -164,7 +168,8 @@ fn epochs_in_flight_behind_a_failed_one_come_again() {
 
 #[test]
 fn parts_that_were_appended_before_a_sync_come_again_with_the_rest() {
-    // An epoch waits for its sync, and a large one is appended in parts: the sync comes between the parts, and then a part fails.
+    // An epoch waits for its sync, and a large one is appended in parts: the sync comes between the
+    // parts, and then a part fails.
     for fault in FAULTS {
         let mut world = World::new();
         let on_storage_error = AT_ONCE;
@@ -178,7 +183,8 @@ fn parts_that_were_appended_before_a_sync_come_again_with_the_rest() {
         assert!(engine.flush());
         assert_eq!(world.disk.operations(), before + 2);
 
-        // The commit of the next epoch waits at the gate until a part lies behind it, and its sync comes behind that part.
+        // The commit of the next epoch waits at the gate until a part lies behind it, and its sync
+        // comes behind that part.
         world.write_all([61]);
         world.disk.shut_at(before + 2);
         world.take(&mut engine, Trigger::Request);
@@ -198,7 +204,8 @@ fn parts_that_were_appended_before_a_sync_come_again_with_the_rest() {
 
 #[test]
 fn a_failed_recovery_between_two_syncs_is_not_forgotten() {
-    // The window is over while the first part of an epoch is appended: its sync covers the epoch before, and not that part.
+    // The window is over while the first part of an epoch is appended: its sync covers the epoch
+    // before, and not that part.
     let mut world = World::new();
     // Long enough for the second cut to come before it is over: it would wait for what is shut.
     let window = Duration::from_secs(1);
@@ -208,7 +215,8 @@ fn a_failed_recovery_between_two_syncs_is_not_forgotten() {
     world.disk.shut_at(1);
     world.take(&mut engine, Trigger::Request); // operation 0
     (0..3 * BUDGET).for_each(|index| world.vmm_write(gfn(index)));
-    // Operation 1 is the sync of the base or, if that has time until then, a part: either waits until the window is over.
+    // Operation 1 is the sync of the base or, if that has time until then, a part: either waits
+    // until the window is over.
     world.take(&mut engine, Trigger::Request);
     world.disk.wait_blocked();
     let start = std::time::Instant::now();
@@ -229,7 +237,8 @@ fn a_failed_recovery_between_two_syncs_is_not_forgotten() {
 
 #[test]
 fn a_sync_that_fails_later_fails_what_was_cut_meanwhile() {
-    // Epoch 2 is rejected; epoch 3 brings its pages again and is in flight when the sync that epoch 1 waits for fails.
+    // Epoch 2 is rejected; epoch 3 brings its pages again and is in flight when the sync that epoch
+    // 1 waits for fails.
     for survivors in [0, 1] {
         let mut world = World::new();
         let durability = Durability::Group(Duration::from_secs(3600));

@@ -146,7 +146,8 @@ impl Events {
     }
 }
 
-/// A moment at which a VMM may write guest memory. The first two are its right in a cut, the others are of a guest that runs, or of somebody who was not quiesced.
+/// A moment at which a VMM may write guest memory. The first two are its right in a cut, the others
+/// are of a guest that runs, or of somebody who was not quiesced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Moment {
     Park,
@@ -499,7 +500,8 @@ impl Disk {
         marks.expect("an engine has the sink").acknowledged(epoch);
     }
 
-    /// A sync returns before it is done. What was asked for is durable when [`sync_now`](Self::sync_now) says so.
+    /// A sync returns before it is done. What was asked for is durable when
+    /// [`sync_now`](Self::sync_now) says so.
     pub(crate) fn sync_later(&self) {
         self.lock().syncs_later = true;
     }
@@ -1094,7 +1096,8 @@ impl World {
         Disk::new(Events::default())
     }
 
-    /// The oracle: every epoch in the chain is what the guest was at its cut, byte for byte; the counts add up.
+    /// The oracle: every epoch in the chain is what the guest was at its cut, byte for byte; the
+    /// counts add up.
     pub(crate) fn oracle(&self) -> Result<(), String> {
         self.oracle_of(&self.disk)
     }
@@ -1128,7 +1131,8 @@ impl World {
         Ok(())
     }
 
-    /// The oracle, and the report's counts of a run that began when `before` captures had been made.
+    /// The oracle, and the report's counts of a run that began when `before` captures had been
+    /// made.
     #[track_caller]
     pub(crate) fn check(&self, finished: &Finished, captures_before: usize) {
         self.oracle().unwrap();

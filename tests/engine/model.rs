@@ -1,4 +1,5 @@
-//! Random lives of a guest under checkpoints, on storage that is slow, full and broken, with the oracle at the end of each.
+//! Random lives of a guest under checkpoints, on storage that is slow, full and broken, with the
+//! oracle at the end of each.
 
 use std::num::NonZeroU64;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -131,7 +132,8 @@ impl Life<'_> {
         true
     }
 
-    /// The guest writes a page: something new, zeros, what another page holds, what is there, some words of it, or what was there.
+    /// The guest writes a page: something new, zeros, what another page holds, what is there, some
+    /// words of it, or what was there.
     fn write(&mut self, by_vmm: bool) -> bool {
         let gfn = gfn(self.random.below(PAGES));
         let mut page = [0; PAGE_SIZE];

@@ -1,4 +1,5 @@
-//! Back to the last cut, in memory. That memory is what it was then is looked at by the guest, whenever its state is put back.
+//! Back to the last cut, in memory. That memory is what it was then is looked at by the guest,
+//! whenever its state is put back.
 
 use slackwater::epoch::{Cut, Discard, Durability, Engine, EngineError, EngineOptions, OnStorageError, RolledBack, Start};
 use slackwater::format::Trigger;
@@ -114,7 +115,8 @@ fn a_cut_that_compared_all_memory_is_gone_back_to() {
     }
 }
 
-/// The guest is back at an epoch that storage refused: its pages must come again, although nothing writes them any more.
+/// The guest is back at an epoch that storage refused: its pages must come again, although nothing
+/// writes them any more.
 #[test]
 fn pages_that_the_chain_lacks_stay_owed() {
     let on_storage_error = OnStorageError::Continue { retry_after: std::time::Duration::ZERO };

@@ -49,7 +49,8 @@ fn join(world: &mut World, engine: &mut Engine<Counter>, sink: usize) -> bool {
     follows(engine, sink)
 }
 
-/// Every epoch of either is what the guest was, and one that both have is the same: by its identity, and by its bytes where neither has it as its own base.
+/// Every epoch of either is what the guest was, and one that both have is the same: by its
+/// identity, and by its bytes where neither has it as its own base.
 fn agree(world: &World, other: &Disk) {
     world.oracle().unwrap();
     world.oracle_of(other).unwrap();
@@ -281,8 +282,8 @@ fn when_both_fail_nothing_is_lost_but_what_is_said_to_be() {
     }
 }
 
-/// The sink that joined is the only one left, and loses its base with the sync that was to make it durable: what it has then is as old as what it had before it
-/// joined.
+/// The sink that joined is the only one left, and loses its base with the sync that was to make it
+/// durable: what it has then is as old as what it had before it joined.
 #[test]
 fn a_base_that_is_lost_before_it_is_durable_comes_again() {
     let mut world = World::new();

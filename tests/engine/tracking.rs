@@ -105,7 +105,7 @@ fn tracking_that_cannot_begin_anew_stops_the_guest() {
     let error = world.cut(&mut engine, Trigger::RingFull).unwrap_err();
     let EngineError::Tracking { lost, .. } = &error else { panic!("{error:?}") };
     assert!(lost.contains("completely full"), "{lost}");
-    assert!(chain_of(&error).contains("not memory"), "{}", chain_of(&error));
+    assert!(chain_of(&error).contains("gone for good"), "{}", chain_of(&error));
     assert!(matches!(world.cut(&mut engine, Trigger::Request), Err(EngineError::Halted)));
     assert_eq!(world.events.all().last(), Some(&Event::Halt));
     let finished = engine.finish();

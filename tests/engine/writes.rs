@@ -1,4 +1,5 @@
-//! What the VMM writes to guest memory itself, at each moment of a cut: it is in this epoch, or surely in the next.
+//! What the VMM writes to guest memory itself, at each moment of a cut: it is in this epoch, or
+//! surely in the next.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +23,8 @@ fn audited() -> EngineOptions {
     EngineOptions { audit_every: NonZeroU64::new(1), ..options() }
 }
 
-/// By ring with one vCPU, a collection begins before state is captured; else behind it. And tracking may be lost, which shows at once or late.
+/// By ring with one vCPU, a collection begins before state is captured; else behind it. And
+/// tracking may be lost, which shows at once or late.
 fn all_lies() -> impl Iterator<Item = Lies> {
     [false, true].into_iter().flat_map(|cannot_tell| [false, true].map(|late| Lies { cannot_tell, late, ..Lies::default() }))
 }
@@ -43,7 +45,8 @@ fn every_kind_of_cut(lies: Lies, durability: Durability, mut plan: impl FnMut(&m
             newest == EpochId(epoch) && world.guest.writes.are_done()
         });
     };
-    // A base, small epochs, one of the guest's that has the page as well, a recovery, and a last one.
+    // A base, small epochs, one of the guest's that has the page as well, a recovery, and a last
+    // one.
     world.vmm_write(gfn(1));
     cut(&mut world, Trigger::Request);
     cut(&mut world, Trigger::Interval);
@@ -89,8 +92,9 @@ fn what_is_written_behind_the_copy_is_in_the_next_epoch() {
     }
 }
 
-/// Somebody who was not quiesced writes between capture and copy, or between copy and resume. That is against the rules: it is said, an audit that could be wrong is
-/// left out, and what was written is not lost.
+/// Somebody who was not quiesced writes between capture and copy, or between copy and resume. That
+/// is against the rules: it is said, an audit that could be wrong is left out, and what was written
+/// is not lost.
 #[test]
 fn what_is_written_in_between_is_in_this_epoch_or_the_next() {
     for (cannot_tell, moment) in
@@ -201,7 +205,8 @@ fn a_base_of_a_guest_in_use_has_it() {
     }
 }
 
-/// What is written as state is put back is of the new epoch: the next cut has it, and the next way back undoes it.
+/// What is written as state is put back is of the new epoch: the next cut has it, and the next way
+/// back undoes it.
 #[test]
 fn what_is_written_in_a_rollback_is_of_the_new_epoch() {
     for lies in all_lies() {
@@ -266,7 +271,8 @@ impl Drop for Over<'_> {
     }
 }
 
-/// A device that nobody stops writes for as long as cuts are taken. What it wrote last is in the last epoch.
+/// A device that nobody stops writes for as long as cuts are taken. What it wrote last is in the
+/// last epoch.
 #[test]
 fn a_device_that_runs_through_cuts_loses_nothing() {
     for cannot_tell in [false, true] {

@@ -95,7 +95,8 @@ fn a_core_has_memory_and_registers_of_each_epoch() {
     }
 }
 
-/// Memory of several runs, above 4 GiB and far apart: the file is as long as addresses are high, and takes no space for it.
+/// Memory of several runs, above 4 GiB and far apart: the file is as long as addresses are high,
+/// and takes no space for it.
 #[test]
 fn memory_with_holes_and_above_4_gib() {
     let run_of = |first, count| PageRun { first: Gfn(first), count };

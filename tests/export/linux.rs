@@ -1,4 +1,5 @@
-//! Cores of a Linux guest, as far as memory that looks like one's shows it: segments, and the VMCOREINFO note.
+//! Cores of a Linux guest, as far as memory that looks like one's shows it: segments, and the
+//! VMCOREINFO note.
 
 use std::fs;
 use std::path::Path;
@@ -77,7 +78,8 @@ fn store(dir: &Path, memory: Vec<PageRun>, pages: &[(u64, Box<PageBytes>)]) -> s
 #[test]
 fn a_core_says_what_the_guest_says() {
     let test = "export::linux::a_core_says_what_the_guest_says";
-    // A note over the end of a page; before it one of another kernel, and one that is no text; and the names that the right one is about.
+    // A note over the end of a page; before it one of another kernel, and one that is no text; and
+    // the names that the right one is about.
     let right = text(0x30_0180, &"SYMBOL(x)=1\n".repeat(30));
     let mut pages = Vec::new();
     put(&mut pages, 0x10_0000, &note(&text(0x7000, "")));

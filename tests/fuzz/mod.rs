@@ -1,4 +1,5 @@
-//! The fuzzers' checks without a fuzzer: seeds, the kept corpus, and mutations of them from a seed that is printed.
+//! The fuzzers' checks without a fuzzer: seeds, the kept corpus, and mutations of them from a seed
+//! that is printed.
 
 mod decoders;
 

@@ -100,8 +100,8 @@ pub(super) fn needs(tree: &Tree) -> Needs<'_> {
     needs
 }
 
-/// Follows a path in the module `at` to the module whose file defines what it names; none for what is
-/// not in this crate, and for a module itself.
+/// Follows a path in the module `at` to the module whose file defines what it names; none for what
+/// is not in this crate, and for a module itself.
 fn follow(modules: &BTreeMap<Path, Module<'_>>, at: &Path, path: &[String], depth: usize) -> Option<Path> {
     // Imports that name each other in a circle lead nowhere.
     if depth > 16 {

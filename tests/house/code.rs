@@ -1,4 +1,5 @@
-//! Where `unsafe` may be and what stands above it, what must not panic, and what every file begins with.
+//! Where `unsafe` may be and what stands above it, what must not panic, and what every file begins
+//! with.
 
 use super::source::{File, Tree};
 

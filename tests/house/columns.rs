@@ -5,8 +5,8 @@ use super::source::File;
 /// The most columns.
 const COLUMNS: usize = 100;
 
-/// Lines of `pages` that are wider. A row of a table, what is in a block of code, and a line that is
-/// one word may be.
+/// Lines of `pages` that are wider. A row of a table, what is in a block of code, and a line that
+/// is one word may be.
 pub(super) fn check_pages(pages: &[File]) -> Vec<String> {
     let mut findings = Vec::new();
     for page in pages {

@@ -103,16 +103,16 @@ mod tests {
     #[test]
     fn an_import_back_up_is_found_however_it_is_written() {
         for text in [
-            "use crate::epoch::Engine;",
-            "use crate::{page::Gfn, epoch::{self, Engine}};",
+            "use crate::restore::Plan;",
+            "use crate::{page::Gfn, restore::{self, Plan}};",
             "use crate::{kvm::{ring, park}, store};",
             "fn f() { crate::store::open(); }",
             "use super::super::vmm::Vm;",
             "mod inner { use super::super::super::cli::x; }",
-            "pub(in crate::epoch) struct X;",
+            "pub(in crate::vmm) struct X;",
             "macro_rules! m { () => { $crate::restore::f() } }",
             "use super::super::{page, bench};",
-            "mod a { } use super::super::epoch;",
+            "mod a { } use super::super::restore;",
         ] {
             let found = findings("src/track/ring.rs", text);
             assert_eq!(found.len(), 1, "{text}: {found:?}");
@@ -124,10 +124,10 @@ mod tests {
     fn what_may_be_imported_is_not_found() {
         for text in [
             "use crate::page::Gfn; use crate::kvm::ring::Lost; use crate::track::Tracker;",
-            "use super::simulated; use super::epoch; use self::store::x; mod store {}",
-            "mod inner { use super::super::epoch; }",
-            "// use crate::epoch::Engine;\n/// [`crate::epoch::Engine`]\nconst X: &str = \"crate::epoch\";",
-            "#[cfg(test)] mod tests { use crate::epoch::Engine; }",
+            "use super::simulated; use super::restore; use self::store::x; mod store {}",
+            "mod inner { use super::super::restore; }",
+            "// use crate::restore::Engine;\n/// [`crate::restore::Engine`]\nconst X: &str = \"crate::restore\";",
+            "#[cfg(test)] mod tests { use crate::restore::Engine; }",
             "use kvm_ioctls::store; use other::crate_::epoch;",
         ] {
             assert_eq!(findings("src/track/ring.rs", text), [""; 0], "{text}");

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::source::File;
 
-/// Links of `pages` that lead to no file, or to no heading of a page. `exists` is asked for paths relative to the package.
+/// Links of `pages` that lead to no file, or to no heading of a page. `exists` is asked for paths
+/// relative to the package.
 pub(super) fn check_links(pages: &[File], exists: &dyn Fn(&str) -> bool) -> Vec<String> {
     let headings: BTreeMap<_, _> = pages.iter().map(|page| (page.path.as_str(), headings(&page.text))).collect();
     let mut findings = Vec::new();

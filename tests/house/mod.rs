@@ -1,6 +1,7 @@
 //! Rules of the house, held against the source tree: what the compiler and clippy do not see.
 //!
-//! Each rule is a function from text to findings, with tests on text that breaks it. A finding is one line: file, line, what is wrong.
+//! Each rule is a function from text to findings, with tests on text that breaks it. A finding is
+//! one line: file, line, what is wrong.
 
 mod circles;
 mod code;

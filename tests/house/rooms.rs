@@ -1,5 +1,5 @@
-//! The rooms of `store`: each imports only from those before it, and the checker not even from all of
-//! those.
+//! The rooms of `store`: each imports only from those before it, and the checker not even from all
+//! of those.
 
 use super::circles;
 use super::source::Tree;

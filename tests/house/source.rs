@@ -1,4 +1,5 @@
-//! Rust source as tokens: enough of the language to find paths, keywords and macro calls, and to tell tests from the rest.
+//! Rust source as tokens: enough of the language to find paths, keywords and macro calls, and to
+//! tell tests from the rest.
 
 use std::path::{Path, PathBuf};
 
@@ -95,7 +96,8 @@ impl File {
         self.tokens.get(index).map_or("", |token| &token.text)
     }
 
-    /// The module that the file is, from the crate's root on: `src/kvm/ring/mod.rs` is `kvm`, `ring`.
+    /// The module that the file is, from the crate's root on: `src/kvm/ring/mod.rs` is `kvm`,
+    /// `ring`.
     pub(super) fn module(&self) -> Vec<String> {
         let path = self.path.trim_end_matches(".rs");
         let mut parts: Vec<_> = path.split('/').skip(1).map(str::to_owned).collect();
@@ -105,7 +107,8 @@ impl File {
         parts
     }
 
-    /// Its modules in files of their own. (Nobody declares such a module inside of another in the same file.)
+    /// Its modules in files of their own. (Nobody declares such a module inside of another in the
+    /// same file.)
     pub(super) fn declared(&self) -> Vec<Declared> {
         let top = self.path.split('/').next().unwrap_or_default();
         let parents = [vec![top.to_owned()], self.module()].concat().join("/");
@@ -233,7 +236,8 @@ fn mark_tests(tokens: &mut [Token]) {
     }
 }
 
-/// Behind the outer attribute at `at` (or `at`, where there is none), and whether it asks for tests.
+/// Behind the outer attribute at `at` (or `at`, where there is none), and whether it asks for
+/// tests.
 fn attribute(tokens: &[Token], at: usize) -> (usize, bool) {
     let word = |index: usize| tokens.get(index).map_or("", |token| token.text.as_str());
     if word(at) != "#" || word(at + 1) != "[" {

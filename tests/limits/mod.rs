@@ -1,4 +1,5 @@
-//! What limits of the process, and readers of its output that are gone, do to verbs that need no KVM.
+//! What limits of the process, and readers of its output that are gone, do to verbs that need no
+//! KVM.
 
 use std::io::{Read, pipe};
 use std::path::{Path, PathBuf};
@@ -47,7 +48,8 @@ fn args(verb: &str, store: &Path) -> Vec<String> {
     args
 }
 
-/// The command with these arguments, under limits that a shell sets: of the size of files, in units of 512 bytes.
+/// The command with these arguments, under limits that a shell sets: of the size of files, in units
+/// of 512 bytes.
 pub(crate) fn limited(limits: &str, args: impl IntoIterator<Item = impl AsRef<str>>) -> Command {
     let command = slackwater(args);
     let mut shell = Command::new("sh");

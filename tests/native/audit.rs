@@ -1,4 +1,5 @@
-//! No write is missed: every epoch carries a digest of all memory, and `verify` finds the same in the chain.
+//! No write is missed: every epoch carries a digest of all memory, and `verify` finds the same in
+//! the chain.
 #![expect(unsafe_code, reason = "signals the threads of a child process")]
 
 use std::path::{Path, PathBuf};
@@ -29,7 +30,8 @@ struct Storm {
 }
 
 impl Storm {
-    /// The process must have a handler for kicks by now. The other signals are ignored where nobody handles them, and end system calls all the same.
+    /// The process must have a handler for kicks by now. The other signals are ignored where nobody
+    /// handles them, and end system calls all the same.
     fn on(pid: u32) -> Self {
         let signals = [libc::SIGURG, libc::SIGWINCH, libc::SIGURG, libc::SIGCONT, libc::SIGCHLD];
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -41,7 +43,8 @@ impl Storm {
                 let Ok(threads) = std::fs::read_dir(&tasks) else { return };
                 for thread in threads.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
                     for _ in 0..20 {
-                        // SAFETY: takes numbers. The process was started by this test and has not been waited for.
+                        // SAFETY: takes numbers. The process was started by this test and has not
+                        // been waited for.
                         unsafe { libc::syscall(libc::SYS_tgkill, process, thread, *signal) };
                     }
                     count.fetch_add(20, Ordering::Relaxed);
@@ -75,7 +78,8 @@ fn check(pattern: &str, options: &str, epochs: u64) -> Value {
     );
     let running = Running::start(&mut slackwater(line.split_whitespace()));
     follow::wait_for_epochs(&store, 1);
-    // Not where everything is emulated: now and then the guest shuts down under a storm there (QEMU's SVM in software).
+    // Not where everything is emulated: now and then the guest shuts down under a storm there
+    // (QEMU's SVM in software).
     let storm = (!nested()).then(|| Storm::on(running.id()));
     let report = running.wait().expect(0).json();
     if let Some(storm) = storm {
@@ -181,7 +185,8 @@ impl Tracker for Forgetful {
     }
 }
 
-/// The audit can fail: it does when one page of one epoch is left out, and `verify` says from which epoch on.
+/// The audit can fail: it does when one page of one epoch is left out, and `verify` says from which
+/// epoch on.
 #[test]
 fn a_page_that_is_left_out_is_found() {
     if !kvm_or_skip("native::audit::a_page_that_is_left_out_is_found") {

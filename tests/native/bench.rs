@@ -1,4 +1,5 @@
-//! A moment of the harness, through the command: every tracker, the whole engine, and every form of report.
+//! A moment of the harness, through the command: every tracker, the whole engine, and every form of
+//! report.
 
 use serde_json::Value;
 

@@ -67,7 +67,8 @@ fn the_past_goes_on_beside_the_original() {
     assert!(end >= 9);
     let b1 = digest(&store, "b1", end);
 
-    // A branch goes on; what was there stays. One of a branch begins in its own part, or in what it has from main.
+    // A branch goes on; what was there stays. One of a branch begins in its own part, or in what it
+    // has from main.
     assert_eq!(number(&go_on(&store, "--branch b1"), "/epoch"), end);
     assert!(newest(&store, "b1") > end && digest(&store, "b1", end) == b1);
     let (at_b2, at_b3) = (format!("--from b1 --epoch {end} --branch b2"), "--from b1 --epoch 3 --branch b3");

@@ -1,4 +1,5 @@
-//! A VMM whose devices write guest memory while they are quiesced and saved, on real KVM: every epoch has it, as audits show.
+//! A VMM whose devices write guest memory while they are quiesced and saved, on real KVM: every
+//! epoch has it, as audits show.
 
 use std::num::NonZeroU64;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! A full disk: said clearly, nothing committed is lost, and the chain goes on when there is space again.
+//! A full disk: said clearly, nothing committed is lost, and the chain goes on when there is space
+//! again.
 #![expect(unsafe_code, reason = "mounts a small tmpfs")]
 
 use std::ffi::CString;
@@ -137,7 +138,8 @@ fn the_guest_runs_on_and_is_stored_when_there_is_space() {
     }
 }
 
-/// An export that does not fit is said to be so and leaves nothing, and one that fits only because it is sparse is made.
+/// An export that does not fit is said to be so and leaves nothing, and one that fits only because
+/// it is sparse is made.
 #[test]
 fn an_export_leaves_nothing() {
     let test = "native::full::an_export_leaves_nothing";
@@ -174,8 +176,9 @@ fn newest(store: &Path) -> (u64, usize) {
     (epochs.last().map_or(0, |epoch| number(epoch, "/epoch")), epochs.len())
 }
 
-/// Dropping writes before it frees. Somebody else fills the disk and frees it again: the chain is as small as before then, and nothing has to be done by
-/// hand. Where there is no room for it, the message says how much it takes.
+/// Dropping writes before it frees. Somebody else fills the disk and frees it again: the chain is
+/// as small as before then, and nothing has to be done by hand. Where there is no room for it, the
+/// message says how much it takes.
 #[test]
 fn a_chain_is_small_again_when_a_disk_was_full() {
     let test = "native::full::a_chain_is_small_again_when_a_disk_was_full";
@@ -187,7 +190,8 @@ fn a_chain_is_small_again_when_a_disk_was_full() {
     let path = store.display();
     let line = format!("checkpoint --store {path} --memory 32M --budget 512 --keep-last 5 --on-storage-error continue --json");
     let mut running = Running::start(&mut slackwater(line.split_whitespace()));
-    // Waits until the chain has dropped what it does not keep and goes on: with three images and what is kept it is below 36 MB.
+    // Waits until the chain has dropped what it does not keep and goes on: with three images and
+    // what is kept it is below 36 MB.
     let settled = |running: &mut Running, from: u64| {
         let start = Instant::now();
         loop {

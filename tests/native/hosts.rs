@@ -1,4 +1,5 @@
-//! Checkpoints of machines that another host had: what this one has of them is said piece by piece, before anything is built.
+//! Checkpoints of machines that another host had: what this one has of them is said piece by piece,
+//! before anything is built.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use slackwater::kvm::host::KVM_PATH;
 use slackwater::kvm::offer::Offer;
 use slackwater::machine::MachineState;
 use slackwater::machine::fit::{TscChoice, Wishes, compare};
-use slackwater::page::{EpochId, Gfn, PageBytes};
+use slackwater::page::{Gfn, PageBytes};
 use slackwater::restore::{PageTarget, Plan, TargetError};
 use slackwater::store::{Chain, NewChain, Writer, WriterOptions};
 
@@ -39,7 +40,7 @@ impl Golden {
         let chain = Chain::open(checkpoints().join("golden/churn")).unwrap();
         let host = Offer::read(KVM_PATH.as_ref()).unwrap();
         let again = Chain::open(checkpoints().join("golden/churn")).unwrap();
-        let plan = Plan::new(&again, EpochId(5)).unwrap();
+        let plan = Plan::new(&again, again.newest()).unwrap();
         let mut state = MachineState::from_records(plan.state(), 2).unwrap();
         let fit = compare(&state, &host, Wishes { tsc: TscChoice::Host, ..Wishes::default() });
         fit.adapt(&mut state);
@@ -47,7 +48,8 @@ impl Golden {
         plan.fill(&mut golden, &mut |_, _| {}).unwrap();
         golden.state.vcpus.iter_mut().for_each(|vcpu| {
             vcpu.tsc_khz = golden.host.tsc_khz;
-            // PVM, which saved it, drops the I/O privilege level; QEMU's emulation does not read the I/O bitmap of a busy 64-bit TSS.
+            // PVM, which saved it, drops the I/O privilege level; QEMU's emulation does not read
+            // the I/O bitmap of a busy 64-bit TSS.
             vcpu.regs.rflags |= 0x3000;
         });
         golden

@@ -102,7 +102,8 @@ fn a_guest_with_two_vcpus_finds_all_its_memory() {
         assert!(guest_is_ok(&report) && number(&report, "/guest/checks") >= 2, "{report}");
         assert!(number(&report, "/faults") > 0 && number(&report, "/restored_pages") > 100, "{report}");
         assert!(number(&report, "/first_run_us") > number(&report, "/kvm_setup_us"), "{report}");
-        // What was waited for in the first round comes early in the second, by the background or before that gets there.
+        // What was waited for in the first round comes early in the second, by the background or
+        // before that gets there.
         assert!(round == 1 || number(&report, "/pages_recorded") == 0, "{report}");
         assert!(round == 3 || std::fs::metadata(&touched).unwrap().len() > 40, "round {round}");
     }
@@ -187,7 +188,8 @@ fn a_lazy_restore_that_is_killed_loses_nothing() {
     assert!(guest_is_ok(&report) && number(&report, "/guest/checks") >= 2, "{report}");
 }
 
-/// Spoils pages in the middle of the chain's first segment, and returns how many: nobody finds out before they are read.
+/// Spoils pages in the middle of the chain's first segment, and returns how many: nobody finds out
+/// before they are read.
 fn spoil(store: &Path, one_in: usize) -> usize {
     let id: ChainId = Chain::open(store).unwrap().identity().chain;
     let file = store.join("segment-00000001");
@@ -220,7 +222,8 @@ fn a_page_that_can_not_be_read_stops_the_guest() {
     }
 }
 
-/// A vCPU waits for the very page, with and without a background that comes across it, and the file is gone.
+/// A vCPU waits for the very page, with and without a background that comes across it, and the file
+/// is gone.
 #[test]
 fn a_vcpu_that_waits_for_a_page_gets_out_when_it_can_not_be_read() {
     if !kvm_or_skip("native::lazy::a_vcpu_that_waits_for_a_page_gets_out_when_it_can_not_be_read") {

@@ -20,7 +20,8 @@ fn segments(store: &Path) -> usize {
     names.filter(|name| name.starts_with("segment-")).count()
 }
 
-/// A chain goes on in a new segment where a file may not be longer, and the guest was never stopped.
+/// A chain goes on in a new segment where a file may not be longer, and the guest was never
+/// stopped.
 #[test]
 fn a_limit_on_the_size_of_files_is_no_end_of_a_guest() {
     if !kvm_or_skip("native::limits::a_limit_on_the_size_of_files_is_no_end_of_a_guest") {
@@ -37,7 +38,8 @@ fn a_limit_on_the_size_of_files_is_no_end_of_a_guest() {
     follow::wait_until(&goes_on, |seen| seen.len() > 8 && segments(&goes_on) > 2);
     running.signal(libc::SIGTERM);
     let ended = running.wait();
-    // The last epoch of all is not tried again, and that is said, where it is the one that meets the limit.
+    // The last epoch of all is not tried again, and that is said, where it is the one that meets
+    // the limit.
     let ended = match ended.code() {
         0 => ended.says(&["could not be stored"]),
         _ => ended.expect(1).says(&["could not be stored", "File too large"]),
@@ -63,7 +65,8 @@ fn a_limit_on_the_size_of_files_is_no_end_of_a_guest() {
     }
 }
 
-/// Standard error that is gone is no reason for a thread to panic; and the guest runs on, although nobody hears that storage fails.
+/// Standard error that is gone is no reason for a thread to panic; and the guest runs on, although
+/// nobody hears that storage fails.
 #[test]
 fn nobody_needs_to_listen() {
     if !kvm_or_skip("native::limits::nobody_needs_to_listen") {

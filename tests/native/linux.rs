@@ -1,5 +1,6 @@
-//! A stock Linux kernel under checkpoints, to a shell on its console: what the tests with such a guest have in common. They run only where KVM runs kernels and
-//! somebody gives one: in the nested lane, and natively by `scripts/test.sh`.
+//! A stock Linux kernel under checkpoints, to a shell on its console: what the tests with such a
+//! guest have in common. They run only where KVM runs kernels and somebody gives one: in the nested
+//! lane, and natively by `scripts/test.sh`.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -17,7 +18,8 @@ use crate::support::{kvm_or_skip, skip};
 
 /// The folder with a guest's `vmlinuz`, the same kernel as `vmlinux`, and `initrd`.
 const FILES: &str = "SLACKWATER_LINUX";
-/// A bound for what never comes. Even under emulation on a busy machine nothing that a test waits for takes a fifth of it.
+/// A bound for what never comes. Even under emulation on a busy machine nothing that a test waits
+/// for takes a fifth of it.
 const LIMIT: Duration = Duration::from_secs(600);
 
 pub(super) fn files_or_skip(test: &str) -> Option<PathBuf> {
@@ -94,8 +96,9 @@ impl Guest {
         }
     }
 
-    /// Waits until there is an epoch that was cut after all that the console has said by now, and returns its number. Whatever
-    /// happens to the process then, a guest that is restored from there has said it.
+    /// Waits until there is an epoch that was cut after all that the console has said by now, and
+    /// returns its number. Whatever happens to the process then, a guest that is restored from
+    /// there has said it.
     pub(super) fn wait_for_epoch(&mut self) -> u64 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let store = self.store.clone();
@@ -137,12 +140,14 @@ impl Drop for Guest {
     }
 }
 
-/// The numbers that the guest counted, in the order of the console. A line that was cut off counts for nothing.
+/// The numbers that the guest counted, in the order of the console. A line that was cut off counts
+/// for nothing.
 pub(super) fn counted(console: &str) -> Vec<u64> {
     console.lines().filter_map(|line| line.trim_end().strip_prefix("count ")?.strip_suffix('.')?.parse().ok()).collect()
 }
 
-/// Once the shell waits for a line: what comes before may be dropped as the shell sets its terminal up. It may ask the terminal where the cursor is.
+/// Once the shell waits for a line: what comes before may be dropped as the shell sets its terminal
+/// up. It may ask the terminal where the cursor is.
 pub(super) fn at_prompt(console: &str) -> Option<()> {
     console.trim_end_matches("\u{1b}[6n").ends_with("# ").then_some(())
 }
@@ -168,7 +173,8 @@ pub(super) fn restore(store: &Path, options: &str) -> Command {
     command
 }
 
-/// Epochs long enough that a boot under emulation takes hardly longer with them than without. An audit reads all memory.
+/// Epochs long enough that a boot under emulation takes hardly longer with them than without. An
+/// audit reads all memory.
 pub(super) const OFTEN: &str = "--budget 16384 --interval 1s";
 
 /// The number of the newest epoch.

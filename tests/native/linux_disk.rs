@@ -1,4 +1,5 @@
-//! A Linux guest at work on its disk and in memory, which compares the two all the time, while it is killed and restored over and over.
+//! A Linux guest at work on its disk and in memory, which compares the two all the time, while it
+//! is killed and restored over and over.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +16,8 @@ const COMPLAINTS: &str =
 /// Processes at work.
 const WORKERS: u64 = 2;
 
-/// The numbers that a process has counted, in the order of the console. A line that was cut off counts for nothing.
+/// The numbers that a process has counted, in the order of the console. A line that was cut off
+/// counts for nothing.
 fn counted(console: &str, worker: u64) -> Vec<u64> {
     let begin = format!("work {worker} ");
     console.lines().filter_map(|line| line.trim_end().strip_prefix(&begin)?.strip_suffix('.')?.parse().ok()).collect()
@@ -33,7 +35,8 @@ fn wait_for_work(guest: &mut Guest, from: &[u64], more: u64) {
     });
 }
 
-/// What was counted, a number after the other: from what was last seen before a kill, for that was durable before it was said, or the one behind.
+/// What was counted, a number after the other: from what was last seen before a kill, for that was
+/// durable before it was said, or the one behind.
 fn nothing_is_lost(console: &str, reached: &[u64]) {
     for (worker, reached) in (1..=WORKERS).zip(reached) {
         let numbers = counted(console, worker);

@@ -1,4 +1,5 @@
-//! What is known of a Linux guest that does not do what a test waits for: the last thing before the test fails.
+//! What is known of a Linux guest that does not do what a test waits for: the last thing before the
+//! test fails.
 
 use std::fmt::Write;
 use std::fs;
@@ -9,8 +10,8 @@ use slackwater::page::EpochId;
 use slackwater::store::Chain;
 use zerocopy::IntoBytes;
 
-/// What the threads of the process `pid` do, and where the guest's vCPUs were in the newest epochs of `store`: whether the command or the guest stands still, and
-/// on what.
+/// What the threads of the process `pid` do, and where the guest's vCPUs were in the newest epochs
+/// of `store`: whether the command or the guest stands still, and on what.
 pub(super) fn report(pid: u32, store: &Path) -> String {
     let mut text = String::from("threads:\n");
     threads(pid, &mut text);

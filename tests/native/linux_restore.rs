@@ -4,11 +4,13 @@ use crate::native::follow;
 use crate::native::linux::{Guest, OFTEN, all_is_sound, at_prompt, boot, counted, files_or_skip, last_from, newest, restore};
 use crate::support::full;
 
-/// Two processes that write, copy and compare files in memory for ever. Each pass is counted once for both.
+/// Two processes that write, copy and compare files in memory for ever. Each pass is counted once
+/// for both.
 const LOAD: &str = "work() { while dd if=/dev/urandom of=/$1 bs=64k count=8 2>/dev/null && cp /$1 /$1.copy && cmp /$1 /$1.copy; do \
                     [ $1 != a ] || { i=$((i+1)); echo \"count $i.\"; }; done; echo \"DIFFERENT: $1\"; }; i=0; work a & work b &\n";
 
-/// That the shell takes a line, and that nothing the guest checks has changed and its kernel is content.
+/// That the shell takes a line, and that nothing the guest checks has changed and its kernel is
+/// content.
 fn is_well(guest: &mut Guest) {
     guest.enter("echo \"sum $((6*7)), complaints: $(dmesg | grep -cE 'soft lockup|rcu.*stall|BUG:|Oops')\"\n");
     guest.wait_for("an answer", |console| console.contains("sum 42, complaints: 0\r").then_some(()));

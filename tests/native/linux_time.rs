@@ -1,4 +1,5 @@
-//! The clocks of a Linux guest and its generation id after a restore. Only where KVM runs kernels and somebody gives one.
+//! The clocks of a Linux guest and its generation id after a restore. Only where KVM runs kernels
+//! and somebody gives one.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -15,11 +16,13 @@ const TEST: &str = "native::linux_time::clocks_go_on_or_forward_and_each_restore
 /// The guest's generation id: its frame, and where in it.
 const GENERATION_ID: (Gfn, usize) = (Gfn(0xdf), 0x10);
 
-/// The guest says again and again what its clocks show, how often it was told of another generation id, and how many complaints about clocks and lock-ups its log has.
+/// The guest says again and again what its clocks show, how often it was told of another generation
+/// id, and how many complaints about clocks and lock-ups its log has.
 const SAY: &str = "(while true; do echo \"at $(date +%s) $(cut -d ' ' -f 1 /proc/uptime) $(cat /sys/class/rtc/rtc0/since_epoch) \
 $(awk '/ACPI:Ged/{print $2+$3}' /proc/interrupts) $(dmesg | grep -cE 'lockup|stall|unstable|skew|warp|BUG:')\" end; sleep 0.2; done) &\n";
 
-/// What the guest said, and between which times of the host, in seconds since 1970: however long a line takes to be said and seen, it is from between them.
+/// What the guest said, and between which times of the host, in seconds since 1970: however long a
+/// line takes to be said and seen, it is from between them.
 #[derive(Clone, Copy, Debug)]
 struct Said {
     after_s: f64,
@@ -30,7 +33,8 @@ struct Said {
     complaints: u64,
 }
 
-/// By so much a clock may seem off, in seconds: clocks have whole seconds, and an emulated machine's own are not good. Small against the time that the machine is away.
+/// By so much a clock may seem off, in seconds: clocks have whole seconds, and an emulated
+/// machine's own are not good. Small against the time that the machine is away.
 fn noise_s() -> f64 {
     if nested() { 10.0 } else { 3.0 }
 }
@@ -73,7 +77,8 @@ impl Said {
     }
 }
 
-/// What the guest says once it has seen the interrupt, and a few lines later, which is when a watchdog would have complained.
+/// What the guest says once it has seen the interrupt, and a few lines later, which is when a
+/// watchdog would have complained.
 fn after_restore(guest: &mut Guest) -> Said {
     guest.wait_for("word of another generation", |console| said(console, 0.0).filter(|said| said.events > 0));
     for _ in 0..2 {

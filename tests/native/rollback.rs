@@ -1,4 +1,5 @@
-//! Back to the last cut on real KVM: memory is then what it was, the guest finds nothing wrong with it, and a chain that is written meanwhile is sound.
+//! Back to the last cut on real KVM: memory is then what it was, the guest finds nothing wrong with
+//! it, and a chain that is written meanwhile is sound.
 
 use std::num::NonZeroU64;
 use std::path::Path;
@@ -76,7 +77,8 @@ impl Tracker for Looking {
     }
 }
 
-/// Every time that memory was put back it was what it had been at the cut before. Returns how often it had been something else in between.
+/// Every time that memory was put back it was what it had been at the cut before. Returns how often
+/// it had been something else in between.
 fn check(seen: &[Seen]) -> usize {
     let (mut point, mut last, mut differed) = (None, None, 0);
     for seen in seen {
@@ -110,7 +112,8 @@ fn start(guest: &str, vcpus: u32, tracking: Tracking, sink: Option<&Path>) -> (R
     let seen = Arc::default();
     let tracker = Looking { inner: vm.take_tracker().unwrap(), memory: vm.memory().clone(), seen: Arc::clone(&seen) };
     let audit_every = NonZeroU64::new(u64::from(keeps));
-    // A cut takes an epoch, and never only the list of pages, however late the storage's thread comes to run.
+    // A cut takes an epoch, and never only the list of pages, however late the storage's thread
+    // comes to run.
     let when_behind = WhenBehind::Wait;
     let options = EngineOptions { budget_pages: 4096, rollback: true, when_behind, audit_every, ..EngineOptions::default() };
     let engine = Engine::new(vm.memory().clone(), Box::new(tracker), sink, Start::Fresh, options).unwrap();
@@ -118,7 +121,8 @@ fn start(guest: &str, vcpus: u32, tracking: Tracking, sink: Option<&Path>) -> (R
     (Running::start(vm, Some(protection), Limits::default(), Stop::default()).unwrap(), seen)
 }
 
-/// Waits until the guest has made a pass, and so has written, or only a moment. Returns whether it has.
+/// Waits until the guest has made a pass, and so has written, or only a moment. Returns whether it
+/// has.
 fn let_it_run(running: &Running, random: &mut Random) -> bool {
     let (passes, begun) = (running.guest().passes, Instant::now());
     let moment = (random.below(2) == 0).then(|| Duration::from_micros(random.below(3000)));

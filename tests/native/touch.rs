@@ -1,4 +1,5 @@
-//! The guest that is made for measuring, through the command: its chain restores, and its epochs give advice.
+//! The guest that is made for measuring, through the command: its chain restores, and its epochs
+//! give advice.
 
 use serde_json::Value;
 
@@ -19,8 +20,9 @@ fn its_chain_restores_and_gives_advice() {
         "checkpoint --store {store} --guest {guest} --memory 32M --vcpus 2 --budget 2048 --audit 5 --epochs {epochs} --json"
     ));
     let report = report.expect(0).json();
-    // The pages of a pass and the control page; a page is listed besides when it is first read, where nested paging does so.
-    // And on AMD a walk of the guest's tables counts as a write of them.
+    // The pages of a pass and the control page; a page is listed besides when it is first read,
+    // where nested paging does so. And on AMD a walk of the guest's tables counts as a write of
+    // them.
     let most = if nested() { 140 } else { 104 };
     assert!((101..=most).contains(&number(&report, "/max_epoch_pages")), "{report}");
     assert_eq!((number(&report, "/epochs"), number(&report, "/triggers/request")), (epochs, epochs - 1), "{report}");

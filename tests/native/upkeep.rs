@@ -24,7 +24,8 @@ fn digests(chain: &Chain, of: &BTreeSet<EpochId>) -> BTreeMap<EpochId, Digest> {
     of.iter().step_by(COMPARED).map(|epoch| (*epoch, restore::digest(chain, *epoch).unwrap())).collect()
 }
 
-/// That every epoch of every chain is sound and what its audit says, and that those left of `compared` are what they were. Returns which epochs there are.
+/// That every epoch of every chain is sound and what its audit says, and that those left of
+/// `compared` are what they were. Returns which epochs there are.
 fn all_is_sound(store: &Path, compared: &BTreeMap<EpochId, Digest>, after: &str) -> BTreeSet<EpochId> {
     let chain = Chain::open(store).unwrap();
     assert!(chain.damage().is_empty(), "{after}");
@@ -38,7 +39,8 @@ fn all_is_sound(store: &Path, compared: &BTreeMap<EpochId, Digest>, after: &str)
     now
 }
 
-/// Kills the command somewhere in its usual time, which is less once it was quicker. Returns whether it was still there.
+/// Kills the command somewhere in its usual time, which is less once it was quicker. Returns
+/// whether it was still there.
 fn killed_in(line: &str, usual: &mut Duration, random: &mut Random) -> bool {
     let begun = Instant::now();
     let mut running = Running::start(&mut slackwater(line.split_whitespace()));

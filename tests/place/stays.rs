@@ -1,5 +1,5 @@
-//! Who writes to a store stays with what was opened: what somebody does to it meanwhile is noticed, said, and nothing is called durable that others do not
-//! find.
+//! Who writes to a store stays with what was opened: what somebody does to it meanwhile is noticed,
+//! said, and nothing is called durable that others do not find.
 #![expect(unsafe_code, reason = "mounts, and a working directory for one thread")]
 
 use std::ffi::CString;
@@ -256,7 +256,8 @@ fn whatever_happens_to_a_store_is_noticed() {
     }
 }
 
-/// Without its lock a store can be opened by another. The first one writes nothing more, and all that either calls durable is there.
+/// Without its lock a store can be opened by another. The first one writes nothing more, and all
+/// that either calls durable is there.
 #[test]
 fn of_two_writers_one_goes_on() {
     for branch in ["main", "b"] {
@@ -287,7 +288,8 @@ fn of_two_writers_one_goes_on() {
     }
 }
 
-/// Where the process goes does not matter, nor that it came by a link; but where the link leads then does.
+/// Where the process goes does not matter, nor that it came by a link; but where the link leads
+/// then does.
 #[test]
 fn a_path_means_what_it_meant() {
     let place = Place::new("main");

@@ -1,4 +1,5 @@
-//! A small chain made frame by frame from what `docs/format.md` says of them, with all that its epochs hold. No clock, no chance, no writer.
+//! A small chain made frame by frame from what `docs/format.md` says of them, with all that its
+//! epochs hold. No clock, no chance, no writer.
 
 use std::collections::BTreeMap;
 
@@ -283,8 +284,9 @@ pub(crate) fn noise(seed: u64) -> Box<PageBytes> {
     page
 }
 
-/// The chain of `checkpoints/golden/plain`: every kind of frame, three segments, a gap, a chain that went on behind a close. With `closed` it ends with a
-/// close frame, and every epoch is durable; without, the last three are not.
+/// The chain of `checkpoints/golden/plain`: every kind of frame, three segments, a gap, a chain
+/// that went on behind a close. With `closed` it ends with a close frame, and every epoch is
+/// durable; without, the last three are not.
 pub(crate) fn sample(closed: bool) -> Builder {
     let zstd = Compression::Zstd { level: 3 };
     let texts = |range: std::ops::Range<u64>, seed: u64| range.map(|gfn| (gfn, text(seed + gfn))).collect::<Vec<_>>();
@@ -365,8 +367,8 @@ fn touched(page: &PageBytes, seed: u64) -> Box<PageBytes> {
     page
 }
 
-/// The chain of `checkpoints/golden/changes`: blocks of changes up to 15 deep beside whole pages, across segments, after zeros and within an epoch, and packed
-/// state.
+/// The chain of `checkpoints/golden/changes`: blocks of changes up to 15 deep beside whole pages,
+/// across segments, after zeros and within an epoch, and packed state.
 pub(crate) fn sample_of_changes() -> Builder {
     let zstd = Compression::Zstd { level: 3 };
     let machine = serde_json::json!({ "memory_bytes": 4 << 20, "vcpus": 2, "guest": { "churn": "churn:pages=64" } });

@@ -270,7 +270,8 @@ pub(crate) fn open_to_all() -> tempfile::TempDir {
     dir
 }
 
-/// The command for a user without privileges: as `nobody` where this test is root. `dir` is where such a user can run it from.
+/// The command for a user without privileges: as `nobody` where this test is root. `dir` is where
+/// such a user can run it from.
 pub(crate) fn unprivileged(dir: &Path, args: impl IntoIterator<Item = impl AsRef<str>>) -> Command {
     const NOBODY: u32 = 65534;
     // SAFETY: takes nothing and can't fail.
@@ -280,7 +281,8 @@ pub(crate) fn unprivileged(dir: &Path, args: impl IntoIterator<Item = impl AsRef
         // The build's own directory may be closed to others.
         let program = dir.join("slackwater");
         if !program.exists() {
-            // By another process: a descriptor for writing that a child of another test inherits would make the file busy.
+            // By another process: a descriptor for writing that a child of another test inherits
+            // would make the file busy.
             let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_slackwater")).arg(&program).status();
             assert!(copied.unwrap().success());
         }

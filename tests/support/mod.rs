@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use slackwater::store::{Chain, Epoch};
 
-/// Whether there is a KVM to test on. Where there is none, says loudly that `test` is skipped; with `SLACKWATER_REQUIRE_KVM` set, panics instead.
+/// Whether there is a KVM to test on. Where there is none, says loudly that `test` is skipped; with
+/// `SLACKWATER_REQUIRE_KVM` set, panics instead.
 pub(crate) fn kvm_or_skip(test: &str) -> bool {
     if Path::new("/dev/kvm").exists() {
         return true;
@@ -26,7 +27,8 @@ pub(crate) fn epochs(chain: &Chain) -> Vec<Epoch> {
     chain.epochs().collect::<Result<_, _>>().unwrap()
 }
 
-/// Says loudly that a test, or a part of it, is skipped. The harness hides what a passing test prints with `println!`.
+/// Says loudly that a test, or a part of it, is skipped. The harness hides what a passing test
+/// prints with `println!`.
 pub(crate) fn skip(test: &str, why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIP {test}: {why}");
 }
@@ -67,7 +69,8 @@ pub(crate) fn patience(limit: Duration) -> Duration {
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// From `SLACKWATER_SEED`, or `default`. Prints the seed: the harness shows it when the test fails.
+    /// From `SLACKWATER_SEED`, or `default`. Prints the seed: the harness shows it when the test
+    /// fails.
     pub(crate) fn seeded(test: &str, default: u64) -> Self {
         let seed =
             std::env::var("SLACKWATER_SEED").ok().map_or(default, |text| text.parse().expect("SLACKWATER_SEED is a number"));

@@ -23,7 +23,8 @@ pub(crate) fn append(writer: &mut Writer, minute: u64, salt: u64) -> EpochId {
     epoch
 }
 
-/// Offers an epoch that was cut at `minute`: new content in three of its pages, which differs with `salt`.
+/// Offers an epoch that was cut at `minute`: new content in three of its pages, which differs with
+/// `salt`.
 pub(crate) fn offer(writer: &mut Writer, minute: u64, salt: u64) -> Result<EpochId, SinkError> {
     let epoch = writer.head().epoch.next();
     let gfns = [0, 1 + epoch.0 % 7, 10 + epoch.0 % 40];

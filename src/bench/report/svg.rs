@@ -1,4 +1,5 @@
-//! Charts as SVG whose colours are variables of the page's style, so that they are right in light and in dark.
+//! Charts as SVG whose colours are variables of the page's style, so that they are right in light
+//! and in dark.
 
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;

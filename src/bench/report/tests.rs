@@ -11,7 +11,8 @@ fn run(extent: Extent) -> (Results, Summary) {
     (results, summary)
 }
 
-/// That every tag that is opened is closed, in order. Returns how many there were of each name that is asked for.
+/// That every tag that is opened is closed, in order. Returns how many there were of each name that
+/// is asked for.
 fn well_formed(page: &str, names: &[&str]) -> Vec<usize> {
     const VOID: [&str; 2] = ["meta", "!doctype"];
     let mut open: Vec<&str> = Vec::new();
@@ -127,7 +128,8 @@ fn every_row_of_the_csv_has_every_column() {
 fn the_table_has_a_cell_under_every_name() {
     let (results, _) = run(Extent::Quick);
     for line in &results.lines {
-        // Names and memory sizes have no spaces in the middle but one: compare the places of the right-aligned cells instead.
+        // Names and memory sizes have no spaces in the middle but one: compare the places of the
+        // right-aligned cells instead.
         let (head, row) = (table_head(line), table_line(line));
         assert!(row.len() >= head.trim_end().len() - 8, "{head}\n{row}");
     }

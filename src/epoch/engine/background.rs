@@ -1,10 +1,10 @@
-//! Copying all of guest memory beside the running guest: for the first epoch of a guest that was in use,
-//! or for a sink that joins while the others get their epochs.
+//! Copying all of guest memory beside the running guest: for the first epoch of a guest that was in
+//! use, or for a sink that joins while the others get their epochs.
 //!
 //! # Why nothing is missed
-//! A page is copied while the guest may write it, so the copy may be of no instant. Such a page is listed
-//! by the tracker, and comes again in an epoch that is cut later: the last mention counts. The base is
-//! complete only with the last part of such an epoch.
+//! A page is copied while the guest may write it, so the copy may be of no instant. Such a page is
+//! listed by the tracker, and comes again in an epoch that is cut later: the last mention counts.
+//! The base is complete only with the last part of such an epoch.
 
 use std::time::Instant;
 
@@ -16,10 +16,11 @@ use crate::epoch::slot::Part;
 use crate::page::PageSet;
 
 impl<C: CapturedState> Engine<C> {
-    /// Has a sink that gets no epochs join: it is opened again, and gets a base of its own beside the
-    /// epochs that the others get. Call [`copy_base`](Self::copy_base) until it returns false; the next
-    /// cut then is the first epoch that the sink has. The number of that epoch is the next but one that
-    /// can be divided by a million: the sink's part of it is written before, and numbers rise.
+    /// Has a sink that gets no epochs join: it is opened again, and gets a base of its own beside
+    /// the epochs that the others get. Call [`copy_base`](Self::copy_base) until it returns false;
+    /// the next cut then is the first epoch that the sink has. The number of that epoch is the next
+    /// but one that can be divided by a million: the sink's part of it is written before, and
+    /// numbers rise.
     ///
     /// [`sinks`](Self::sinks) tells what came of it. Whatever fails, the others have every epoch.
     ///
@@ -38,15 +39,16 @@ impl<C: CapturedState> Engine<C> {
         Ok(())
     }
 
-    /// Copies up to a budget of pages of a base beside the running guest: the first epoch of a guest
-    /// that was in use ([`Start::InUse`](super::Start::InUse)), or the base of a sink that joins. Call it again, with
-    /// cuts in between as they come, until it returns false: the next cut then completes the base. It
-    /// comes to that however much the guest writes. While storage is left alone after a failure, and
-    /// while a sink that is to join is being opened, it returns true and copies nothing.
+    /// Copies up to a budget of pages of a base beside the running guest: the first epoch of a
+    /// guest that was in use ([`Start::InUse`](super::Start::InUse)), or the base of a sink that
+    /// joins. Call it again, with cuts in between as they come, until it returns false: the next
+    /// cut then completes the base. It comes to that however much the guest writes. While storage
+    /// is left alone after a failure, and while a sink that is to join is being opened, it returns
+    /// true and copies nothing.
     ///
     /// # Errors
-    /// [`EngineError::Storage`], [`EngineError::Memory`], [`EngineError::Ended`], [`EngineError::Halted`]. The next
-    /// [`cut`](Self::cut) halts the guest.
+    /// [`EngineError::Storage`], [`EngineError::Memory`], [`EngineError::Ended`],
+    /// [`EngineError::Halted`]. The next [`cut`](Self::cut) halts the guest.
     pub fn copy_base(&mut self) -> Result<bool, EngineError> {
         if self.halted {
             return Err(EngineError::Halted);
@@ -127,8 +129,8 @@ impl<C: CapturedState> Engine<C> {
         Ok(has_more)
     }
 
-    /// A base that is still being copied is completed by the cut itself: beside the guest, but for what
-    /// storage has failed to take by then.
+    /// A base that is still being copied is completed by the cut itself: beside the guest, but for
+    /// what storage has failed to take by then.
     pub(super) fn complete_base(&mut self) -> Result<(), EngineError> {
         let parts = self.pages.div_ceil(self.part_pages as u64);
         for _ in 0..parts {

@@ -1,14 +1,17 @@
 //! Back to the last cut, in memory: the epoch in hand is thrown away.
 //!
-//! The engine keeps a *point*: a shadow of guest memory and the state, both of the last cut. What was written since then is what the rings list, what the VMM
-//! wrote, the hot set, and what was drained before: those pages are copied back.
+//! The engine keeps a *point*: a shadow of guest memory and the state, both of the last cut. What
+//! was written since then is what the rings list, what the VMM wrote, the hot set, and what was
+//! drained before: those pages are copied back.
 //!
 //! # Why nothing is lost
-//! - A page that was put back holds what the last cut had. That is in the chain or on its way, or the page is one of a failed epoch: those stay pending
-//!   ([`Engine::owed`]), the others do not.
-//! - The collection that lists the pages has the next write to each logged again, before anything is put back. So whatever is written afterwards is logged: by the
-//!   guest, and by the kernel as it takes the state.
-//! - The shadow takes what a cut copies from memory, page for page, and nothing else. If tracking was lost, a cut takes all of memory, and a rollback compares all of it.
+//! - A page that was put back holds what the last cut had. That is in the chain or on its way, or
+//!   the page is one of a failed epoch: those stay pending ([`Engine::owed`]), the others do not.
+//! - The collection that lists the pages has the next write to each logged again, before anything
+//!   is put back. So whatever is written afterwards is logged: by the guest, and by the kernel as
+//!   it takes the state.
+//! - The shadow takes what a cut copies from memory, page for page, and nothing else. If tracking
+//!   was lost, a cut takes all of memory, and a rollback compares all of it.
 
 use std::time::Instant;
 
@@ -31,15 +34,17 @@ pub struct RolledBack {
 }
 
 impl<C: CapturedState> Engine<C> {
-    /// Throws the epoch in hand away: puts the guest's memory and state back to the last cut, and lets it run from there. Only the pages that were written since are
-    /// copied. Needs [`EngineOptions::rollback`](crate::epoch::EngineOptions::rollback).
+    /// Throws the epoch in hand away: puts the guest's memory and state back to the last cut, and
+    /// lets it run from there. Only the pages that were written since are copied. Needs
+    /// [`EngineOptions::rollback`](crate::epoch::EngineOptions::rollback).
     ///
-    /// What the guest sent out since the cut is the VMM's to drop, as is what its devices hold of the epoch. The next epoch has the pages that are written from
-    /// now on.
+    /// What the guest sent out since the cut is the VMM's to drop, as is what its devices hold of
+    /// the epoch. The next epoch has the pages that are written from now on.
     ///
     /// # Errors
-    /// [`EngineError::NoRollback`] and [`EngineError::NoCut`]: nothing was done, and the guest runs on. [`EngineError::Guest`]: the guest could not be parked,
-    /// and runs on. All others: the guest was halted, as by [`cut`](Self::cut).
+    /// [`EngineError::NoRollback`] and [`EngineError::NoCut`]: nothing was done, and the guest runs
+    /// on. [`EngineError::Guest`]: the guest could not be parked, and runs on. All others: the
+    /// guest was halted, as by [`cut`](Self::cut).
     pub fn rollback<G: RollbackGuest<State = C>>(&mut self, guest: &mut G) -> Result<RolledBack, EngineError> {
         if self.halted {
             return Err(EngineError::Halted);
@@ -57,7 +62,8 @@ impl<C: CapturedState> Engine<C> {
         outcome
     }
 
-    /// As [`rollback`](Self::rollback). After any error but [`EngineError::Guest`], the guest may be parked.
+    /// As [`rollback`](Self::rollback). After any error but [`EngineError::Guest`], the guest may
+    /// be parked.
     fn try_rollback<G: RollbackGuest<State = C>>(&mut self, guest: &mut G) -> Result<RolledBack, EngineError> {
         let mut hand = InHand::begin();
         self.absorb_failure()?;

@@ -91,8 +91,8 @@ impl IndexBuilder {
         self.forget_frames();
     }
 
-    /// The index's bytes. `first_frame` is the segment's first frame, `segment_bytes` the segment's length, `previous` the epoch
-    /// before the first, `identity` that of the last epoch.
+    /// The index's bytes. `first_frame` is the segment's first frame, `segment_bytes` the segment's
+    /// length, `previous` the epoch before the first, `identity` that of the last epoch.
     ///
     /// # Errors
     /// More than [`INDEX_MENTIONS_MAX`] mentions.
@@ -181,7 +181,8 @@ impl Blocks {
 /// A run of pages and the number of its first mention.
 type Run = (PageRun, u64);
 
-/// Cuts spans, sorted by their first page and then by frame, into runs of pages that the same frames mention.
+/// Cuts spans, sorted by their first page and then by frame, into runs of pages that the same
+/// frames mention.
 fn disjoint(spans: &[Span]) -> Result<(Vec<Run>, Vec<u32>), FormatError> {
     let mut runs: Vec<Run> = Vec::new();
     let mut mentions: Vec<u32> = Vec::new();

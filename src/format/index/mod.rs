@@ -1,4 +1,5 @@
-//! Where in a segment which version of which page is: a table that is used in place. See `docs/format.md`, "Index".
+//! Where in a segment which version of which page is: a table that is used in place. See
+//! `docs/format.md`, "Index".
 
 mod build;
 mod proof;

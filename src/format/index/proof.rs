@@ -30,7 +30,8 @@ impl IndexProof {
     /// Reads the first block of an index. Needs nothing of the segment.
     ///
     /// # Errors
-    /// Fewer bytes; another version; a block that is not sound, or has no sound header of a segment.
+    /// Fewer bytes; another version; a block that is not sound, or has no sound header of a
+    /// segment.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new(bytes, 0);
         let content = fields.bytes("first block of the index", CONTENT_BYTES)?;

@@ -69,7 +69,8 @@ impl Index {
     /// Looks at the first block. `header` is the header of the segment's first frame.
     ///
     /// # Errors
-    /// An index of another segment, or of one of another length; another version; tables that do not fit the file.
+    /// An index of another segment, or of one of another length; another version; tables that do
+    /// not fit the file.
     pub fn open(bytes: Box<dyn IndexBytes>, header: &[u8; FRAME_HEADER_BYTES], segment_bytes: u64) -> Result<Self, IndexError> {
         let len = bytes.as_ref().as_ref().len();
         let blocks = len / BLOCK_BYTES;
@@ -232,7 +233,8 @@ impl Index {
         Ok(IndexedEpoch { epoch, offset, state_offset, commit_offset, first_frame, base })
     }
 
-    /// The number of the first frame behind the epoch with this number: the next epoch's first, or how many there are.
+    /// The number of the first frame behind the epoch with this number: the next epoch's first, or
+    /// how many there are.
     ///
     /// # Errors
     /// A block that is not sound.
@@ -279,7 +281,8 @@ impl Index {
         Ok(IndexedFrame { offset, epoch, mention })
     }
 
-    /// The frame with this number, of which a run's mention says that it mentions all of `run`. What is counted page by page is bounded so.
+    /// The frame with this number, of which a run's mention says that it mentions all of `run`.
+    /// What is counted page by page is bounded so.
     ///
     /// # Errors
     /// As [`frame`](Self::frame); a block, and more pages than a block has.
@@ -364,7 +367,8 @@ impl Index {
         self.partition(run.mentions.end - first, |number| Ok(self.mention(first + number)? < frame))
     }
 
-    /// The number of leading entries for which `holds`, where they all come before those for which it does not.
+    /// The number of leading entries for which `holds`, where they all come before those for which
+    /// it does not.
     fn partition(&self, count: u64, holds: impl Fn(u64) -> Result<bool, IndexError>) -> Result<u64, IndexError> {
         let (mut low, mut high) = (0, count);
         while low < high {

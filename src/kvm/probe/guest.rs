@@ -34,7 +34,8 @@ pub(super) const PROGRAM: u64 = ORDERS + PAGE_SIZE_U64;
 /// Where no guest has memory; KVM asks for it on Intel.
 pub(super) const TSS_ADDRESS: usize = 0xfffb_d000;
 const DONE_PORT: u16 = 0x10;
-/// Fetches its orders from [`ORDERS`], which is in rbp, so that no registers have to be set while an `out` is unfinished.
+/// Fetches its orders from [`ORDERS`], which is in rbp, so that no registers have to be set while
+/// an `out` is unfinished.
 const CODE: [u8; 29] = [
     0x48, 0x8b, 0x45, 0x00, // start: mov rax, [rbp]
     0x48, 0x8d, 0x75, 0x08, // lea rsi, [rbp + 8]
@@ -121,8 +122,8 @@ impl Memory {
     /// Makes it the memory of `vm`, which is dropped before it.
     pub(super) fn give_to(&self, vm: &VmHandle, log_dirty: bool) -> Result<(), Refused> {
         let slot = Memslot { id: 0, first: Gfn(0), pages: self.frames, host_address: self.host_address()? };
-        // SAFETY: `self` maps that many pages readable and writable and is dropped after the VM; it is accessed through `vm-memory`, which
-        // makes no references into it.
+        // SAFETY: `self` maps that many pages readable and writable and is dropped after the VM; it
+        // is accessed through `vm-memory`, which makes no references into it.
         Ok(unsafe { memslot::set(vm, &slot, log_dirty) }?)
     }
 
@@ -157,7 +158,8 @@ impl Vcpu {
         Ok(Self { fd, kick, time_is_up: AtomicBool::new(false) })
     }
 
-    /// Does `work`, which runs the vCPU on this thread, and sees to it that the guest leaves after `limit`.
+    /// Does `work`, which runs the vCPU on this thread, and sees to it that the guest leaves after
+    /// `limit`.
     pub(super) fn bounded<T>(
         &mut self,
         limit: Duration,
@@ -171,7 +173,8 @@ impl Vcpu {
             let watch = move || {
                 if wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                     time_is_up.store(true, Ordering::SeqCst);
-                    // Only now: a process that never waits this long keeps its own handler. Without a handler the signal would end it.
+                    // Only now: a process that never waits this long keeps its own handler. Without
+                    // a handler the signal would end it.
                     if kick::install_handler(kick::default_signal()).is_ok() {
                         kick.kick();
                     }

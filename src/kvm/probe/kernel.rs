@@ -1,4 +1,5 @@
-//! Whether a KVM runs kernels: code at CPL 0, at a speed at which it gets anywhere, that goes to CPL 3.
+//! Whether a KVM runs kernels: code at CPL 0, at a speed at which it gets anywhere, that goes to
+//! CPL 3.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,18 +11,20 @@ use super::guest::{Bounded, Memory, PROGRAM, TSS_ADDRESS, Vcpu, failed, io_faile
 use super::refused::Refused;
 use crate::kvm::{VmHandle, host, user_mode};
 
-/// For what takes a second where each instruction is interpreted: only a guest that hangs needs so long.
+/// For what takes a second where each instruction is interpreted: only a guest that hangs needs so
+/// long.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Timed runs of the loop at each level, in turns.
 const ROUNDS: u32 = 5;
-/// Passes of the loop in a run, two instructions each: so many that an interpreter takes a hundred times
-/// as long for them as an exit does, and so few that it takes some ten milliseconds.
+/// Passes of the loop in a run, two instructions each: so many that an interpreter takes a hundred
+/// times as long for them as an exit does, and so few that it takes some ten milliseconds.
 const PASSES: u32 = 20_000;
-/// By so much the loop may be slower at CPL 0. It is as fast there as at CPL 3 on a processor, and on one
-/// that is emulated; an interpreter takes a hundred times as long and more, exits included.
+/// By so much the loop may be slower at CPL 0. It is as fast there as at CPL 3 on a processor, and
+/// on one that is emulated; an interpreter takes a hundred times as long and more, exits included.
 const SLOWER_MOST: u32 = 10;
 
-/// What runs at either level: the loop, and an exit behind it. Counts down in ebx, and goes to [`PROCESS`] by `iretq` at its end.
+/// What runs at either level: the loop, and an exit behind it. Counts down in ebx, and goes to
+/// [`PROCESS`] by `iretq` at its end.
 const CODE: [u8; 19] = [
     0xb9, 0x20, 0x4e, 0x00, 0x00, // start: mov ecx, 20000
     0xff, 0xc9, // again: dec ecx
@@ -42,16 +45,20 @@ const PROCESS_STACK: u64 = PROGRAM + 0x1000;
 /// In KVM's hidden part of the register: nothing reads a descriptor for it.
 const KERNEL_SELECTOR: u16 = 0x8;
 
-/// Checks on the KVM device at `kvm_path` that code at CPL 0 runs and is not interpreted, thousands of times slower, as by a KVM without virtualization in hardware (PVM), where a kernel
-/// never finishes booting; and that it can start a process at CPL 3 by `iretq`.
+/// Checks on the KVM device at `kvm_path` that code at CPL 0 runs and is not interpreted, thousands
+/// of times slower, as by a KVM without virtualization in hardware (PVM), where a kernel never
+/// finishes booting; and that it can start a process at CPL 3 by `iretq`.
 ///
-/// One loop runs at CPL 0 and at CPL 3 in turns, and the least time of each is compared: neither the machine's speed nor what else it does changes what is found.
+/// One loop runs at CPL 0 and at CPL 3 in turns, and the least time of each is compared: neither
+/// the machine's speed nor what else it does changes what is found.
 ///
-/// Makes a VM with 2 MiB of memory, whose two vCPUs run on the calling thread, and drops it again: 1 ms on a processor, a quarter of a second where KVM interprets (measured). A guest that
-/// hangs is ended after a minute, as by [`pages_stay_writable`](super::pages_stay_writable).
+/// Makes a VM with 2 MiB of memory, whose two vCPUs run on the calling thread, and drops it again:
+/// 1 ms on a processor, a quarter of a second where KVM interprets (measured). A guest that hangs
+/// is ended after a minute, as by [`pages_stay_writable`](super::pages_stay_writable).
 ///
 /// # Errors
-/// [`Refused::Interpreted`] or [`Refused::Exit`] where it can't, other kinds where it could not be tried.
+/// [`Refused::Interpreted`] or [`Refused::Exit`] where it can't, other kinds where it could not be
+/// tried.
 pub fn runs_kernels(kvm_path: &Path) -> Result<(), Refused> {
     let kvm = host::open(kvm_path)?;
     let memory = Memory::new()?;
@@ -83,7 +90,8 @@ pub fn runs_kernels(kvm_path: &Path) -> Result<(), Refused> {
     })
 }
 
-/// A vCPU at the beginning of the program, at CPL 3 unless `change` has it otherwise. Only one at CPL 0 can come to the end of it.
+/// A vCPU at the beginning of the program, at CPL 3 unless `change` has it otherwise. Only one at
+/// CPL 0 can come to the end of it.
 fn vcpu(vm: &VmFd, id: u64, change: impl FnOnce(&mut kvm_sregs)) -> Result<VcpuFd, Refused> {
     let fd = vm.create_vcpu(id).map_err(failed("KVM_CREATE_VCPU"))?;
     let mut sregs = user_mode::sregs(fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?);
@@ -102,7 +110,8 @@ fn timed(vcpu: &mut Bounded<'_>) -> Result<Duration, Refused> {
     Ok(start.elapsed())
 }
 
-/// Whether code at CPL 0 is interpreted, from the times of the same work at both levels. What else the machine does only adds to some of them.
+/// Whether code at CPL 0 is interpreted, from the times of the same work at both levels. What else
+/// the machine does only adds to some of them.
 fn judge(at_cpl0: &[Duration], at_cpl3: &[Duration]) -> Result<(), Refused> {
     let least = |times: &[Duration]| times.iter().min().copied().unwrap_or_default();
     let (at_cpl0, at_cpl3) = (least(at_cpl0), least(at_cpl3));

@@ -17,7 +17,8 @@ pub(super) struct Plan {
     contents: [u64; PAGES],
 }
 
-/// The pages that the guest writes in a round: three in a row of four times three, others each round. Two rounds write them all.
+/// The pages that the guest writes in a round: three in a row of four times three, others each
+/// round. Two rounds write them all.
 pub(super) fn written(round: u64) -> impl Iterator<Item = usize> {
     (0..PAGES).filter(move |page| !(*page as u64 / 3 + round).is_multiple_of(4))
 }
@@ -49,8 +50,9 @@ impl Plan {
         listed
     }
 
-    /// The pages to be named at the reset, in the order of the entries: of five that are listed two are left out, and in their places stand pages left out earlier, the highest
-    /// first, as far as there are any. Every other round, all of it in ascending order.
+    /// The pages to be named at the reset, in the order of the entries: of five that are listed two
+    /// are left out, and in their places stand pages left out earlier, the highest first, as far as
+    /// there are any. Every other round, all of it in ascending order.
     pub(super) fn protect(&mut self, round: u64, listed: &BTreeSet<usize>) -> Vec<usize> {
         let mut earlier: Vec<_> = (0..PAGES).filter(|page| self.state(*page) == PageState::Writable).collect();
         let mut named = Vec::new();

@@ -11,9 +11,11 @@ use crate::kvm::{VmHandle, host, user_mode};
 use crate::page::PAGE_SIZE_U64;
 use crate::parked::Parked;
 
-/// More than any kernel keeps free: 64, and as many more as a processor that logs pages itself has in its log, 512.
+/// More than any kernel keeps free: 64, and as many more as a processor that logs pages itself has
+/// in its log, 512.
 const RING_ENTRIES: u32 = 1024;
-/// The guest's pages: the first 2 MiB are its program's, and the others are more than the ring has entries.
+/// The guest's pages: the first 2 MiB are its program's, and the others are more than the ring has
+/// entries.
 const FRAMES: u64 = 2048;
 const FIRST: u64 = 512;
 const _: () = assert!(FRAMES - FIRST > RING_ENTRIES as u64);
@@ -28,10 +30,12 @@ const CODE: [u8; 15] = [
     0xeb, 0xfe, // jmp $
 ];
 
-/// How many entries below its size a ring counts as full on the KVM whose device is at `kvm_path`: 64, and 512 more where the processor logs pages itself
-/// (page modification logging). A ring needs more entries than that.
+/// How many entries below its size a ring counts as full on the KVM whose device is at `kvm_path`:
+/// 64, and 512 more where the processor logs pages itself (page modification logging). A ring needs
+/// more entries than that.
 ///
-/// Makes a VM with 8 MiB of memory, whose vCPU writes to pages until its ring is full, and drops it again: some 20 ms, most of it for faults.
+/// Makes a VM with 8 MiB of memory, whose vCPU writes to pages until its ring is full, and drops it
+/// again: some 20 ms, most of it for faults.
 ///
 /// # Errors
 /// [`Refused`].

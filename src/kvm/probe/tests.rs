@@ -138,7 +138,8 @@ fn native_a_single_page_that_is_not_protected_again_is_refused() {
     }
 }
 
-/// The ring goes round, and whatever page a reset does not protect although it is named, some later round finds out.
+/// The ring goes round, and whatever page a reset does not protect although it is named, some later
+/// round finds out.
 #[test]
 fn every_name_matters() {
     let mut plan = Plan::new();

@@ -1,8 +1,10 @@
 //! The protocol of one ring, without the kernel: who may touch an entry when.
 //!
-//! An entry goes round through three states, told by its flags: 0 (the kernel's to fill), dirty (user space's to take), harvested (the
-//! kernel's to reset). The flags are read with acquire, so that slot and offset are those that the kernel wrote before it; they are stored with
-//! release, so that the kernel sees whatever user space did to the entry before it. Entries are taken strictly in order.
+//! An entry goes round through three states, told by its flags: 0 (the kernel's to fill), dirty
+//! (user space's to take), harvested (the kernel's to reset). The flags are read with acquire, so
+//! that slot and offset are those that the kernel wrote before it; they are stored with release, so
+//! that the kernel sees whatever user space did to the entry before it. Entries are taken strictly
+//! in order.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -17,7 +19,8 @@ pub(super) trait Entry {
     fn store_flags_release(&self, flags: u32);
     fn slot(&self) -> u32;
     fn offset(&self) -> u64;
-    /// Changes what the kernel will act on at the reset. For an entry that was taken and not given back.
+    /// Changes what the kernel will act on at the reset. For an entry that was taken and not given
+    /// back.
     fn rewrite(&self, slot: u32, offset: u64);
 }
 
@@ -69,8 +72,9 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    /// Reads every entry that is dirty, in order, as (slot, offset). Returns how many: at most as many as the ring has, even if the kernel goes on filling.
-    /// They stay the user's until [`give_back`](Self::give_back): read twice, they are the same and perhaps more.
+    /// Reads every entry that is dirty, in order, as (slot, offset). Returns how many: at most as
+    /// many as the ring has, even if the kernel goes on filling. They stay the user's until
+    /// [`give_back`](Self::give_back): read twice, they are the same and perhaps more.
     pub(super) fn read<E: Entry>(&self, entries: &[E], mut take: impl FnMut(u32, u64)) -> usize {
         let (from_next, from_start) =
             (entries.get(self.next..).unwrap_or_default(), entries.get(..self.next).unwrap_or_default());
@@ -90,7 +94,8 @@ impl Cursor {
         entries.get(self.next).is_some_and(is_listed)
     }
 
-    /// Marks `count` entries, which were read, as harvested, in order: the kernel will protect what they say, which is `say` from now on.
+    /// Marks `count` entries, which were read, as harvested, in order: the kernel will protect what
+    /// they say, which is `say` from now on.
     pub(super) fn give_back<E: Entry>(&mut self, entries: &[E], count: usize, mut say: impl FnMut() -> (u32, u64)) {
         for _ in 0..count {
             let Some(entry) = entries.get(self.next) else { break };
@@ -115,7 +120,8 @@ mod tests {
         flags: LoomU32,
         slot: LoomU32,
         offset: LoomU64,
-        /// Stands for what user space reads because an entry told it to: the kernel's writes before the release must be visible.
+        /// Stands for what user space reads because an entry told it to: the kernel's writes before
+        /// the release must be visible.
         page: loom::cell::UnsafeCell<u64>,
     }
 
@@ -189,8 +195,9 @@ mod tests {
         }
     }
 
-    /// Every interleaving of a kernel that pushes and resets with a harvest that runs beside it: nothing is read half-written, nothing is skipped, repeated or out of
-    /// order, and the kernel gets back exactly what was taken.
+    /// Every interleaving of a kernel that pushes and resets with a harvest that runs beside it:
+    /// nothing is read half-written, nothing is skipped, repeated or out of order, and the kernel
+    /// gets back exactly what was taken.
     #[test]
     fn loom_harvest_beside_a_producing_kernel() {
         loom::model(|| {
@@ -201,7 +208,8 @@ mod tests {
                     let mut kernel = FakeKernel { dirty: 0, reset: 0 };
                     let mut back = VecDeque::new();
                     for value in 1..=3 {
-                        // A full ring leaves the guest instead of pushing; here: tries a reset once and gives up.
+                        // A full ring leaves the guest instead of pushing; here: tries a reset once
+                        // and gives up.
                         if kernel.dirty - kernel.reset == entries.len() {
                             back.extend(kernel.reset(&entries));
                         }

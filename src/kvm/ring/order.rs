@@ -5,13 +5,15 @@ use super::dirty_page::DirtyPage;
 /// Below that, comparing is as fast.
 const RADIX_FROM: usize = 48;
 
-/// Address space, slot and page as one number. Pages beyond 2^40 of a slot do not exist; were one listed, it would only be out of order.
+/// Address space, slot and page as one number. Pages beyond 2^40 of a slot do not exist; were one
+/// listed, it would only be out of order.
 const fn key(page: &DirtyPage) -> u64 {
     // Widening; `From` is not const.
     ((page.slot as u64) << 40) ^ page.offset
 }
 
-/// Sorts `pages` by slot and page, with a radix sort over those digits in which they differ. `room` is used again and again and ends up with as many entries.
+/// Sorts `pages` by slot and page, with a radix sort over those digits in which they differ. `room`
+/// is used again and again and ends up with as many entries.
 pub(super) fn sort(pages: &mut Vec<DirtyPage>, room: &mut Vec<DirtyPage>) {
     if pages.len() < RADIX_FROM {
         pages.sort_unstable_by_key(key);
@@ -27,7 +29,8 @@ pub(super) fn sort(pages: &mut Vec<DirtyPage>, room: &mut Vec<DirtyPage>) {
     }
     room.clear();
     room.extend_from_slice(pages);
-    // Fewer and larger digits pay where there are more pages to go over than counts, as long as these stay in the fastest cache.
+    // Fewer and larger digits pay where there are more pages to go over than counts, as long as
+    // these stay in the fastest cache.
     match pages.len() {
         ..512 => by_digits::<{ 1 << 8 }>(pages, room, all ^ any),
         _ => by_digits::<{ 1 << 11 }>(pages, room, all ^ any),

@@ -1,10 +1,12 @@
 //! A thread that resets the rings while the leader of a cut copies pages.
 //!
-//! The order for a reset is the leader's or the thread's: whoever takes it first. So a thread that comes late, because it was not woken in time or has no
-//! processor, costs the leader nothing but the order.
+//! The order for a reset is the leader's or the thread's: whoever takes it first. So a thread that
+//! comes late, because it was not woken in time or has no processor, costs the leader nothing but
+//! the order.
 //!
-//! The thread is kept off the leader's processor. Kernels like to wake a thread where its waker runs, which is right for one that hands over and goes to sleep: here
-//! it would stop the leader's copying, and nothing would go on at the same time (measured).
+//! The thread is kept off the leader's processor. Kernels like to wake a thread where its waker
+//! runs, which is right for one that hands over and goes to sleep: here it would stop the leader's
+//! copying, and nothing would go on at the same time (measured).
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,7 +19,8 @@ use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_getcpu, sched
 use crate::kvm::kick::SignalsBlocked;
 use crate::lock::lock;
 
-/// How long the leader spins for a reset that is under way, before it sleeps: longer than waking it would take.
+/// How long the leader spins for a reset that is under way, before it sleeps: longer than waking it
+/// would take.
 const SPIN: Duration = Duration::from_micros(200);
 
 #[derive(Debug)]
@@ -74,7 +77,8 @@ impl Shared {
 pub struct ResetHelp(Arc<Shared>);
 
 impl ResetHelp {
-    /// Says that the calling thread will look at [`is_wanted`](Self::is_wanted) all the time, as long as the lookout lives: then no other is woken.
+    /// Says that the calling thread will look at [`is_wanted`](Self::is_wanted) all the time, as
+    /// long as the lookout lives: then no other is woken.
     #[must_use]
     pub fn look_out(&self) -> Lookout<'_> {
         self.0.lookouts.fetch_add(1, Ordering::SeqCst);
@@ -87,14 +91,16 @@ impl ResetHelp {
         self.0.given.load(Ordering::Relaxed)
     }
 
-    /// Does it, with signals blocked, unless somebody else was faster. Not on a thread that uses io_uring.
+    /// Does it, with signals blocked, unless somebody else was faster. Not on a thread that uses
+    /// io_uring.
     pub fn give(&self) {
         let _blocked = SignalsBlocked::new();
         self.0.carry_out(self.0.lock());
     }
 }
 
-/// A thread is on the lookout for a reset. One that leaves although a reset was just ordered does no harm: the leader does it then.
+/// A thread is on the lookout for a reset. One that leaves although a reset was just ordered does
+/// no harm: the leader does it then.
 #[derive(Debug)]
 pub struct Lookout<'h>(&'h Shared);
 
@@ -186,8 +192,8 @@ impl Beside {
         true
     }
 
-    /// The outcome of the reset that was ordered, waiting for it where it is under way. `None` where the thread has not begun, or nothing was ordered: it is the
-    /// caller's to do then.
+    /// The outcome of the reset that was ordered, waiting for it where it is under way. `None`
+    /// where the thread has not begun, or nothing was ordered: it is the caller's to do then.
     pub(super) fn take(&self) -> Option<io::Result<u64>> {
         let start = Instant::now();
         loop {

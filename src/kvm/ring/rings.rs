@@ -30,11 +30,13 @@ const NO_SLOT: u32 = u32::MAX;
 const ENTRY_BYTES: u32 = 16;
 const _: () = assert!(size_of::<kvm_dirty_gfn>() == ENTRY_BYTES as usize);
 
-/// A reset of fewer pages, or of pages in fewer neighbourhoods, takes less time than waking a thread for it.
+/// A reset of fewer pages, or of pages in fewer neighbourhoods, takes less time than waking a
+/// thread for it.
 const BESIDE_FROM: usize = 128;
 const BESIDE_FROM_NEIGHBOURHOODS: usize = 24;
 
-/// What the kernel protects in one go, of pages listed one after the other: as many as a word has bits (virt/kvm/dirty_ring.c, `kvm_dirty_ring_reset`).
+/// What the kernel protects in one go, of pages listed one after the other: as many as a word has
+/// bits (virt/kvm/dirty_ring.c, `kvm_dirty_ring_reset`).
 const NEIGHBOURHOOD_PAGES: u64 = 64;
 
 /// Whether a reset of these pages, in ascending order, is worth waking a thread for.
@@ -133,7 +135,8 @@ pub enum RingError {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Lost {
-    /// Every entry of a ring was in use, so the kernel may have overwritten some. Emulated guest code can run past the soft limit.
+    /// Every entry of a ring was in use, so the kernel may have overwritten some. Emulated guest
+    /// code can run past the soft limit.
     #[error("the ring of vCPU {vcpu} was completely full ({entries} entries)")]
     Overflow {
         /// The vCPU, counted in the order of mapping.
@@ -151,8 +154,8 @@ pub enum Lost {
     },
 }
 
-/// The largest ring that the kernel of `vm` takes, and whether by the capability with acquire and release (6.1 and later); `None`
-/// without rings.
+/// The largest ring that the kernel of `vm` takes, and whether by the capability with acquire and
+/// release (6.1 and later); `None` without rings.
 #[must_use]
 pub fn support(vm: &VmHandle) -> Option<(RingSize, bool)> {
     [(KVM_CAP_DIRTY_LOG_RING_ACQ_REL, true), (KVM_CAP_DIRTY_LOG_RING, false)].into_iter().find_map(|(cap, acquire_release)| {
@@ -174,15 +177,17 @@ struct Ring {
 
 impl Ring {
     fn entries(&self) -> &[DirtyGfn] {
-        // SAFETY: the mapping is `entries * 16` bytes long, page-aligned, and lives as long as `self`; all fields are atomics, which may
-        // change under a shared reference; any bits are valid for them.
+        // SAFETY: the mapping is `entries * 16` bytes long, page-aligned, and lives as long as
+        // `self`; all fields are atomics, which may change under a shared reference; any bits are
+        // valid for them.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast::<DirtyGfn>(), self.entries) }
     }
 }
 
 /// All rings of a VM, one for each vCPU.
 ///
-/// The mapping is private to this type: on a reset the kernel acts on whatever slot and offset it finds in a harvested entry.
+/// The mapping is private to this type: on a reset the kernel acts on whatever slot and offset it
+/// finds in a harvested entry.
 pub struct VmRings {
     vm: VmHandle,
     size: RingSize,
@@ -210,8 +215,8 @@ impl VmRings {
     /// Turns the rings on. It is for good, and `KVM_GET_DIRTY_LOG` no longer works then.
     ///
     /// # Errors
-    /// [`RingError::Unsupported`], [`RingError::TooLarge`], and [`RingError::Enable`] where the kernel refused: a vCPU exists already, or rings are
-    /// on.
+    /// [`RingError::Unsupported`], [`RingError::TooLarge`], and [`RingError::Enable`] where the
+    /// kernel refused: a vCPU exists already, or rings are on.
     pub fn enable(vm: VmHandle, size: RingSize) -> Result<Self, RingError> {
         let (max, acquire_release) = support(&vm).ok_or(RingError::Unsupported)?;
         let entries = size.entries();
@@ -226,7 +231,8 @@ impl VmRings {
         Ok(Self { vm, size, rings: Vec::new(), pages: Vec::new(), room: Vec::new(), unreset: 0, beside: None, begun: None })
     }
 
-    /// Maps the ring of a new vCPU of this VM (a `kvm_ioctls::VcpuFd`). Every vCPU must be mapped before it runs.
+    /// Maps the ring of a new vCPU of this VM (a `kvm_ioctls::VcpuFd`). Every vCPU must be mapped
+    /// before it runs.
     ///
     /// # Errors
     /// [`RingError::Map`].
@@ -245,8 +251,9 @@ impl VmRings {
         Ok(())
     }
 
-    /// Starts a thread for large resets that are [begun](Harvest::begin_reset) and [finished](Self::finish_reset) in two steps: it does them while the caller
-    /// does something else in between. Only worth it where there is a second processor.
+    /// Starts a thread for large resets that are [begun](Harvest::begin_reset) and
+    /// [finished](Self::finish_reset) in two steps: it does them while the caller does something
+    /// else in between. Only worth it where there is a second processor.
     ///
     /// # Errors
     /// The error of starting the thread, or of duplicating the VM's descriptor.
@@ -256,7 +263,8 @@ impl VmRings {
         Ok(())
     }
 
-    /// For threads that wait for a cut's end and can help with its reset, where there is a [thread](Self::start_thread) for resets.
+    /// For threads that wait for a cut's end and can help with its reset, where there is a
+    /// [thread](Self::start_thread) for resets.
     #[must_use]
     pub fn help(&self) -> Option<ResetHelp> {
         self.beside.as_ref().map(Beside::help)
@@ -274,7 +282,8 @@ impl VmRings {
         self.rings.len() as u64 * u64::from(self.size.entries())
     }
 
-    /// Whether the rings list anything that no harvest has taken and given back. Also while a reset is under way.
+    /// Whether the rings list anything that no harvest has taken and given back. Also while a reset
+    /// is under way.
     #[must_use]
     pub fn list_more(&self) -> bool {
         self.rings.iter().any(|ring| ring.cursor.lists_any(ring.entries()))
@@ -286,7 +295,8 @@ impl VmRings {
         self.rings.len()
     }
 
-    /// Reads what the rings list. No allocation. A harvest that is dropped changes nothing: the next one lists its pages again.
+    /// Reads what the rings list. No allocation. A harvest that is dropped changes nothing: the
+    /// next one lists its pages again.
     pub fn harvest(&mut self) -> Harvest<'_> {
         // A reset that somebody began and forgot; where it failed, nothing is known.
         let forgotten = Lost::Reset { harvested: self.unreset, reset: 0 };
@@ -298,7 +308,8 @@ impl VmRings {
                 lost.get_or_insert(Lost::Overflow { vcpu, entries: self.size.entries() });
             }
         }
-        // The kernel protects pages that are neighbours and listed one after the other in one go: up to twice as fast (measured).
+        // The kernel protects pages that are neighbours and listed one after the other in one go:
+        // up to twice as fast (measured).
         order::sort(&mut self.pages, &mut self.room);
         Harvest { rings: self, lost }
     }
@@ -313,7 +324,8 @@ impl VmRings {
         }
     }
 
-    /// Finishes the reset that was [begun](Harvest::begin_reset): does it, or waits for the thread that does. Nothing happens where none was.
+    /// Finishes the reset that was [begun](Harvest::begin_reset): does it, or waits for the thread
+    /// that does. Nothing happens where none was.
     ///
     /// # Errors
     /// [`RingError::Reset`] where the ioctl failed: tracking is lost.
@@ -364,7 +376,8 @@ pub struct Harvest<'r> {
 }
 
 impl<'r> Harvest<'r> {
-    /// The pages, in ascending order; a page can be there more than once. Before the reset they may be read only while no vCPU runs.
+    /// The pages, in ascending order; a page can be there more than once. Before the reset they may
+    /// be read only while no vCPU runs.
     #[must_use]
     pub fn while_parked(&self, parked: &Parked<'_>) -> &[DirtyPage] {
         let _ = parked;
@@ -377,9 +390,11 @@ impl<'r> Harvest<'r> {
         self.lost
     }
 
-    /// Protects the pages again, with signals blocked, and compares the kernel's count with the harvest's.
+    /// Protects the pages again, with signals blocked, and compares the kernel's count with the
+    /// harvest's.
     ///
-    /// Call it on a thread that uses no io_uring: its task work ends the reset early as a signal would (docs/kernel.md).
+    /// Call it on a thread that uses no io_uring: its task work ends the reset early as a signal
+    /// would (docs/kernel.md).
     ///
     /// # Errors
     /// [`RingError::Reset`] where the ioctl failed: tracking is lost.
@@ -388,21 +403,25 @@ impl<'r> Harvest<'r> {
         self.finish()
     }
 
-    /// As [`reset`](Self::reset), but protects `pages` instead of those listed, and leaves the others writable: a write to them is not listed until they are
-    /// protected again, by some later reset. Pages that were never listed can be protected so.
+    /// As [`reset`](Self::reset), but protects `pages` instead of those listed, and leaves the
+    /// others writable: a write to them is not listed until they are protected again, by some later
+    /// reset. Pages that were never listed can be protected so.
     ///
-    /// That the kernel protects what an entry says at the reset, and skips one that names no memslot, is what kernels do and none promises: check it on the
-    /// kernel at hand.
+    /// That the kernel protects what an entry says at the reset, and skips one that names no
+    /// memslot, is what kernels do and none promises: check it on the kernel at hand.
     ///
     /// # Errors
-    /// [`RingError::Reset`], and [`RingError::NoRoom`] where `pages` are more than the entries listed: nothing was done.
+    /// [`RingError::Reset`], and [`RingError::NoRoom`] where `pages` are more than the entries
+    /// listed: nothing was done.
     pub fn reset_instead(mut self, pages: &[DirtyPage]) -> Result<Reset<'r>, RingError> {
         self.give_back_instead(pages)?;
         self.finish()
     }
 
-    /// The first half of [`reset`](Self::reset), or of [`reset_instead`](Self::reset_instead) with `pages`. [`VmRings::finish_reset`] is the second, and has to come
-    /// before any vCPU runs. In between, a large reset goes on beside the caller where there is a thread for it ([`VmRings::start_thread`]).
+    /// The first half of [`reset`](Self::reset), or of [`reset_instead`](Self::reset_instead) with
+    /// `pages`. [`VmRings::finish_reset`] is the second, and has to come before any vCPU runs. In
+    /// between, a large reset goes on beside the caller where there is a thread for it
+    /// ([`VmRings::start_thread`]).
     ///
     /// # Errors
     /// [`RingError::NoRoom`] where `pages` are more than the entries listed: nothing was done.

@@ -12,7 +12,8 @@ use crate::page::{Gfn, PageRun};
 use crate::parked::Parked;
 
 const ENTRIES: u32 = 4096;
-/// Not a real-time signal: those queue, and a thread that is signalled faster than it takes them in would never be done.
+/// Not a real-time signal: those queue, and a thread that is signalled faster than it takes them in
+/// would never be done.
 const STORM_SIGNAL: i32 = libc::SIGUSR2;
 /// The most signals in one reset, so that the resetting thread gets on whatever the scheduler does.
 const STORM_MOST: u32 = 5000;
@@ -159,7 +160,8 @@ struct Storm {
     beside: bool,
 }
 
-/// The threads of this process that reset rings, or whose names can't be told from theirs: the kernel keeps 15 bytes.
+/// The threads of this process that reset rings, or whose names can't be told from theirs: the
+/// kernel keeps 15 bytes.
 fn reset_threads() -> Vec<i32> {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
     let resets = |task: &std::fs::DirEntry| {
@@ -168,8 +170,9 @@ fn reset_threads() -> Vec<i32> {
     tasks.filter(resets).filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// One pass: dirty, harvest, reset while another thread signals this one without pause. Returns whether the reset said that it lost pages, and how many of the
-/// pages of the pass before were not listed although they were reset.
+/// One pass: dirty, harvest, reset while another thread signals this one without pause. Returns
+/// whether the reset said that it lost pages, and how many of the pages of the pass before were not
+/// listed although they were reset.
 fn storm_pass(guest: &mut TestGuest, rings: &mut VmRings, pages: u64, storm: &Storm) -> (bool, usize) {
     guest.write(run(0, pages));
     let harvest = rings.harvest();
@@ -197,8 +200,9 @@ fn native_signals_do_not_disturb_a_reset_and_a_short_one_is_noticed() {
     if !kvm_or_skip("native_signals_do_not_disturb_a_reset_and_a_short_one_is_noticed") {
         return;
     }
-    // QEMU's emulation of SVM: the storm outruns the thread that takes it in, and now and then the guest shuts down under it. Resets of the
-    // nested lane's kernels do not stop at a signal anyway.
+    // QEMU's emulation of SVM: the storm outruns the thread that takes it in, and now and then the
+    // guest shuts down under it. Resets of the nested lane's kernels do not stop at a signal
+    // anyway.
     if std::env::var_os("SLACKWATER_NESTED").is_some() {
         return;
     }
@@ -234,17 +238,20 @@ fn native_signals_do_not_disturb_a_reset_and_a_short_one_is_noticed() {
                     }
                     sent += 1;
                     for thread in &threads {
-                        // SAFETY: takes numbers; a thread that has ended is an error, and the signal's handler does nothing.
+                        // SAFETY: takes numbers; a thread that has ended is an error, and the
+                        // signal's handler does nothing.
                         unsafe { libc::syscall(libc::SYS_tgkill, process, *thread, STORM_SIGNAL) };
                     }
-                    // Time to take one in: a thread that is signalled faster than it can answer never gets on.
+                    // Time to take one in: a thread that is signalled faster than it can answer
+                    // never gets on.
                     (0..100).for_each(|_| std::hint::spin_loop());
                 }
             })
         };
         let mut noticed = 0;
         let mut unnoticed = 0;
-        // Until one was cut short, where that is to be: on a busy machine the storm's thread may come late.
+        // Until one was cut short, where that is to be: on a busy machine the storm's thread may
+        // come late.
         for pass in 0..passes * 20 {
             if pass >= passes && (blocked || noticed > 0) {
                 break;

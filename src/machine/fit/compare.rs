@@ -1,4 +1,5 @@
-//! The comparison: model-specific registers, extended state, the counter, capabilities, and what comes of all.
+//! The comparison: model-specific registers, extended state, the counter, capabilities, and what
+//! comes of all.
 
 use super::cpuid::{self, ToldOf};
 use super::feature_words;
@@ -51,7 +52,8 @@ pub fn compare(state: &MachineState, host: &Offer, wishes: Wishes) -> Fit {
     }
 }
 
-/// Registers that hold what a guest reads of the processor and nothing of its own, or at `reset` what a new vCPU has anyway: without them nothing is lost.
+/// Registers that hold what a guest reads of the processor and nothing of its own, or at `reset`
+/// what a new vCPU has anyway: without them nothing is lost.
 const fn describes(index: u32, value: u64) -> bool {
     matches!((index, value), (0x34 | 0x8b | 0xce | 0x1db..=0x1de, _) | (0x4b56_4d05, 1))
 }
@@ -76,7 +78,8 @@ fn compare_msrs(found: &mut Findings, left_out: &mut Vec<u32>, vcpu: &VcpuState,
     }
 }
 
-/// The size, and components that hold something. Where components lie is told by CPUID, and compared there.
+/// The size, and components that hold something. Where components lie is told by CPUID, and
+/// compared there.
 fn compare_xsave(found: &mut Findings, vcpu: &VcpuState, host: &Offer) {
     let vcpu_index = Some(vcpu.index);
     let mut xsave = |captured: String, host: String, verdict, reason: String| {
@@ -168,7 +171,8 @@ fn compare_counters(found: &mut Findings, state: &MachineState, told: &[ToldOf],
 fn compare_capabilities(found: &mut Findings, state: &MachineState, host: &Offer, wishes: Wishes) {
     let mut needs = |capability, name, needed: bool, has: bool, reason: &str| {
         if needed != has {
-            // What the state lacks and the kernel has would be left at random, so both ways it does not fit.
+            // What the state lacks and the kernel has would be left at random, so both ways it does
+            // not fit.
             let (verdict, captured, host) = (Verdict::CannotRun, yes(needed), yes(has));
             let reason = if has {
                 format!("the state does not have {reason}, and the host's KVM does")

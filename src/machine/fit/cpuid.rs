@@ -16,7 +16,8 @@ const COUNTERS_LEAF: u32 = 0xa;
 const KVM_SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x4d];
 /// Where Linux looks for them: what is before is another interface's.
 const KVM_BASES: std::ops::Range<u32> = 0x4000_0000..0x4001_0000;
-/// Leaves of numbers and formats that code is written for: tracing, enclaves, tiles, vectors. Other ones are no good.
+/// Leaves of numbers and formats that code is written for: tracing, enclaves, tiles, vectors. Other
+/// ones are no good.
 const EXACT: [u32; 6] = [0x12, 0x14, 0x1d, 0x1e, 0x23, 0x24];
 /// Leaves that only describe: caches, TLBs, frequencies, power.
 const DESCRIBE: [u32; 10] = [2, 5, 0x15, 0x16, 0x1a, 0x8000_0005, 0x8000_0006, 0x8000_0019, 0x8000_001a, 0x8000_001b];
@@ -83,7 +84,8 @@ pub(super) fn lacks_component(component: u8, vcpu: u32, uses: &str) -> Finding {
     }
 }
 
-/// Compares what vCPU number `vcpu` was told. A guest that was told nothing is not compared: it can't know.
+/// Compares what vCPU number `vcpu` was told. A guest that was told nothing is not compared: it
+/// can't know.
 pub(super) fn compare(found: &mut Findings, vcpu: u32, told: &ToldOf, host: &Offer) {
     let told = told.0.as_slice();
     if told.is_empty() {
@@ -166,7 +168,8 @@ impl Comparison<'_> {
         }
     }
 
-    /// Components that the guest was told of are there, and each lies where it was: the guest's own areas of extended state have them there.
+    /// Components that the guest was told of are there, and each lies where it was: the guest's own
+    /// areas of extended state have them there.
     fn extended_state(&self, found: &mut Findings) {
         let (told, host) = (components(self.told), components(self.host));
         for component in bits(told & !host) {

@@ -1,4 +1,5 @@
-//! CPUID's feature words: which bits there are, what they are called, and which of them are not the processor's.
+//! CPUID's feature words: which bits there are, what they are called, and which of them are not the
+//! processor's.
 
 use super::Register::{Eax, Ebx, Ecx, Edx};
 use super::{Piece, Register};
@@ -8,7 +9,8 @@ pub(super) struct Word {
     pub(super) leaf: u32,
     pub(super) subleaf: u32,
     pub(super) register: Register,
-    /// Bits that follow other state, that the VMM sets as it builds the machine, or that say nothing of what can be done: no difference.
+    /// Bits that follow other state, that the VMM sets as it builds the machine, or that say
+    /// nothing of what can be done: no difference.
     pub(super) not_compared: u32,
     /// The bits' names, as `/proc/cpuinfo` and the kernel's `cpufeatures.h` have them.
     names: &'static [(u8, &'static str)],
@@ -24,7 +26,8 @@ impl Word {
     }
 }
 
-/// MONITOR (follows a model-specific register), x2APIC (KVM's own, with every chip in the kernel), OSXSAVE (follows CR4), hypervisor.
+/// MONITOR (follows a model-specific register), x2APIC (KVM's own, with every chip in the kernel),
+/// OSXSAVE (follows CR4), hypervisor.
 const OWN_1_ECX: u32 = 1 << 3 | 1 << 21 | 1 << 27 | 1 << 31;
 /// The local APIC (follows its base), hyperthreading (the topology).
 const OWN_1_EDX: u32 = 1 << 9 | 1 << 28;

@@ -1,8 +1,10 @@
 //! Whether a captured machine can run on a host: compared piece by piece, before anything is built.
 //!
-//! [`compare`] takes the state of an epoch and what a host [offers](Offer), and gives a [`Fit`]: a list of [`Finding`]s, each with its piece, what was captured, what
-//! the host has, and a [`Verdict`]. Nothing is read or written and no clock is asked, so a host's offer that was kept as JSON can be compared with anywhere.
-//! Where the machine can run, [`Fit::adapt`] makes its state one that this host takes.
+//! [`compare`] takes the state of an epoch and what a host [offers](Offer), and gives a [`Fit`]: a
+//! list of [`Finding`]s, each with its piece, what was captured, what the host has, and a
+//! [`Verdict`]. Nothing is read or written and no clock is asked, so a host's offer that was kept
+//! as JSON can be compared with anywhere. Where the machine can run, [`Fit::adapt`] makes its state
+//! one that this host takes.
 //!
 //! `docs/kernel.md`, "Hosts of another make", says what decides and why.
 
@@ -24,8 +26,8 @@ use super::state::MachineState;
 #[cfg(doc)]
 use crate::kvm::offer::Offer;
 
-/// How far two frequencies of a time stamp counter may differ and be the same, in millionths: what KVM itself takes for the same unless told otherwise, and QEMU and
-/// Firecracker do.
+/// How far two frequencies of a time stamp counter may differ and be the same, in millionths: what
+/// KVM itself takes for the same unless told otherwise, and QEMU and Firecracker do.
 pub const TSC_TOLERANCE_PPM: u32 = 250;
 
 /// Whether a counter of `host_khz` is as good as one of `khz`.
@@ -35,7 +37,8 @@ pub const fn is_same_frequency(khz: u32, host_khz: u32) -> bool {
     khz.abs_diff(host_khz) as u64 * 1_000_000 <= khz as u64 * TSC_TOLERANCE_PPM as u64
 }
 
-/// What is to be done where the host's time stamp counter has another frequency and can't be scaled.
+/// What is to be done where the host's time stamp counter has another frequency and can't be
+/// scaled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum TscChoice {
     /// The guest does not run.
@@ -52,7 +55,8 @@ pub struct Wishes {
     pub tsc: TscChoice,
     /// Writes are tracked by dirty rings.
     pub ring: bool,
-    /// For a guest that has a kernel: whether the host's KVM runs kernels (`kvm::probe::runs_kernels`). `None` for other guests, and where it was not tried.
+    /// For a guest that has a kernel: whether the host's KVM runs kernels
+    /// (`kvm::probe::runs_kernels`). `None` for other guests, and where it was not tried.
     pub runs_kernels: Option<bool>,
 }
 
@@ -255,7 +259,8 @@ impl Fit {
         self.counter
     }
 
-    /// What whoever runs the machine should know: the counter, where it goes on at the host's frequency.
+    /// What whoever runs the machine should know: the counter, where it goes on at the host's
+    /// frequency.
     #[must_use]
     pub fn warning(&self) -> Option<&Finding> {
         self.findings.iter().find(|finding| self.counter == Counter::Host && finding.piece == Piece::Tsc)
@@ -267,8 +272,9 @@ impl Fit {
         self.counter_may_be_hosts && !self.can_run() && self.reasons().all(|finding| finding.piece == Piece::Tsc)
     }
 
-    /// Makes state that was captured elsewhere such that this host takes it: without registers that it does not know and that hold nothing, with its size of extended state,
-    /// and with its frequency where it can't give the guest's.
+    /// Makes state that was captured elsewhere such that this host takes it: without registers that
+    /// it does not know and that hold nothing, with its size of extended state, and with its
+    /// frequency where it can't give the guest's.
     pub fn adapt(&self, state: &mut MachineState) {
         for vcpu in &mut state.vcpus {
             if self.counter == Counter::Host {

@@ -1,4 +1,5 @@
-//! Captured machines that were changed in each of their pieces, beside a host that was recorded and one that was made.
+//! Captured machines that were changed in each of their pieces, beside a host that was recorded and
+//! one that was made.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_irqchip, kvm_msr_entry, kvm_xcrs};
@@ -8,12 +9,14 @@ use super::*;
 use crate::kvm::offer::{CpuidLeaf, Offer};
 use crate::machine::VcpuState;
 
-/// An AMD EPYC under PVM: no SSE3, no scaling of the counter, CPUID's leaves with every bit that its KVM has. Written by `slackwater host --json`.
+/// An AMD EPYC under PVM: no SSE3, no scaling of the counter, CPUID's leaves with every bit that
+/// its KVM has. Written by `slackwater host --json`.
 fn recorded() -> Offer {
     serde_json::from_str(include_str!("hosts/amd-pvm.json")).unwrap()
 }
 
-/// A host with VT-x: a processor of another vendor, with AVX-512 and protection keys, whose counter can be scaled.
+/// A host with VT-x: a processor of another vendor, with AVX-512 and protection keys, whose counter
+/// can be scaled.
 fn made() -> Offer {
     let leaf = |function, index, [eax, ebx, ecx, edx]: [u32; 4]| CpuidLeaf { function, index, eax, ebx, ecx, edx };
     Offer {
@@ -70,7 +73,8 @@ fn made() -> Offer {
     }
 }
 
-/// A machine with two vCPUs that was told of all that the host has, and holds something in every register that is listed.
+/// A machine with two vCPUs that was told of all that the host has, and holds something in every
+/// register that is listed.
 fn captured(host: &Offer) -> MachineState {
     let mut state = MachineState::new(2);
     state.vm.pit2 = Some(Default::default());
@@ -134,7 +138,8 @@ fn a_machine_of_the_same_host_is_the_same() {
     }
 }
 
-/// Bits that follow registers, and what the VMM sets as it builds the machine: the topology, the hypervisor's bit.
+/// Bits that follow registers, and what the VMM sets as it builds the machine: the topology, the
+/// hypervisor's bit.
 #[test]
 fn what_is_not_the_processors_is_no_difference() {
     let host = recorded();
@@ -211,7 +216,8 @@ fn each_feature_that_the_host_lacks_is_named() {
     }
 }
 
-/// By their own leaves: what the guest lacks and the host has is told as one line for each register.
+/// By their own leaves: what the guest lacks and the host has is told as one line for each
+/// register.
 #[test]
 fn what_the_host_has_more_is_harmless() {
     let (less, host) = (recorded(), recorded());
@@ -437,7 +443,8 @@ fn findings_as_json_have_their_piece() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever a store says: no panic, no more findings than pieces, and state that was adapted has the host's size.
+    /// Whatever a store says: no panic, no more findings than pieces, and state that was adapted
+    /// has the host's size.
     #[test]
     fn hostile_machines_are_compared(leaves in prop::collection::vec((any::<u32>(), 0u32..70, any::<[u32; 4]>()), 0..40), msrs in prop::collection::vec(any::<(u32, u64)>(), 0..40),
         bytes in 1024usize..5000, khz: Option<u32>, value: u64, nr_xcrs: u32) {

@@ -69,7 +69,8 @@ impl Machine {
 }
 
 const TSC: u32 = 0x10;
-/// Hyper-V's times, which mainline lists: how long the vCPU ran, and the reference time. Writing them changes nothing.
+/// Hyper-V's times, which mainline lists: how long the vCPU ran, and the reference time. Writing
+/// them changes nothing.
 const HV_VP_RUNTIME: u32 = 0x4000_0010;
 const HV_TIME_REF_COUNT: u32 = 0x4000_0020;
 const STAR: u32 = 0xc000_0081;
@@ -310,7 +311,8 @@ fn a_machine_that_went_on_is_put_back() {
     }
 }
 
-/// A kernel takes a counter that is written within a second of where it would be for one that is meant to go on.
+/// A kernel takes a counter that is written within a second of where it would be for one that is
+/// meant to go on.
 #[test]
 fn time_stamp_counters_go_back_however_little() {
     let Some(kvm) = kvm("time_stamp_counters_go_back_however_little") else { return };
@@ -455,7 +457,8 @@ fn a_kick_that_no_state_has_is_given_after_a_restore() {
         let waiting = mp_state(&second, 1);
         assert_eq!((mp_state(&second, 0), waiting), (KVM_MP_STATE_HALTED, state.vcpus[1].mp_state.mp_state));
         unhalt_vcpus(&second.vm, &second.spec, &state.vcpus).unwrap();
-        // Of a vCPU that halts, the kernel tells that it was kicked; one that was not started yet has nothing to be kicked for.
+        // Of a vCPU that halts, the kernel tells that it was kicked; one that was not started yet
+        // has nothing to be kicked for.
         let kicked = if told { KVM_MP_STATE_RUNNABLE } else { KVM_MP_STATE_HALTED };
         assert_eq!((mp_state(&second, 0), mp_state(&second, 1)), (kicked, waiting), "offered: {told}");
     }
@@ -486,7 +489,8 @@ fn a_buffer_is_used_again() {
     assert_eq!(state.msrs.unwrap().as_slice().len(), machine.spec.msrs().len());
 }
 
-/// Has the local APIC enabled by software, as firmware leaves it, and registers left at each exit, and exits once.
+/// Has the local APIC enabled by software, as firmware leaves it, and registers left at each exit,
+/// and exits once.
 fn leave(machine: &mut Machine) {
     for vcpu in &mut machine.vcpus {
         let mut lapic = vcpu.get_lapic().unwrap();
@@ -536,7 +540,8 @@ fn registers_that_an_exit_left_are_those_of_the_vcpu() {
     assert_eq!(state.regs.rbx, 1);
 }
 
-/// Another vCPU resets this one between its exit and the capture: what the exit left is not its state any more.
+/// Another vCPU resets this one between its exit and the capture: what the exit left is not its
+/// state any more.
 #[test]
 fn registers_from_before_an_init_are_not_taken() {
     let Some(kvm) = kvm("registers_from_before_an_init_are_not_taken") else { return };
@@ -560,7 +565,8 @@ fn registers_from_before_an_init_are_not_taken() {
     assert_eq!(state.regs, machine.vcpus[0].get_regs().unwrap());
 }
 
-/// A guest that is younger than a second keeps its counter: kernels before 6.7 take a small value for the counter of a new vCPU, and drop it.
+/// A guest that is younger than a second keeps its counter: kernels before 6.7 take a small value
+/// for the counter of a new vCPU, and drop it.
 #[test]
 fn a_small_counter_is_restored() {
     let Some(kvm) = kvm("a_small_counter_is_restored") else { return };
@@ -589,7 +595,8 @@ fn a_small_counter_is_restored() {
     assert!(found.iter().all(|counter| (half..most).contains(counter)), "{found:?} is from {half} on, below {most}");
 }
 
-/// After a restore that puts the clocks forward, by less than the kernel takes for the same counter and by much more, all counters have gone forward, and agree.
+/// After a restore that puts the clocks forward, by less than the kernel takes for the same counter
+/// and by much more, all counters have gone forward, and agree.
 #[test]
 fn clocks_that_were_put_forward_agree() {
     let Some(kvm) = kvm("clocks_that_were_put_forward_agree") else { return };
@@ -628,7 +635,8 @@ fn clocks_that_were_put_forward_agree() {
     }
 }
 
-/// Without scaling KVM takes a higher frequency, and has the counter jump: nothing but what is the same is taken.
+/// Without scaling KVM takes a higher frequency, and has the counter jump: nothing but what is the
+/// same is taken.
 #[test]
 fn a_frequency_that_can_not_be_had_is_refused() {
     let Some(kvm) = kvm("a_frequency_that_can_not_be_had_is_refused") else { return };

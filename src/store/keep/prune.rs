@@ -39,8 +39,8 @@ pub struct PrunePlan {
 /// writers may append and branches may be made.
 ///
 /// # Errors
-/// As [`Chain::open_branch`]; a chain of a format before 3; damage, with which nothing is pruned; a
-/// branch whose identity is damaged; what the operating system refuses.
+/// As [`Chain::open_branch`]; damage, with which nothing is pruned; a branch whose identity is
+/// damaged; what the operating system refuses.
 pub fn plan_prune(dir: &Path, branch: &str, retention: &Retention) -> Result<PrunePlan, StoreError> {
     let medium: Arc<dyn Medium> = Arc::new(Directory::open(dir)?);
     again(|| {

@@ -7,11 +7,12 @@ use crate::store::keep::retention::Retention;
 /// What a new chain is to hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewChain {
-    /// The frames of guest memory, as [`Identity::memory`].
+    /// The frames of guest memory, as [`Identity::memory`](crate::format::Identity::memory).
     pub memory: Vec<PageRun>,
-    /// How many of the last runs are memory of devices, as [`Identity::device_runs`].
+    /// How many of the last runs are memory of devices, as
+    /// [`Identity::device_runs`](crate::format::Identity::device_runs).
     pub device_runs: usize,
-    /// How many vCPUs, as [`Identity::vcpus`].
+    /// How many vCPUs, as [`Identity::vcpus`](crate::format::Identity::vcpus).
     pub vcpus: u32,
     /// Whatever the VMM needs to build the machine again.
     pub machine: serde_json::Value,
@@ -33,7 +34,8 @@ pub struct WriterOptions {
     ///
     /// Dropping writes before it frees. The writer leaves it the room that it takes, about as much
     /// as the chain will have then: where an append would have some of that, it waits until what is
-    /// not kept was dropped, and is refused ([`StoreError::Room`]) where that gave too little.
+    /// not kept was dropped, and is refused ([`StoreError::Room`](crate::store::StoreError::Room))
+    /// where that gave too little.
     pub retention: Option<Retention>,
     /// Whether segments get their indexes and are compacted on a thread of their own, and not while
     /// the writer waits. True by default.

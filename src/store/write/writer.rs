@@ -134,9 +134,8 @@ impl Writer {
     /// `main`, or another branch.
     ///
     /// # Errors
-    /// A name that no branch can have, or one has; an epoch that there is not; a chain of a format
-    /// before 3; somebody who compacts the chain or makes a branch; what the operating system
-    /// refuses.
+    /// A name that no branch can have, or one has; an epoch that there is not; somebody who
+    /// compacts the chain or makes a branch; what the operating system refuses.
     pub fn create_branch(
         dir: impl AsRef<Path>,
         name: &str,
@@ -178,8 +177,13 @@ impl Writer {
         let begin = trunk.epoch(epoch)?;
         // It was read from what the system keeps in memory.
         let (_, holder) = place_to_write(root, medium, &of)?;
-        let segment = trunk.dir().join(begin.segment.file_name());
-        holder.sync_file(&begin.segment.file_name()).map_err(StoreError::io("sync", segment))?;
+        let source = trunk.segment(trunk.locate(epoch)?.0)?;
+        let file = begin.segment.file_name();
+        let synced = trunk.with_room(|| holder.sync_file(&file)).and_then(|()| holder.file_id(&file));
+        let found = synced.map_err(StoreError::io("sync", source.path()))?;
+        if found != source.file().id().ok() {
+            return Err(StoreError::Replaced { path: source.path().to_owned() });
+        }
         maintenance.check()?;
         let dir = root.join(BRANCHES).join(name);
         let make = || {
@@ -290,8 +294,8 @@ impl Writer {
     /// is there durable.
     ///
     /// # Errors
-    /// As [`Chain::open`](super::Chain::open); another writer; damage, after which nothing was
-    /// changed.
+    /// As [`Chain::open`](crate::store::Chain::open); another writer; damage, after which nothing
+    /// was changed.
     pub fn open(dir: impl AsRef<Path>, options: WriterOptions) -> Result<(Self, Recovered), StoreError> {
         Self::open_branch(dir, MAIN_BRANCH, options)
     }
@@ -300,7 +304,7 @@ impl Writer {
     /// `main`.
     ///
     /// # Errors
-    /// As [`open`](Self::open) and [`Chain::open_branch`](super::Chain::open_branch).
+    /// As [`open`](Self::open) and [`Chain::open_branch`](crate::store::Chain::open_branch).
     pub fn open_branch(dir: impl AsRef<Path>, branch: &str, options: WriterOptions) -> Result<(Self, Recovered), StoreError> {
         let dir = dir.as_ref();
         Self::open_on(dir, open(dir)?, branch, (options, Bounds::USUAL))

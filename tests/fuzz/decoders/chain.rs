@@ -1,6 +1,8 @@
-//! Whole chains: what the reader, `verify`, a restore and a writer make of the same files must agree.
+//! Whole chains: what the reader, `verify`, a restore and a writer make of the same files must
+//! agree.
 //!
-//! An input is which segments stand for two numbers (bits 2 to 5 of 1 byte) and what the mark says (the highest two), the number of segments (1 byte), their lengths (4 bytes each) and their
+//! An input is which segments stand for two numbers (bits 2 to 5 of 1 byte) and what the mark says
+//! (the highest two), the number of segments (1 byte), their lengths (4 bytes each) and their
 //! bytes. Too short an input has empty segments.
 
 use std::collections::BTreeMap;
@@ -45,7 +47,8 @@ fn numbers(wide: u8, segments: usize) -> Vec<(u32, u32)> {
 struct Input {
     /// One bit a segment, set where it stands for two numbers.
     wide: u8,
-    /// What the mark says: that nothing was durable, the last epoch of the segments, a later one, or nothing, for there is none.
+    /// What the mark says: that nothing was durable, the last epoch of the segments, a later one,
+    /// or nothing, for there is none.
     mark: u8,
     segments: Vec<Vec<u8>>,
 }
@@ -526,7 +529,8 @@ pub(super) fn seeds(checkpoints: &Path) -> Vec<Vec<u8>> {
         let segments: Vec<_> =
             files.iter().filter(|(name, _)| name.starts_with("segment-")).map(|(_, bytes)| bytes.clone()).collect();
         let input = Input { wide: 0, mark: 1, segments };
-        // Frames of other chains become this chain's, and what is damaged stays so in all but its checksums' way.
+        // Frames of other chains become this chain's, and what is damaged stays so in all but its
+        // checksums' way.
         for how in [Repair { order: false, content: false }, whole] {
             let mut segments = input.pieces();
             for frame in segments.iter_mut().flatten().filter_map(Piece::frame) {
@@ -564,7 +568,8 @@ fn is_state(piece: &Piece) -> bool {
     matches!(piece, Piece::Frame(frame) if frame.kind() == STATE)
 }
 
-/// Raw pages and whole machines make inputs large and mutations aimless: the pages become some that compress, the state a record.
+/// Raw pages and whole machines make inputs large and mutations aimless: the pages become some that
+/// compress, the state a record.
 fn slim(frame: &mut Frame) {
     if frame.kind() == STATE && frame.payload.len() > 2000 {
         frame.payload = super::state::payload(&mut Random::new(frame.epoch()));

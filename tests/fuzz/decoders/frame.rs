@@ -1,4 +1,5 @@
-//! One frame: what decodes must encode to the same bytes again, or where a format has several spellings, to bytes that decode to the same.
+//! One frame: what decodes must encode to the same bytes again, or where a format has several
+//! spellings, to bytes that decode to the same.
 
 use std::path::Path;
 

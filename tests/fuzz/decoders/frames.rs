@@ -1,4 +1,5 @@
-//! Segments as frames that can be changed and sealed again. Written from `docs/format.md`, and total: whatever is no frame is kept as it is.
+//! Segments as frames that can be changed and sealed again. Written from `docs/format.md`, and
+//! total: whatever is no frame is kept as it is.
 
 use slackwater::format::{BlockList, ChainId, hash_bytes};
 use twox_hash::XxHash3_64;
@@ -14,12 +15,14 @@ pub(super) const COMMIT: u8 = 5;
 pub(super) const CLOSE: u8 = 6;
 pub(super) const DURABLE: u8 = 7;
 
-/// Bytes of the payload of a segment header, of a commit, and of one of an epoch that was written anew.
+/// Bytes of the payload of a segment header, of a commit, and of one of an epoch that was written
+/// anew.
 pub(super) const SEGMENT_BYTES: usize = 80;
 pub(super) const COMMIT_BYTES: usize = 208;
 pub(super) const REWRITTEN_BYTES: usize = 224;
 
-/// Header and payload. The header's length and checksums are as good as the last [`seal`](Self::seal).
+/// Header and payload. The header's length and checksums are as good as the last
+/// [`seal`](Self::seal).
 #[derive(Clone, Debug)]
 pub(super) struct Frame {
     pub(super) header: [u8; HEADER],

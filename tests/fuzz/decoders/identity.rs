@@ -1,4 +1,5 @@
-//! `identity.json`: the reader and `verify` take the same files, and what is read is written as it was. The machine in it is the command's to decode.
+//! `identity.json`: the reader and `verify` take the same files, and what is read is written as it
+//! was. The machine in it is the command's to decode.
 
 use std::path::Path;
 

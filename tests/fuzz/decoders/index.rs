@@ -1,5 +1,7 @@
-//! An index beside a segment that is sound: whatever it says, the chain opens, and an epoch restores or is refused. Where it does not say anything wrong, or names
-//! mentions that are not there, an epoch that restores is the right one. One that hides a mention is sound by itself: only `verify` sees that.
+//! An index beside a segment that is sound: whatever it says, the chain opens, and an epoch
+//! restores or is refused. Where it does not say anything wrong, or names mentions that are not
+//! there, an epoch that restores is the right one. One that hides a mention is sound by itself:
+//! only `verify` sees that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -23,7 +25,8 @@ const INDEX: &str = "index-00000001";
 const BLOCK: usize = 4096;
 const CONTENT: usize = BLOCK - 8;
 
-/// The chain that every input is an index of, or of its first segment. The epochs of the second build on those of the first.
+/// The chain that every input is an index of, or of its first segment. The epochs of the second
+/// build on those of the first.
 struct Fixed {
     files: Files,
     header: [u8; FRAME_HEADER_BYTES],
@@ -59,7 +62,8 @@ fn draw(seed: u64) -> Option<Fixed> {
     Some(Fixed { index: walk(segment, |_, _| {}), header, epochs, files })
 }
 
-/// An index of what the frames of a segment mention, after `change` has had a look at each frame's pages.
+/// An index of what the frames of a segment mention, after `change` has had a look at each frame's
+/// pages.
 fn walk(segment: &[u8], mut change: impl FnMut(usize, &mut Vec<PageRun>)) -> Vec<u8> {
     let mut builder = IndexBuilder::new();
     let (mut offset, mut identity, mut number) = (0, 0, 0);
@@ -156,7 +160,8 @@ fn same<T: PartialEq>(found: Result<T, IndexError>, right: Result<T, IndexError>
     found.is_err() || found.ok() == right.ok()
 }
 
-/// The frames that mention each page, where that can be read, is in order and of a size that is worth it.
+/// The frames that mention each page, where that can be read, is in order and of a size that is
+/// worth it.
 fn pages(index: &Index) -> Option<BTreeMap<u64, BTreeSet<u32>>> {
     let mut pages: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
     let mut end = (0, 0);
@@ -187,7 +192,8 @@ pub(super) fn check(data: &[u8]) {
             assert_eq!(chain.epochs_len().unwrap(), fixed.epochs.len() as u64);
         }
         for (epoch, expected) in &fixed.epochs {
-            // What it says of a segment is found out as it is asked: a chain asked before may know better.
+            // What it says of a segment is found out as it is asked: a chain asked before may know
+            // better.
             let chain = Chain::open(dir).expect("as before");
             let found = match chain.epoch(*epoch) {
                 Ok(_) => restore(&chain, *epoch),

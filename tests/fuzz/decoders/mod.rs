@@ -1,7 +1,9 @@
-//! What must hold of any bytes, whoever wrote them. Each target has a check, a mutator that keeps an input sound enough to get past checksums, and
-//! seeds, which are made of the chains under `checkpoints/`.
+//! What must hold of any bytes, whoever wrote them. Each target has a check, a mutator that keeps
+//! an input sound enough to get past checksums, and seeds, which are made of the chains under
+//! `checkpoints/`.
 //!
-//! Shared by the fuzzers and by the tests of the main package, which replay the corpus on any toolchain.
+//! Shared by the fuzzers and by the tests of the main package, which replay the corpus on any
+//! toolchain.
 
 mod chain;
 mod frame;
@@ -29,7 +31,8 @@ pub(crate) struct Target {
 /// Changes bytes of which nothing is known.
 pub(crate) type Bytes<'a> = &'a mut dyn FnMut(&mut Vec<u8>);
 
-/// All targets. A new decoder has its place here, a file beside this one, and one in `fuzz_targets/`.
+/// All targets. A new decoder has its place here, a file beside this one, and one in
+/// `fuzz_targets/`.
 pub(crate) const TARGETS: [Target; 5] = [
     Target { name: "chain", check: chain::check, mutate: chain::mutate, seeds: chain::seeds },
     Target { name: "frame", check: frame::check, mutate: frame::mutate, seeds: frame::seeds },

@@ -1,5 +1,6 @@
-//! Makes a mutated chain hang together again: numbers, counts, hashes of commits, and with a model of memory the checksums of changed pages and the
-//! audits. The model is a third reading of `docs/format.md`, beside the reader's and verify's: an audit that it made must match both.
+//! Makes a mutated chain hang together again: numbers, counts, hashes of commits, and with a model
+//! of memory the checksums of changed pages and the audits. The model is a third reading of
+//! `docs/format.md`, beside the reader's and verify's: an audit that it made must match both.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +22,8 @@ pub(super) struct Repair {
     pub(super) content: bool,
 }
 
-/// Repairs and seals the segments of a chain, of which the first and the last of their numbers are given.
+/// Repairs and seals the segments of a chain, of which the first and the last of their numbers are
+/// given.
 pub(super) fn repair(segments: &mut [Vec<Piece>], numbers: &[(u32, u32)], chain: ChainId, how: Repair) {
     let mut model = Model::default();
     for ((first, last), segment) in numbers.iter().zip(segments) {

@@ -1,4 +1,5 @@
-//! Machine state: the payload of a state frame, as records and as the machine that they hold. An input is the number of vCPUs (1 byte) and the payload.
+//! Machine state: the payload of a state frame, as records and as the machine that they hold. An
+//! input is the number of vCPUs (1 byte) and the payload.
 
 use std::path::Path;
 
