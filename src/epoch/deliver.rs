@@ -11,7 +11,7 @@ use super::options::Durability;
 use super::shared::{PipelineError, Shared, SinkState, Standing};
 use super::sink::{Listen, Sink, SinkError, Told};
 use super::slot::Slot;
-use crate::format::Head;
+use crate::format::{Complete, Head};
 use crate::page::{EpochId, PageRun, PageSet};
 
 /// What a sink's thread is told.
@@ -169,7 +169,12 @@ impl<C> Delivery<C> {
             self.give_back(slot);
             return;
         }
-        match self.append(slot) {
+        let end = slot.complete.as_ref();
+        let appended = self.append(slot, slot.part.epoch, (&slot.frames, end));
+        if let (Err(PipelineError::Sink(SinkError::Latched(_))), Some(_)) = (&appended, end) {
+            self.doubtful = Some(slot.part.epoch);
+        }
+        match appended {
             Ok(false) => {
                 for gfn in slot.arena.gfns() {
                     self.open_pages.insert(*gfn);
@@ -180,7 +185,7 @@ impl<C> Delivery<C> {
                     self.unsynced.insert(gfn);
                 }
                 self.open_pages.clear();
-                self.appended(slot);
+                self.appended(slot, end);
             }
             Err(error) => {
                 self.give_back(slot);
@@ -189,28 +194,28 @@ impl<C> Delivery<C> {
         }
     }
 
-    /// Appends a part. Returns whether that completes the epoch.
-    fn append(&mut self, slot: &Slot<C>) -> Result<bool, PipelineError> {
+    /// Appends a part of `epoch`; its end, with the last one. Returns whether that is so.
+    fn append(
+        &mut self,
+        slot: &Slot<C>,
+        epoch: EpochId,
+        (frames, end): (&[u8], Option<&Complete>),
+    ) -> Result<bool, PipelineError> {
         // The parts before one that could not be encoded stay in the sink until the next epoch
         // comes.
         slot.encoded.clone()?;
-        self.drop_other(slot.part.epoch)?;
-        match &slot.complete {
-            Some(complete) => {
-                let completed = self.sink.complete(&slot.frames, complete);
-                if let Err(SinkError::Latched(_)) = completed {
-                    self.doubtful = Some(slot.part.epoch);
-                }
-                completed?;
-                self.head = complete.head();
-                Ok(true)
+        self.drop_other(epoch)?;
+        match end {
+            Some(end) => {
+                self.sink.complete(frames, end)?;
+                self.head = end.head();
             }
             None => {
-                self.sink.append(slot.part.epoch, &slot.frames)?;
-                self.open_epoch = Some(slot.part.epoch);
-                Ok(false)
+                self.sink.append(epoch, frames)?;
+                self.open_epoch = Some(epoch);
             }
         }
+        Ok(end.is_some())
     }
 
     /// After any error of the sink, what it had of the epoch is gone.
@@ -228,7 +233,8 @@ impl<C> Delivery<C> {
             self.leave(LeftReason::NoEpoch);
             return;
         }
-        match self.append_base(slot, joiner.epoch) {
+        let end = slot.base_complete.as_ref();
+        match self.append(slot, joiner.epoch, (&slot.base_frames, end)) {
             Ok(false) => {}
             Ok(true) => {
                 // Until it is durable, it may be gone with all that it has.
@@ -243,7 +249,7 @@ impl<C> Delivery<C> {
                 if has_joined == Some(true) {
                     tracing::info!(sink = self.index, epoch = joiner.epoch.0, "a sink has joined");
                 }
-                self.appended(slot);
+                self.appended(slot, end);
             }
             Err(error) => {
                 self.latched |= matches!(error, PipelineError::Sink(SinkError::Latched(_)));
@@ -252,35 +258,16 @@ impl<C> Delivery<C> {
         }
     }
 
-    fn append_base(&mut self, slot: &Slot<C>, epoch: EpochId) -> Result<bool, PipelineError> {
-        slot.encoded.clone()?;
-        match &slot.base_complete {
-            Some(complete) => {
-                self.open_epoch = None;
-                self.sink.complete(&slot.base_frames, complete)?;
-                self.head = complete.head();
-                Ok(true)
-            }
-            None => {
-                self.sink.append(epoch, &slot.base_frames)?;
-                self.open_epoch = Some(epoch);
-                Ok(false)
-            }
-        }
-    }
-
-    /// The sink has a whole epoch more.
-    fn appended(&mut self, slot: &Slot<C>) {
+    /// The sink has a whole epoch more, which ends so.
+    fn appended(&mut self, slot: &Slot<C>, end: Option<&Complete>) {
         self.sync_due_since.get_or_insert(slot.part.cut_at);
         let epoch = self.head.epoch;
-        let is_base = slot.base_complete.is_some() && slot.part.joiner.is_some_and(|joiner| joiner.sink == self.index);
-        let complete = if is_base { &slot.base_complete } else { &slot.complete };
         self.with_state(|state| {
             state.unsynced.push(epoch);
             let progress = &mut state.progress;
             progress.reached.appended = epoch;
             progress.epochs += 1;
-            if let Some(complete) = complete.as_ref().filter(|_| self.keeps) {
+            if let Some(complete) = end.filter(|_| self.keeps) {
                 progress.bytes_written += complete.commit.bytes_written;
                 progress.zero_pages += complete.commit.zero_pages;
                 progress.unchanged_pages += complete.commit.unchanged_pages;

@@ -9,10 +9,11 @@ use super::encoded::Encoded;
 use super::guest::CapturedState;
 use super::shared::{FIRST_ATTEMPT, Shared};
 use super::slot::{Joiner, Slot};
+use super::staging::Staging;
 use super::versions::{Store, Versions};
 use crate::format::{
-    BLOCK_PAGES, BlockEncoder, ChainId, ChangedWords, Commit, Compression, EpochWriter, FormatError, Head, Line, StateRecord,
-    complete_as_base, is_zero,
+    BLOCK_PAGES, BlockEncoder, ChainId, ChangedWords, Commit, Complete, Compression, EpochWriter, FormatError, Head, Line,
+    StateRecord, is_zero,
 };
 use crate::page::{EpochId, Gfn, PageBytes, runs};
 
@@ -57,8 +58,42 @@ impl InHand {
         Self { writer: EpochWriter::new(chain, epoch), zero_pages: 0, unchanged_pages: 0 }
     }
 
-    /// Appends zero pages, which rise.
-    fn zeros(&mut self, frames: &mut Vec<u8>, zeros: &[Gfn]) -> Result<(), FormatError> {
+    /// Appends what `next` says of each page of a part, in `order`: places in the arena, by
+    /// ascending frame.
+    fn pages(
+        &mut self,
+        frames: &mut Vec<u8>,
+        (blocks, zeros): (&mut BlockEncoder, &mut Vec<Gfn>),
+        (arena, order): (&Staging, &[(Gfn, u32)]),
+        mut next: impl FnMut(Gfn, &PageBytes) -> Next,
+    ) -> Result<(), FormatError> {
+        zeros.clear();
+        let mut block: Vec<(Gfn, &PageBytes)> = Vec::with_capacity(BLOCK_PAGES);
+        let mut changes: Vec<(Gfn, &PageBytes, ChangedWords)> = Vec::with_capacity(BLOCK_PAGES);
+        for (gfn, place) in order {
+            let page = usize::try_from(*place).ok().and_then(|place| arena.page(place));
+            let Some(page) = page else { continue };
+            match next(*gfn, page) {
+                Next::Unchanged => self.unchanged_pages += 1,
+                Next::Zero => zeros.push(*gfn),
+                Next::Changes(changed) => changes.push((*gfn, page, changed)),
+                Next::Whole => block.push((*gfn, page)),
+            }
+            if block.len() == BLOCK_PAGES {
+                self.writer.pages(frames, blocks, &block)?;
+                block.clear();
+            }
+            if changes.len() == BLOCK_PAGES {
+                self.writer.changes(frames, &changes)?;
+                changes.clear();
+            }
+        }
+        if !block.is_empty() {
+            self.writer.pages(frames, blocks, &block)?;
+        }
+        if !changes.is_empty() {
+            self.writer.changes(frames, &changes)?;
+        }
         if !zeros.is_empty() {
             let runs: Vec<_> = runs(zeros.iter().copied()).collect();
             self.writer.zeros(frames, &runs)?;
@@ -174,39 +209,14 @@ impl<C: CapturedState> Encoder<C> {
             self.epoch = InHand::new(self.chain, slot.part.epoch);
         }
         let Self { epoch, known, blocks, order, zeros, .. } = self;
-        zeros.clear();
-        let mut block: Vec<(Gfn, &PageBytes)> = Vec::with_capacity(BLOCK_PAGES);
-        let mut changes: Vec<(Gfn, &PageBytes, ChangedWords)> = Vec::with_capacity(BLOCK_PAGES);
-        for (gfn, place) in &*order {
-            let page = usize::try_from(*place).ok().and_then(|place| slot.arena.page(place));
-            let Some(page) = page else { continue };
-            match known.next(*gfn, page, slot.part.store_unchanged) {
-                Next::Unchanged => epoch.unchanged_pages += 1,
-                Next::Zero => zeros.push(*gfn),
-                Next::Changes(changed) => changes.push((*gfn, page, changed)),
-                Next::Whole => block.push((*gfn, page)),
-            }
-            if block.len() == BLOCK_PAGES {
-                epoch.writer.pages(&mut slot.frames, blocks, &block)?;
-                block.clear();
-            }
-            if changes.len() == BLOCK_PAGES {
-                epoch.writer.changes(&mut slot.frames, &changes)?;
-                changes.clear();
-            }
-        }
-        if !block.is_empty() {
-            epoch.writer.pages(&mut slot.frames, blocks, &block)?;
-        }
-        if !changes.is_empty() {
-            epoch.writer.changes(&mut slot.frames, &changes)?;
-        }
-        epoch.zeros(&mut slot.frames, zeros)?;
-        if let Some(commit) = slot.part.commit {
-            epoch.writer.state(&mut slot.frames, records)?;
+        let Slot { arena, frames, part, complete, .. } = slot;
+        let next = |gfn, page: &PageBytes| known.next(gfn, page, part.store_unchanged);
+        epoch.pages(frames, (blocks, zeros), (arena, order), next)?;
+        if let Some(commit) = part.commit {
+            epoch.writer.state(frames, records)?;
             let (zero_pages, unchanged_pages) = (epoch.zero_pages, epoch.unchanged_pages);
             let commit = Commit { totals: epoch.writer.totals(), zero_pages, unchanged_pages, ..commit };
-            slot.complete = Some(self.line.complete(commit));
+            *complete = Some(self.line.complete(commit));
         }
         Ok(())
     }
@@ -218,30 +228,15 @@ impl<C: CapturedState> Encoder<C> {
             *base = Some((joiner, InHand::new(self.chain, joiner.epoch)));
         }
         let Some((_, base)) = base else { return Ok(()) };
-        zeros.clear();
-        let mut block: Vec<(Gfn, &PageBytes)> = Vec::with_capacity(BLOCK_PAGES);
-        for (gfn, place) in &*order {
-            let page = usize::try_from(*place).ok().and_then(|place| slot.arena.page(place));
-            let Some(page) = page else { continue };
-            if is_zero(page) {
-                zeros.push(*gfn);
-                continue;
-            }
-            block.push((*gfn, page));
-            if block.len() == BLOCK_PAGES {
-                base.writer.pages(&mut slot.base_frames, blocks, &block)?;
-                block.clear();
-            }
-        }
-        if !block.is_empty() {
-            base.writer.pages(&mut slot.base_frames, blocks, &block)?;
-        }
-        base.zeros(&mut slot.base_frames, zeros)?;
+        let Slot { arena, base_frames: frames, complete, base_complete, .. } = slot;
+        let next = |_, page: &PageBytes| if is_zero(page) { Next::Zero } else { Next::Whole };
+        base.pages(frames, (blocks, zeros), (arena, order), next)?;
         // The others come to the epoch of the base when it is whole.
-        if let Some(complete) = slot.complete.as_ref().filter(|complete| complete.commit.epoch == joiner.epoch) {
-            base.writer.state(&mut slot.base_frames, records)?;
-            let (totals, zero_pages) = (base.writer.totals(), base.zero_pages);
-            slot.base_complete = Some(complete_as_base(self.chain, &joiner.head, complete, totals, zero_pages));
+        if let Some(complete) = complete.as_ref().filter(|complete| complete.commit.epoch == joiner.epoch) {
+            base.writer.state(frames, records)?;
+            let (totals, behind) = (base.writer.totals(), (joiner.head.epoch, joiner.head.identity));
+            let commit = complete.commit.rewritten(complete.identity, behind, totals, base.zero_pages, true);
+            *base_complete = Some(Complete::new(self.chain, commit));
             self.base = None;
         }
         Ok(())

@@ -567,10 +567,14 @@ impl<C: CapturedState> Engine<C> {
     fn copy_part(&mut self) -> Result<(), EngineError> {
         self.last_pages.clear();
         self.pending.take(self.part_pages, &mut self.last_pages);
+        self.stage_pages()
+    }
+
+    /// Copies the pages of the part in hand into the slot in hand.
+    fn stage_pages(&mut self) -> Result<(), EngineError> {
         let slot = self.pipeline.slot().ok_or(EngineError::Ended)?;
         slot.arena.clear();
-        self.memory.copy(&self.last_pages, &mut slot.arena).map_err(EngineError::Memory)?;
-        Ok(())
+        self.memory.copy(&self.last_pages, &mut slot.arena).map_err(EngineError::Memory)
     }
 
     /// Has the point, where there is one, take the part in hand: the copy of it, which the guest

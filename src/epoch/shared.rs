@@ -8,6 +8,7 @@ use super::release::{Reached, Release};
 use super::sink::SinkError;
 use super::slot::Slot;
 use crate::format::{FormatError, Head};
+use crate::lock::lock;
 use crate::page::{EpochId, PageSet};
 
 /// The number of the first attempt.
@@ -140,7 +141,7 @@ impl<C> Shared<C> {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State<C>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub(super) fn notify(&self) {
@@ -164,14 +165,14 @@ impl<C> Shared<C> {
         state.sinks.push(sink);
         let reached = reached_of(&state);
         drop(state);
-        let mut releases = self.releases.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut releases = lock(&self.releases);
         releases.released = releases.released.max(releases.rule.newest(&reached));
     }
 
     /// Releases what has come far enough. The state must not be locked by the caller.
     pub(super) fn release(&self) {
         let reached = reached_of(&self.lock());
-        let mut releases = self.releases.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut releases = lock(&self.releases);
         let newest = releases.rule.newest(&reached);
         if newest <= releases.released {
             return;

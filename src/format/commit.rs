@@ -150,6 +150,25 @@ impl Commit {
         if self.own_ns == 0 { self.time_unix_ns } else { self.own_ns }
     }
 
+    /// The same epoch, of this identity, with other frames, for a chain in which it follows
+    /// `behind`: an epoch and its identity. `totals` and `zero_pages` are those of the frames that
+    /// it has now.
+    #[must_use]
+    pub fn rewritten(&self, identity: u128, behind: (EpochId, u128), totals: EpochTotals, zero_pages: u64, base: bool) -> Self {
+        Self {
+            parent: behind.0,
+            parent_hash: behind.1,
+            totals,
+            captured_pages: totals.stored_pages + zero_pages,
+            zero_pages,
+            unchanged_pages: 0,
+            bytes_written: totals.frames_bytes + REWRITTEN_COMMIT_FRAME_BYTES as u64,
+            base,
+            rewritten: Some(identity),
+            ..*self
+        }
+    }
+
     /// The whole frame: [`COMMIT_FRAME_BYTES`], or [`REWRITTEN_COMMIT_FRAME_BYTES`] of an epoch
     /// that was written anew.
     #[must_use]

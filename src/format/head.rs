@@ -1,7 +1,7 @@
 //! The end of a chain, and how an epoch that follows it becomes complete.
 
 use super::own_time::OwnTime;
-use super::{COMMIT_FRAME_BYTES, ChainId, Commit, CutTime, REWRITTEN_COMMIT_FRAME_BYTES};
+use super::{COMMIT_FRAME_BYTES, ChainId, Commit, CutTime};
 use crate::page::EpochId;
 
 /// The newest epoch of a chain, as the next one needs it.
@@ -91,25 +91,4 @@ impl Line {
         self.head = complete.head();
         complete
     }
-}
-
-/// Completes an epoch once more, as a base for a chain that lacks what it follows in its own line:
-/// it has the same identity, and frames of its own. `behind` is the head of that chain.
-#[must_use]
-pub fn complete_as_base(chain: ChainId, behind: &Head, of: &Complete, frames: super::EpochTotals, zero_pages: u64) -> Complete {
-    Complete::new(
-        chain,
-        Commit {
-            parent: behind.epoch,
-            parent_hash: behind.identity,
-            totals: frames,
-            captured_pages: frames.stored_pages + zero_pages,
-            zero_pages,
-            unchanged_pages: 0,
-            base: true,
-            bytes_written: frames.frames_bytes + REWRITTEN_COMMIT_FRAME_BYTES as u64,
-            rewritten: Some(of.identity),
-            ..of.commit
-        },
-    )
 }

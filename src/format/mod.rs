@@ -36,7 +36,7 @@ pub use commit::{COMMIT_FRAME_BYTES, Commit, EpochTotals, OWN_TIME_UNIT_NS, Phas
 pub use digest::{MemoryDigest, is_zero};
 pub use error::FormatError;
 pub use frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FRAME_PAYLOAD_BYTES_MAX, FrameHeader, FrameKind, hash_bytes};
-pub use head::{Complete, Head, Line, complete_as_base};
+pub use head::{Complete, Head, Line};
 pub use identity::{BRANCH_NAMES, BranchPoint, IDENTITY_BYTES_MAX, Identity, MAIN_BRANCH, is_branch_name};
 pub use index::{
     INDEX_MENTIONS_MAX, Index, IndexBuilder, IndexBytes, IndexError, IndexProof, IndexedEpoch, IndexedFrame, IndexedRun, Mention,

@@ -112,9 +112,7 @@ impl<C: CapturedState> Engine<C> {
         if self.last_pages.is_empty() {
             return Ok(false);
         }
-        let slot = self.pipeline.slot().ok_or(EngineError::Ended)?;
-        slot.arena.clear();
-        self.memory.copy(&self.last_pages, &mut slot.arena).map_err(EngineError::Memory)?;
+        self.stage_pages()?;
         let Self { attempt, store_unchanged, .. } = *self;
         let part = Part {
             epoch: joiner.epoch,

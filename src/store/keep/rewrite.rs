@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::format::{
-    BLOCK_PAGES, BlockDecoder, BlockEncoder, BlockList, BlockPages, Close, Commit, Compression, EpochWriter, Mention,
-    SegmentHeader, is_zero,
+    BLOCK_PAGES, BlockDecoder, BlockEncoder, BlockList, BlockPages, Close, Compression, EpochWriter, Mention, SegmentHeader,
+    is_zero,
 };
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun, runs};
 use crate::store::epoch::Epoch;
@@ -204,7 +204,6 @@ impl<'a> Rewrite<'a> {
             waiting: Vec::new(),
             zeros: Vec::new(),
         };
-        let begin = out.at + out.buffer.len() as u64;
         let Content { mut zeros, mut whole, changed, .. } = content;
         whole.sort_unstable();
         let mut decoder = BlockDecoder::new();
@@ -263,20 +262,7 @@ impl<'a> Rewrite<'a> {
         let payload = source.state(epoch, &mut buffer)?;
         pages.writer.state_again(&mut out.buffer, payload).map_err(StoreError::Input)?;
         let zero_pages = zeros.iter().fold(0, |sum: u64, run| sum.saturating_add(run.count));
-        let totals = pages.writer.totals();
-        let mut commit = Commit {
-            parent: parent.0,
-            parent_hash: parent.1,
-            totals,
-            captured_pages: totals.stored_pages + zero_pages,
-            zero_pages,
-            unchanged_pages: 0,
-            base,
-            rewritten: Some(epoch.hash),
-            ..epoch.commit
-        };
-        let frames = out.at + out.buffer.len() as u64 - begin;
-        commit.bytes_written = frames + commit.encode_frame(chain.identity().chain).len() as u64;
+        let commit = epoch.commit.rewritten(epoch.hash, parent, pages.writer.totals(), zero_pages, base);
         out.buffer.extend(commit.encode_frame(chain.identity().chain));
         out.flush_full()
     }
