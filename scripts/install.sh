@@ -286,4 +286,4 @@ case ${1-} in
     exit 2
     ;;
 esac
-command -v cargo > /dev/null || fail "cargo is missing: install Rust 1.90 or newer (rustup, or the distribution's packages where they are new enough)"
+command -v cargo > /dev/null || fail "cargo is missing: install Rust 1.89 or newer (rustup, or the distribution's packages where they are new enough)"

@@ -39,6 +39,34 @@ lint() {
   bounded 900 cargo clippy --locked --no-default-features --lib --example read_chain -- -D warnings
   readers_need_no_kvm
   RUSTDOCFLAGS='-D warnings' bounded 600 cargo doc --locked --no-deps
+  dependencies_are_allowed
+  oldest_rust_builds_it
+}
+
+# The Rust that Cargo.toml promises to build with.
+oldest_rust_builds_it() {
+  local version
+  version=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+  if ! rustup run "$version" cargo --version > /dev/null 2>&1 &&
+    ! { command -v rustup > /dev/null && bounded 600 rustup toolchain install "$version" --profile minimal --no-self-update; }; then
+    printf 'test: ******** RUST %s CAN NOT BE HAD HERE: whether it builds this is not checked ********\n' "$version" >&2
+    return 0
+  fi
+  CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-target}/oldest") bounded 900 rustup run "$version" cargo check --locked --all-features
+}
+
+# Licenses, sources and doubles of all dependencies (deny.toml). What the tool needs of a crate it asks cargo: no network.
+dependencies_are_allowed() {
+  local tools
+  tools=$(realpath -m "${CARGO_TARGET_DIR:-target}/tools")
+  if ! PATH=$PATH:$tools/bin command -v cargo-deny > /dev/null; then
+    # Unoptimized, which takes a third of the time: it runs for a second.
+    bounded 1200 cargo install --quiet --locked --debug --root "$tools" cargo-deny@0.20.2 || {
+      printf 'test: ******** cargo-deny CAN NOT BE HAD HERE: licenses and sources of dependencies are not checked ********\n' >&2
+      return 0
+    }
+  fi
+  PATH=$PATH:$tools/bin bounded 120 cargo deny --offline --locked check bans licenses sources
 }
 
 # Chains are read, verified and exported without a feature, and without a crate that knows KVM.
