@@ -5,13 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::retention::Retention;
 use super::{compaction, seal};
 use crate::format::{CutTime, Identity};
+use crate::lock::lock;
 use crate::page::EpochId;
 use crate::store::bounds::Bounds;
 use crate::store::error::{StoreError, causes};
@@ -202,7 +203,7 @@ impl Drop for Maintenance {
 
 impl Work {
     fn needs(&self) -> MutexGuard<'_, Needs> {
-        self.needs.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.needs)
     }
 
     /// One compaction does for all segments.

@@ -8,9 +8,10 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::format::SEGMENT_HEADER_FRAME_BYTES;
+use crate::lock::lock;
 use crate::store::bounds::Bounds;
 use crate::store::error::FileReplaced;
 use crate::store::medium::{ChainAt, FileId, MediumFile};
@@ -49,7 +50,7 @@ impl Files {
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 
     /// Opens a file of a chain for reading.
@@ -136,7 +137,7 @@ pub(in crate::store) struct PooledFile {
 
 impl PooledFile {
     fn held(&self) -> MutexGuard<'_, Option<Arc<dyn MediumFile>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
     }
 
     fn file(&self) -> io::Result<Arc<dyn MediumFile>> {

@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::place::Place;
+use crate::lock::lock;
 use crate::store::medium::{FileId, MediumFile};
 use crate::store::shortage::lacks_descriptors;
 
@@ -59,7 +60,7 @@ impl OpenFiles {
     }
 
     fn files(&self) -> MutexGuard<'_, Files> {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.files)
     }
 
     /// Opens a file; where the process may open no more, those that are open here are closed first.
