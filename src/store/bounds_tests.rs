@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::bounds::Bounds;
 use super::error::FileReplaced;
-use super::keep::compaction::{self, Scope};
+use super::keep::compaction::Scope;
 use super::testing::{Cut, Disk, Model, memory_digest, new_chain};
 use super::verify::{VerifyOptions, verify};
 use super::*;
@@ -43,8 +43,7 @@ fn long(segments: u64) -> (Disk, Model) {
 
 fn all(disk: &Disk, scope: Scope, newest: EpochId) -> Result<Compacted, StoreError> {
     let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| BTreeSet::from([newest]);
-    compaction::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, scope, (0, Bounds::SMALL), &mut |_, _| Ok(()))
-        .map(|upkeep| upkeep.compacted)
+    disk.compact(MAIN_BRANCH, &keep, scope)
 }
 
 /// Threads that read for a restore, each of which has one file in hand.

@@ -2,11 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 
-use super::bounds::Bounds;
-use super::keep::compaction::{self, Scope};
+use super::keep::compaction::Scope;
 use super::testing::{Cut, Disk, Memory, Model, Random, is_full, memory_digest, new_chain, seeds, state_of};
 use super::verify::LeftoverKind;
 use super::*;
@@ -23,8 +21,7 @@ fn epochs(chain: &Chain) -> Vec<EpochId> {
 
 fn compact(disk: &Disk, keep: &BTreeSet<EpochId>, scope: Scope) -> Result<Compacted, StoreError> {
     let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| keep.clone();
-    compaction::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, scope, (0, Bounds::SMALL), &mut |_, _| Ok(()))
-        .map(|upkeep| upkeep.compacted)
+    disk.compact(MAIN_BRANCH, &keep, scope)
 }
 
 /// Some of the epochs; the newest too, or not.
@@ -135,17 +132,7 @@ fn a_writer_and_a_compaction_do_not_disturb_each_other() {
             model.run(&mut writer, 12);
             let chain = disk.chain().unwrap();
             let keep = some(&epochs(&chain), &mut random);
-            let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| keep.clone();
-            compaction::run(
-                (Path::new("disk"), &disk.medium()),
-                MAIN_BRANCH,
-                &keep,
-                Scope::WhatIsDropped,
-                (0, Bounds::SMALL),
-                &mut |_, _| Ok(()),
-            )
-            .map(|upkeep| upkeep.compacted)
-            .unwrap();
+            compact(&disk, &keep, Scope::WhatIsDropped).unwrap();
             held.push(chain);
         }
         model.run(&mut writer, 5);
@@ -414,9 +401,7 @@ fn branches_share_what_they_begin_at() {
         // Everything but what branches begin at goes.
         for name in [MAIN_BRANCH, "try", "deeper", MAIN_BRANCH] {
             let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| BTreeSet::new();
-            let scope = Scope::WhatIsDropped;
-            compaction::run((Path::new("disk"), &disk.medium()), name, &keep, scope, (0, Bounds::SMALL), &mut |_, _| Ok(()))
-                .unwrap();
+            disk.compact(name, &keep, Scope::WhatIsDropped).unwrap();
             is_sound(&disk.branch("try").unwrap(), &branch);
             is_sound(&disk.branch("deeper").unwrap(), &deeper);
         }

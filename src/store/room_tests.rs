@@ -4,8 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::bounds::Bounds;
-use super::keep::compaction::{self, Scope};
+use super::keep::compaction::Scope;
 use super::testing::{Cut, Disk, Model, Random, new_chain, seeds};
 use super::*;
 use crate::epoch::SinkError;
@@ -139,15 +138,7 @@ fn written(seed: u64, epochs: u64) -> (Disk, Model) {
 
 fn drop_all_but_the_newest(disk: &Disk) -> Result<Compacted, StoreError> {
     let keep = |_: &[CutTime], _: &BTreeSet<EpochId>| BTreeSet::new();
-    compaction::run(
-        (Path::new("disk"), &disk.medium()),
-        MAIN_BRANCH,
-        &keep,
-        Scope::WhatIsDropped,
-        (0, Bounds::SMALL),
-        &mut |_, _| Ok(()),
-    )
-    .map(|upkeep| upkeep.compacted)
+    disk.compact(MAIN_BRANCH, &keep, Scope::WhatIsDropped)
 }
 
 #[test]
@@ -194,10 +185,7 @@ fn what_there_is_no_room_for_says_how_much_it_needs() {
     check(&disk, &model, 1);
     let all = |disk: &Disk| {
         let keep = |epochs: &[CutTime], _: &BTreeSet<EpochId>| epochs.iter().map(|cut| cut.epoch).collect();
-        compaction::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, Scope::All, (0, Bounds::SMALL), &mut |_, _| {
-            Ok(())
-        })
-        .map(|upkeep| upkeep.compacted)
+        disk.compact(MAIN_BRANCH, &keep, Scope::All)
     };
     // Segments are joined as far as there is room.
     let (disk, model) = written(2, 40);

@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::bounds::Bounds;
+use super::keep::compaction::{self, Keep, Scope};
 use super::medium::{Displaced, FileId, HeldLock, Lock, Medium, MediumFile, Named, WritableFile, WritableMedium};
 use super::verify::{VerifyOptions, VerifyReport, verify_on};
-use super::{Chain, NewChain, SegmentNumbers, StoreError, Writer, WriterOptions};
+use super::{Chain, Compacted, NewChain, SegmentNumbers, StoreError, Writer, WriterOptions};
 use crate::epoch::SinkError;
 use crate::format::{
     BlockEncoder, CHANGED_WORDS_MAX, CHANGES_DEPTH_MAX, ChainId, ChangedWords, Commit, Compression, EpochWriter, IndexBytes,
@@ -407,6 +408,11 @@ impl Disk {
 
     pub(crate) fn create(&self, new: &NewChain, options: WriterOptions) -> Result<Writer, StoreError> {
         Writer::create_on(Path::new("disk"), self.medium(), new, (options, Bounds::SMALL))
+    }
+
+    pub(in crate::store) fn compact(&self, branch: &str, keep: Keep<'_>, scope: Scope) -> Result<Compacted, StoreError> {
+        compaction::run((Path::new("disk"), &self.medium()), branch, keep, scope, (0, Bounds::SMALL), &mut |_, _| Ok(()))
+            .map(|upkeep| upkeep.compacted)
     }
 }
 

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::format::{Compression, CutTime, MAIN_BRANCH};
-use crate::store::bounds::Bounds;
-use crate::store::keep::compaction::{self, Scope};
+use crate::store::keep::compaction::Scope;
 use crate::store::repair::{RepairOptions, RepairPlan};
 use crate::store::testing::{Cut, Disk, Model, Random, new_chain};
 use crate::store::{Writer, WriterOptions};
@@ -26,8 +25,7 @@ fn compacted(disk: &Disk, seed: u64, sparse: u64) -> bool {
         epochs.iter().map(|cut| cut.epoch).filter(|_| random.one_in(sparse)).collect()
     };
     let scope = if seed.is_multiple_of(2) { Scope::All } else { Scope::WhatIsDropped };
-    compaction::run((Path::new("disk"), &disk.medium()), MAIN_BRANCH, &keep, scope, (0, Bounds::SMALL), &mut |_, _| Ok(()))
-        .is_ok()
+    disk.compact(MAIN_BRANCH, &keep, scope).is_ok()
 }
 
 fn saved(disk: &Disk) -> TempDir {
