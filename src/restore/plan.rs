@@ -155,10 +155,6 @@ struct Needed {
     changed: Option<(Gfn, Gfn)>,
 }
 
-/// Pages whose newest version is a change, and which a pass of a fill puts together: what is held
-/// of them until they are whole is bounded by this (64 MiB).
-const PASS_PAGES: usize = if cfg!(test) { 5 } else { 16_384 };
-
 impl<'a> Plan<'a> {
     /// Plans the restore of `epoch`.
     ///
@@ -239,7 +235,9 @@ impl<'a> Plan<'a> {
             let found = self.chain.segment(needed.segment)?.look(|index| Segment::place(index, needed.frame.into()))?;
             Ok((needed.segment, found))
         };
-        let passes = self.changed.chunks(PASS_PAGES).map(|pages| pages.first().copied().zip(pages.last().copied()));
+        // What is held of a pass's pages until they are whole is bounded by how many they are.
+        let passes =
+            self.changed.chunks(self.chain.bounds().changed_pages).map(|pages| pages.first().copied().zip(pages.last().copied()));
         // The first pass takes what is whole as well, also where nothing is changed.
         let passes = passes.chain(self.changed.is_empty().then_some(None));
         for (number, pass) in passes.enumerate() {

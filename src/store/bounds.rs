@@ -9,7 +9,8 @@ pub(crate) struct Bounds {
     /// Indexes that one chain has mapped at a time. A process may have 65,530 mappings where nobody
     /// says otherwise, and needs some for other things.
     pub(crate) maps: usize,
-    /// Changed pages that a compaction puts together at once: 64 MiB.
+    /// Pages whose newest version is a change, and which a compaction or a restore puts together at
+    /// once: 64 MiB.
     pub(crate) changed_pages: usize,
     /// What a compaction beside a writer leaves free. The writer looks at the room each time it has
     /// appended half of that.

@@ -204,7 +204,7 @@ impl Chain {
         Ok(bytes)
     }
 
-    pub(in crate::store) fn bounds(&self) -> &Bounds {
+    pub(crate) fn bounds(&self) -> &Bounds {
         self.files.bounds()
     }
 
