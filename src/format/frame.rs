@@ -36,9 +36,9 @@ pub enum FrameKind {
     State,
     /// The end of an epoch: [`Commit`](super::Commit).
     Commit,
-    /// The end of a chain that ended in order: [`Close`](super::Close).
+    /// The end of a chain that ended in order: [`Synced`](super::Synced).
     Close,
-    /// How far the chain was durable: [`Durable`](super::Durable).
+    /// How far the chain was durable: [`Synced`](super::Synced).
     Durable,
 }
 

@@ -46,9 +46,7 @@ pub use mark::{MARK_BLOCK_BYTES, MARK_BYTES, MARK_SLOTS, Mark};
 pub(crate) use own_time::OwnTime;
 pub use own_time::{ClockJump, CutTime};
 pub use record::StateRecord;
-pub use segment::{
-    CLOSE_FRAME_BYTES, Close, DURABLE_FRAME_BYTES, Durable, SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SegmentHeader,
-};
+pub use segment::{SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, SYNCED_FRAME_BYTES, SegmentHeader, Synced};
 pub use state::{STATE_DATA_BYTES_MAX, STATE_NAME_BYTES_MAX, STATE_RECORDS_MAX, decode_state, unpack_state};
 pub use version::FORMAT_VERSION;
 pub use writer::EpochWriter;

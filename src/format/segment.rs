@@ -8,11 +8,8 @@ use crate::page::{EpochId, PAGE_SIZE_U64};
 /// Bytes of a segment header's frame.
 pub const SEGMENT_HEADER_FRAME_BYTES: usize = FRAME_HEADER_BYTES + 80;
 
-/// Bytes of a durable frame.
-pub const DURABLE_FRAME_BYTES: usize = FRAME_HEADER_BYTES + 24;
-
-/// Bytes of a close frame.
-pub const CLOSE_FRAME_BYTES: usize = FRAME_HEADER_BYTES + 24;
+/// Bytes of a durable or close frame.
+pub const SYNCED_FRAME_BYTES: usize = FRAME_HEADER_BYTES + 24;
 
 /// The generation of a machine that has no standby. There is no other yet.
 pub(super) const GENERATION_NEUTRAL: u64 = 0;
@@ -96,75 +93,48 @@ impl SegmentHeader {
     }
 }
 
-/// The frame that says how far the chain was durable when it was written. It belongs to no epoch:
-/// each writer has its own times of sync.
+/// What a durable and a close frame say: `epoch` and all before it are durable. The frames belong
+/// to no epoch: each writer has its own times of sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Durable {
-    /// The newest epoch that was durable.
+pub struct Synced {
+    /// The newest epoch that is durable.
     pub epoch: EpochId,
     /// Its identity.
     pub identity: u128,
 }
 
-impl Durable {
-    /// The whole frame.
+impl Synced {
+    /// The whole frame of a chain that goes on.
     #[must_use]
-    pub fn encode_frame(&self, chain: ChainId) -> Vec<u8> {
-        newest_frame(FrameKind::Durable, self.epoch, self.identity, chain)
+    pub fn durable_frame(&self, chain: ChainId) -> Vec<u8> {
+        self.frame(FrameKind::Durable, chain)
     }
 
-    /// Reads a payload whose checksum was checked.
+    /// The whole frame of a writer that ends in order.
+    #[must_use]
+    pub fn close_frame(&self, chain: ChainId) -> Vec<u8> {
+        self.frame(FrameKind::Close, chain)
+    }
+
+    fn frame(&self, kind: FrameKind, chain: ChainId) -> Vec<u8> {
+        let payload = [&self.epoch.0.to_le_bytes()[..], &self.identity.to_le_bytes()].concat();
+        frame(kind, self.epoch, chain, &payload)
+    }
+
+    /// Reads the payload of either, whose checksum was checked.
     ///
     /// # Errors
     /// An epoch that is not the header's.
     pub fn decode(header: &FrameHeader, payload: &[u8]) -> Result<Self, FormatError> {
-        let (epoch, identity) = decode_newest(header, payload, "durable")?;
+        let mut fields = Fields::new(payload, FRAME_HEADER_BYTES);
+        let epoch = EpochId(fields.u64("newest epoch")?);
+        if epoch != header.epoch {
+            return Err(FormatError::field("newest epoch", FRAME_HEADER_BYTES, header.epoch, epoch));
+        }
+        let identity = fields.u128("identity of the newest epoch")?;
+        fields.end(header.kind.as_str())?;
         Ok(Self { epoch, identity })
     }
-}
-
-/// The frame of a writer that ended in order: everything before it is durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Close {
-    /// The newest epoch.
-    pub epoch: EpochId,
-    /// Its identity.
-    pub identity: u128,
-}
-
-impl Close {
-    /// The whole frame.
-    #[must_use]
-    pub fn encode_frame(&self, chain: ChainId) -> Vec<u8> {
-        newest_frame(FrameKind::Close, self.epoch, self.identity, chain)
-    }
-
-    /// Reads a payload whose checksum was checked.
-    ///
-    /// # Errors
-    /// An epoch that is not the header's.
-    pub fn decode(header: &FrameHeader, payload: &[u8]) -> Result<Self, FormatError> {
-        let (epoch, identity) = decode_newest(header, payload, "close")?;
-        Ok(Self { epoch, identity })
-    }
-}
-
-fn newest_frame(kind: FrameKind, epoch: EpochId, identity: u128, chain: ChainId) -> Vec<u8> {
-    let mut payload = Vec::with_capacity(24);
-    payload.extend(epoch.0.to_le_bytes());
-    payload.extend(identity.to_le_bytes());
-    frame(kind, epoch, chain, &payload)
-}
-
-fn decode_newest(header: &FrameHeader, payload: &[u8], what: &'static str) -> Result<(EpochId, u128), FormatError> {
-    let mut fields = Fields::new(payload, FRAME_HEADER_BYTES);
-    let epoch = EpochId(fields.u64("newest epoch")?);
-    if epoch != header.epoch {
-        return Err(FormatError::field("newest epoch", FRAME_HEADER_BYTES, header.epoch, epoch));
-    }
-    let identity = fields.u128("identity of the newest epoch")?;
-    fields.end(what)?;
-    Ok((epoch, identity))
 }
 
 /// A whole frame whose payload has the size that its kind fixes, a multiple of 8.

@@ -89,20 +89,17 @@ fn what_stands_between_epochs_reads_back() {
         assert_eq!(SegmentHeader::decode(&other).unwrap_err().expected(), name);
     }
 
-    let close = Close { epoch: EpochId(9), identity: 5 };
-    let frame = close.encode_frame(CHAIN);
-    assert_eq!(frame.len(), CLOSE_FRAME_BYTES);
-    let header = FrameHeader::parse(&frame, CHAIN).unwrap();
-    assert_eq!(Close::decode(&header, header.check_body(&frame[FRAME_HEADER_BYTES..]).unwrap()), Ok(close));
-
-    let durable = Durable { epoch: EpochId(9), identity: 5 };
-    let frame = durable.encode_frame(CHAIN);
-    assert_eq!(frame.len(), DURABLE_FRAME_BYTES);
-    let header = FrameHeader::parse(&frame, CHAIN).unwrap();
-    let payload = header.check_body(&frame[FRAME_HEADER_BYTES..]).unwrap();
-    assert_eq!(Durable::decode(&header, payload), Ok(durable));
-    let other = FrameHeader { epoch: EpochId(8), ..header };
-    assert_eq!(Durable::decode(&other, payload).unwrap_err().expected(), "newest epoch 8");
+    let synced = Synced { epoch: EpochId(9), identity: 5 };
+    let frames = [(FrameKind::Durable, synced.durable_frame(CHAIN)), (FrameKind::Close, synced.close_frame(CHAIN))];
+    for (kind, frame) in frames {
+        assert_eq!(frame.len(), SYNCED_FRAME_BYTES);
+        let header = FrameHeader::parse(&frame, CHAIN).unwrap();
+        assert_eq!(header.kind, kind);
+        let payload = header.check_body(&frame[FRAME_HEADER_BYTES..]).unwrap();
+        assert_eq!(Synced::decode(&header, payload), Ok(synced));
+        let other = FrameHeader { epoch: EpochId(8), ..header };
+        assert_eq!(Synced::decode(&other, payload).unwrap_err().expected(), "newest epoch 8");
+    }
 }
 
 #[test]
@@ -475,7 +472,7 @@ proptest! {
         let _ = FrameHeader::parse(&bytes, CHAIN);
         let header = FrameHeader { kind: FrameKind::Commit, epoch: EpochId(1), sequence: 0, length: 192, payload_hash: 0 };
         let _ = Commit::decode(&header, &bytes);
-        let _ = Close::decode(&header, &bytes);
+        let _ = Synced::decode(&header, &bytes);
     }
 
     #[test]

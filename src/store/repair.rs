@@ -21,7 +21,7 @@ use super::verify::{
     BranchReport, DamageKind, Leftover, LeftoverKind, Progress, VerifyError, VerifyOptions, VerifyReport, check, open_directory,
     verify_on,
 };
-use crate::format::{ChainId, Close, Mark};
+use crate::format::{ChainId, Mark, Synced};
 use crate::page::EpochId;
 
 /// What to repair beyond what needs no decision.
@@ -568,7 +568,7 @@ fn take_step(root: &Arc<dyn WritableMedium>, step: &RepairStep) -> io::Result<()
             directory.sync()
         }
         RepairStep::Close { file, offset, epoch, chain, identity } => {
-            let frame = Close { epoch: *epoch, identity: *identity }.encode_frame(ChainId(*chain));
+            let frame = Synced { epoch: *epoch, identity: *identity }.close_frame(ChainId(*chain));
             let (directory, name) = parent_of(root, file)?;
             let file = directory.open_to_write(name)?;
             file.write(*offset, &[&frame])?;

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use slackwater::format::StateRecord;
 use slackwater::format::{
-    BlockEncoder, ChainId, ChangedWords, Close, Commit, Compression, Durable, EpochWriter, FORMAT_VERSION, FRAME_HEADER_BYTES,
-    FrameHeader, FrameKind, Identity, IndexBuilder, IndexedEpoch, MemoryDigest, Mention, Phases, SEGMENT_HEADER_FRAME_BYTES,
-    SegmentHeader, Trigger,
+    BlockEncoder, ChainId, ChangedWords, Commit, Compression, EpochWriter, FORMAT_VERSION, FRAME_HEADER_BYTES, FrameHeader,
+    FrameKind, Identity, IndexBuilder, IndexedEpoch, MemoryDigest, Mention, Phases, SEGMENT_HEADER_FRAME_BYTES, SegmentHeader,
+    Synced, Trigger,
 };
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE_U64, PageBytes, PageRun};
 use twox_hash::XxHash3_64;
@@ -158,7 +158,7 @@ impl Builder {
     pub(crate) fn epoch(&mut self, new: &NewEpoch) {
         let epoch = EpochId(new.number);
         if self.durable > self.told {
-            let frame = Durable { epoch: self.tip, identity: self.tip_hash }.encode_frame(self.chain);
+            let frame = Synced { epoch: self.tip, identity: self.tip_hash }.durable_frame(self.chain);
             self.file().extend(frame);
             self.told = self.tip;
         }
@@ -236,7 +236,7 @@ impl Builder {
     /// Ends the chain in order.
     pub(crate) fn close(&mut self) {
         self.synced();
-        let frame = Close { epoch: self.tip, identity: self.tip_hash }.encode_frame(self.chain);
+        let frame = Synced { epoch: self.tip, identity: self.tip_hash }.close_frame(self.chain);
         self.file().extend(frame);
         self.told = self.tip;
     }

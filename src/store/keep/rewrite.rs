@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::format::{
-    BLOCK_PAGES, BlockDecoder, BlockEncoder, BlockList, BlockPages, Close, Compression, EpochWriter, Mention, SegmentHeader,
+    BLOCK_PAGES, BlockDecoder, BlockEncoder, BlockList, BlockPages, Compression, EpochWriter, Mention, SegmentHeader, Synced,
     is_zero,
 };
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun, runs};
@@ -83,7 +83,7 @@ pub(in crate::store) fn rewrite(
         done += source.bytes();
     }
     if last.0 != EpochId::NONE {
-        out.buffer.extend(Close { epoch: last.0, identity: last.1 }.encode_frame(identity.chain));
+        out.buffer.extend(Synced { epoch: last.0, identity: last.1 }.close_frame(identity.chain));
     }
     out.flush()?;
     Ok(Rewritten { epochs: written, bytes: out.at })

@@ -9,9 +9,9 @@ use crate::xxh3::Xxh3;
 use super::frames::{Fault, Window, find_header, read_header, read_payload};
 use super::pooled_files::Files;
 use crate::format::{
-    BLOCK_LIST_BYTES_MAX, BlockList, CLOSE_FRAME_BYTES, ChainId, Close, Commit, Durable, FRAME_HEADER_BYTES, FormatError,
-    FrameHeader, FrameKind, Identity, Index, IndexBuilder, IndexBytes, IndexedEpoch, Mention, SEGMENT_HEADER_FRAME_BYTES,
-    SegmentHeader, decode_zeros,
+    BLOCK_LIST_BYTES_MAX, BlockList, ChainId, Commit, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Identity, Index,
+    IndexBuilder, IndexBytes, IndexedEpoch, Mention, SEGMENT_HEADER_FRAME_BYTES, SYNCED_FRAME_BYTES, SegmentHeader, Synced,
+    decode_zeros,
 };
 use crate::page::EpochId;
 use crate::store::damage::Damage;
@@ -282,7 +282,7 @@ impl<'a> Walk<'a> {
         // Only what is durable is indexed.
         self.proven(self.newest);
         self.end = Some((at.numbers, at.bytes));
-        let offset = at.bytes.saturating_sub(CLOSE_FRAME_BYTES as u64);
+        let offset = at.bytes.saturating_sub(SYNCED_FRAME_BYTES as u64);
         self.closed = match read_header(at.file, offset, at.bytes, self.chain) {
             Ok(header) => header.kind == FrameKind::Close && header.epoch == self.newest,
             Err(Fault::Format(_)) => false,
@@ -407,10 +407,7 @@ impl<'a> Walk<'a> {
     /// A durable frame, or a close: what is before it was synced.
     fn synced(&mut self, at: &At<'_>, offset: u64, header: &FrameHeader, payload: &[u8]) -> Result<(), FormatError> {
         let is_close = header.kind == FrameKind::Close;
-        let (epoch, identity) = match is_close {
-            true => Close::decode(header, payload).map(|close| (close.epoch, close.identity))?,
-            false => Durable::decode(header, payload).map(|durable| (durable.epoch, durable.identity))?,
-        };
+        let Synced { epoch, identity } = Synced::decode(header, payload)?;
         self.proven(epoch);
         if self.broken.is_some() {
             return Ok(());

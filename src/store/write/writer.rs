@@ -13,8 +13,8 @@ use super::recovery::{OPEN_FILES, Opened, begins_at, make_segment, recover, told
 use crate::clock::unix_ns;
 use crate::epoch::{Marks, Sink, SinkError, SinkStart};
 use crate::format::{
-    BranchPoint, ChainId, ClockJump, Close, Complete, CutTime, Durable, FORMAT_VERSION, Head, Identity, MAIN_BRANCH, Mark,
-    SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX,
+    BranchPoint, ChainId, ClockJump, Complete, CutTime, FORMAT_VERSION, Head, Identity, MAIN_BRANCH, Mark,
+    SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, Synced,
 };
 use crate::page::{EpochId, PAGE_SIZE_U64};
 use crate::store::bounds::Bounds;
@@ -436,7 +436,7 @@ impl Writer {
         if self.durable < epoch || self.told_durable >= epoch {
             return Ok(());
         }
-        self.write(&[&Durable { epoch, identity }.encode_frame(self.identity.chain)])
+        self.write(&[&Synced { epoch, identity }.durable_frame(self.identity.chain)])
     }
 
     /// Whether epochs are dropped while the chain is written.
@@ -775,7 +775,7 @@ impl Writer {
             let Head { epoch, identity, .. } = self.head;
             if epoch != EpochId::NONE && !self.closed {
                 // A chain without it is as sound: where there is no room for it, it is left out.
-                match self.write(&[&Close { epoch, identity }.encode_frame(self.identity.chain)]) {
+                match self.write(&[&Synced { epoch, identity }.close_frame(self.identity.chain)]) {
                     Ok(()) => {
                         self.segment.end = self.segment.at;
                         self.closed = true;

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use slackwater::format::{
-    BLOCK_PAGES, BlockDecoder, BlockEncoder, BlockList, BlockPages, CHANGED_WORDS_MAX, ChainId, ChangedWords, Close, Commit,
-    Compression, Durable, EpochWriter, FRAME_HEADER_BYTES, FrameHeader, FrameKind, SegmentHeader, ZERO_RUNS_MAX, decode_changes,
+    BLOCK_PAGES, BlockDecoder, BlockEncoder, BlockList, BlockPages, CHANGED_WORDS_MAX, ChainId, ChangedWords, Commit,
+    Compression, EpochWriter, FRAME_HEADER_BYTES, FrameHeader, FrameKind, SegmentHeader, Synced, ZERO_RUNS_MAX, decode_changes,
     decode_state, decode_zeros, unpack_state,
 };
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE, PageBytes};
@@ -37,13 +37,13 @@ pub(super) fn check(data: &[u8]) {
             }
         }
         FrameKind::Close => {
-            if let Ok(close) = Close::decode(&header, payload) {
-                assert_eq!(close.encode_frame(CHAIN), data[..whole]);
+            if let Ok(synced) = Synced::decode(&header, payload) {
+                assert_eq!(synced.close_frame(CHAIN), data[..whole]);
             }
         }
         FrameKind::Durable => {
-            if let Ok(durable) = Durable::decode(&header, payload) {
-                assert_eq!(durable.encode_frame(CHAIN), data[..whole]);
+            if let Ok(synced) = Synced::decode(&header, payload) {
+                assert_eq!(synced.durable_frame(CHAIN), data[..whole]);
             }
         }
         other => panic!("{other:?} has no check"),
