@@ -153,26 +153,10 @@ impl<'t> Module<'t> {
         let children = file.declared().into_iter().filter(|declared| !declared.test);
         let children = children.filter_map(|declared| declared.folder.rsplit('/').next().map(str::to_owned)).collect();
         let mut module = Self { file, children, imports: Vec::new(), paths: Vec::new(), words: BTreeMap::new() };
-        // Modules inside of the file that are open here, with the depth of braces outside of each.
-        let (mut inner, mut depth) = (Vec::new(), 0_usize);
+        let inner = file.inner_modules();
         let mut at = 0;
         while at < file.tokens.len() {
             let token = &file.tokens[at];
-            match token.text.as_str() {
-                "{" => {
-                    if at >= 2 && file.word(at - 2) == "mod" {
-                        inner.push(depth);
-                    }
-                    depth += 1;
-                }
-                "}" => {
-                    depth = depth.saturating_sub(1);
-                    if inner.last() == Some(&depth) {
-                        inner.pop();
-                    }
-                }
-                _ => {}
-            }
             if token.test {
                 at += 1;
                 continue;
@@ -183,14 +167,14 @@ impl<'t> Module<'t> {
                     let (found, end) = use_paths(file, at + 1);
                     let is_export = has_visibility(file, at);
                     let line = token.line;
-                    let found = found.into_iter().filter_map(|(path, name)| Some((outside(path, inner.len())?, name)));
+                    let found = found.into_iter().filter_map(|(path, name)| Some((outside(path, inner[at])?, name)));
                     module.imports.extend(found.map(|(path, name)| Import { path, name, line, is_export }));
                     at = end;
                 }
                 word => {
                     module.words.entry(word).or_insert(token.line);
                     if (at == 0 || file.word(at - 1) != "::") && file.word(at + 1) == "::" {
-                        module.paths.extend(outside(code_path(file, at), inner.len()).map(|path| (path, token.line)));
+                        module.paths.extend(outside(code_path(file, at), inner[at]).map(|path| (path, token.line)));
                     }
                 }
             }

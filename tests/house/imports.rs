@@ -37,36 +37,21 @@ fn check_file(file: &File) -> Vec<String> {
 /// The crate's modules that paths outside of tests begin with, with their lines.
 fn used_modules(file: &File, module: &[String]) -> Vec<(usize, String)> {
     let mut used = Vec::new();
-    // Modules inside of the file that are open here, with the depth of braces outside of each.
-    let (mut inner, mut depth) = (Vec::new(), 0_usize);
-    for (index, token) in file.tokens.iter().enumerate() {
-        match token.text.as_str() {
-            "{" => {
-                if index >= 2 && file.word(index - 2) == "mod" {
-                    inner.push(depth);
-                }
-                depth += 1;
-            }
-            "}" => {
-                depth = depth.saturating_sub(1);
-                if inner.last() == Some(&depth) {
-                    inner.pop();
-                }
-            }
-            "crate" | "super"
-                if !file.test && !token.test && (index == 0 || file.word(index - 1) != "::") && file.word(index + 1) == "::" =>
-            {
-                let mut at = index;
-                let mut above = if token.text == "crate" { 0 } else { module.len() + inner.len() - 1 };
-                while file.word(at + 2) == "super" && file.word(at + 3) == "::" {
-                    at += 2;
-                    above = above.saturating_sub(1);
-                }
-                if above == 0 {
-                    used.extend(first_words(file, at + 2).into_iter().map(|word| (token.line, word)));
-                }
-            }
-            _ => {}
+    for (index, (token, inner)) in file.tokens.iter().zip(file.inner_modules()).enumerate() {
+        let begins = matches!(token.text.as_str(), "crate" | "super")
+            && (index == 0 || file.word(index - 1) != "::")
+            && file.word(index + 1) == "::";
+        if !begins || file.test || token.test {
+            continue;
+        }
+        let mut at = index;
+        let mut above = if token.text == "crate" { 0 } else { module.len() + inner - 1 };
+        while file.word(at + 2) == "super" && file.word(at + 3) == "::" {
+            at += 2;
+            above = above.saturating_sub(1);
+        }
+        if above == 0 {
+            used.extend(first_words(file, at + 2).into_iter().map(|word| (token.line, word)));
         }
     }
     used

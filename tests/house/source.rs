@@ -107,6 +107,31 @@ impl File {
         parts
     }
 
+    /// For each token, how many modules of the same file it is in: `mod name { ... }`.
+    pub(super) fn inner_modules(&self) -> Vec<usize> {
+        // The depth of braces outside of each module that is open.
+        let (mut open, mut depth) = (Vec::new(), 0_usize);
+        let around = |(index, token): (usize, &Token)| {
+            match token.text.as_str() {
+                "{" => {
+                    if index >= 2 && self.word(index - 2) == "mod" {
+                        open.push(depth);
+                    }
+                    depth += 1;
+                }
+                "}" => {
+                    depth = depth.saturating_sub(1);
+                    if open.last() == Some(&depth) {
+                        open.pop();
+                    }
+                }
+                _ => {}
+            }
+            open.len()
+        };
+        self.tokens.iter().enumerate().map(around).collect()
+    }
+
     /// Its modules in files of their own. (Nobody declares such a module inside of another in the
     /// same file.)
     pub(super) fn declared(&self) -> Vec<Declared> {
@@ -303,6 +328,14 @@ mod tests {
     fn lines_are_counted_through_comments_and_literals() {
         let last = tokens("a\n/*\n*/ \"\n\n\" // x\nb").pop().unwrap();
         assert_eq!((last.text.as_str(), last.line), ("b", 6));
+    }
+
+    #[test]
+    fn modules_inside_of_a_file_are_followed() {
+        let file = File::new(Path::new("src/x.rs"), "a mod b { c { d } mod e { f } g } h { i } mod j; k".to_owned());
+        let inner = file.inner_modules();
+        let of = |word: &str| inner[file.tokens.iter().position(|token| token.text == word).unwrap()];
+        assert_eq!(["a", "c", "d", "f", "g", "h", "i", "k"].map(of), [0, 1, 1, 2, 1, 0, 0, 0]);
     }
 
     #[test]
