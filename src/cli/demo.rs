@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::error::CliError;
 use super::output;
 use super::restore::{Restored, restore_machine};
-use super::scratch::scratch;
+use super::scratch_store::scratch;
 use super::units::bytes_text;
 use crate::machine::fit::Wishes;
 use crate::page::EpochId;

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::again::again;
 use super::error::CliError;
 use super::output;
+use super::read_again::again;
 use super::units::{branch, epoch};
 use crate::format::{MAIN_BRANCH, hash_bytes};
 use crate::page::EpochId;

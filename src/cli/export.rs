@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::again::again;
 use super::draft::{Draft, Readers};
 use super::error::CliError;
 use super::output;
-use super::saved::machine_of;
+use super::read_again::again;
+use super::saved_machine::machine_of;
 use super::stderr;
 use super::units::{branch, bytes_text, epoch};
 use crate::format::MAIN_BRANCH;

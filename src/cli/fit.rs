@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::output;
-use super::saved::{machine_of, state_of};
+use super::saved_machine::{machine_of, state_of};
 use crate::kvm::offer::Offer;
 use crate::kvm::probe::runs_kernels;
 use crate::machine::MachineState;

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::error::CliError;
 use super::fit::{Check, TscName};
 use super::output;
-use super::scratch::scratch;
+use super::scratch_store::scratch;
 use super::units::{branch, epoch};
 use crate::epoch::{Engine, EngineOptions, Start};
 use crate::format::MAIN_BRANCH;

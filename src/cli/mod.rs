@@ -10,7 +10,6 @@ macro_rules! eprintln {
 }
 
 mod advise;
-mod again;
 mod bench;
 mod checkpoint;
 mod compact;
@@ -29,10 +28,11 @@ mod output;
 mod process;
 mod protect;
 mod prune;
+mod read_again;
 mod repair;
 mod restore;
-mod saved;
-mod scratch;
+mod saved_machine;
+mod scratch_store;
 mod stderr;
 mod units;
 mod verify;

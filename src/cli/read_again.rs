@@ -1,4 +1,4 @@
-//! What reads a chain begins again where a compaction took a file away meanwhile.
+//! Reading a chain again from the beginning, where a compaction took a file away meanwhile.
 
 use super::error::CliError;
 

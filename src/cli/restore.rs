@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::again::again;
 use super::error::CliError;
 use super::fit::{Check, TscName, branch_of, fitting};
 use super::linux::attach_console;
 use super::output;
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
-use super::saved::{machine_of, state_of};
+use super::read_again::again;
+use super::saved_machine::{machine_of, state_of};
 use super::stderr;
 use super::units::{branch, epoch};
 use crate::epoch::Start;

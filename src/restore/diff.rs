@@ -7,7 +7,9 @@ use std::os::unix::fs::FileExt;
 
 use serde::Serialize;
 
-use super::plan::{PageTarget, Plan, RestoreError, TargetError};
+use super::eager_fill::PageTarget;
+use super::error::{RestoreError, TargetError};
+use super::plan::Plan;
 use crate::format::StateRecord;
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes};
 use crate::store::Chain;

@@ -4,9 +4,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::eager_fill::PageTarget;
 #[cfg(feature = "kvm")]
 use super::elf_core::Head;
-use super::plan::{PageTarget, Plan, RestoreError, TargetError};
+use super::error::{RestoreError, TargetError};
+use super::plan::Plan;
 #[cfg(feature = "kvm")]
 use super::vmcoreinfo::Search;
 use crate::format::MemoryDigest;

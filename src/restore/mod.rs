@@ -17,15 +17,16 @@
 //! ```
 
 mod diff;
+mod digest;
+mod eager_fill;
 #[cfg(feature = "kvm")]
 mod elf_core;
+mod error;
 mod export;
 #[cfg(feature = "kvm")]
-mod fill;
+mod on_demand_fill;
 #[cfg(feature = "kvm")]
-mod memory;
-#[cfg(feature = "kvm")]
-mod on_demand;
+mod on_demand_threads;
 mod pages;
 mod plan;
 #[cfg(test)]
@@ -35,8 +36,11 @@ mod touched;
 mod vmcoreinfo;
 
 pub use diff::{DiffError, Difference, PageChange, StateChange, diff};
+pub use digest::{Digest, digest};
+pub use eager_fill::{Filled, PageTarget};
+pub use error::{RestoreError, TargetError};
 pub use export::{ExportError, ExportFormat, Exported, export};
 #[cfg(feature = "kvm")]
-pub use on_demand::{FillOptions, FillReport, FillTimes, OnDemand};
+pub use on_demand_threads::{FillOptions, FillReport, FillTimes, OnDemand};
 pub use pages::{PageMap, PageSource, PageSources};
-pub use plan::{Digest, Filled, PageTarget, Plan, RestoreError, TargetError, digest};
+pub use plan::Plan;

@@ -1,5 +1,5 @@
-//! Memory that fills while the guest runs: the threads around [`fill`](super::fill), and what
-//! happens when a page can't be had.
+//! Memory that fills while the guest runs: the threads around
+//! [`on_demand_fill`](super::on_demand_fill), and what happens when a page can't be had.
 //!
 //! # Why nothing waits for ever
 //! Whoever touches a missing page, a vCPU or a thread of this process, waits for the threads here.
@@ -27,7 +27,7 @@ use serde::Serialize;
 use zerocopy::FromZeros;
 
 use super::RestoreError;
-use super::fill::{Batch, Place, Put, Turn, Walk};
+use super::on_demand_fill::{Batch, Place, Put, Turn, Walk};
 use super::pages::{PageSource, PageSources};
 use super::touched::{TOUCHED_MOST, merge};
 use crate::kvm::uffd::{Fault, Userfaultfd};

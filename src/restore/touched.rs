@@ -11,7 +11,7 @@ use std::io;
 
 use crate::format::ChainId;
 use crate::page::Gfn;
-use crate::store::{Chain, TOUCHED, TOUCHED_DRAFT, replace_beside};
+use crate::store::{Chain, TOUCHED, TOUCHED_DRAFT, replace_derived};
 use crate::xxh3::xxh3_64;
 
 /// The most pages of a record: 256 MiB of guest memory.
@@ -24,7 +24,7 @@ const FILE_BYTES_MAX: u64 = HEAD_BYTES as u64 + 8 * TOUCHED_MOST as u64 + 8;
 /// What was kept. Nothing where it is not sound.
 pub(super) fn load(chain: &Chain) -> Vec<Gfn> {
     let identity = chain.identity();
-    let read = chain.read_beside(TOUCHED, FILE_BYTES_MAX);
+    let read = chain.read_derived(TOUCHED, FILE_BYTES_MAX);
     let parsed = read.and_then(|bytes| parse(&bytes, identity.chain).ok_or_else(|| io::ErrorKind::InvalidData.into()));
     match parsed {
         Ok(mut order) => {
@@ -41,7 +41,7 @@ pub(super) fn load(chain: &Chain) -> Vec<Gfn> {
 /// Keeps `order`, up to [`TOUCHED_MOST`] pages of it.
 pub(super) fn keep(chain: &Chain, order: &[Gfn]) {
     let order = order.get(..TOUCHED_MOST).unwrap_or(order);
-    if let Err(error) = replace_beside(chain, TOUCHED, TOUCHED_DRAFT, &encode(order, chain.identity().chain)) {
+    if let Err(error) = replace_derived(chain, TOUCHED, TOUCHED_DRAFT, &encode(order, chain.identity().chain)) {
         tracing::debug!(%error, "the record of touched pages could not be kept");
     }
 }
@@ -96,7 +96,7 @@ mod tests {
         assert_eq!(load(&chain), gfns([3, 1, 2]));
         // Another replaces it, a draft that was left over is no obstacle, and what is not memory is
         // left out.
-        replace_beside(&chain, TOUCHED_DRAFT, "other", b"left over").unwrap();
+        replace_derived(&chain, TOUCHED_DRAFT, "other", b"left over").unwrap();
         keep(&chain, &gfns([5, 1 << 39, u64::MAX, 0]));
         assert_eq!(load(&chain), gfns([5, 0]));
         let good = encode(&gfns([1, 2]), chain.identity().chain);
@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(parse(&encode(&gfns([1]), ChainId([9; 16])), chain.identity().chain), None);
         let long = encode(&gfns(0..TOUCHED_MOST as u64 + 1), chain.identity().chain);
         assert_eq!(parse(&long, chain.identity().chain), None);
-        replace_beside(&chain, TOUCHED, TOUCHED_DRAFT, &long).unwrap();
+        replace_derived(&chain, TOUCHED, TOUCHED_DRAFT, &long).unwrap();
         assert_eq!(load(&chain), []);
     }
 

@@ -502,7 +502,7 @@ fn nothing_is_appended_to_a_segment_with_an_index() {
     let identity = std::sync::Arc::new(disk.chain().unwrap().identity().clone());
     let last = disk.files().into_keys().rfind(|name| name.starts_with("segment")).unwrap();
     let numbers = SegmentNumbers::one(last["segment-".len()..].parse().unwrap());
-    keep::seal::seal(std::path::Path::new("disk"), disk.medium().as_ref(), &identity, numbers).unwrap();
+    keep::make_index::make(std::path::Path::new("disk"), disk.medium().as_ref(), &identity, numbers).unwrap();
     let (files, index) = (disk.files(), format!("index-{numbers}"));
     type Change = fn(&mut Vec<u8>, &mut Vec<u8>);
     let changes: [(&str, Change); 6] = [

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::branches::{branches_on, pinned};
+use super::epoch_bytes::{Seen, sum};
 use super::place_to_write::place_to_write;
 use super::retention::Retention;
-use super::sizes::{Seen, sum};
-use super::{rewrite, seal, steps};
+use super::{compaction_steps, make_index, rewrite};
 use crate::format::{CutTime, Identity};
 use crate::page::EpochId;
 use crate::store::bounds::Bounds;
@@ -264,9 +264,9 @@ impl Stepwise<'_> {
             let range = if is_all {
                 chosen.clone()
             } else {
-                match steps::choose(files, seen, kept, (room, &self.bounds), self.scope == Scope::All)? {
-                    steps::Step::These(range) => chosen.start + range.start..chosen.start + range.end,
-                    steps::Step::Needs(needed) => {
+                match compaction_steps::choose(files, seen, kept, (room, &self.bounds), self.scope == Scope::All)? {
+                    compaction_steps::Step::These(range) => chosen.start + range.start..chosen.start + range.end,
+                    compaction_steps::Step::Needs(needed) => {
                         let needed = needed.saturating_add(self.spare);
                         let free = self.medium.room().unwrap_or(u64::MAX);
                         return Err(match refused {
@@ -301,8 +301,8 @@ impl Stepwise<'_> {
     }
 }
 
-/// As [`steps::at_most`]. Nothing is read where there is far more room than it can be: all bytes of
-/// the segments stand for it then.
+/// As [`compaction_steps::at_most`]. Nothing is read where there is far more room than it can be:
+/// all bytes of the segments stand for it then.
 fn at_most(
     segments: &[Segment],
     seen: &[Seen],
@@ -310,7 +310,7 @@ fn at_most(
     (room, bounds): (u64, &Bounds),
 ) -> Result<u64, StoreError> {
     let bytes = sum(seen, |segment| segment.bytes);
-    if room / PLENTY >= bytes { Ok(bytes) } else { steps::at_most(segments, seen, kept, bounds) }
+    if room / PLENTY >= bytes { Ok(bytes) } else { compaction_steps::at_most(segments, seen, kept, bounds) }
 }
 
 /// How much there is of a chain.
@@ -439,7 +439,7 @@ impl Compaction<'_> {
         };
         tracing::debug!(segment = %numbers, epochs = made.epochs, bytes = made.bytes, "segments were compacted");
         (self.check)()?;
-        if let Err(error) = seal::write(self.medium, numbers, &index) {
+        if let Err(error) = make_index::write(self.medium, numbers, &index) {
             tracing::warn!(segment = %numbers, %error, "the segment stays without an index");
         }
         self.remove_replaced();

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::expected::expected;
-use super::sizes::{Seen, sum};
+use super::epoch_bytes::{Seen, sum};
+use super::expected_bytes::expected;
 use crate::page::EpochId;
 use crate::store::bounds::Bounds;
 use crate::store::error::StoreError;

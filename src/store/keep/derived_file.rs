@@ -1,4 +1,4 @@
-//! Files beside the segments that a chain does not need: derived, and kept for the next time.
+//! Files of a chain that are derived and that it does not need: kept for the next time.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use crate::store::read::Chain;
 ///
 /// # Errors
 /// What the operating system refuses; `Unsupported` where the chain's medium can only be read.
-pub(crate) fn replace_beside(chain: &Chain, name: &str, draft: &str, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace_derived(chain: &Chain, name: &str, draft: &str, bytes: &[u8]) -> io::Result<()> {
     let medium = chain.medium().writable().ok_or(io::ErrorKind::Unsupported)?;
     if let Err(error) = medium.remove(draft)
         && error.kind() != io::ErrorKind::NotFound

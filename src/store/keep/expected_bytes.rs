@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::sizes::SizedEpoch;
+use super::epoch_bytes::SizedEpoch;
 use crate::format::{BLOCK_PAGES, Index, IndexError, Mention};
 use crate::page::{EpochId, PAGE_SIZE_U64};
 use crate::store::error::StoreError;

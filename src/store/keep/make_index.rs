@@ -16,7 +16,7 @@ use crate::store::read::walk;
 ///
 /// # Errors
 /// A segment that is not sound as a whole; what the operating system refuses.
-pub(in crate::store) fn seal(
+pub(in crate::store) fn make(
     dir: &Path,
     medium: &dyn WritableMedium,
     identity: &Arc<Identity>,

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::branches::{branches_on, pinned};
-use super::expected::expected;
+use super::epoch_bytes::SizedEpoch;
+use super::expected_bytes::expected;
 use super::retention::Retention;
-use super::sizes::SizedEpoch;
 use crate::format::ClockJump;
 use crate::page::EpochId;
 use crate::store::error::StoreError;

@@ -16,7 +16,7 @@ use crate::store::error::StoreError;
 use crate::store::medium::WritableFile;
 use crate::store::names::SegmentNumbers;
 use crate::store::read::assembly;
-use crate::store::read::covered::Found;
+use crate::store::read::covered_pages::Found;
 use crate::store::read::frames::{self, Fault};
 use crate::store::read::view::{self, Part, Unanswered, View};
 use crate::store::read::{Chain, Segment};

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::retention::Retention;
-use super::{compaction, seal};
+use super::{compaction, make_index};
 use crate::format::{CutTime, Identity};
 use crate::lock::lock;
 use crate::page::EpochId;
@@ -247,12 +247,12 @@ impl Work {
     /// Whether the index beside a segment is one of it, as far as its first block says. True where
     /// that cannot be told.
     fn has_index(&self, numbers: SegmentNumbers) -> bool {
-        seal::fits(self.medium.as_ref(), &self.identity, numbers).unwrap_or(true)
+        make_index::fits(self.medium.as_ref(), &self.identity, numbers).unwrap_or(true)
     }
 
     fn seal(&self, numbers: SegmentNumbers) {
-        let sealed = self.place.check().and_then(|()| seal::seal(&self.dir, self.medium.as_ref(), &self.identity, numbers));
-        match sealed {
+        let made = self.place.check().and_then(|()| make_index::make(&self.dir, self.medium.as_ref(), &self.identity, numbers));
+        match made {
             Ok(()) => {}
             Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 tracing::debug!(segment = %numbers, "the segment was compacted before it had an index");

@@ -2,7 +2,7 @@
 
 mod chain_at;
 mod directory;
-mod holder;
+mod lock_holder;
 mod mapped_file;
 mod mounts;
 mod place;
@@ -10,7 +10,7 @@ mod traits;
 
 pub(in crate::store) use chain_at::ChainAt;
 pub(in crate::store) use directory::Directory;
-pub(in crate::store) use holder::take_lock;
+pub(in crate::store) use lock_holder::take_lock;
 pub(in crate::store) use mounts::warn;
 pub(in crate::store) use place::Place;
 #[cfg(test)]

@@ -193,9 +193,9 @@ impl Chain {
         read_identity(&dir, own.as_deref().unwrap_or(&medium))
     }
 
-    /// A file beside the segments that the chain does not need; nothing if it is longer than `most`
+    /// A file that is derived and that the chain does not need; nothing if it is longer than `most`
     /// bytes.
-    pub(crate) fn read_beside(&self, name: &str, most: u64) -> io::Result<Vec<u8>> {
+    pub(crate) fn read_derived(&self, name: &str, most: u64) -> io::Result<Vec<u8>> {
         let file = self.medium.open(name)?;
         let len = file.len()?;
         let mut bytes = vec![0; usize::try_from(if len > most { 0 } else { len }).unwrap_or_default()];

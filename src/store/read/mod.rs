@@ -3,7 +3,7 @@
 pub(crate) mod assembly;
 pub(crate) mod blocks;
 pub(in crate::store) mod chain;
-pub(in crate::store) mod covered;
+pub(in crate::store) mod covered_pages;
 pub(in crate::store) mod frames;
 pub(in crate::store) mod identity;
 pub(in crate::store) mod mark;

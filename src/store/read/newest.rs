@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::chain::Chain;
-use super::covered::Found;
+use super::covered_pages::Found;
 use super::segment::Segment;
 use super::view::{self, Unanswered, View};
 use crate::format::{Index, Mention};
