@@ -48,7 +48,7 @@ impl fmt::Display for Gfn {
 }
 
 /// The number of an epoch. The first is 1; 0 stands for "none". Numbers only rise, and a gap is an
-/// epoch that was cut but never committed.
+/// epoch that was cut but never appended.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct EpochId(pub u64);

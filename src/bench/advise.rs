@@ -1,5 +1,5 @@
-//! The adviser: from the commits of a chain of the user's own, what budget and what interval give a
-//! wanted pause or a wanted slowdown. Pure.
+//! The adviser: from the commit frames of a chain of the user's own, what budget and what interval
+//! give a wanted pause or a wanted slowdown. Pure.
 //!
 //! Two lines are laid through the epochs, both by the median of the slopes between pairs (Theil,
 //! 1950; Sen, 1968), which a few odd epochs don't move: the pause by the pages of an epoch, and the

@@ -24,7 +24,7 @@ const MEMORY: &str = "64M";
 const BUDGET: &str = "1024";
 const AUDIT_EVERY: &str = "20";
 
-/// The guest is killed when so many epochs are committed.
+/// The guest is killed when so many epochs are appended.
 const EPOCHS: u64 = 250;
 /// The most that the first part may take.
 const RUN_LIMIT: Duration = Duration::from_secs(60);
@@ -87,7 +87,9 @@ impl Demo {
         let epochs = wait_for_epochs(&mut guest.0, store)?;
         drop(guest);
         let ran = started.elapsed().as_secs_f64();
-        self.say(format_args!("2. After {epochs} committed checkpoints in {ran:.1} s, process {process} is killed by SIGKILL in the middle of its work."))?;
+        self.say(format_args!(
+            "2. After {epochs} checkpoints in {ran:.1} s, process {process} is killed by SIGKILL in the middle of its work."
+        ))?;
         let verified = verify(store, &VerifyOptions::default(), &mut |_| {})?;
         if !verified.is_sound() {
             return Err(CliError::Damaged { dir: store.into() });
@@ -185,7 +187,7 @@ fn wait_for_epochs(guest: &mut Child, store: &Path) -> Result<u64, CliError> {
         }
         if Instant::now() > deadline {
             let limit = RUN_LIMIT.as_secs();
-            return Err(CliError::Check { what: format!("only {epochs} checkpoints were committed within {limit} s") });
+            return Err(CliError::Check { what: format!("only {epochs} checkpoints were appended within {limit} s") });
         }
         std::thread::sleep(POLL);
     }

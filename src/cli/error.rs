@@ -287,11 +287,11 @@ impl CliError {
             Self::Vmm(VmmError::Ring(RingError::TooLarge { .. })) => "`slackwater host` prints what this machine's KVM takes",
             Self::Vmm(VmmError::Ring(RingError::Unsupported)) => "`--tracker bitmap` works on every KVM",
             Self::Vmm(VmmError::Engine(EngineError::Storage { .. })) => {
-                "what was committed can be restored; `--on-storage-error continue` keeps the guest running and tries again"
+                "what was stored before can be restored; `--on-storage-error continue` keeps the guest running and tries again"
             }
             Self::Verify(VerifyError::NoBranch { .. }) => "`slackwater log --branches` lists them",
             Self::RanOn(_) => {
-                "what was committed can be restored; the guest ran on without checkpoints, and what came after the last one is lost"
+                "what was stored before can be restored; the guest ran on without checkpoints, and what came after the last one is lost"
             }
             Self::DamagedBehind { newest, .. } if newest.0 > 0 => {
                 return Some(format!(

@@ -14,7 +14,7 @@ use crate::format::MAIN_BRANCH;
 use crate::page::{EpochId, PAGE_SIZE_U64};
 use crate::store::{Branch, Chain, Epoch, branches};
 
-/// List the committed epochs of a store, and its branches.
+/// List the epochs of a store, and its branches.
 #[derive(Debug, Args)]
 pub(super) struct Log {
     /// The directory of the store.
@@ -118,7 +118,7 @@ impl Log {
             stderr::note("note: the store holds no epoch yet");
         }
         if let Some(tail) = chain.tail() {
-            stderr::note(format_args!("note: {tail}; it was never committed"));
+            stderr::note(format_args!("note: {tail}; it was never said to be durable"));
         }
         match chain.damage().first() {
             None => Ok(()),

@@ -165,7 +165,7 @@ impl ProtectArgs {
         WriterOptions { retention: self.keep.retention(), ..WriterOptions::default() }
     }
 
-    /// The engine for `vm`, which commits to `writer`.
+    /// The engine for `vm`, which gives its epochs to `writer`.
     pub(super) fn protect(&self, vm: &mut Vm, writer: Writer, start: Start) -> Result<Protection, CliError> {
         let share_pages = vm.share_pages();
         // With `none` nothing is promised, and nobody waits for it.
@@ -371,9 +371,9 @@ mod tests {
     /// Nobody is told to give an option that was given.
     #[test]
     fn what_to_do_about_storage_depends_on_what_was_asked_for() {
-        let hint = |options: &[&str], committed| {
+        let hint = |options: &[&str], newest| {
             let Options { protect } = clap::Parser::parse_from([&["test"], options].concat());
-            let error = protect.explain(EngineError::Storage { newest: EpochId(committed), source: "full".into() }.into());
+            let error = protect.explain(EngineError::Storage { newest: EpochId(newest), source: "full".into() }.into());
             (error.to_string(), error.hint().unwrap_or_default())
         };
         let (error, stopped) = hint(&[], 3);

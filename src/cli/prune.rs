@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn epochs_are_told_in_runs() {
         let ids = |numbers: &[u64]| numbers.iter().copied().map(EpochId).collect::<Vec<_>>();
-        // A number that was never committed parts nothing.
+        // A number that no epoch has parts nothing.
         let (kept, dropped) = (ids(&[3, 7, 9, 10]), ids(&[1, 2, 4, 6, 8]));
         assert_eq!(runs(&kept, &dropped), ": 3, 7, 9 to 10");
         assert_eq!(runs(&dropped, &kept), ": 1 to 2, 4 to 6, 8");

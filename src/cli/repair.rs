@@ -14,7 +14,7 @@ use super::verify::show;
 use crate::page::EpochId;
 use crate::store::repair::{RepairOptions, RepairPlan, RepairStep};
 
-/// Remove what a store does not need, and cut off what was never committed. A damaged chain is cut
+/// Remove what a store does not need, and cut off a torn tail. A damaged chain is cut
 /// only with `--truncate-after`.
 #[derive(Debug, Args)]
 pub(super) struct Repair {

@@ -286,7 +286,7 @@ impl Restore {
             }
             Ok((writer, recovered)) => {
                 if let Some(torn) = recovered.torn {
-                    stderr::note(format_args!("note: {torn}; it was never committed and was cut off"));
+                    stderr::note(format_args!("note: {torn}; it was never said to be durable and was cut off"));
                 }
                 Ok(GoesOn::As(into.to_owned(), Box::new(writer)))
             }
@@ -301,7 +301,7 @@ impl Restore {
         let branch = goes_on.map_or(from, |goes_on| goes_on.reads_from(from));
         let chain = Chain::open_branch(&self.store, branch)?;
         if let Some(tail) = chain.tail() {
-            stderr::note(format_args!("note: {tail}; it was never committed"));
+            stderr::note(format_args!("note: {tail}; it was never said to be durable"));
         }
         let newest = chain.newest();
         let Some(epoch) = self.epoch else {

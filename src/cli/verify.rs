@@ -101,7 +101,7 @@ fn print(report: &VerifyReport) -> Result<(), CliError> {
     }
     if let Some(tail) = &report.torn_tail {
         output::line(format_args!(
-            "  torn tail     {} at offset {}: {} bytes that were never committed",
+            "  torn tail     {} at offset {}: {} bytes that were never said to be durable",
             tail.file, tail.offset, tail.bytes
         ))?;
     }

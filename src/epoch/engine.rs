@@ -265,8 +265,8 @@ impl<C: CapturedState> Engine<C> {
     ///
     /// The guest is parked, its state captured, its written pages collected and copied; then it
     /// runs again, and the epoch goes to the chain behind its back. With [`Durability::Epoch`] it
-    /// runs again only after the commit. [`Trigger::Request`] and [`Trigger::Final`] wait for
-    /// storage if they must; the others do as [`super::WhenBehind`] says.
+    /// runs again only when the epoch is durable. [`Trigger::Request`] and [`Trigger::Final`] wait
+    /// for storage if they must; the others do as [`super::WhenBehind`] says.
     ///
     /// # Errors
     /// [`EngineError::Guest`]: no epoch was taken, nothing is lost, and the guest runs. All others:
@@ -438,7 +438,7 @@ impl<C: CapturedState> Engine<C> {
         self.owed.clear();
         (self.failure, self.storage_rests_until, self.sent_pages) = (None, None, 0);
         if waits {
-            self.wait_for_commit(epoch, hand)?;
+            self.wait_until_durable(epoch, hand)?;
             self.resume(guest);
         } else if self.options.durability != Durability::None {
             self.not_durable.push_back((epoch, cut_at));
@@ -668,7 +668,7 @@ impl<C: CapturedState> Engine<C> {
     }
 
     /// Waits until `epoch` is durable, or has failed and may be tried again.
-    fn wait_for_commit(&mut self, epoch: EpochId, hand: &mut InHand) -> Result<(), EngineError> {
+    fn wait_until_durable(&mut self, epoch: EpochId, hand: &mut InHand) -> Result<(), EngineError> {
         let start = Instant::now();
         let durable = self.pipeline.wait_durable(epoch);
         hand.phases.stall_ns += ns(start.elapsed());

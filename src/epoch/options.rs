@@ -25,7 +25,7 @@ impl Durability {
     pub const GROUP_DEFAULT: Duration = Duration::from_millis(10);
 }
 
-/// What to do when storage is behind: no staging is free, or commits are late.
+/// What to do when storage is behind: no staging is free, or a sync is late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum WhenBehind {
     /// Make the epoch longer, as long as the budget surely holds; then wait.

@@ -5,7 +5,7 @@ use super::options::WhenBehind;
 /// What is known at a trigger.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Situation {
-    /// A slot is free, and commits are not later than the durability mode allows.
+    /// A slot is free, and no sync is later than the durability mode allows.
     pub(super) storage_keeps_up: bool,
     /// A failure was recent: storage is to be left alone.
     pub(super) storage_rests: bool,

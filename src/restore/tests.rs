@@ -1,4 +1,4 @@
-//! Restoring gives what was committed, and hostile content is refused.
+//! Restoring gives what was appended, and hostile content is refused.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +29,7 @@ impl PageTarget for Target {
 }
 
 #[test]
-fn every_epoch_restores_to_what_was_committed() {
+fn every_epoch_restores_to_what_was_appended() {
     for seed in 0..25 {
         let compression = if seed % 3 == 0 { Compression::None } else { Compression::Zstd { level: 1 } };
         let disk = Disk::new();
@@ -111,9 +111,9 @@ fn a_plan_reads_nothing_older_than_a_base() {
         BlockEncoder::new(Compression::None).encode(&mut out, &[(Gfn(gfn), page)]).unwrap();
         (FrameKind::Pages, out)
     };
-    commit(&mut writer, chain, 1, false, &[block(1, &page(1)), block(2, &page(1)), state()]);
-    commit(&mut writer, chain, 2, true, &[block(2, &page(2)), state()]);
-    commit(&mut writer, chain, 3, false, &[block(3, &page(3)), state()]);
+    append(&mut writer, chain, 1, false, &[block(1, &page(1)), block(2, &page(1)), state()]);
+    append(&mut writer, chain, 2, true, &[block(2, &page(2)), state()]);
+    append(&mut writer, chain, 3, false, &[block(3, &page(3)), state()]);
     let chain = disk.chain().unwrap();
     let expected = |pages: &[(u64, u8)]| {
         let mut digest = MemoryDigest::default();
@@ -149,8 +149,8 @@ fn state() -> (FrameKind, Vec<u8>) {
     (FrameKind::State, vec![0; 8])
 }
 
-/// Commits an epoch of these payloads, whatever they are, with sound checksums.
-fn commit(sink: &mut Writer, chain: ChainId, epoch: u64, base: bool, payloads: &[(FrameKind, Vec<u8>)]) {
+/// Appends an epoch of these payloads, whatever they are, with sound checksums.
+fn append(sink: &mut Writer, chain: ChainId, epoch: u64, base: bool, payloads: &[(FrameKind, Vec<u8>)]) {
     let (mut frames, mut headers, mut totals) = (Vec::new(), Xxh3::new(), EpochTotals::default());
     for (kind, payload) in payloads {
         let length = u32::try_from(payload.len()).unwrap();
@@ -245,7 +245,7 @@ fn hostile_content_is_refused_by_name_and_place() {
         let disk = Disk::new();
         let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
         let id = writer.identity().chain;
-        commit(&mut writer, id, 1, false, &payloads);
+        append(&mut writer, id, 1, false, &payloads);
         let chain = disk.chain().unwrap();
         assert_eq!(chain.epochs_len().unwrap(), 1);
         let error = digest(&chain, EpochId(1)).unwrap_err();
@@ -288,7 +288,7 @@ fn any_content_with_sound_checksums_ends_in_an_answer() {
             let hash = xxh3_64(&payload[8..end]).to_le_bytes();
             payload[4..8].copy_from_slice(&hash[..4]);
         }
-        commit(&mut writer, id, epoch.0, true, &payloads);
+        append(&mut writer, id, epoch.0, true, &payloads);
     }
     let chain = disk.chain().unwrap();
     assert_eq!(chain.epochs_len().unwrap(), 1500);

@@ -38,7 +38,7 @@ impl fmt::Display for Damage {
     }
 }
 
-/// The end of a chain that was never committed.
+/// What stands behind the last whole epoch of a chain, and was never said to be durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TornTail {

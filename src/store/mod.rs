@@ -1,8 +1,8 @@
-//! A chain of checkpoints in a directory: append, commit, recover, read.
+//! A chain of checkpoints in a directory: append, sync, recover, read.
 //!
-//! [`Writer`] is the one writer of a chain and the place that an engine commits to. [`Chain`] reads
-//! one, also while a writer appends. `docs/format.md` says what the files hold and argues what a
-//! crash can leave.
+//! [`Writer`] is the one writer of a chain and the place that an engine gives its epochs to.
+//! [`Chain`] reads one, also while a writer appends. `docs/format.md` says what the files hold and
+//! argues what a crash can leave.
 //!
 //! The rooms, each of which uses only those before it: `medium`, `read`, `keep`, `write`, `verify`,
 //! `repair`. What stands beside them here is for all of them.

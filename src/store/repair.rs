@@ -1,5 +1,5 @@
 //! What can be put right in a store without a guess: what nothing needs is removed, what can be
-//! made anew as well, and what was never committed is cut off. A chain that is damaged is cut only
+//! made anew as well, and a torn tail is cut off. A chain that is damaged is cut only
 //! where somebody says so, and what is cut off is kept.
 //!
 //! A plan is made and shown before anything is changed, under the locks that keep it true. Its
@@ -465,9 +465,9 @@ impl Planner<'_> {
                 continue;
             }
             let at = found.files.iter().position(|file| file.segment == tail.file).unwrap_or(found.files.len());
-            let why = "it was never committed";
+            let why = "it was never said to be durable";
             for file in found.files.get(at + 1..).unwrap_or_default().iter().rev() {
-                file.index.iter().for_each(|index| self.remove(index, "its segment was never committed"));
+                file.index.iter().for_each(|index| self.remove(index, "its segment was never said to be durable"));
                 self.remove(&file.segment, why);
             }
             if let Some(index) = found.files.get(at).and_then(|file| file.index.as_ref()) {

@@ -1,4 +1,4 @@
-//! A disk that loses power, fails and fills up, and a model of a guest that commits to it.
+//! A disk that loses power, fails and fills up, and a model of a guest whose epochs go to it.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -76,7 +76,7 @@ fn survives(disk: &Disk, model: &Model, seed: u64, judged: bool) {
 }
 
 #[test]
-fn every_power_cut_leaves_what_was_committed() {
+fn every_power_cut_leaves_what_was_durable() {
     for seed in 0..4 {
         // Odd seeds: operations fail as well.
         let disk = || if seed % 2 == 1 { Disk::new().with_faults(seed, 12) } else { Disk::new() };

@@ -1,4 +1,4 @@
-//! Single bytes flipped anywhere in a small chain: readers report, or give what was committed.
+//! Single bytes flipped anywhere in a small chain: readers report, or give what was appended.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -84,7 +84,7 @@ fn reads(dir: &Path, truth: &BTreeMap<u64, Truth>, wanted: impl Fn(EpochId) -> b
         if !wanted(epoch) {
             continue;
         }
-        let truth = truth.get(&epoch.0).expect("only what was committed is listed");
+        let truth = truth.get(&epoch.0).expect("only what was appended is listed");
         let mut memory = Memory::default();
         match Plan::new(&chain, epoch).and_then(|plan| plan.fill(&mut memory, &mut |_, _| {}).map(|_| plan)) {
             Ok(plan) => {
@@ -119,7 +119,7 @@ fn verifies(dir: &Path, missing: bool, twice: bool, at: &str) {
     }
 }
 
-/// A writer refuses, or what it leaves is whole and was committed.
+/// A writer refuses, or what it leaves is whole and was appended.
 fn goes_on(files: &Files, truth: &BTreeMap<u64, Truth>, at: &str) {
     let copy = tempfile::tempdir().unwrap();
     write(copy.path(), files);

@@ -101,7 +101,7 @@ fn a_request_waits_however_long_epochs_may_be() {
 }
 
 #[test]
-fn late_commits_count_as_behind() {
+fn a_late_sync_counts_as_behind() {
     let mut world = World::new();
     let durability = Durability::Group(Duration::ZERO);
     let options = EngineOptions { budget_pages: PAGES, slots: 4, durability, ..options() };

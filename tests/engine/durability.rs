@@ -26,7 +26,7 @@ fn with_durability_epoch_the_guest_resumes_behind_the_sync() {
     for epoch in 1..=5 {
         expected.extend([Event::Park, Event::Capture]);
         expected.extend((epoch == 1).then_some(Event::Append(1)));
-        expected.extend([Event::Commit(epoch), Event::Synced(epoch), Event::Resume, Event::Returned]);
+        expected.extend([Event::Appended(epoch), Event::Synced(epoch), Event::Resume, Event::Returned]);
     }
     assert_eq!(order[..expected.len()], expected);
     assert_eq!(world.events.released(), [1, 2, 3, 4, 5]);
@@ -77,7 +77,7 @@ fn without_durability_nothing_is_synced() {
     assert_eq!(world.events.count(|event| matches!(event, Event::Synced(_))), 0);
     assert_eq!(world.events.released(), (1..=10).collect::<Vec<_>>());
     for epoch in 1..=10 {
-        assert!(world.events.at(Event::Commit(epoch)) < world.events.at(Event::Released(epoch)));
+        assert!(world.events.at(Event::Appended(epoch)) < world.events.at(Event::Released(epoch)));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Storage that fails: what was in flight comes again, what was committed stays, and the guest is
+//! Storage that fails: what was in flight comes again, what was appended stays, and the guest is
 //! stopped or not as it was asked.
 
 use std::time::Duration;
@@ -302,12 +302,12 @@ fn full_storage_takes_everything_once_there_is_space() {
             world.take(&mut engine, Trigger::Request);
             let _ = engine.flush_unless_waiting(durability);
         }
-        let committed = engine.reached().appended;
+        let appended = engine.reached().appended;
         world.oracle().unwrap();
         world.disk.set_space(None);
         let cut = world.take(&mut engine, Trigger::Request);
         world.take(&mut engine, Trigger::Final);
-        assert!(cut > committed.0);
+        assert!(cut > appended.0);
         let report = world.finish(engine).report;
         assert!(report.failed_epochs > 0, "{report:?}");
         assert!(world.disk.is_closed());

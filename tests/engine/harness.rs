@@ -105,7 +105,7 @@ pub(crate) enum Event {
     Resume,
     Halt,
     Append(u64),
-    Commit(u64),
+    Appended(u64),
     /// A sync returned without error; the newest epoch.
     Synced(u64),
     Reopen(u64),
@@ -770,7 +770,7 @@ impl Sink for DiskSink {
             Ok(stored) => state.stored.push(stored),
             Err(violation) => state.violations.push(violation),
         }
-        self.disk.events.push(Event::Commit(epoch.commit.epoch.0));
+        self.disk.events.push(Event::Appended(epoch.commit.epoch.0));
         Ok(())
     }
 

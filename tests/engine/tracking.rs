@@ -110,7 +110,7 @@ fn tracking_that_cannot_begin_anew_stops_the_guest() {
     assert_eq!(world.events.all().last(), Some(&Event::Halt));
     let finished = engine.finish();
     world.oracle().unwrap();
-    assert_eq!(finished.report.epochs, 1, "what was committed stays");
+    assert_eq!(finished.report.epochs, 1, "what was appended stays");
 }
 
 /// A run with audits into a chain on disk; `verify` is the judge.

@@ -11,21 +11,21 @@ use crate::support::{epochs, patience};
 /// No chain of a test is waited for longer.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What a reader saw committed: each epoch's commit hash.
+/// What a reader saw appended: each epoch's identity.
 pub(crate) type Seen = BTreeMap<u64, u128>;
 
-/// What is committed now.
-pub(crate) fn committed(store: &Path) -> Seen {
+/// What is appended now.
+pub(crate) fn appended(store: &Path) -> Seen {
     let Ok(chain) = Chain::open(store) else { return Seen::new() };
     epochs(&chain).iter().map(|epoch| (epoch.commit.epoch.0, epoch.hash)).collect()
 }
 
-/// Polls until `enough` holds of what is committed, and returns that.
+/// Polls until `enough` holds of what is appended, and returns that.
 #[track_caller]
 pub(crate) fn wait_until(store: &Path, mut enough: impl FnMut(&Seen) -> bool) -> Seen {
     let start = Instant::now();
     loop {
-        let seen = committed(store);
+        let seen = appended(store);
         if enough(&seen) {
             return seen;
         }
@@ -34,17 +34,17 @@ pub(crate) fn wait_until(store: &Path, mut enough: impl FnMut(&Seen) -> bool) ->
     }
 }
 
-/// Waits until so many epochs are committed.
+/// Waits until so many epochs are appended.
 #[track_caller]
 pub(crate) fn wait_for_epochs(store: &Path, epochs: usize) -> Seen {
     wait_until(store, |seen| seen.len() >= epochs)
 }
 
-/// That every epoch that was seen committed is still there, the same.
+/// That every epoch that was seen appended is still there, the same.
 #[track_caller]
 pub(crate) fn nothing_is_missing(store: &Path, seen: &Seen) {
-    let now = committed(store);
+    let now = appended(store);
     for (epoch, hash) in seen {
-        assert_eq!(now.get(epoch), Some(hash), "epoch {epoch} was committed, and is gone or another");
+        assert_eq!(now.get(epoch), Some(hash), "epoch {epoch} was appended, and is gone or another");
     }
 }

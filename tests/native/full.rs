@@ -1,4 +1,4 @@
-//! A full disk: said clearly, nothing committed is lost, and the chain goes on when there is space
+//! A full disk: said clearly, nothing appended is lost, and the chain goes on when there is space
 //! again.
 #![expect(unsafe_code, reason = "mounts a small tmpfs")]
 
@@ -80,11 +80,11 @@ fn the_guest_stops_and_goes_on_later() {
         let report = stopped.json();
         assert!(guest_is_ok(&report) && number(&report, "/failed_epochs") >= 1, "{report}");
 
-        let seen = follow::committed(&store);
+        let seen = follow::appended(&store);
         assert!(seen.len() > 2, "{} epochs fit", seen.len());
-        // What the message calls committed is there.
-        let committed = stopped.stderr.split("epochs behind ").nth(1).unwrap().split_whitespace().next().unwrap();
-        assert!(seen.contains_key(&committed.parse().unwrap()), "{stopped}");
+        // The epoch that the message names is there.
+        let newest = stopped.stderr.split("epochs behind ").nth(1).unwrap().split_whitespace().next().unwrap();
+        assert!(seen.contains_key(&newest.parse().unwrap()), "{stopped}");
         let verified = run(&format!("verify --store {path} --json")).expect(0).json();
         assert_eq!((number(&verified, "/audits_failed"), number(&verified, "/epochs")), (0, seen.len() as u64), "{verified}");
         let restored = run(&format!("restore --store {path} --for 50ms --json")).expect(0).json();
@@ -119,7 +119,7 @@ fn the_guest_runs_on_and_is_stored_when_there_is_space() {
         let mut running = Running::start(&mut slackwater(line.split_whitespace()));
         // Full: an epoch did not fit.
         running.wait_for_message("could not be stored");
-        let seen = follow::committed(&store);
+        let seen = follow::appended(&store);
         assert!(seen.len() > 2, "{} epochs fit", seen.len());
         assert!(!running.has_ended(), "the guest was to run on");
         disk.resize(400);

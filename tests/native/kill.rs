@@ -1,4 +1,4 @@
-//! A process that is killed at any moment loses nothing that was committed.
+//! A process that is killed at any moment loses nothing that was appended.
 
 use std::time::Duration;
 
@@ -42,19 +42,19 @@ fn a_killed_guest_goes_on_from_the_last_checkpoint() {
         follow::wait_for_epochs(&store, enough);
         // Anywhere within an epoch: this is no wait for anything.
         std::thread::sleep(Duration::from_micros(random.below(20_000)));
-        seen = follow::committed(&store);
+        seen = follow::appended(&store);
         running.kill();
 
         follow::nothing_is_missing(&store, &seen);
         torn += u64::from(Chain::open(&store).unwrap().tail().is_some());
-        seen = follow::committed(&store);
+        seen = follow::appended(&store);
         let newest = *seen.keys().next_back().unwrap();
         let report = run(&format!("verify --store {path} --json")).expect(0).json();
         assert_eq!((number(&report, "/audits_failed"), number(&report, "/epochs")), (0, seen.len() as u64), "{report}");
         let report = run(&format!("restore --store {path} --for 200ms --json")).expect(0).json();
         assert!(guest_is_ok(&report) && number(&report, "/guest/checks") >= 2, "round {round}: {report}");
         assert_eq!(number(&report, "/epoch"), newest, "{report}");
-        // The guest's own count never falls back behind what was committed before.
+        // The guest's own count never falls back behind what was appended before.
         let at_restore = number(&report, "/guest/passes_at_restore");
         assert!(at_restore >= passes, "round {round}: {at_restore} passes after {passes}");
         passes = at_restore;

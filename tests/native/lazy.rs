@@ -169,7 +169,7 @@ fn a_lazy_restore_that_is_killed_loses_nothing() {
     let store = dir.path().join("store");
     chain(&store, rounds(6, 30, 30));
     let path = store.display();
-    let mut seen = follow::committed(&store);
+    let mut seen = follow::appended(&store);
     for round in 0..rounds(2, 10, 200) {
         let goes_on = if round % 3 == 0 { "" } else { "--continue --budget 512 --audit 3 --durability none" };
         let running = Running::start(&mut slackwater(format!("restore --lazy --store {path} {goes_on}").split_whitespace()));
@@ -180,7 +180,7 @@ fn a_lazy_restore_that_is_killed_loses_nothing() {
         std::thread::sleep(Duration::from_micros(random.below(60_000)));
         running.kill();
         follow::nothing_is_missing(&store, &seen);
-        seen = follow::committed(&store);
+        seen = follow::appended(&store);
         let report = run(&format!("verify --store {path} --json")).expect(0).json();
         assert_eq!((number(&report, "/audits_failed"), number(&report, "/epochs")), (0, seen.len() as u64), "{report}");
     }

@@ -143,8 +143,8 @@ fn clocks_go_on_or_forward_and_each_restore_has_another_generation_id() {
     let is_hosts = |(least, most): (f64, f64)| least < noise_s() && -noise_s() < most;
     assert!(is_hosts(date_s) && is_hosts(rtc_s), "not the host's time: {first:?}");
     // Until there is an epoch in which the guest has said this.
-    let committed = |_: &str| Chain::open(&store).ok().filter(|chain| cut_s(chain, chain.newest()) > first.seen_s);
-    let chain = guest.wait_for("an epoch", committed);
+    let appended = |_: &str| Chain::open(&store).ok().filter(|chain| cut_s(chain, chain.newest()) > first.seen_s);
+    let chain = guest.wait_for("an epoch", appended);
     let before = next_said(&mut guest, "the clocks again");
     drop(guest);
     let epoch = chain.newest();

@@ -57,7 +57,7 @@ impl Truth {
 #[derive(Debug)]
 pub(crate) struct Builder {
     pub(crate) files: Files,
-    /// What each committed epoch holds.
+    /// What each complete epoch holds.
     pub(crate) truth: BTreeMap<u64, Truth>,
     chain: ChainId,
     segment: u32,

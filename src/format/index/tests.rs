@@ -171,7 +171,7 @@ fn an_index_fits_one_segment() {
 }
 
 #[test]
-fn what_was_not_committed_is_forgotten() {
+fn frames_of_no_complete_epoch_are_forgotten() {
     let run = |first, count| PageRun { first: Gfn(first), count };
     let mut builder = IndexBuilder::new();
     builder.frame(128, Mention::Whole, [run(1, 2)]).unwrap();

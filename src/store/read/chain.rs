@@ -270,7 +270,7 @@ impl Chain {
         self.scan.closed
     }
 
-    /// What is behind the newest epoch and was never committed.
+    /// What stands behind the newest epoch and was never said to be durable.
     #[must_use]
     pub const fn tail(&self) -> Option<&TornTail> {
         self.scan.tail.as_ref()

@@ -54,7 +54,7 @@ use super::medium::Medium;
 ///
 /// A writer may be at work on it meanwhile, and a compaction: where one takes away a segment that
 /// is still to be read, all is begun again, a few times. The segments' lengths are looked up once,
-/// at the start, so what the writer has not committed by then appears as a torn tail.
+/// at the start, so an epoch that is not complete by then appears as a torn tail.
 ///
 /// # Errors
 /// Where there is nothing to verify: `dir` is missing or is no directory, its identity is missing,

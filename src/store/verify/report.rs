@@ -94,7 +94,7 @@ pub struct VerifyReport {
     pub damage: Vec<Damage>,
     /// Damage beyond the number that the options allow to list.
     pub damage_omitted: u64,
-    /// What was appended to that chain and never committed.
+    /// What stands behind the last whole epoch of that chain.
     pub torn_tail: Option<TornTail>,
     /// Files that nothing needs. They are no damage.
     pub leftovers: Vec<Leftover>,
@@ -136,7 +136,7 @@ pub struct BranchReport {
     pub bytes: u64,
     /// How many things are wrong in this chain itself, indexes and audits aside.
     pub damaged: u64,
-    /// What was appended and never committed.
+    /// What stands behind its last whole epoch.
     pub torn_tail: Option<TornTail>,
     /// Where `newest` ends.
     #[serde(skip)]
@@ -221,7 +221,7 @@ pub enum LeftoverKind {
     Branch,
 }
 
-/// What stands behind the last whole epoch and was never committed. A writer that opens the chain
+/// What stands behind the last whole epoch and was never said to be durable. A writer that opens the chain
 /// cuts it off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TornTail {

@@ -27,7 +27,7 @@ const BRANCHES_MAX: usize = 64;
 #[must_use]
 enum Flow {
     On,
-    /// What follows was never committed.
+    /// What follows is a torn tail.
     Torn,
     /// What follows was not asked for.
     Done,
@@ -86,7 +86,7 @@ pub(super) struct Walk<'a, 't, 'p> {
     stop_at: Option<u64>,
     /// The epoch whose commit frame was the last that was read, until it is seen which branches
     /// begin at it.
-    committed: Option<u64>,
+    completed: Option<u64>,
     /// The index of the segment in hand, as long as nothing is damaged there.
     index: Option<Index>,
     /// Whether the segment in hand has an index of its own, whatever that says.
@@ -172,7 +172,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             depth: 0,
             stop_at: tally.stop_at(store, number),
             tally,
-            committed: None,
+            completed: None,
             index: None,
             has_index: false,
             before_segment: 0,
@@ -365,7 +365,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             if flow != Flow::On {
                 return Ok(flow);
             }
-            if let Some(epoch) = self.committed.take() {
+            if let Some(epoch) = self.completed.take() {
                 self.branches_at(epoch)?;
                 if self.stop_at.is_some_and(|stop| stop <= epoch) {
                     return Ok(Flow::Done);
@@ -781,7 +781,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             self.last_in_segment = Some((epoch, hash));
         }
         self.tally.epochs += 1;
-        self.committed = Some(epoch);
+        self.completed = Some(epoch);
         place.at += header.bytes();
         Ok(Flow::On)
     }

@@ -62,7 +62,7 @@ pub struct Recovered {
     pub tip: EpochId,
     /// How many epochs there are.
     pub epochs: usize,
-    /// What was never committed and was cut off.
+    /// The torn tail that was cut off.
     pub torn: Option<TornTail>,
     /// Whether the writer before ended in order.
     pub closed: bool,

@@ -1,5 +1,5 @@
-//! What a writer does with the chain that it opens: reads it back, cuts off what was never
-//! committed, and makes the rest durable.
+//! What a writer does with the chain that it opens: reads it back, cuts off a torn tail,
+//! and makes the rest durable.
 
 use std::path::Path;
 use std::sync::Arc;

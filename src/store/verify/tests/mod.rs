@@ -431,7 +431,7 @@ fn many(first: u64, count: u64, seed: u8) -> Vec<PageOf> {
     (first..first + count).map(|gfn| page(gfn, seed.wrapping_add(u8::try_from(gfn % 200).unwrap()))).collect()
 }
 
-/// A second segment with epochs 4 and 5 after a first with 1 and 2; epoch 3 could not be committed.
+/// A second segment with epochs 4 and 5 after a first with 1 and 2; epoch 3 could not be appended.
 fn writer() -> Writer {
     let mut writer = Writer::new();
     writer.epoch(
