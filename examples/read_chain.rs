@@ -31,8 +31,8 @@ impl PageTarget for Census {
 fn main() -> Result<(), Box<dyn Error>> {
     let store = std::env::args_os().nth(1).ok_or("usage: read_chain DIR")?;
     let chain = Chain::open(&store)?;
-    let identity = chain.identity();
-    println!("chain {} by {}, {} vCPUs", identity.chain, identity.created_by, identity.vcpus);
+    let description = chain.description();
+    println!("chain {} by {}, {} vCPUs", description.chain, description.created_by, description.vcpus);
     for epoch in chain.epochs() {
         let commit = epoch?.commit;
         println!(

@@ -82,7 +82,7 @@ fn make_chain(store: &Path) -> Result<(), Box<dyn Error>> {
 }
 
 fn measure(name: &str, chain: &Arc<Chain>, background: bool, at_hand: bool) -> Result<(), Box<dyn Error>> {
-    let spec: MachineSpec = serde_json::from_value(chain.identity().machine.clone())?;
+    let spec: MachineSpec = serde_json::from_value(chain.description().machine.clone())?;
     let mut vm = Vm::build(Path::new(KVM_PATH), spec, Tracking::None)?;
     let map = PageMap::new(chain.clone(), chain.newest())?;
     let state = MachineState::from_records(map.state(), VCPUS)?;

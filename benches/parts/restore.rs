@@ -43,7 +43,7 @@ fn write(dir: &std::path::Path, changes: bool) {
     let mut random = Random(3);
     for epoch in (1..=EPOCHS).map(EpochId) {
         let mut frames = Vec::new();
-        let mut writer = EpochWriter::new(store.identity().chain, epoch);
+        let mut writer = EpochWriter::new(store.description().chain, epoch);
         for at in 0..if epoch.0 == 1 { PAGES / 16 } else { BLOCKS } {
             let number = if epoch.0 == 1 { at } else { random.below(PAGES / 16) };
             let range = number * 16..number * 16 + 16;
@@ -61,7 +61,7 @@ fn write(dir: &std::path::Path, changes: bool) {
         }
         writer.state(&mut frames, &[]).expect("no state");
         let commit = Commit { epoch, totals: writer.totals(), ..Commit::default() };
-        let complete = Line::behind(store.identity().chain, store.head()).complete(commit);
+        let complete = Line::behind(store.description().chain, store.head()).complete(commit);
         store.complete(&frames, &complete).expect("an epoch");
     }
     store.close(true).expect("the end of the chain");

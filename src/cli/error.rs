@@ -204,7 +204,7 @@ impl CliError {
             Self::Store(error) if error.is_in_use() => FENCED,
             Self::Restore(error) if error.is_damage() => DAMAGE,
             Self::Export { source, .. } if matches!(**source, ExportError::Audit { .. }) => DAMAGE,
-            Self::Verify(VerifyError::Identity { .. })
+            Self::Verify(VerifyError::Description { .. })
             | Self::State { .. }
             | Self::Damaged { .. }
             | Self::Unsound { .. }

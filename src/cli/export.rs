@@ -176,7 +176,7 @@ impl Export {
         file: &fs::File,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Result<Exported, ExportError>, CliError> {
-        let machine = machine_of(chain.dir(), chain.identity())?;
+        let machine = machine_of(chain.dir(), chain.description())?;
         let (disks, regions) = (machine.disks(), machine.device_regions());
         let number = self.disk.unwrap_or_default();
         let Some((base, run)) = disks.get(number).zip(regions.get(number)) else {

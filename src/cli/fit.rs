@@ -108,7 +108,7 @@ impl Check<'_> {
             });
         }
         let epoch = self.epoch.unwrap_or(chain.newest());
-        let machine = machine_of(self.store, chain.identity())?;
+        let machine = machine_of(self.store, chain.description())?;
         let state = state_of(&chain, epoch, machine.vcpus)?;
         let runs_kernels = match machine.guest {
             GuestSpec::Linux(_) => Some(runs_kernels(self.kvm).is_ok()),
@@ -136,7 +136,7 @@ impl Check<'_> {
 /// is taken from.
 pub(super) fn branch_of<'a>(store: &Path, into: Option<&'a str>, from: &'a str) -> Result<&'a str, CliError> {
     let Some(into) = into else { return Ok(from) };
-    match Chain::identity_in(store, into) {
+    match Chain::description_in(store, into) {
         Ok(_) => Ok(into),
         Err(StoreError::NoBranch { .. }) => Ok(from),
         Err(error) => Err(error.into()),

@@ -230,7 +230,7 @@ impl Restore {
     /// for.
     fn open_lazily(&self, from: &str, into: Option<&str>, tracking: Tracking) -> Result<Opened, CliError> {
         // A branch has the machine of what it branches off.
-        let machine = machine_of(&self.store, &Chain::identity_in(&self.store, from)?)?;
+        let machine = machine_of(&self.store, &Chain::description_in(&self.store, from)?)?;
         let options = self.build_options(HotCheck::Late);
         let (chosen, host) = beside(
             || Offer::read(&self.kvm),
@@ -401,7 +401,7 @@ pub(super) fn restore_machine(
     wishes: Wishes,
 ) -> Result<Restored, CliError> {
     let plan = Plan::new(chain, epoch)?;
-    let machine = machine_of(chain.dir(), chain.identity())?;
+    let machine = machine_of(chain.dir(), chain.description())?;
     let fitted = || {
         let host = Offer::read(kvm)?;
         let state = MachineState::from_records(plan.state(), machine.vcpus);

@@ -3,19 +3,19 @@
 use std::path::Path;
 
 use super::error::CliError;
-use crate::format::Identity;
+use crate::format::Description;
 use crate::machine::MachineState;
 use crate::page::EpochId;
 use crate::store::Chain;
 use crate::vmm::{MachineSpec, VmmError};
 
 /// The machine of a chain, whose description must fit the memory that the chain is about.
-pub(super) fn machine_of(dir: &Path, identity: &Identity) -> Result<MachineSpec, CliError> {
+pub(super) fn machine_of(dir: &Path, description: &Description) -> Result<MachineSpec, CliError> {
     let file = || dir.join("identity.json");
-    let spec: MachineSpec = serde_json::from_value(identity.machine.clone())
+    let spec: MachineSpec = serde_json::from_value(description.machine.clone())
         .map_err(|error| CliError::Unbuildable { file: file(), source: VmmError::Machine(error) })?;
-    let same_memory = spec.regions() == identity.memory && spec.device_regions() == identity.device_memory();
-    if !same_memory || spec.vcpus != identity.vcpus {
+    let same_memory = spec.regions() == description.memory && spec.device_regions() == description.device_memory();
+    if !same_memory || spec.vcpus != description.vcpus {
         return Err(CliError::MachineMismatch { file: file() });
     }
     Ok(spec)

@@ -4,7 +4,7 @@ use super::FORMAT_VERSION;
 
 /// Why bytes are not what `docs/format.md` says, or why something cannot be written as it says.
 ///
-/// Offsets are in bytes from the beginning of the frame (of the file, for an identity); a store
+/// Offsets are in bytes from the beginning of the frame (of the file, for a description); a store
 /// adds the file and where the frame begins.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -1,5 +1,5 @@
-//! Bytes on disk and on the wire: frames, page blocks, state records, commits and the identity of a
-//! chain. No I/O.
+//! Bytes on disk and on the wire: frames, page blocks, state records, commit frames and the
+//! description of a chain. No I/O.
 //!
 //! `docs/format.md` says what every byte means; this module follows it. Everything that parses
 //! checks all lengths before it allocates, and answers bad input with a [`FormatError`] that says
@@ -9,12 +9,12 @@ mod block;
 mod chain;
 mod changes;
 mod commit;
+mod description;
 mod digest;
 mod error;
 mod fields;
 mod frame;
 mod head;
-mod identity;
 mod index;
 mod mark;
 mod own_time;
@@ -33,11 +33,11 @@ pub use block::{
 pub use chain::ChainId;
 pub use changes::{CHANGED_WORDS_MAX, CHANGES_DEPTH_MAX, ChangedWords, PageChange, decode_changes};
 pub use commit::{COMMIT_FRAME_BYTES, Commit, EpochTotals, OWN_TIME_UNIT_NS, Phases, REWRITTEN_COMMIT_FRAME_BYTES, Trigger};
+pub use description::{BRANCH_NAMES, BranchPoint, DESCRIPTION_BYTES_MAX, Description, MAIN_BRANCH, is_branch_name};
 pub use digest::{MemoryDigest, is_zero};
 pub use error::FormatError;
 pub use frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FRAME_PAYLOAD_BYTES_MAX, FrameHeader, FrameKind, hash_bytes};
 pub use head::{Complete, Head, Line};
-pub use identity::{BRANCH_NAMES, BranchPoint, IDENTITY_BYTES_MAX, Identity, MAIN_BRANCH, is_branch_name};
 pub use index::{
     INDEX_MENTIONS_MAX, Index, IndexBuilder, IndexBytes, IndexError, IndexProof, IndexedEpoch, IndexedFrame, IndexedRun, Mention,
 };

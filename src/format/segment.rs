@@ -23,7 +23,7 @@ pub const SEGMENTS_MAX: u32 = 99_999_999;
 /// The first frame of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentHeader {
-    /// The version of the format, as the identity has it.
+    /// The version of the format, as the description has it.
     pub format: u32,
     /// The segment's number, from 1; the first of those that a compacted segment stands for.
     pub number: u32,

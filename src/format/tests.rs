@@ -227,9 +227,9 @@ fn state_records_have_limits() {
 }
 
 #[test]
-fn identity_reads_back_and_its_version_comes_first() {
+fn description_reads_back_and_its_version_comes_first() {
     let run = |first, count| PageRun { first: Gfn(first), count };
-    let identity = Identity {
+    let description = Description {
         format: FORMAT_VERSION,
         chain: CHAIN,
         page_size: 4096,
@@ -242,39 +242,44 @@ fn identity_reads_back_and_its_version_comes_first() {
         branch_of: None,
     };
     let point = BranchPoint { branch: "a-B.7_".to_owned(), epoch: EpochId(3), identity: 5 << 100 };
-    let branch = Identity { branch_of: Some(point.clone()), ..identity.clone() };
-    assert_eq!(Identity::parse(&branch.encode().unwrap()), Ok(branch.clone()));
-    Identity { format: 2, ..branch.clone() }.encode().unwrap_err();
+    let branch = Description { branch_of: Some(point.clone()), ..description.clone() };
+    assert_eq!(Description::parse(&branch.encode().unwrap()), Ok(branch.clone()));
+    Description { format: 2, ..branch.clone() }.encode().unwrap_err();
     for name in ["", "../x", ".x", "-x", "a/b", "a b", &"x".repeat(65)] {
         let point = BranchPoint { branch: name.to_owned(), ..point.clone() };
-        Identity { branch_of: Some(point), ..identity.clone() }.encode().unwrap_err();
+        Description { branch_of: Some(point), ..description.clone() }.encode().unwrap_err();
     }
-    Identity { branch_of: Some(BranchPoint { epoch: EpochId::NONE, ..point }), ..identity.clone() }.encode().unwrap_err();
-    let bytes = identity.encode().unwrap();
-    assert_eq!(Identity::parse(&bytes), Ok(identity.clone()));
+    Description { branch_of: Some(BranchPoint { epoch: EpochId::NONE, ..point }), ..description.clone() }.encode().unwrap_err();
+    let bytes = description.encode().unwrap();
+    assert_eq!(Description::parse(&bytes), Ok(description.clone()));
     assert!(
-        identity.contains(Gfn(14)) && !identity.contains(Gfn(15)) && identity.contains(Gfn(100)) && !identity.contains(Gfn(101))
+        description.contains(Gfn(14))
+            && !description.contains(Gfn(15))
+            && description.contains(Gfn(100))
+            && !description.contains(Gfn(101))
     );
-    assert!(identity.contains_run(run(8, 7)) && !identity.contains_run(run(8, 8)) && !identity.contains_run(run(14, 87)));
-    assert!(!identity.contains_run(run(u64::MAX, 2)) && !identity.contains_run(run(0, u64::MAX)));
+    assert!(
+        description.contains_run(run(8, 7)) && !description.contains_run(run(8, 8)) && !description.contains_run(run(14, 87))
+    );
+    assert!(!description.contains_run(run(u64::MAX, 2)) && !description.contains_run(run(0, u64::MAX)));
 
     for at in 0..bytes.len() {
         for bit in 0..8 {
             let mut flipped = bytes.clone();
             flipped[at] ^= 1 << bit;
-            Identity::parse(&flipped).unwrap_err();
+            Description::parse(&flipped).unwrap_err();
         }
-        Identity::parse(&bytes[..at]).unwrap_err();
+        Description::parse(&bytes[..at]).unwrap_err();
     }
-    Identity::parse(&[&bytes[..], b"x"].concat()).unwrap_err();
+    Description::parse(&[&bytes[..], b"x"].concat()).unwrap_err();
     // Whatever else a later version holds.
     for text in ["{\"format\":5}", "{\"format\":5, \"new\": [}", "{\"format\":5,\"chain\":5}\nabc"] {
         let expected_version = serde_json::from_str::<serde_json::Value>(text.lines().next().unwrap()).is_ok();
-        let error = Identity::parse(text.as_bytes()).unwrap_err();
+        let error = Description::parse(text.as_bytes()).unwrap_err();
         assert_eq!(matches!(error, FormatError::Version { found: 5, .. }), expected_version, "{error}");
     }
-    assert!(Identity::parse(&vec![b'['; IDENTITY_BYTES_MAX]).is_err());
-    assert!(Identity::parse(&vec![b' '; IDENTITY_BYTES_MAX + 1]).is_err());
+    assert!(Description::parse(&vec![b'['; DESCRIPTION_BYTES_MAX]).is_err());
+    assert!(Description::parse(&vec![b' '; DESCRIPTION_BYTES_MAX + 1]).is_err());
 
     for memory in [
         vec![],
@@ -285,12 +290,12 @@ fn identity_reads_back_and_its_version_comes_first() {
         vec![run(u64::MAX, 1)],
         (0..65).map(|at| run(at * 2, 1)).collect(),
     ] {
-        Identity { memory, ..identity.clone() }.encode().unwrap_err();
+        Description { memory, ..description.clone() }.encode().unwrap_err();
     }
-    Identity { vcpus: 4097, ..identity.clone() }.encode().unwrap_err();
-    Identity { device_runs: 3, ..identity.clone() }.encode().unwrap_err();
-    assert_eq!(identity.guest_memory(), [run(0, 10), run(10, 5)]);
-    Identity { machine: "x".repeat(IDENTITY_BYTES_MAX).into(), ..identity }.encode().unwrap_err();
+    Description { vcpus: 4097, ..description.clone() }.encode().unwrap_err();
+    Description { device_runs: 3, ..description.clone() }.encode().unwrap_err();
+    assert_eq!(description.guest_memory(), [run(0, 10), run(10, 5)]);
+    Description { machine: "x".repeat(DESCRIPTION_BYTES_MAX).into(), ..description }.encode().unwrap_err();
 }
 
 #[test]
@@ -468,7 +473,7 @@ proptest! {
         let _ = decode_zeros(&bytes);
         let _ = decode_changes(&bytes);
         let _ = SegmentHeader::decode(&bytes);
-        let _ = Identity::parse(&bytes);
+        let _ = Description::parse(&bytes);
         let _ = FrameHeader::parse(&bytes, CHAIN);
         let header = FrameHeader { kind: FrameKind::Commit, epoch: EpochId(1), sequence: 0, length: 192, payload_hash: 0 };
         let _ = Commit::decode(&header, &bytes);

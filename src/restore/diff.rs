@@ -92,7 +92,7 @@ pub fn diff(
     spill: &File,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Difference, DiffError> {
-    if chain_a.identity().memory != chain_b.identity().memory {
+    if chain_a.description().memory != chain_b.description().memory {
         return Err(DiffError::Memory);
     }
     let (plan_a, plan_b) = (Plan::new(chain_a, a)?, Plan::new(chain_b, b)?);

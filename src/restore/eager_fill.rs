@@ -21,7 +21,7 @@ pub trait PageTarget {
     }
 
     /// Takes the content of one page. Each gfn comes at most once, and lies within the memory of
-    /// the chain's identity.
+    /// the chain's description.
     ///
     /// # Errors
     /// Whatever kept the page from being taken; the fill ends then.

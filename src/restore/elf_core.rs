@@ -376,7 +376,7 @@ mod tests {
             assert_eq!(load, [offset, address, address, bytes, bytes]);
             offset += bytes;
         }
-        // The most that an identity has.
+        // The most that a description has.
         let memory: Vec<_> = (0..64).map(|number| run(number << 30, 1)).collect();
         assert_eq!(read(&head(&memory, &MachineState::default())).0.len(), 64);
     }

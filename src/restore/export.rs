@@ -111,13 +111,13 @@ pub fn export(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Exported, ExportError> {
     let plan = Plan::new(chain, epoch)?;
-    let identity = chain.identity();
+    let description = chain.description();
     let mut image = Image {
         file,
         places: Vec::new(),
         waiting: Vec::new(),
         waiting_at: 0,
-        devices: identity.device_memory(),
+        devices: description.device_memory(),
         pages: 0,
         memory: MemoryDigest::default(),
         #[cfg(feature = "kvm")]
@@ -128,7 +128,7 @@ pub fn export(
     let mut head = None;
     match format {
         ExportFormat::Raw => {
-            for run in identity.guest_memory() {
+            for run in description.guest_memory() {
                 let at = run.first.address().unwrap_or(u64::MAX);
                 image.places.push((*run, at));
                 end = at.saturating_add(run.count.saturating_mul(PAGE_SIZE_U64));
@@ -136,12 +136,12 @@ pub fn export(
         }
         #[cfg(feature = "kvm")]
         ExportFormat::ElfCore => {
-            let machine = MachineState::from_records(plan.state(), identity.vcpus);
+            let machine = MachineState::from_records(plan.state(), description.vcpus);
             let machine = machine.map_err(|source| ExportError::State { epoch, source })?;
-            let made = head.insert(Head::new(identity.guest_memory(), &machine));
+            let made = head.insert(Head::new(description.guest_memory(), &machine));
             image.search = Some(Search::default());
             end = made.bytes();
-            for run in identity.guest_memory() {
+            for run in description.guest_memory() {
                 image.places.push((*run, end));
                 end = end.saturating_add(run.count.saturating_mul(PAGE_SIZE_U64));
             }

@@ -175,7 +175,7 @@ impl PageSource for Source<'_> {
             FoundPages::Zeros(run) => {
                 let first = gfn.0 - gfn.0 % ZERO_GROUP;
                 let group = (first..first.saturating_add(ZERO_GROUP)).map(Gfn);
-                group.filter(|gfn| run.contains(*gfn) && chain.identity().contains(*gfn)).for_each(|gfn| take(gfn, None));
+                group.filter(|gfn| run.contains(*gfn) && chain.description().contains(*gfn)).for_each(|gfn| take(gfn, None));
             }
         }
         Ok(())

@@ -104,7 +104,7 @@ fn pages_in_any_order_are_those_of_the_epoch() {
 fn a_plan_reads_nothing_older_than_a_base() {
     let disk = Disk::new();
     let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
-    let chain = writer.identity().chain;
+    let chain = writer.description().chain;
     let page = |byte: u8| [byte; PAGE_SIZE];
     let block = |gfn, page: &PageBytes| {
         let mut out = Vec::new();
@@ -244,7 +244,7 @@ fn hostile_content_is_refused_by_name_and_place() {
     for (expected, payloads) in cases {
         let disk = Disk::new();
         let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
-        let id = writer.identity().chain;
+        let id = writer.description().chain;
         append(&mut writer, id, 1, false, &payloads);
         let chain = disk.chain().unwrap();
         assert_eq!(chain.epochs_len().unwrap(), 1);
@@ -258,7 +258,7 @@ fn hostile_content_is_refused_by_name_and_place() {
 fn any_content_with_sound_checksums_ends_in_an_answer() {
     let disk = Disk::new();
     let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
-    let id = writer.identity().chain;
+    let id = writer.description().chain;
     let (mut memory, mut encoder) = (empty_memory(), BlockEncoder::new(Compression::default()));
     let mut answers = [0; 2];
     for seed in 0..1500 {
@@ -305,7 +305,7 @@ fn any_content_with_sound_checksums_ends_in_an_answer() {
 fn changes_go_as_deep_as_the_format_says() {
     let disk = Disk::new();
     let mut writer = disk.create(&new_chain(), WriterOptions::default()).unwrap();
-    let id = writer.identity().chain;
+    let id = writer.description().chain;
     let mut encoder = BlockEncoder::new(Compression::None);
     let mut page = [9; PAGE_SIZE];
     for (epoch, place) in (1..=u64::from(CHANGES_DEPTH_MAX) + 3).zip(1..) {

@@ -23,12 +23,12 @@ const FILE_BYTES_MAX: u64 = HEAD_BYTES as u64 + 8 * TOUCHED_MOST as u64 + 8;
 
 /// What was kept. Nothing where it is not sound.
 pub(super) fn load(chain: &Chain) -> Vec<Gfn> {
-    let identity = chain.identity();
+    let description = chain.description();
     let read = chain.read_derived(TOUCHED, FILE_BYTES_MAX);
-    let parsed = read.and_then(|bytes| parse(&bytes, identity.chain).ok_or_else(|| io::ErrorKind::InvalidData.into()));
+    let parsed = read.and_then(|bytes| parse(&bytes, description.chain).ok_or_else(|| io::ErrorKind::InvalidData.into()));
     match parsed {
         Ok(mut order) => {
-            order.retain(|gfn| identity.contains(*gfn));
+            order.retain(|gfn| description.contains(*gfn));
             order
         }
         Err(error) => {
@@ -41,7 +41,7 @@ pub(super) fn load(chain: &Chain) -> Vec<Gfn> {
 /// Keeps `order`, up to [`TOUCHED_MOST`] pages of it.
 pub(super) fn keep(chain: &Chain, order: &[Gfn]) {
     let order = order.get(..TOUCHED_MOST).unwrap_or(order);
-    if let Err(error) = replace_derived(chain, TOUCHED, TOUCHED_DRAFT, &encode(order, chain.identity().chain)) {
+    if let Err(error) = replace_derived(chain, TOUCHED, TOUCHED_DRAFT, &encode(order, chain.description().chain)) {
         tracing::debug!(%error, "the record of touched pages could not be kept");
     }
 }
@@ -99,16 +99,16 @@ mod tests {
         replace_derived(&chain, TOUCHED_DRAFT, "other", b"left over").unwrap();
         keep(&chain, &gfns([5, 1 << 39, u64::MAX, 0]));
         assert_eq!(load(&chain), gfns([5, 0]));
-        let good = encode(&gfns([1, 2]), chain.identity().chain);
+        let good = encode(&gfns([1, 2]), chain.description().chain);
         for at in 0..good.len() {
             let mut bytes = good.clone();
             bytes[at] ^= 1;
-            assert_eq!(parse(&bytes, chain.identity().chain), None, "byte {at}");
-            assert_eq!(parse(&good[..at], chain.identity().chain), None, "cut at {at}");
+            assert_eq!(parse(&bytes, chain.description().chain), None, "byte {at}");
+            assert_eq!(parse(&good[..at], chain.description().chain), None, "cut at {at}");
         }
-        assert_eq!(parse(&encode(&gfns([1]), ChainId([9; 16])), chain.identity().chain), None);
-        let long = encode(&gfns(0..TOUCHED_MOST as u64 + 1), chain.identity().chain);
-        assert_eq!(parse(&long, chain.identity().chain), None);
+        assert_eq!(parse(&encode(&gfns([1]), ChainId([9; 16])), chain.description().chain), None);
+        let long = encode(&gfns(0..TOUCHED_MOST as u64 + 1), chain.description().chain);
+        assert_eq!(parse(&long, chain.description().chain), None);
         replace_derived(&chain, TOUCHED, TOUCHED_DRAFT, &long).unwrap();
         assert_eq!(load(&chain), []);
     }

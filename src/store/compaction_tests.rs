@@ -242,7 +242,7 @@ fn a_compacted_segment_has_no_torn_tail() {
         assert!(!before.contains_key(&name));
         // As if nothing else said what was durable.
         let begins = Mark { epoch: EpochId::NONE, identity: 0 };
-        files.insert("durable".to_owned(), begins.encode_whole(disk.chain().unwrap().identity().chain));
+        files.insert("durable".to_owned(), begins.encode_whole(disk.chain().unwrap().description().chain));
         assert!(Disk::holding(&files).verified().is_sound());
         let bytes = files[&name].clone();
         for length in (0..bytes.len()).step_by(bytes.len() / 50) {
@@ -270,13 +270,13 @@ fn a_compaction_copies_no_damage() {
     for seed in 0..6 {
         let (disk, model) = written(seed, 14);
         let chain = disk.chain().unwrap();
-        let (all, identity) = (epochs(&chain), chain.identity().chain);
+        let (all, id) = (epochs(&chain), chain.description().chain);
         let keep: BTreeSet<_> = all.iter().copied().collect();
         let files = disk.files();
         for (name, bytes) in files.iter().filter(|(name, _)| name.starts_with("segment")) {
             // One byte of each frame's payload that a walk does not look at.
             let mut at = 0;
-            while let Ok(header) = FrameHeader::parse(&bytes[at..], identity) {
+            while let Ok(header) = FrameHeader::parse(&bytes[at..], id) {
                 let end = at + usize::try_from(header.frame_bytes()).unwrap();
                 if matches!(header.kind, FrameKind::Pages | FrameKind::State) {
                     let mut damaged = files.clone();

@@ -76,7 +76,7 @@ pub enum StoreError {
     },
     /// `identity.json` is not sound.
     #[error("{} at offset {}: {source}", file.display(), source.offset())]
-    Identity {
+    Description {
         /// The file.
         file: PathBuf,
         /// What is wrong.
@@ -219,7 +219,7 @@ impl StoreError {
     /// Whether something that should be sound is damaged.
     #[must_use]
     pub const fn is_damage(&self) -> bool {
-        matches!(self, Self::Damaged(_) | Self::Identity { .. })
+        matches!(self, Self::Damaged(_) | Self::Description { .. })
     }
 
     /// Whether a compaction took a file away that was being read: opening the chain again may do.

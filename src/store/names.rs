@@ -5,10 +5,10 @@ use std::fmt;
 use crate::format::SEGMENTS_MAX;
 
 /// The file that says what a chain is.
-pub(super) const IDENTITY: &str = "identity.json";
+pub(super) const DESCRIPTION: &str = "identity.json";
 
-/// What becomes [`IDENTITY`] once it is whole and synced.
-pub(super) const IDENTITY_DRAFT: &str = "identity.tmp";
+/// What becomes [`DESCRIPTION`] once it is whole and synced.
+pub(super) const DESCRIPTION_DRAFT: &str = "identity.tmp";
 
 /// The file that says which epoch was durable.
 pub(super) const MARK: &str = "durable";

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::error::StoreError;
 use super::medium::{Place, WritableMedium};
-use super::names::{BRANCHES, IDENTITY, LOCK, MAINTENANCE, MARK_DRAFT};
+use super::names::{BRANCHES, DESCRIPTION, LOCK, MAINTENANCE, MARK_DRAFT};
 use super::verify::{
     BranchReport, DamageKind, Leftover, LeftoverKind, Progress, VerifyError, VerifyOptions, VerifyReport, check, open_directory,
     verify_on,
@@ -254,7 +254,7 @@ impl RepairPlan {
         plan.tidy();
         let Planner { steps, cut, .. } = plan;
         let damaged = |found: &BranchReport| found.damaged > 0 && !cut.contains(&found.name);
-        let of_no_chain = report.damage.iter().any(|damage| damage.kind == DamageKind::Identity);
+        let of_no_chain = report.damage.iter().any(|damage| damage.kind == DamageKind::Description);
         let remains = report.branches.iter().any(damaged) || report.damage_omitted > 0 || of_no_chain;
         let in_use = in_use.into_iter().collect();
         Ok(Self { dir: dir.to_owned(), steps, report, in_use, remains, root, locks })
@@ -493,7 +493,7 @@ fn branches(root: &Arc<dyn WritableMedium>) -> io::Result<Vec<(String, Arc<dyn W
     let mut branches = Vec::new();
     for name in names {
         match place.directory_to_write(&name) {
-            Ok(branch) if branch.list()?.iter().any(|name| name == IDENTITY) => branches.push((name, branch)),
+            Ok(branch) if branch.list()?.iter().any(|name| name == DESCRIPTION) => branches.push((name, branch)),
             Ok(_) => {}
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
             Err(error) => return Err(error),

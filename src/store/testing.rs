@@ -950,7 +950,7 @@ impl Model {
         let mut depths = self.depths.get(&tip).cloned().unwrap_or_default();
         let before = (before, &mut depths);
         let (parts, commit) =
-            epoch_frames(sink.identity().chain, epoch, before, &self.memory, &mut self.encoder, &mut self.random);
+            epoch_frames(sink.description().chain, epoch, before, &self.memory, &mut self.encoder, &mut self.random);
         self.depths.insert(epoch, depths);
         self.offered.insert(epoch, (tip, self.memory.clone()));
         let (last, parts) = parts.split_last().unwrap();
@@ -960,7 +960,7 @@ impl Model {
         if self.aborts && self.random.one_in(10) {
             return sink.abort();
         }
-        let complete = Line::behind(sink.identity().chain, head).complete(commit);
+        let complete = Line::behind(sink.description().chain, head).complete(commit);
         sink.complete(last, &complete)
     }
 

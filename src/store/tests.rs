@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::names::IDENTITY;
+use super::names::DESCRIPTION;
 use super::testing::{Cut, Disk, Model, Random, new_chain};
 use super::*;
 use crate::epoch::SinkError;
@@ -169,7 +169,7 @@ fn what_is_lost_is_said_to_be_lost() {
             // And all from here on, as a copy leaves that ended early: files come by their names.
             let mut left = files.clone();
             names[at..].iter().for_each(|name| drop(left.remove(*name)));
-            if left.contains_key(IDENTITY) {
+            if left.contains_key(DESCRIPTION) {
                 is_whole_or_damaged(&left, model.durable);
             }
         }
@@ -359,7 +359,7 @@ fn every_flipped_byte_is_noticed_or_harmless() {
 #[test]
 fn every_truncation_and_lost_file_is_noticed_or_harmless() {
     let (files, digests) = small_chain(true);
-    for (name, bytes) in files.iter().filter(|(name, _)| *name != IDENTITY) {
+    for (name, bytes) in files.iter().filter(|(name, _)| *name != DESCRIPTION) {
         for len in places(name, bytes) {
             let _context = Context(format!("{name} cut to {len}"));
             let mut damaged = files.clone();
@@ -430,7 +430,7 @@ fn an_epoch_that_was_exchanged_is_noticed_by_the_next() {
     let pair = epochs.windows(2).find(|pair| pair[0].segment == pair[1].segment).unwrap();
     let commit = Commit { run_ns: 12345, ..pair[0].commit };
     let at = usize::try_from(pair[0].commit_offset).unwrap();
-    let frame = commit.encode_frame(chain.identity().chain);
+    let frame = commit.encode_frame(chain.description().chain);
     files.get_mut(&pair[0].segment.file_name()).unwrap()[at..at + frame.len()].copy_from_slice(&frame);
     let chain = Disk::holding(&files).chain().unwrap();
     assert_eq!(chain.newest(), commit.epoch);
@@ -474,7 +474,7 @@ fn a_walk_over_noise_is_linear() {
     let mut writer = disk.create(&new_chain(), SMALL).unwrap();
     Model::new(1, Compression::None).epoch(&mut writer).unwrap();
     let mut files = disk.files();
-    let chain = disk.chain().unwrap().identity().chain;
+    let chain = disk.chain().unwrap().description().chain;
     // Sound headers one behind the other, each of which claims more than there is, and magics
     // everywhere else.
     let header = FrameHeader { kind: FrameKind::State, epoch: EpochId(9), sequence: 0, length: 60 << 20, payload_hash: 0 };
@@ -499,10 +499,10 @@ fn nothing_is_appended_to_a_segment_with_an_index() {
     model.durable = writer.close(true).unwrap();
     drop(writer);
     // The last segment is short: give it an index, as a compaction does.
-    let identity = std::sync::Arc::new(disk.chain().unwrap().identity().clone());
+    let description = std::sync::Arc::new(disk.chain().unwrap().description().clone());
     let last = disk.files().into_keys().rfind(|name| name.starts_with("segment")).unwrap();
     let numbers = SegmentNumbers::one(last["segment-".len()..].parse().unwrap());
-    keep::make_index::make(std::path::Path::new("disk"), disk.medium().as_ref(), &identity, numbers).unwrap();
+    keep::make_index::make(std::path::Path::new("disk"), disk.medium().as_ref(), &description, numbers).unwrap();
     let (files, index) = (disk.files(), format!("index-{numbers}"));
     type Change = fn(&mut Vec<u8>, &mut Vec<u8>);
     let changes: [(&str, Change); 6] = [
@@ -549,12 +549,12 @@ fn a_commit_that_does_not_fit_is_refused() {
     let (tip, files) = (writer.head().epoch, disk.files());
     let frames = |epoch| {
         let mut out = Vec::new();
-        let mut epoch = EpochWriter::new(writer.identity().chain, epoch);
+        let mut epoch = EpochWriter::new(writer.description().chain, epoch);
         epoch.state(&mut out, &[]).unwrap();
         (out, epoch.totals())
     };
     let (next, totals) = frames(EpochId(50));
-    let (chain, head) = (writer.identity().chain, writer.head());
+    let (chain, head) = (writer.description().chain, writer.head());
     let end = |epoch, head| Line::behind(chain, head).complete(Commit { epoch, totals, ..Commit::default() });
     assert!(matches!(writer.complete(&next, &end(tip, head)), Err(SinkError::Rejected(_))));
     assert!(matches!(writer.complete(&next[8..], &end(EpochId(50), head)), Err(SinkError::Rejected(_))));
@@ -642,12 +642,12 @@ fn what_is_no_store_is_named() {
     assert!(matches!(Writer::create(at("file"), &new_chain(), SMALL).unwrap_err(), StoreError::NotADirectory { .. }));
 
     drop(Writer::create(at("store"), &new_chain(), SMALL).unwrap());
-    let identity = fs::read_to_string(at("store/identity.json")).unwrap();
-    fs::write(at("store/identity.json"), identity.replace("\"format\":1", "\"format\":5")).unwrap();
+    let description = fs::read_to_string(at("store/identity.json")).unwrap();
+    fs::write(at("store/identity.json"), description.replace("\"format\":1", "\"format\":5")).unwrap();
     assert!(matches!(both("store"), StoreError::Version { found: 5, .. }));
     let chain = Chain::open(at("store"));
     assert!(chain.unwrap_err().to_string().contains("identity.json"));
-    fs::write(at("store/identity.json"), identity.replace("\"vcpus\":1", "\"vcpus\":2")).unwrap();
+    fs::write(at("store/identity.json"), description.replace("\"vcpus\":1", "\"vcpus\":2")).unwrap();
     let error = Chain::open(at("store")).unwrap_err();
     assert!(error.is_damage(), "{error}");
 

@@ -12,7 +12,7 @@ use crate::page::{Gfn, PAGE_SIZE_U64, PageRun};
 const LOW_MEMORY_END: u64 = 3 << 30;
 const HIGH_MEMORY_BEGIN: u64 = 4 << 30;
 
-/// What a machine is: enough to build it again for a restore. Stored in a chain's identity.
+/// What a machine is: enough to build it again for a restore. Stored in a chain's description.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineSpec {

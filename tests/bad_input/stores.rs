@@ -222,17 +222,17 @@ fn hostile_identities() {
         let line = line.replace(from, to);
         assert_ne!(line, text.lines().next().unwrap(), "{from}");
         let sealed = format!("{line}\nxxh3-64 {:016x}\n", twox_hash::XxHash3_64::oneshot(line.as_bytes()));
-        refuses_identity(sealed.as_bytes(), to);
+        refuses_description(sealed.as_bytes(), to);
     }
-    refuses_identity(b"", "empty");
-    refuses_identity(b"\n", "a line feed");
-    refuses_identity(&[0; 4096], "zeros");
-    refuses_identity(&[b'['; 1 << 20], "as deep as it is long");
-    refuses_identity(&vec![b' '; (1 << 20) + 1], "too long");
-    refuses_identity(text.trim_end().replace('\n', "\r\n").as_bytes(), "copied as text");
+    refuses_description(b"", "empty");
+    refuses_description(b"\n", "a line feed");
+    refuses_description(&[0; 4096], "zeros");
+    refuses_description(&[b'['; 1 << 20], "as deep as it is long");
+    refuses_description(&vec![b' '; (1 << 20) + 1], "too long");
+    refuses_description(text.trim_end().replace('\n', "\r\n").as_bytes(), "copied as text");
 }
 
-fn refuses_identity(bytes: &[u8], name: &str) {
+fn refuses_description(bytes: &[u8], name: &str) {
     let dir = tempfile::tempdir().unwrap();
     let mut files = read(&checkpoints().join("golden/plain"));
     files.insert("identity.json".to_owned(), bytes.to_vec());

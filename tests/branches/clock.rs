@@ -16,7 +16,7 @@ const YEAR: u64 = 365 * 24 * 60 * MINUTE;
 /// time.
 fn append((writer, line): (&mut Writer, &mut Line), unix_ns: u64, engine_ns: u64) {
     let epoch = writer.head().epoch.next();
-    let mut frames = EpochWriter::new(writer.identity().chain, epoch);
+    let mut frames = EpochWriter::new(writer.description().chain, epoch);
     let mut out = Vec::new();
     let state = StateRecord { name: "test".to_owned(), index: 0, version: 1, data: epoch.0.to_le_bytes().to_vec() };
     frames.state(&mut out, &[state]).unwrap();
@@ -32,14 +32,14 @@ fn append((writer, line): (&mut Writer, &mut Line), unix_ns: u64, engine_ns: u64
 fn store(dir: &Path) -> PathBuf {
     let store = dir.join("store");
     let mut writer = Writer::create(&store, &new_chain(), SEGMENT_EACH).unwrap();
-    let mut line = Line::behind(writer.identity().chain, writer.head());
+    let mut line = Line::behind(writer.description().chain, writer.head());
     for minute in 1..=10 {
         append((&mut writer, &mut line), minute * MINUTE + if minute > 5 { 50 * YEAR } else { 0 }, minute * MINUTE);
     }
     writer.close(true).unwrap();
     drop(writer);
     let (mut writer, _) = Writer::open(&store, SEGMENT_EACH).unwrap();
-    let mut line = Line::behind(writer.identity().chain, writer.head());
+    let mut line = Line::behind(writer.description().chain, writer.head());
     let begun = 50 * YEAR + 130 * MINUTE;
     for minute in 0..5 {
         append((&mut writer, &mut line), begun + minute * MINUTE + if minute == 2 { YEAR } else { 0 }, begun + minute * MINUTE);
@@ -47,7 +47,7 @@ fn store(dir: &Path) -> PathBuf {
     writer.close(true).unwrap();
     drop(writer);
     let (mut writer, _) = Writer::open(&store, SEGMENT_EACH).unwrap();
-    let mut line = Line::behind(writer.identity().chain, writer.head());
+    let mut line = Line::behind(writer.description().chain, writer.head());
     let begun = 50 * YEAR + 135 * MINUTE - 24 * 60 * MINUTE;
     for minute in 0..2 {
         append((&mut writer, &mut line), begun + minute * MINUTE, begun + minute * MINUTE);
@@ -94,7 +94,7 @@ fn rules_go_by_the_time_that_passed() {
     // What was dropped on the way makes no difference; and a compacted epoch has the time that it
     // had.
     let (mut writer, _) = Writer::open(&store, SEGMENT_EACH).unwrap();
-    let mut line = Line::behind(writer.identity().chain, writer.head());
+    let mut line = Line::behind(writer.description().chain, writer.head());
     let begun = 50 * YEAR + 140 * MINUTE;
     append((&mut writer, &mut line), begun, begun);
     writer.close(true).unwrap();

@@ -48,7 +48,7 @@ pub(crate) fn read_core(core: &[u8]) -> (MemoryDigest, Vec<[u64; 2]>) {
 
 /// The same of the chain's state.
 pub(crate) fn registers(chain: &Chain, epoch: u64) -> Vec<[u64; 2]> {
-    let machine = MachineState::from_records(&chain.state(EpochId(epoch)).unwrap(), chain.identity().vcpus).unwrap();
+    let machine = MachineState::from_records(&chain.state(EpochId(epoch)).unwrap(), chain.description().vcpus).unwrap();
     machine.vcpus.iter().map(|vcpu| [vcpu.regs.rip, vcpu.regs.rdi]).collect()
 }
 

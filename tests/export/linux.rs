@@ -68,7 +68,7 @@ fn note(text: &str) -> Vec<u8> {
 fn store(dir: &Path, memory: Vec<PageRun>, pages: &[(u64, Box<PageBytes>)]) -> std::path::PathBuf {
     let golden = Chain::open(checkpoints().join("golden/churn")).unwrap();
     let store = dir.join("store");
-    let new = NewChain { memory, vcpus: golden.identity().vcpus, ..new_chain() };
+    let new = NewChain { memory, vcpus: golden.description().vcpus, ..new_chain() };
     let mut writer = Writer::create(&store, &new, SEGMENT_EACH).unwrap();
     append_pages(&mut writer, 1, pages, &golden.state(EpochId(3)).unwrap());
     writer.close(true).unwrap();

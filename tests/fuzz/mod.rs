@@ -77,8 +77,8 @@ fn frame() {
 }
 
 #[test]
-fn identity() {
-    replay("identity", 8_000);
+fn description() {
+    replay("description", 8_000);
 }
 
 #[test]

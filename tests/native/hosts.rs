@@ -60,8 +60,8 @@ impl Golden {
         let mut state = self.state.clone();
         change(&mut state, &self.host);
         let path = dir.join(name.replace(' ', "-"));
-        let identity = self.chain.identity();
-        let new = NewChain { memory: identity.memory.clone(), device_runs: 0, vcpus: 2, machine: identity.machine.clone() };
+        let description = self.chain.description();
+        let new = NewChain { memory: description.memory.clone(), device_runs: 0, vcpus: 2, machine: description.machine.clone() };
         let mut writer = Writer::create(&path, &new, WriterOptions::default()).unwrap();
         let pages: Vec<_> = self.memory.iter().map(|(gfn, page)| (*gfn, page.clone())).collect();
         // In September 2026.

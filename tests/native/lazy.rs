@@ -28,7 +28,7 @@ fn chain(store: &Path, epochs: u64) {
 /// The machine of an epoch, its memory coming on demand.
 fn machine(chain: &Arc<Chain>, epoch: EpochId, background: bool) -> Vm {
     let pages = PageMap::new(chain.clone(), epoch).unwrap();
-    let spec: MachineSpec = serde_json::from_value(chain.identity().machine.clone()).unwrap();
+    let spec: MachineSpec = serde_json::from_value(chain.description().machine.clone()).unwrap();
     let mut vm = Vm::build(KVM_PATH.as_ref(), spec, Tracking::None).unwrap();
     let state = MachineState::from_records(pages.state(), 2).unwrap();
     vm.fill_on_demand(Arc::new(pages), background).unwrap();
@@ -191,7 +191,7 @@ fn a_lazy_restore_that_is_killed_loses_nothing() {
 /// Spoils pages in the middle of the chain's first segment, and returns how many: nobody finds out
 /// before they are read.
 fn spoil(store: &Path, one_in: usize) -> usize {
-    let id: ChainId = Chain::open(store).unwrap().identity().chain;
+    let id: ChainId = Chain::open(store).unwrap().description().chain;
     let file = store.join("segment-00000001");
     let mut bytes = std::fs::read(&file).unwrap();
     let pages: Vec<_> = frames(&bytes, id).into_iter().filter(|frame| frame.kind == FrameKind::Pages).collect();
@@ -249,7 +249,7 @@ fn a_vcpu_that_waits_for_a_page_gets_out_when_it_can_not_be_read() {
     for background in [false, true] {
         let opened = Arc::new(Chain::open(&store).unwrap());
         let pages = PageMap::new(opened.clone(), opened.newest()).unwrap();
-        let spec: MachineSpec = serde_json::from_value(opened.identity().machine.clone()).unwrap();
+        let spec: MachineSpec = serde_json::from_value(opened.description().machine.clone()).unwrap();
         let state = MachineState::from_records(pages.state(), 2).unwrap();
         let mut vm = Vm::build(KVM_PATH.as_ref(), spec, Tracking::None).unwrap();
         vm.fill_on_demand(Arc::new(pages), background).unwrap();

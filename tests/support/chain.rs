@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use slackwater::format::StateRecord;
 use slackwater::format::{
-    BlockEncoder, ChainId, ChangedWords, Commit, Compression, EpochWriter, FORMAT_VERSION, FRAME_HEADER_BYTES, FrameHeader,
-    FrameKind, Identity, IndexBuilder, IndexedEpoch, MemoryDigest, Mention, Phases, SEGMENT_HEADER_FRAME_BYTES, SegmentHeader,
+    BlockEncoder, ChainId, ChangedWords, Commit, Compression, Description, EpochWriter, FORMAT_VERSION, FRAME_HEADER_BYTES,
+    FrameHeader, FrameKind, IndexBuilder, IndexedEpoch, MemoryDigest, Mention, Phases, SEGMENT_HEADER_FRAME_BYTES, SegmentHeader,
     Synced, Trigger,
 };
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE_U64, PageBytes, PageRun};
@@ -75,10 +75,10 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// A chain with its identity, its mark and no segment.
+    /// A chain with its description, its mark and no segment.
     pub(crate) fn new(chain: [u8; 16], memory: Vec<PageRun>, vcpus: u32, machine: serde_json::Value) -> Self {
         let clock_ns = 1_790_000_000_000_000_000;
-        let identity = Identity {
+        let description = Description {
             format: FORMAT_VERSION,
             chain: ChainId(chain),
             page_size: PAGE_SIZE_U64,
@@ -91,7 +91,7 @@ impl Builder {
             branch_of: None,
         };
         let mut builder = Self {
-            files: Files::from([("identity.json".to_owned(), identity.encode().unwrap())]),
+            files: Files::from([("identity.json".to_owned(), description.encode().unwrap())]),
             truth: BTreeMap::new(),
             chain: ChainId(chain),
             segment: 0,

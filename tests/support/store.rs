@@ -46,7 +46,7 @@ fn offer_pages(
     pages: &[(u64, Box<PageBytes>)],
     state: &[StateRecord],
 ) -> Result<EpochId, SinkError> {
-    let (chain, before) = (writer.identity().chain, writer.head().epoch);
+    let (chain, before) = (writer.description().chain, writer.head().epoch);
     let epoch = before.next();
     let mut frames = EpochWriter::new(chain, epoch);
     let mut out = Vec::new();

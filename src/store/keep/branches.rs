@@ -8,8 +8,8 @@ use crate::format::{MAIN_BRANCH, is_branch_name};
 use crate::page::EpochId;
 use crate::store::error::StoreError;
 use crate::store::medium::{Directory, Medium};
-use crate::store::names::{BRANCHES, IDENTITY};
-use crate::store::read::read_identity;
+use crate::store::names::{BRANCHES, DESCRIPTION};
+use crate::store::read::read_description;
 
 /// A branch of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,16 +26,16 @@ pub struct Branch {
     pub identity: u128,
 }
 
-/// The branches of the store in `dir`, by name. A directory without an identity is none, nor is a
+/// The branches of the store in `dir`, by name. A directory without a description is none, nor is a
 /// chain that begins nowhere.
 ///
 /// # Errors
-/// No store in `dir`; a branch whose identity is damaged or of another version; what the operating
-/// system refuses.
+/// No store in `dir`; a branch whose description is damaged or of another version; what the
+/// operating system refuses.
 pub fn branches(dir: impl AsRef<Path>) -> Result<Vec<Branch>, StoreError> {
     let dir = dir.as_ref();
     let medium = Directory::open(dir)?;
-    read_identity(dir, &medium)?;
+    read_description(dir, &medium)?;
     branches_on(dir, &medium)
 }
 
@@ -58,11 +58,11 @@ pub(in crate::store) fn branches_on(root: &Path, medium: &dyn Medium) -> Result<
             Err(error) => return Err(StoreError::io("open", &dir)(error)),
         };
         let names = medium.list().map_err(StoreError::io("list", &dir))?;
-        if !names.iter().any(|name| name == IDENTITY) {
+        if !names.iter().any(|name| name == DESCRIPTION) {
             // Not made yet.
             continue;
         }
-        if let Some(point) = read_identity(&dir, medium.as_ref())?.branch_of {
+        if let Some(point) = read_description(&dir, medium.as_ref())?.branch_of {
             branches.push(Branch { name, of: point.branch, epoch: point.epoch, identity: point.identity });
         }
     }
@@ -138,9 +138,9 @@ mod tests {
         fs::create_dir_all(place.join(".hidden")).unwrap();
         fs::write(place.join("file"), "").unwrap();
         fs::create_dir_all(place.join("copy")).unwrap();
-        fs::copy(root.join(IDENTITY), place.join("copy").join(IDENTITY)).unwrap();
+        fs::copy(root.join(DESCRIPTION), place.join("copy").join(DESCRIPTION)).unwrap();
         assert_eq!(branches(&root).unwrap(), []);
-        fs::write(place.join("begun").join(IDENTITY), "x\n").unwrap();
+        fs::write(place.join("begun").join(DESCRIPTION), "x\n").unwrap();
         assert!(branches(&root).unwrap_err().is_damage());
     }
 }

@@ -10,13 +10,13 @@ use super::epoch_bytes::{Seen, sum};
 use super::place_to_write::place_to_write;
 use super::retention::Retention;
 use super::{compaction_steps, make_index, rewrite};
-use crate::format::{CutTime, Identity};
+use crate::format::{CutTime, Description};
 use crate::page::EpochId;
 use crate::store::bounds::Bounds;
 use crate::store::error::{StoreError, causes};
 use crate::store::medium::{Directory, Medium, Place, WritableMedium, take_lock};
 use crate::store::names::{LOCK, Listed, MAINTENANCE, SegmentNumbers};
-use crate::store::read::{Chain, ReadOptions, Segment, read_identity, walk};
+use crate::store::read::{Chain, ReadOptions, Segment, read_description, walk};
 
 /// Files that are open at a time, so that a writer beside it has those that it needs.
 const OPEN_FILES: usize = 8;
@@ -101,7 +101,7 @@ pub(in crate::store) fn run(
     progress: &mut dyn FnMut(u64, u64) -> Result<(), StoreError>,
 ) -> Result<Upkeep, StoreError> {
     let (dir, medium) = place_to_write(root, root_medium, branch)?;
-    let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
+    let description = Arc::new(read_description(&dir, medium.as_ref())?);
     let maintenance = take_lock(root, root_medium, MAINTENANCE)?;
     // While somebody writes, the last segment is theirs.
     let writer = match take_lock(&dir, &medium, LOCK) {
@@ -113,7 +113,7 @@ pub(in crate::store) fn run(
     // by removing a lock, may have another at work in it.
     let check = || [Some(&maintenance), writer.as_ref()].into_iter().flatten().try_for_each(Place::check);
     let (medium, check): (_, &dyn Fn() -> _) = (medium.as_ref(), &check);
-    let identity = &identity;
+    let description = &description;
     let dir = dir.as_path();
     let stepwise = Stepwise {
         root,
@@ -121,7 +121,7 @@ pub(in crate::store) fn run(
         branch,
         dir,
         medium,
-        identity,
+        description,
         keep,
         scope,
         spare,
@@ -144,7 +144,7 @@ struct Stepwise<'a> {
     branch: &'a str,
     dir: &'a Path,
     medium: &'a dyn WritableMedium,
-    identity: &'a Arc<Identity>,
+    description: &'a Arc<Description>,
     keep: Keep<'a>,
     scope: Scope,
     /// Bytes that are left free.
@@ -191,7 +191,7 @@ impl Stepwise<'_> {
         let compaction = Compaction {
             dir: self.dir,
             medium: self.medium,
-            identity: self.identity,
+            description: self.description,
             chain: &chain,
             kept: &kept,
             check: self.check,
@@ -388,7 +388,7 @@ fn what_pays(segments: &[Seen], kept: &BTreeSet<EpochId>, enough: usize) -> Opti
 struct Compaction<'a> {
     dir: &'a Path,
     medium: &'a dyn WritableMedium,
-    identity: &'a Arc<Identity>,
+    description: &'a Arc<Description>,
     chain: &'a Arc<Chain>,
     kept: &'a BTreeSet<EpochId>,
     /// Whether the store is where it was, and locked.
@@ -418,7 +418,7 @@ impl Compaction<'_> {
             let made = rewrite::rewrite(self.chain, all, numbers, self.kept, (file, &draft, bytes_most), progress)?;
             file.sync().map_err(io("sync"))?;
             // Reads back what was written, frame by frame.
-            let index = walk::index_of(&draft, numbers, file, made.bytes, self.identity)?;
+            let index = walk::index_of(&draft, numbers, file, made.bytes, self.description)?;
             // One name may stand for an earlier compaction, whose index is none of this segment.
             let index_name = numbers.index_name();
             if self.medium.list().map_err(StoreError::io("list", self.dir))?.contains(&index_name) {

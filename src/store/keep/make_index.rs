@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::format::{Identity, Index, IndexError};
+use crate::format::{Description, Index, IndexError};
 use crate::store::error::StoreError;
 use crate::store::medium::{Medium, WritableMedium};
 use crate::store::names::SegmentNumbers;
@@ -19,13 +19,13 @@ use crate::store::read::walk;
 pub(in crate::store) fn make(
     dir: &Path,
     medium: &dyn WritableMedium,
-    identity: &Arc<Identity>,
+    description: &Arc<Description>,
     numbers: SegmentNumbers,
 ) -> Result<(), StoreError> {
     let path = dir.join(numbers.file_name());
     let file = medium.open(&numbers.file_name()).map_err(StoreError::io("open", &path))?;
     let bytes = file.len().map_err(StoreError::io("read", &path))?;
-    let index = walk::index_of(&path, numbers, file.as_ref(), bytes, identity)?;
+    let index = walk::index_of(&path, numbers, file.as_ref(), bytes, description)?;
     write(medium, numbers, &index).map_err(StoreError::io("write", dir.join(numbers.index_name())))
 }
 
@@ -34,10 +34,10 @@ pub(in crate::store) fn make(
 ///
 /// # Errors
 /// A segment or an index that cannot be read.
-pub(in crate::store) fn fits(medium: &dyn Medium, identity: &Identity, numbers: SegmentNumbers) -> io::Result<bool> {
+pub(in crate::store) fn fits(medium: &dyn Medium, description: &Description, numbers: SegmentNumbers) -> io::Result<bool> {
     let file = medium.open(&numbers.file_name())?;
-    let header = match frames::read_header(file.as_ref(), 0, file.len()?, identity.chain) {
-        Ok(header) => header.encode(identity.chain),
+    let header = match frames::read_header(file.as_ref(), 0, file.len()?, description.chain) {
+        Ok(header) => header.encode(description.chain),
         Err(Fault::Format(_)) => return Ok(false),
         Err(Fault::Io(error)) => return Err(error),
     };

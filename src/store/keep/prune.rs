@@ -39,7 +39,7 @@ pub struct PrunePlan {
 /// writers may append and branches may be made.
 ///
 /// # Errors
-/// As [`Chain::open_branch`]; damage, with which nothing is pruned; a branch whose identity is
+/// As [`Chain::open_branch`]; damage, with which nothing is pruned; a branch whose description is
 /// damaged; what the operating system refuses.
 pub fn plan_prune(dir: &Path, branch: &str, retention: &Retention) -> Result<PrunePlan, StoreError> {
     let medium: Arc<dyn Medium> = Arc::new(Directory::open(dir)?);

@@ -46,12 +46,12 @@ pub(in crate::store) fn rewrite(
     let first = chain.segment(*from.start())?;
     let previous = first.look(|index| Ok(index.previous()))?;
     let previous_hash = if previous == EpochId::NONE { 0 } else { chain.epoch(previous)?.hash };
-    let identity = chain.identity();
+    let description = chain.description();
     let header = SegmentHeader {
-        format: identity.format,
+        format: description.format,
         number: numbers.first,
         more: numbers.last - numbers.first,
-        chain: identity.chain,
+        chain: description.chain,
         previous_hash,
         previous,
     };
@@ -83,7 +83,7 @@ pub(in crate::store) fn rewrite(
         done += source.bytes();
     }
     if last.0 != EpochId::NONE {
-        out.buffer.extend(Synced { epoch: last.0, identity: last.1 }.close_frame(identity.chain));
+        out.buffer.extend(Synced { epoch: last.0, identity: last.1 }.close_frame(description.chain));
     }
     out.flush()?;
     Ok(Rewritten { epochs: written, bytes: out.at })
@@ -117,7 +117,7 @@ impl Out<'_> {
     /// Appends the frames of an epoch as they are. Each is checked: damage must not become part of
     /// a segment that is new, and whose source is removed.
     fn copy(&mut self, chain: &Chain, source: &Segment, epoch: &Epoch) -> Result<(), StoreError> {
-        let tag = chain.identity().chain;
+        let tag = chain.description().chain;
         let end = epoch.commit_offset + epoch.commit.encode_frame(tag).len() as u64;
         let (mut offset, mut frame) = (epoch.offset, Vec::new());
         while offset < end {
@@ -199,7 +199,7 @@ impl<'a> Rewrite<'a> {
         let base = base || parent.0 == EpochId::NONE;
         let number = epoch.commit.epoch;
         let mut pages = Pages {
-            writer: EpochWriter::new(chain.identity().chain, number),
+            writer: EpochWriter::new(chain.description().chain, number),
             encoder: BlockEncoder::new(Compression::default()),
             waiting: Vec::new(),
             zeros: Vec::new(),
@@ -263,7 +263,7 @@ impl<'a> Rewrite<'a> {
         pages.writer.state_again(&mut out.buffer, payload).map_err(StoreError::Input)?;
         let zero_pages = zeros.iter().fold(0, |sum: u64, run| sum.saturating_add(run.count));
         let commit = epoch.commit.rewritten(epoch.hash, parent, pages.writer.totals(), zero_pages, base);
-        out.buffer.extend(commit.encode_frame(chain.identity().chain));
+        out.buffer.extend(commit.encode_frame(chain.description().chain));
         out.flush_full()
     }
 }

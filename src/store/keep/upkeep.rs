@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::retention::Retention;
 use super::{compaction, make_index};
-use crate::format::{CutTime, Identity};
+use crate::format::{CutTime, Description};
 use crate::lock::lock;
 use crate::page::EpochId;
 use crate::store::bounds::Bounds;
@@ -59,7 +59,7 @@ struct Work {
     dir: PathBuf,
     medium: Arc<dyn WritableMedium>,
     place: Arc<Place>,
-    identity: Arc<Identity>,
+    description: Arc<Description>,
     home: Home,
     retention: Retention,
     /// Nobody waits for a compaction to end.
@@ -111,7 +111,7 @@ enum Task {
 impl Maintenance {
     pub(in crate::store) fn new(
         (dir, medium, place): (&Path, Arc<dyn WritableMedium>, Arc<Place>),
-        identity: Arc<Identity>,
+        description: Arc<Description>,
         home: Home,
         retention: Option<Retention>,
         needs: u64,
@@ -119,7 +119,7 @@ impl Maintenance {
     ) -> Self {
         let (dir, retention, ending) = (dir.to_owned(), retention.unwrap_or_default(), Arc::default());
         let needs = Arc::new(Mutex::new(Needs { looked_at: needs, since: Vec::new() }));
-        let work = Work { dir, medium, place, identity, home, retention, ending, readers: Arc::default(), needs };
+        let work = Work { dir, medium, place, description, home, retention, ending, readers: Arc::default(), needs };
         let background = background.then(|| {
             let (sender, tasks) = channel();
             let work = work.clone();
@@ -247,11 +247,12 @@ impl Work {
     /// Whether the index beside a segment is one of it, as far as its first block says. True where
     /// that cannot be told.
     fn has_index(&self, numbers: SegmentNumbers) -> bool {
-        make_index::fits(self.medium.as_ref(), &self.identity, numbers).unwrap_or(true)
+        make_index::fits(self.medium.as_ref(), &self.description, numbers).unwrap_or(true)
     }
 
     fn seal(&self, numbers: SegmentNumbers) {
-        let made = self.place.check().and_then(|()| make_index::make(&self.dir, self.medium.as_ref(), &self.identity, numbers));
+        let made =
+            self.place.check().and_then(|()| make_index::make(&self.dir, self.medium.as_ref(), &self.description, numbers));
         match made {
             Ok(()) => {}
             Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {

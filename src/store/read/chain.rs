@@ -4,19 +4,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::identity::{place_of, read_identity};
+use super::description::{place_of, read_description};
 use super::pooled_files::Files;
 use super::scan::{self, Scan};
 use super::segment::Segment;
 use crate::format::StateRecord;
-use crate::format::{FormatError, Identity, MAIN_BRANCH, decode_state};
+use crate::format::{Description, FormatError, MAIN_BRANCH, decode_state};
 use crate::page::EpochId;
 use crate::store::bounds::Bounds;
 use crate::store::damage::{Damage, TornTail};
 use crate::store::epoch::Epoch;
 use crate::store::error::StoreError;
 use crate::store::medium::{ChainAt, Directory, Medium};
-use crate::store::names::IDENTITY;
+use crate::store::names::DESCRIPTION;
 
 /// How a chain is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl Default for ReadOptions {
 pub struct Chain {
     dir: PathBuf,
     medium: Arc<dyn Medium>,
-    identity: Arc<Identity>,
+    description: Arc<Description>,
     /// For a branch, the segments of what it branches off come first.
     segments: Vec<Segment>,
     /// How many of them are not the chain's own.
@@ -74,7 +74,7 @@ impl Chain {
     ///
     /// # Errors
     /// Nothing at `dir`, something that is no directory, a directory without a chain, another
-    /// version, an unsound identity, what the operating system refuses.
+    /// version, an unsound description, what the operating system refuses.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, StoreError> {
         Self::open_branch(dir, MAIN_BRANCH)
     }
@@ -133,12 +133,12 @@ impl Chain {
     ) -> Result<Self, StoreError> {
         let (dir, medium) = place_of(root, root_medium.as_ref(), branch)?;
         let medium = medium.unwrap_or_else(|| root_medium.clone());
-        let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
-        let (mut segments, from, depth) = match &identity.branch_of {
+        let description = Arc::new(read_description(&dir, medium.as_ref())?);
+        let (mut segments, from, depth) = match &description.branch_of {
             None => (Vec::new(), (EpochId::NONE, 0), 0),
             Some(point) => {
                 let lost = |expected: String, found: String| {
-                    StoreError::Damaged(Damage { file: dir.join(IDENTITY), offset: 0, epoch: point.epoch, expected, found })
+                    StoreError::Damaged(Damage { file: dir.join(DESCRIPTION), offset: 0, epoch: point.epoch, expected, found })
                 };
                 let left = depth_most.checked_sub(1);
                 let left = left
@@ -168,7 +168,7 @@ impl Chain {
         let mut tries = 0;
         let place = ChainAt { root: root_medium.clone(), branch: Some(branch.to_owned()).filter(|name| name != MAIN_BRANCH) };
         let mut scan = loop {
-            match scan::scan(&dir, medium.as_ref(), &identity, from, (files, &place)) {
+            match scan::scan(&dir, medium.as_ref(), &description, from, (files, &place)) {
                 // A compaction may put another file in the place of one that was listed.
                 Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound && tries < LIST_AGAIN_MAX => {
                     tries += 1
@@ -178,7 +178,7 @@ impl Chain {
         };
         let borrowed = segments.len();
         segments.append(&mut scan.segments);
-        Ok(Self { dir, medium, identity, segments, borrowed, depth, scan, files: files.clone() })
+        Ok(Self { dir, medium, description, segments, borrowed, depth, scan, files: files.clone() })
     }
 
     /// What a chain of the store in `dir` is, `main` or a branch, without opening it: enough to
@@ -186,11 +186,11 @@ impl Chain {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn identity_in(dir: impl AsRef<Path>, branch: &str) -> Result<Identity, StoreError> {
+    pub fn description_in(dir: impl AsRef<Path>, branch: &str) -> Result<Description, StoreError> {
         let dir = dir.as_ref();
         let medium = Directory::open(dir)?;
         let (dir, own) = place_of(dir, &medium, branch)?;
-        read_identity(&dir, own.as_deref().unwrap_or(&medium))
+        read_description(&dir, own.as_deref().unwrap_or(&medium))
     }
 
     /// A file that is derived and that the chain does not need; nothing if it is longer than `most`
@@ -221,8 +221,8 @@ impl Chain {
 
     /// What the chain is.
     #[must_use]
-    pub fn identity(&self) -> &Identity {
-        &self.identity
+    pub fn description(&self) -> &Description {
+        &self.description
     }
 
     /// The epochs that exist, oldest first; with damage, those before it. Each one's commit frame

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::pooled_files::Files;
-use crate::format::{ChainId, FormatError, Identity, MARK_BYTES, MARK_SLOTS, Mark};
+use crate::format::{ChainId, Description, FormatError, MARK_BYTES, MARK_SLOTS, Mark};
 use crate::page::EpochId;
 use crate::store::damage::Damage;
 use crate::store::error::StoreError;
@@ -26,7 +26,12 @@ pub(in crate::store) enum Found {
 ///
 /// # Errors
 /// What the operating system refuses.
-pub(in crate::store) fn read(dir: &Path, medium: &dyn Medium, identity: &Identity, files: &Files) -> Result<Found, StoreError> {
+pub(in crate::store) fn read(
+    dir: &Path,
+    medium: &dyn Medium,
+    description: &Description,
+    files: &Files,
+) -> Result<Found, StoreError> {
     let path = dir.join(MARK);
     let damaged = |offset, expected: String, found: String| {
         let found = format!("{found}: what was durable is not known");
@@ -39,7 +44,7 @@ pub(in crate::store) fn read(dir: &Path, medium: &dyn Medium, identity: &Identit
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => return damaged(0, expected(), error.to_string()),
         Err(error) => return Err(StoreError::io("open", &path)(error)),
     };
-    match slots(file.as_ref(), identity.chain).map_err(StoreError::io("read", &path))? {
+    match slots(file.as_ref(), description.chain).map_err(StoreError::io("read", &path))? {
         Ok(slots) => match newest(slots) {
             Some((_, mark)) => Ok(Found::Whole(mark)),
             None => damaged(0, expected(), "none".to_owned()),

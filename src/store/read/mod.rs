@@ -4,8 +4,8 @@ pub(crate) mod assembly;
 pub(crate) mod blocks;
 pub(in crate::store) mod chain;
 pub(in crate::store) mod covered_pages;
+pub(in crate::store) mod description;
 pub(in crate::store) mod frames;
-pub(in crate::store) mod identity;
 pub(in crate::store) mod mark;
 pub(crate) mod newest;
 pub(in crate::store) mod pooled_files;
@@ -16,5 +16,5 @@ pub(crate) mod view;
 pub(in crate::store) mod walk;
 
 pub use chain::{Chain, ReadOptions};
-pub(in crate::store) use identity::{place_of, read_identity};
+pub(in crate::store) use description::{place_of, read_description};
 pub(crate) use segment::Segment;

@@ -63,7 +63,7 @@ struct Search {
 
 impl Search {
     fn all(mut self, chain: &Chain, view: &View) -> Result<Self, Unanswered> {
-        let frames = chain.identity().frames();
+        let frames = chain.description().frames();
         for part in view.parts() {
             if self.found.frames() >= frames && self.open.is_empty() {
                 break;

@@ -11,7 +11,7 @@ use super::mark;
 use super::pooled_files::{Files, PooledFile};
 use super::segment::Segment;
 use super::walk::{At, Content, Walk};
-use crate::format::{ChainId, Identity, IndexProof, Mark};
+use crate::format::{ChainId, Description, IndexProof, Mark};
 use crate::page::EpochId;
 use crate::store::damage::{Damage, TornTail};
 use crate::store::epoch::Epoch;
@@ -46,14 +46,14 @@ pub(in crate::store) struct Scan {
 pub(in crate::store) fn scan(
     dir: &Path,
     medium: &dyn Medium,
-    identity: &Arc<Identity>,
+    description: &Arc<Description>,
     from: (EpochId, u128),
     (files, place): (&Arc<Files>, &ChainAt),
 ) -> Result<Scan, StoreError> {
     // Before anything else: what a writer does meanwhile only adds to what it says.
-    let mark = mark::read(dir, medium, identity, files)?;
+    let mark = mark::read(dir, medium, description, files)?;
     let names = medium.list().map_err(StoreError::io("list", dir))?;
-    let mut walk = Walk::new(identity, from);
+    let mut walk = Walk::new(description, from);
     walk.files = Some(files);
     let mut segments: Vec<Read> = Vec::new();
     for numbers in Listed::new(&names).live {
@@ -67,7 +67,7 @@ pub(in crate::store) fn scan(
     let sealed: BTreeSet<_> = sealed.collect();
     let mut proofs = Vec::new();
     for numbers in Listed::indexes(&names).filter(|numbers| !sealed.contains(numbers)) {
-        proofs.extend(proof(dir, medium, identity, numbers, files)?);
+        proofs.extend(proof(dir, medium, description, numbers, files)?);
     }
     let unknown = match mark {
         mark::Found::Whole(mark) => {
@@ -83,7 +83,7 @@ pub(in crate::store) fn scan(
 fn proof(
     dir: &Path,
     medium: &dyn Medium,
-    identity: &Identity,
+    description: &Description,
     numbers: SegmentNumbers,
     files: &Files,
 ) -> Result<Option<Mark>, StoreError> {
@@ -99,7 +99,7 @@ fn proof(
         Ok(proof) => proof,
         Err(_) => return Ok(None),
     };
-    let is_ours = chain == identity.chain && SegmentNumbers { first, last } == numbers && epoch != EpochId::NONE;
+    let is_ours = chain == description.chain && SegmentNumbers { first, last } == numbers && epoch != EpochId::NONE;
     Ok(is_ours.then_some(Mark { epoch, identity: hash }))
 }
 
@@ -139,12 +139,12 @@ fn decide(mut walk: Walk<'_>, dir: &Path, read: Vec<Read>, proofs: &[Mark], unkn
     let mut segments = Vec::new();
     for Read { numbers, path, file, bytes, content } in read {
         let segment = match content {
-            Content::Sealed(index) => Segment::sealed(numbers, path, file, bytes, walk.identity.clone(), index),
+            Content::Sealed(index) => Segment::sealed(numbers, path, file, bytes, walk.description.clone(), index),
             Content::Walked(pending) => {
                 let epochs = || walk.epochs.iter().filter(|epoch| epoch.segment == numbers);
                 let last = epochs().next_back().map_or((EpochId::NONE, 0), |epoch| (epoch.commit.epoch, epoch.hash));
                 let walked = pending.finish(epochs().count(), last, bytes).map_err(StoreError::Input)?;
-                Segment::walked(numbers, path, file, bytes, walk.identity.clone(), walked)
+                Segment::walked(numbers, path, file, bytes, walk.description.clone(), walked)
             }
             Content::None => continue,
         };

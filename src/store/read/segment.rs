@@ -7,7 +7,7 @@ use super::frames::{self, Fault};
 use super::pooled_files::PooledFile;
 use super::walk::{self, Walked};
 use crate::format::{
-    Commit, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Identity, Index, IndexError, IndexedEpoch, Mention,
+    Commit, Description, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Index, IndexError, IndexedEpoch, Mention,
     REWRITTEN_COMMIT_FRAME_BYTES,
 };
 use crate::page::EpochId;
@@ -25,7 +25,7 @@ pub(crate) struct Segment {
     path: PathBuf,
     file: PooledFile,
     bytes: u64,
-    identity: Arc<Identity>,
+    description: Arc<Description>,
     /// The index that is beside the segment.
     sealed: Option<Index>,
     /// What a walk found, where there is no such index or it does not answer.
@@ -50,10 +50,10 @@ impl Segment {
         path: PathBuf,
         file: PooledFile,
         bytes: u64,
-        identity: Arc<Identity>,
+        description: Arc<Description>,
         index: Index,
     ) -> Self {
-        Self { numbers, path, file, bytes, identity, sealed: Some(index), walked: OnceLock::new(), until: EpochId(u64::MAX) }
+        Self { numbers, path, file, bytes, description, sealed: Some(index), walked: OnceLock::new(), until: EpochId(u64::MAX) }
     }
 
     pub(in crate::store) fn walked(
@@ -61,10 +61,10 @@ impl Segment {
         path: PathBuf,
         file: PooledFile,
         bytes: u64,
-        identity: Arc<Identity>,
+        description: Arc<Description>,
         walked: Walked,
     ) -> Self {
-        Self { numbers, path, file, bytes, identity, sealed: None, walked: OnceLock::from(walked), until: EpochId(u64::MAX) }
+        Self { numbers, path, file, bytes, description, sealed: None, walked: OnceLock::from(walked), until: EpochId(u64::MAX) }
     }
 
     /// Hides the epochs above `until`.
@@ -134,7 +134,7 @@ impl Segment {
         }
         let index = self.path.with_file_name(self.numbers.index_name());
         tracing::warn!(index = %index.display(), %error, "the index is not sound: the segment is walked instead");
-        let walked = walk::walk_one(&self.path, self.numbers, &self.file, self.bytes, &self.identity)?;
+        let walked = walk::walk_one(&self.path, self.numbers, &self.file, self.bytes, &self.description)?;
         self.walked.get_or_init(|| walked);
         Ok(())
     }
@@ -176,7 +176,7 @@ impl Segment {
         let end = at.saturating_add(REWRITTEN_COMMIT_FRAME_BYTES as u64).min(self.bytes);
         let (header, payload) = self.frame(indexed.epoch, at, end, FrameKind::Commit, &mut buffer)?;
         let commit = Commit::decode(&header, payload).map_err(|error| self.damaged(indexed.epoch, at, &error))?;
-        let frame = [&header.encode(self.identity.chain)[..], payload].concat();
+        let frame = [&header.encode(self.description.chain)[..], payload].concat();
         let IndexedEpoch { offset, state_offset, commit_offset, .. } = *indexed;
         let (expected, found) = (commit_offset.saturating_sub(offset), commit.totals.frames_bytes);
         if expected != found {
@@ -218,7 +218,7 @@ impl Segment {
         buffer: &'b mut Vec<u8>,
     ) -> Result<(FrameHeader, &'b [u8]), StoreError> {
         let (header, payload) =
-            frames::read_frame(&self.file, offset, end, self.identity.chain, buffer).map_err(|fault| match fault {
+            frames::read_frame(&self.file, offset, end, self.description.chain, buffer).map_err(|fault| match fault {
                 Fault::Io(error) => StoreError::io("read", &self.path)(error),
                 Fault::Format(error) => self.damaged(epoch, offset, &error),
             })?;

@@ -9,9 +9,9 @@ use crate::xxh3::Xxh3;
 use super::frames::{Fault, Window, find_header, read_header, read_payload};
 use super::pooled_files::Files;
 use crate::format::{
-    BLOCK_LIST_BYTES_MAX, BlockList, ChainId, Commit, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind, Identity, Index,
-    IndexBuilder, IndexBytes, IndexedEpoch, Mention, SEGMENT_HEADER_FRAME_BYTES, SYNCED_FRAME_BYTES, SegmentHeader, Synced,
-    decode_zeros,
+    BLOCK_LIST_BYTES_MAX, BlockList, ChainId, Commit, Description, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind,
+    Index, IndexBuilder, IndexBytes, IndexedEpoch, Mention, SEGMENT_HEADER_FRAME_BYTES, SYNCED_FRAME_BYTES, SegmentHeader,
+    Synced, decode_zeros,
 };
 use crate::page::EpochId;
 use crate::store::damage::Damage;
@@ -26,9 +26,9 @@ pub(in crate::store) fn walk_one(
     numbers: SegmentNumbers,
     file: &dyn MediumFile,
     bytes: u64,
-    identity: &Arc<Identity>,
+    description: &Arc<Description>,
 ) -> Result<Walked, StoreError> {
-    let (pending, last, broken) = walk_alone(&At { numbers, path, file, bytes }, identity)?;
+    let (pending, last, broken) = walk_alone(&At { numbers, path, file, bytes }, description)?;
     let mut walked = pending.finish(usize::MAX, last, bytes).map_err(StoreError::Input)?;
     walked.faults.extend(broken.map(|damage| (damage.epoch, damage)));
     Ok(walked)
@@ -40,9 +40,9 @@ pub(in crate::store) fn index_of(
     numbers: SegmentNumbers,
     file: &dyn MediumFile,
     bytes: u64,
-    identity: &Arc<Identity>,
+    description: &Arc<Description>,
 ) -> Result<Vec<u8>, StoreError> {
-    let (pending, last, broken) = walk_alone(&At { numbers, path, file, bytes }, identity)?;
+    let (pending, last, broken) = walk_alone(&At { numbers, path, file, bytes }, description)?;
     if let Some(damage) = broken.or_else(|| pending.faults.first().map(|(_, damage)| damage.clone())) {
         return Err(StoreError::Damaged(damage));
     }
@@ -64,10 +64,10 @@ type Alone = (Pending, (EpochId, u128), Option<Damage>);
 
 /// Walks one segment, which names what it begins behind; tells what is in it, the last epoch with
 /// its identity, and what ends it early.
-fn walk_alone(at: &At<'_>, identity: &Arc<Identity>) -> Result<Alone, StoreError> {
+fn walk_alone(at: &At<'_>, description: &Arc<Description>) -> Result<Alone, StoreError> {
     let damaged = |error: &FormatError| StoreError::Damaged(Damage::new(at.path, EpochId::NONE, 0, error));
     let mut buffer = Vec::new();
-    let header = read_header(at.file, 0, at.bytes, identity.chain).and_then(|header| {
+    let header = read_header(at.file, 0, at.bytes, description.chain).and_then(|header| {
         let payload = read_payload(at.file, 0, &header, &mut buffer)?;
         Ok(SegmentHeader::decode(payload)?)
     });
@@ -75,7 +75,7 @@ fn walk_alone(at: &At<'_>, identity: &Arc<Identity>) -> Result<Alone, StoreError
         Fault::Io(error) => StoreError::io("read", at.path)(error),
         Fault::Format(error) => damaged(&error),
     })?;
-    let mut walk = Walk::new(identity, (header.previous, header.previous_hash));
+    let mut walk = Walk::new(description, (header.previous, header.previous_hash));
     walk.number = at.numbers.first.saturating_sub(1);
     let content = walk.segment(at, None)?;
     match content {
@@ -131,7 +131,7 @@ impl Pending {
 }
 
 pub(super) struct Walk<'a> {
-    pub(super) identity: &'a Arc<Identity>,
+    pub(super) description: &'a Arc<Description>,
     /// Where it is counted how many indexes are mapped.
     pub(super) files: Option<&'a Files>,
     pub(super) chain: ChainId,
@@ -160,11 +160,11 @@ pub(super) struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(identity: &'a Arc<Identity>, from: (EpochId, u128)) -> Self {
+    pub(super) fn new(description: &'a Arc<Description>, from: (EpochId, u128)) -> Self {
         Self {
-            identity,
+            description,
             files: None,
-            chain: identity.chain,
+            chain: description.chain,
             buffer: Vec::new(),
             number: 0,
             current: None,
@@ -330,8 +330,8 @@ impl<'a> Walk<'a> {
         buffer: &mut Vec<u8>,
     ) -> Result<(), StoreError> {
         let Some(pending) = &mut self.pending else { return Ok(()) };
-        let identity = self.identity;
-        let in_memory = |gfn| match identity.contains(gfn) {
+        let description = self.description;
+        let in_memory = |gfn| match description.contains(gfn) {
             true => Ok(()),
             false => Err(FormatError::field("gfn", FRAME_HEADER_BYTES, "a page of guest memory", gfn)),
         };
@@ -348,7 +348,7 @@ impl<'a> Walk<'a> {
                 Err(Fault::Io(error)) => return Err(StoreError::io("read", at.path)(error)),
                 Err(Fault::Format(error)) => Err(error),
                 Ok(payload) => decode_zeros(payload).and_then(|runs| {
-                    if let Some(run) = runs.iter().find(|run| !identity.contains_run(**run)) {
+                    if let Some(run) = runs.iter().find(|run| !description.contains_run(**run)) {
                         let found = format!("{} pages from {}", run.count, run.first);
                         return Err(FormatError::field("run", FRAME_HEADER_BYTES, "pages of guest memory", found));
                     }

@@ -7,8 +7,8 @@ use zstd::bulk::Decompressor;
 use zstd::zstd_safe;
 
 use super::damage::{DamageKind, Fault};
+use super::description::Description;
 use super::frame::{hex, le, u16_at, u32_at, u64_at};
-use super::identity::Identity;
 use crate::page::{Gfn, PAGE_SIZE, PageRun};
 use crate::xxh3::{xxh3_64, xxh3_128};
 
@@ -37,9 +37,9 @@ impl Blocks {
         &'a mut self,
         block: &'a [u8],
         offset: u64,
-        identity: &Identity,
+        description: &Description,
     ) -> Result<impl Iterator<Item = (Gfn, &'a [u8])> + use<'a>, Fault> {
-        let data = list(block, offset, identity, &mut self.gfns)?;
+        let data = list(block, offset, description, &mut self.gfns)?;
         let data_at = block.len() - data.len();
         let wrong = |kind, at: usize, expected: String, found: String| Fault::new(kind, offset + at as u64, expected, found);
         let bytes = self.gfns.len() * PAGE_SIZE;
@@ -60,7 +60,7 @@ impl Blocks {
 
 /// Reads the list of pages of the payload `block`, which stands at `offset` of its file, and
 /// returns what is behind it.
-pub(super) fn list<'a>(block: &'a [u8], offset: u64, identity: &Identity, gfns: &mut Vec<Gfn>) -> Result<&'a [u8], Fault> {
+pub(super) fn list<'a>(block: &'a [u8], offset: u64, description: &Description, gfns: &mut Vec<Gfn>) -> Result<&'a [u8], Fault> {
     let wrong = |kind, at: usize, expected: String, found: String| Fault::new(kind, offset + at as u64, expected, found);
     gfns.clear();
     let [_, count] = le(block, 0);
@@ -85,7 +85,7 @@ pub(super) fn list<'a>(block: &'a [u8], offset: u64, identity: &Identity, gfns: 
         }
         before = Some(less_first);
         let gfn = first.checked_add(less_first.into()).map(Gfn);
-        match gfn.filter(|gfn| identity.holds(PageRun { first: *gfn, count: 1 })) {
+        match gfn.filter(|gfn| description.holds(PageRun { first: *gfn, count: 1 })) {
             Some(gfn) => gfns.push(gfn),
             None => {
                 let found = format!("{first:#x} + {less_first:#x}");
@@ -132,9 +132,9 @@ impl Change<'_> {
 }
 
 /// The changes that the payload `block`, which stands at `offset` of its file, holds.
-pub(super) fn changes<'a>(block: &'a [u8], offset: u64, identity: &Identity) -> Result<Vec<Change<'a>>, Fault> {
+pub(super) fn changes<'a>(block: &'a [u8], offset: u64, description: &Description) -> Result<Vec<Change<'a>>, Fault> {
     let mut gfns = Vec::new();
-    let mut rest = list(block, offset, identity, &mut gfns)?;
+    let mut rest = list(block, offset, description, &mut gfns)?;
     let mut changes = Vec::with_capacity(gfns.len());
     for gfn in gfns {
         let offset = offset + (block.len() - rest.len()) as u64;
@@ -202,7 +202,7 @@ fn decompress(
 }
 
 /// The runs of the payload `list`, which stands at `offset` of its file.
-pub(super) fn zero_runs(list: &[u8], offset: u64, identity: &Identity) -> Result<Vec<PageRun>, Fault> {
+pub(super) fn zero_runs(list: &[u8], offset: u64, description: &Description) -> Result<Vec<PageRun>, Fault> {
     let (entries, rest) = list.as_chunks::<16>();
     if !rest.is_empty() || !(1..=ZERO_RUNS_MAX).contains(&entries.len()) {
         let expected = format!("1 to {ZERO_RUNS_MAX} entries of 16 bytes");
@@ -214,7 +214,7 @@ pub(super) fn zero_runs(list: &[u8], offset: u64, identity: &Identity) -> Result
         if run.count == 0 {
             return Err(Fault::new(DamageKind::Zeros, at + 8, "at least 1 page", "0"));
         }
-        if !identity.holds(run) {
+        if !description.holds(run) {
             let found = format!("{} pages from {:#x}", run.count, run.first.0);
             return Err(Fault::new(DamageKind::GfnOutOfMemory, at, "pages in the machine's memory", found));
         }

@@ -71,8 +71,9 @@ pub enum DamageKind {
     /// An index all of whose checksums are right does not say what its segment does. A reader that
     /// sees it walks the segment instead, so epochs are not concerned.
     Index,
-    /// A branch's identity.
-    Identity,
+    /// A branch's description. In JSON `identity`.
+    #[serde(rename = "identity")]
+    Description,
     /// A branch does not begin where it says.
     Branch,
     /// A durable or close frame names another epoch than the one before it.

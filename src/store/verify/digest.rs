@@ -16,7 +16,7 @@ struct Page {
 
 /// Guest memory as far as the digest is concerned: one term a page that is not zero, and their sum.
 ///
-/// Its size follows the pages that the chain really stores, never what the identity claims.
+/// Its size follows the pages that the chain really stores, never what the description claims.
 #[derive(Clone, Debug, Default)]
 pub(super) struct MemoryDigest {
     pages: BTreeMap<u64, Page>,

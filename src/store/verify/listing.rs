@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::damage::{Damage, DamageKind, Fault};
+use super::description::{self, Description, MAIN};
 use super::frame::FORMAT;
-use super::identity::{self, Identity, MAIN};
 use super::mark::{self, Proof};
 use super::names::{Numbers, in_directory};
 use super::open_files::{Known, OpenFiles};
@@ -65,7 +65,7 @@ pub(super) struct Chain {
     pub(super) name: String,
     /// What its files' names in the store's directory begin with.
     pub(super) prefix: String,
-    pub(super) identity: Identity,
+    pub(super) description: Description,
     /// What its mark and its indexes say to have been durable.
     pub(super) proofs: Vec<Proof>,
     /// What is wrong with its mark: then anything may have been durable.
@@ -77,7 +77,7 @@ pub(super) struct Chain {
 impl Chain {
     /// The epoch that it begins at, if it is a branch.
     pub(super) fn begins_at(&self) -> Option<u64> {
-        self.identity.branch_of.as_ref().map(|of| of.epoch)
+        self.description.branch_of.as_ref().map(|of| of.epoch)
     }
 
     /// The newest epoch that is known to have been durable, segments aside; 0 for none.
@@ -100,9 +100,9 @@ impl Chain {
         format!("{}{}", self.prefix, Numbers { first: number, last: number }.name("segment-"))
     }
 
-    /// The path of its identity in the store's directory.
-    pub(super) fn identity_name(&self) -> String {
-        format!("{}{}", self.prefix, identity::NAME)
+    /// The path of its description in the store's directory.
+    pub(super) fn description_name(&self) -> String {
+        format!("{}{}", self.prefix, description::NAME)
     }
 }
 
@@ -129,8 +129,8 @@ impl Store {
     /// time.
     pub(super) fn list(place: &Place, open_files: usize) -> Result<Self, VerifyError> {
         let dir = place.path();
-        let identity = identity::read(place)?;
-        if let Some(of) = &identity.branch_of {
+        let description = description::read(place)?;
+        if let Some(of) = &description.branch_of {
             return Err(VerifyError::Branch { path: dir.to_owned(), branch: of.branch.clone() });
         }
         let mut store = Self {
@@ -142,30 +142,30 @@ impl Store {
             files: OpenFiles::new(open_files),
             pages_kept: PAGES_KEPT,
         };
-        store.add(MAIN, String::new(), place, identity)?;
+        store.add(MAIN, String::new(), place, description)?;
         for name in branch_names(place)? {
             let prefix = format!("{BRANCHES}/{name}/");
-            let read = place.branch(&name).and_then(|place| Ok((identity::read(&place)?, place)));
+            let read = place.branch(&name).and_then(|place| Ok((description::read(&place)?, place)));
             let damaged = match read {
-                Ok((identity, place)) if identity.branch_of.is_some() => {
-                    store.add(&name, prefix, &place, identity)?;
+                Ok((description, place)) if description.branch_of.is_some() => {
+                    store.add(&name, prefix, &place, description)?;
                     continue;
                 }
-                Ok(_) => Fault::new(DamageKind::Identity, 0, "the field `branch_of`", "none"),
-                Err(VerifyError::NoIdentity { .. }) => {
+                Ok(_) => Fault::new(DamageKind::Description, 0, "the field `branch_of`", "none"),
+                Err(VerifyError::NoDescription { .. }) => {
                     store.leftovers.push(Leftover { file: format!("{BRANCHES}/{name}"), kind: LeftoverKind::Branch, bytes: 0 });
                     continue;
                 }
                 // Gone since it was listed, or something else than a branch.
                 Err(VerifyError::NoDirectory { .. } | VerifyError::NotADirectory { .. }) => continue,
-                Err(VerifyError::Identity { expected, found, .. }) => Fault::new(DamageKind::Identity, 0, expected, found),
+                Err(VerifyError::Description { expected, found, .. }) => Fault::new(DamageKind::Description, 0, expected, found),
                 Err(VerifyError::Version { found, .. }) => {
-                    Fault::new(DamageKind::Identity, 0, format!("format {FORMAT}"), format!("format {found}"))
+                    Fault::new(DamageKind::Description, 0, format!("format {FORMAT}"), format!("format {found}"))
                 }
-                Err(VerifyError::NotAFile { .. }) => Fault::new(DamageKind::Identity, 0, "a regular file", "something else"),
+                Err(VerifyError::NotAFile { .. }) => Fault::new(DamageKind::Description, 0, "a regular file", "something else"),
                 Err(error) => return Err(error),
             };
-            store.damage.push(damaged.at(format!("{prefix}{}", identity::NAME), None));
+            store.damage.push(damaged.at(format!("{prefix}{}", description::NAME), None));
         }
         Ok(store)
     }
@@ -180,11 +180,11 @@ impl Store {
         let prefix = format!("{BRANCHES}/{name}/");
         if let Some(damage) = self.damage.iter().find(|damage| damage.file.starts_with(&prefix)) {
             let Damage { expected, found, .. } = damage.clone();
-            return Err(VerifyError::Identity { path: self.dir.join(&damage.file), expected, found });
+            return Err(VerifyError::Description { path: self.dir.join(&damage.file), expected, found });
         }
         let mut path = vec![self.chain(name).ok_or_else(|| VerifyError::NoBranch { name: name.to_owned() })?];
         while let Some(next) = path.last().and_then(|last| self.chains.get(*last)).and_then(|chain| {
-            let of = chain.identity.branch_of.as_ref()?;
+            let of = chain.description.branch_of.as_ref()?;
             self.chain(&of.branch).filter(|next| !path.contains(next))
         }) {
             path.push(next);
@@ -200,9 +200,9 @@ impl Store {
     }
 
     /// Lists the chain in the directory that `prefix` names.
-    fn add(&mut self, name: &str, prefix: String, place: &Place, identity: Identity) -> Result<(), VerifyError> {
+    fn add(&mut self, name: &str, prefix: String, place: &Place, description: Description) -> Result<(), VerifyError> {
         // Before the listing: what a writer does meanwhile only adds to what it says.
-        let (mark, mark_fault) = match mark::read(place, &identity)? {
+        let (mark, mark_fault) = match mark::read(place, &description)? {
             Ok(proof) => (Some(proof), None),
             Err(fault) => (None, Some(fault)),
         };
@@ -222,21 +222,21 @@ impl Store {
         for name in segments.iter().filter_map(|segment| segment.index.as_ref()).chain(left) {
             let numbers = name.rsplit('/').next().and_then(|name| Numbers::parse(name, "index-"));
             if let Some(numbers) = numbers {
-                proofs.extend(mark::of_index(place, name, numbers, &identity)?);
+                proofs.extend(mark::of_index(place, name, numbers, &description)?);
             }
         }
         let first = self.segments.len();
         self.segments.extend(segments);
         self.leftovers.extend(leftovers);
         let segments = first..self.segments.len();
-        self.chains.push(Chain { name: name.to_owned(), prefix, identity, proofs, mark_fault, segments });
+        self.chains.push(Chain { name: name.to_owned(), prefix, description, proofs, mark_fault, segments });
         Ok(())
     }
 }
 
 /// The names that a branch may have, in order.
 fn branch_names(store: &Place) -> Result<BTreeSet<String>, VerifyError> {
-    Ok(store.names_of_branches()?.into_iter().filter(|name| identity::is_branch_name(name)).collect())
+    Ok(store.names_of_branches()?.into_iter().filter(|name| description::is_branch_name(name)).collect())
 }
 
 fn is_gapless(segments: &[Segment]) -> bool {

@@ -4,8 +4,8 @@
 use std::io::ErrorKind;
 
 use super::damage::{DamageKind, Fault};
+use super::description::Description;
 use super::frame::{FIRST_FRAME, HEADER_BYTES, Header, Kind, SegmentHeader, hex, le, u32_at, u64_at, u128_at};
-use super::identity::Identity;
 use super::names::{Numbers, in_directory};
 use super::place::Place;
 use super::report::VerifyError;
@@ -32,7 +32,7 @@ pub(super) struct Proof {
 }
 
 /// Reads the mark of the chain in a directory.
-pub(super) fn read(place: &Place, identity: &Identity) -> Result<Result<Proof, Fault>, VerifyError> {
+pub(super) fn read(place: &Place, description: &Description) -> Result<Result<Proof, Fault>, VerifyError> {
     let wrong = |offset: usize, expected: &str, found: &str| {
         let found = format!("{found}: what was durable is not known");
         Ok(Err(Fault::new(DamageKind::Mark, offset as u64, expected, found)))
@@ -47,19 +47,24 @@ pub(super) fn read(place: &Place, identity: &Identity) -> Result<Result<Proof, F
     let slots = bytes.chunks(BLOCK_BYTES).filter_map(|slot| {
         let is_sound = le::<4>(slot, 0) == MARK_MAGIC
             && u32_at(slot, 4) == MARK_VERSION
-            && le::<16>(slot, 8) == identity.chain
+            && le::<16>(slot, 8) == description.chain
             && u64_at(slot, 48) == xxh3_64(slot.get(..48).unwrap_or_default());
         is_sound.then(|| Proof { epoch: u64_at(slot, 24), identity: u128_at(slot, 32), index: None })
     });
     match slots.max_by_key(|proof| proof.epoch) {
         Some(proof) => Ok(Ok(proof)),
-        None => wrong(0, &format!("a slot of the mark of chain {}", hex(&identity.chain)), "none that is sound"),
+        None => wrong(0, &format!("a slot of the mark of chain {}", hex(&description.chain)), "none that is sound"),
     }
 }
 
 /// What the index proves of its segment that `name` leads to in the store's directory, with these
 /// numbers in its name, in its own `place`.
-pub(super) fn of_index(place: &Place, name: &str, numbers: Numbers, identity: &Identity) -> Result<Option<Proof>, VerifyError> {
+pub(super) fn of_index(
+    place: &Place,
+    name: &str,
+    numbers: Numbers,
+    description: &Description,
+) -> Result<Option<Proof>, VerifyError> {
     let Some(block) = head(place, in_directory(name), BLOCK_BYTES)?.filter(|block| block.len() == BLOCK_BYTES) else {
         return Ok(None);
     };
@@ -69,12 +74,12 @@ pub(super) fn of_index(place: &Place, name: &str, numbers: Numbers, identity: &I
     let is_sound = le::<4>(&block, 0) == INDEX_MAGIC
         && u32_at(&block, 4) == INDEX_VERSION
         && u64_at(&block, INDEX_CONTENT) == xxh3_64_with_seed(content, xxh3_64(header));
-    let Ok(parsed) = Header::parse(header, 0, &identity.chain) else { return Ok(None) };
+    let Ok(parsed) = Header::parse(header, 0, &description.chain) else { return Ok(None) };
     let segment = SegmentHeader::parse(payload);
     let is_its = parsed.kind == Kind::Segment
         && usize::try_from(parsed.length).is_ok_and(|length| length == payload.len())
         && parsed.checksum == xxh3_64(payload)
-        && segment.chain == identity.chain
+        && segment.chain == description.chain
         && (segment.number, segment.more) == (numbers.first, numbers.last - numbers.first);
     let proof = Proof { epoch: u64_at(&block, 56), identity: u128_at(&block, 64), index: Some(name.to_owned()) };
     Ok((is_sound && is_its && proof.epoch > 0).then_some(proof))

@@ -15,10 +15,10 @@
 
 mod content;
 mod damage;
+mod description;
 mod digest;
 mod epoch;
 mod frame;
-mod identity;
 mod index;
 mod listing;
 mod mark;
@@ -57,9 +57,9 @@ use super::medium::Medium;
 /// at the start, so an epoch that is not complete by then appears as a torn tail.
 ///
 /// # Errors
-/// Where there is nothing to verify: `dir` is missing or is no directory, its identity is missing,
-/// unreadable or of another format version, there is no such branch or epoch, or the medium gave an
-/// error. Damage is never an error.
+/// Where there is nothing to verify: `dir` is missing or is no directory, its description is
+/// missing, unreadable or of another format version, there is no such branch or epoch, or the
+/// medium gave an error. Damage is never an error.
 pub fn verify(dir: &Path, options: &VerifyOptions, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport, VerifyError> {
     verify_on(Arc::new(open_directory(dir)?), dir, options, progress)
 }

@@ -147,9 +147,9 @@ impl One<'_, '_> {
                 if segment.stray.is_some() {
                     continue;
                 }
-                let pieces = Pieces::open(segment, &chain.identity)?;
+                let pieces = Pieces::open(segment, &chain.description)?;
                 if newest_of_chain {
-                    let before = header(&mut Pieces::open(segment, &chain.identity)?)?;
+                    let before = header(&mut Pieces::open(segment, &chain.description)?)?;
                     if before.is_some_and(|before| before.epoch >= limit) {
                         skipped = true;
                         continue;
@@ -195,7 +195,7 @@ impl One<'_, '_> {
                         digest: seen.commit.has(Commit::AUDITED).then_some(seen.commit.audit),
                     });
                 }
-                let mut pieces = Pieces::open(segment, &chain.identity)?;
+                let mut pieces = Pieces::open(segment, &chain.description)?;
                 for seen in scan.epochs.iter().rev() {
                     let place = FrameAt { order, at: 0, segment: first + index, epoch: seen.epoch };
                     self.epoch(&mut pieces, chain, &segment.name, place, seen, seen.epoch == wanted)?;
@@ -235,10 +235,10 @@ impl One<'_, '_> {
                 }
                 return Ok(audit.or(Some(Audit::default())));
             }
-            match &chain.identity.branch_of {
+            match &chain.description.branch_of {
                 None => break,
                 Some(of) => {
-                    let place = (chain.identity_name(), 0);
+                    let place = (chain.description_name(), 0);
                     let Some(parent) = store.chain(&of.branch).filter(|_| of.epoch < limit) else {
                         let fault = Fault::new(DamageKind::Branch, 0, format!("the branch {:?}", of.branch), "none");
                         self.damage(place.0, Some(of.epoch), fault);
@@ -284,7 +284,7 @@ impl One<'_, '_> {
                 }
                 Kind::Zeros => {
                     let runs =
-                        pieces.payload(*at, &header)?.and_then(|payload| content::zero_runs(payload, offset, &chain.identity));
+                        pieces.payload(*at, &header)?.and_then(|payload| content::zero_runs(payload, offset, &chain.description));
                     match runs {
                         Ok(runs) => runs.iter().for_each(|run| self.zero(run.first.0, run.first.0 + run.count)),
                         Err(fault) => self.damage(file.to_owned(), Some(seen.epoch), fault),
@@ -296,7 +296,7 @@ impl One<'_, '_> {
                     let got = pieces.read_at(offset, head.get_mut(..room).unwrap_or_default())?;
                     let head = head.get(..got).unwrap_or_default();
                     self.report.bytes += got as u64;
-                    match content::list(head, offset, &chain.identity, &mut gfns) {
+                    match content::list(head, offset, &chain.description, &mut gfns) {
                         Ok(_) => {
                             let changes = head.first() == Some(&2);
                             self.pages(&gfns, changes, place);
@@ -453,7 +453,7 @@ fn durable(chain: &Chain, segments: &[super::listing::Segment]) -> Result<u64, V
     if segments.first().is_some_and(|segment| segment.numbers.is_compacted()) {
         return Ok(u64::MAX);
     }
-    Ok(chain.may_be_durable().max(segment_file::durable(segments, 0, &chain.identity)?))
+    Ok(chain.may_be_durable().max(segment_file::durable(segments, 0, &chain.description)?))
 }
 
 fn missing(found: &str) -> Fault {
@@ -480,7 +480,7 @@ fn scan(mut pieces: Pieces<'_>, numbers: super::names::Numbers, chain: &Chain, l
             scan.before = Some((found.epoch, found.hash));
             scan.last = scan.before;
             let is_ours = (found.version, found.number, found.chain, found.page_size, found.more)
-                == (chain.identity.format, numbers.first, chain.identity.chain, 4096, numbers.last - numbers.first);
+                == (chain.description.format, numbers.first, chain.description.chain, 4096, numbers.last - numbers.first);
             if !is_ours {
                 let fault =
                     Fault::new(DamageKind::SegmentHeader, HEADER_BYTES_U64, "the header of this segment", format!("{found:?}"));
@@ -604,7 +604,7 @@ impl BlockReader {
         let decoder = &mut self.decoder;
         self.blocks += 1;
         one.payload(place, |payload, offset, chain| {
-            decoder.decode(payload, offset, &chain.identity).map(|pages| pages.for_each(|(gfn, page)| take(gfn, page)))
+            decoder.decode(payload, offset, &chain.description).map(|pages| pages.for_each(|(gfn, page)| take(gfn, page)))
         })
     }
 
@@ -618,7 +618,7 @@ impl BlockReader {
     ) -> Result<Result<(), Fault>, VerifyError> {
         self.blocks += 1;
         one.payload(place, |payload, offset, chain| {
-            for change in content::changes(payload, offset, &chain.identity)? {
+            for change in content::changes(payload, offset, &chain.description)? {
                 if let Some(page) = made.get_mut(&change.gfn.0).filter(|_| needed.contains(&(change.gfn.0, false))) {
                     change.apply(page)?;
                 }
@@ -643,7 +643,7 @@ impl One<'_, '_> {
         else {
             return Ok(Ok(()));
         };
-        let mut pieces = Pieces::open(segment, &chain.identity)?;
+        let mut pieces = Pieces::open(segment, &chain.description)?;
         let Look::Frame(header) = pieces.glance(place.at)? else {
             return Ok(Err(Fault::new(DamageKind::Magic, place.at, "the frame that was there", "none")));
         };

@@ -221,8 +221,8 @@ pub enum LeftoverKind {
     Branch,
 }
 
-/// What stands behind the last whole epoch and was never said to be durable. A writer that opens the chain
-/// cuts it off.
+/// What stands behind the last whole epoch and was never said to be durable. A writer that opens
+/// the chain cuts it off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TornTail {
     /// The path, in the store's directory, of the file in which it begins.
@@ -261,14 +261,14 @@ pub enum VerifyError {
     },
     /// The directory holds no chain.
     #[error("{} is missing: the directory holds no chain", path.display())]
-    NoIdentity {
-        /// The identity file.
+    NoDescription {
+        /// The description file.
         path: PathBuf,
     },
-    /// The identity is not as it must be.
+    /// The description is not as it must be.
     #[error("{}: expected {expected}, found {found}", path.display())]
-    Identity {
-        /// The identity file.
+    Description {
+        /// The description file.
         path: PathBuf,
         /// What should be there.
         expected: String,
@@ -278,12 +278,12 @@ pub enum VerifyError {
     /// The chain is of another format version.
     #[error("{}: expected format {FORMAT}, found format {found}", path.display())]
     Version {
-        /// The identity file.
+        /// The description file.
         path: PathBuf,
         /// The version that it names.
         found: String,
     },
-    /// The identity or a segment is a directory, a pipe or a device.
+    /// The description or a segment is a directory, a pipe or a device.
     #[error("{} is not a regular file", path.display())]
     NotAFile {
         /// What it is called.

@@ -1,8 +1,8 @@
 //! Segment files, read in pieces.
 
 use super::damage::{DamageKind, Fault};
+use super::description::Description;
 use super::frame::{HEADER_BYTES, HEADER_BYTES_U64, Header, Kind, SegmentHeader, Synced};
-use super::identity::Identity;
 use super::listing::Segment;
 use super::report::VerifyError;
 use crate::xxh3::xxh3_64;
@@ -25,7 +25,7 @@ pub(super) enum Look {
 #[derive(Debug)]
 pub(super) struct Pieces<'a> {
     segment: &'a Segment,
-    identity: &'a Identity,
+    description: &'a Description,
     bytes: u64,
     window: Vec<u8>,
     window_at: u64,
@@ -37,10 +37,10 @@ pub(super) struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    pub(super) fn open(segment: &'a Segment, identity: &'a Identity) -> Result<Self, VerifyError> {
+    pub(super) fn open(segment: &'a Segment, description: &'a Description) -> Result<Self, VerifyError> {
         Ok(Self {
             segment,
-            identity,
+            description,
             bytes: segment.bytes,
             window: Vec::new(),
             window_at: 0,
@@ -92,7 +92,7 @@ impl<'a> Pieces<'a> {
 
     /// What stands at `at`.
     pub(super) fn look(&mut self, at: u64) -> Result<Look, VerifyError> {
-        let chain = &self.identity.chain;
+        let chain = &self.description.chain;
         let Some(raw) = self.bytes(at, HEADER_BYTES_U64)? else {
             if at >= self.bytes {
                 return Ok(Look::End);
@@ -113,7 +113,7 @@ impl<'a> Pieces<'a> {
     pub(super) fn glance(&self, at: u64) -> Result<Look, VerifyError> {
         let mut raw = [0; HEADER_BYTES];
         Ok(match self.read_at(at, &mut raw)? {
-            HEADER_BYTES => Header::parse(&raw, at, &self.identity.chain).map_or_else(Look::Fault, Look::Frame),
+            HEADER_BYTES => Header::parse(&raw, at, &self.description.chain).map_or_else(Look::Fault, Look::Frame),
             0 if at >= self.bytes => Look::End,
             found => {
                 let expected = format!("{HEADER_BYTES} bytes of frame header");
@@ -165,7 +165,7 @@ impl<'a> Pieces<'a> {
 
     /// The first place at or behind `from` where a frame's header is intact.
     pub(super) fn next_intact(&mut self, from: u64) -> Result<Option<u64>, VerifyError> {
-        let chain = &self.identity.chain;
+        let chain = &self.description.chain;
         let mut at = from.next_multiple_of(8);
         while at.checked_add(HEADER_BYTES_U64).is_some_and(|end| end <= self.bytes) {
             // What is in the window comes first: asking for a whole piece each time would read it
@@ -195,7 +195,7 @@ impl<'a> Pieces<'a> {
             return Ok(false);
         }
         let read = self.segment.open()?.read(at, &mut raw).map_err(|source| self.failed(at, source))?;
-        Ok(read == HEADER_BYTES && Header::parse(&raw, at, &self.identity.chain).is_ok())
+        Ok(read == HEADER_BYTES && Header::parse(&raw, at, &self.description.chain).is_ok())
     }
 
     /// The newest epoch that an intact durable frame, close frame or segment header at or behind
@@ -230,11 +230,11 @@ impl<'a> Pieces<'a> {
 
 /// The newest epoch that any intact durable frame, close frame or segment header calls durable,
 /// from `offset` of the first of `segments` on.
-pub(super) fn durable(segments: &[Segment], offset: u64, identity: &Identity) -> Result<u64, VerifyError> {
+pub(super) fn durable(segments: &[Segment], offset: u64, description: &Description) -> Result<u64, VerifyError> {
     let mut durable = 0;
     let mut from = offset;
     for segment in segments {
-        durable = durable.max(Pieces::open(segment, identity)?.durable(from)?);
+        durable = durable.max(Pieces::open(segment, description)?.durable(from)?);
         from = 0;
     }
     Ok(durable)

@@ -65,7 +65,7 @@ impl<'p> Tally<'p> {
     pub(super) fn next(&self, store: &Store) -> Option<usize> {
         let is_due = |number: &usize| matches!(self.chains.get(*number), Some(Some(Walked::No)));
         let leads = |number: &usize| {
-            let of = store.chains.get(*number)?.identity.branch_of.as_ref()?;
+            let of = store.chains.get(*number)?.description.branch_of.as_ref()?;
             store.chain(&of.branch).filter(is_due)
         };
         let due = || (0..self.chains.len()).filter(is_due);
@@ -88,7 +88,7 @@ impl<'p> Tally<'p> {
         let path = self.path.as_ref()?;
         let at = path.iter().position(|other| *other == number)?;
         let after = path.get(at.checked_sub(1)?)?;
-        store.chains.get(*after)?.identity.branch_of.as_ref().map(|of| of.epoch)
+        store.chains.get(*after)?.description.branch_of.as_ref().map(|of| of.epoch)
     }
 
     /// The walk of chain `number` is over.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::content::{self, Blocks, Change};
 use super::damage::{DamageKind, Fault};
-use super::identity::Identity;
+use super::description::Description;
 use super::listing::Segment;
 use super::report::VerifyError;
 use crate::page::{Gfn, PAGE_SIZE, PageRun};
@@ -43,7 +43,7 @@ pub(super) enum Changed {
 #[derive(Debug)]
 pub(super) struct Versions<'a> {
     segments: &'a [Segment],
-    identity: &'a Identity,
+    description: &'a Description,
     pages: BTreeMap<u64, Version>,
     generation: u32,
     recent: HashMap<u64, Vec<u8>>,
@@ -57,10 +57,10 @@ pub(super) struct Versions<'a> {
 }
 
 impl<'a> Versions<'a> {
-    pub(super) fn new(identity: &'a Identity, segments: &'a [Segment], kept_most: usize) -> Self {
+    pub(super) fn new(description: &'a Description, segments: &'a [Segment], kept_most: usize) -> Self {
         Self {
             segments,
-            identity,
+            description,
             pages: BTreeMap::new(),
             generation: 0,
             recent: HashMap::new(),
@@ -73,7 +73,11 @@ impl<'a> Versions<'a> {
 
     /// The same pages, for a branch that begins here. Those kept as they are stay behind.
     pub(super) fn fork(&self) -> Self {
-        Self { pages: self.pages.clone(), generation: self.generation, ..Self::new(self.identity, self.segments, self.kept_most) }
+        Self {
+            pages: self.pages.clone(),
+            generation: self.generation,
+            ..Self::new(self.description, self.segments, self.kept_most)
+        }
     }
 
     /// What comes from now on belongs to another epoch.
@@ -174,8 +178,8 @@ impl<'a> Versions<'a> {
         if !self.read(whole)? {
             return Ok(None);
         }
-        let Self { blocks, buffer, identity, .. } = self;
-        let Ok(mut pages) = blocks.decode(buffer, whole.offset, identity) else { return Ok(None) };
+        let Self { blocks, buffer, description, .. } = self;
+        let Ok(mut pages) = blocks.decode(buffer, whole.offset, description) else { return Ok(None) };
         let Some(mut page) = pages.find(|(found, _)| *found == gfn).map(|(_, page)| Box::<[u8]>::from(page)) else {
             return Ok(None);
         };
@@ -184,7 +188,7 @@ impl<'a> Versions<'a> {
             if !self.read(*at)? {
                 return Ok(None);
             }
-            let Ok(changes) = content::changes(&self.buffer, at.offset, self.identity) else { return Ok(None) };
+            let Ok(changes) = content::changes(&self.buffer, at.offset, self.description) else { return Ok(None) };
             let change = changes.iter().find(|change| change.gfn == gfn);
             if change.is_none_or(|change| change.apply(&mut page).is_err()) {
                 return Ok(None);

@@ -5,10 +5,10 @@ use std::mem;
 
 use super::content::{self, Blocks};
 use super::damage::{DamageKind, Fault};
+use super::description::{BranchOf, Description};
 use super::digest::MemoryDigest;
 use super::epoch::Open;
 use super::frame::{Commit, HEADER_BYTES_U64, Header, Kind, SegmentHeader, Synced, hex};
-use super::identity::{BranchOf, Identity};
 use super::index::{Index, Reading};
 use super::listing::{Chain, Segment, Store};
 use super::mark::Proof;
@@ -71,7 +71,7 @@ pub(super) struct Walk<'a, 't, 'p> {
     /// Which of the store's chains.
     number: usize,
     chain: &'a Chain,
-    identity: &'a Identity,
+    description: &'a Description,
     segments: &'a [Segment],
     /// Which of the store's segments the first of `segments` is.
     first_segment: usize,
@@ -120,7 +120,7 @@ pub(super) fn walk<'a>(store: &'a Store, options: &'a VerifyOptions, tally: &mut
     while let Some((number, chain)) = tally.next(store).and_then(|number| Some((number, store.chains.get(number)?))) {
         tally.begins(number);
         let mut walk = Walk::new(store, number, chain, options, tally);
-        if let Some(of) = &chain.identity.branch_of {
+        if let Some(of) = &chain.description.branch_of {
             // No walk came to where it begins.
             let found = "no such epoch, or none that can be read";
             walk.lose(of, Fault::new(DamageKind::Branch, 0, format!("epoch {} in {:?}", of.epoch, of.branch), found));
@@ -135,17 +135,17 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
     fn new(store: &'a Store, number: usize, chain: &'a Chain, options: &'a VerifyOptions, tally: &'t mut Tally<'p>) -> Self {
         let (segments, first_segment) = store.segments_of(number);
         let mut forks: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
-        for (branch, of) in store.chains.iter().map(|chain| &chain.identity.branch_of).enumerate() {
+        for (branch, of) in store.chains.iter().map(|chain| &chain.description.branch_of).enumerate() {
             if let Some(of) = of.as_ref().filter(|of| of.branch == chain.name) {
                 forks.entry(of.epoch).or_default().push(branch);
             }
         }
-        let of = chain.identity.branch_of.as_ref();
+        let of = chain.description.branch_of.as_ref();
         Self {
             store,
             number,
             chain,
-            identity: &chain.identity,
+            description: &chain.description,
             segments,
             first_segment,
             options,
@@ -164,7 +164,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                         index: index.clone(),
                     })
                     .collect(),
-                chain: chain.identity.chain,
+                chain: chain.description.chain,
                 mark: chain.mark_name(),
                 ..BranchReport::default()
             },
@@ -184,7 +184,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             unbroken: true,
             sound: true,
             memory: MemoryDigest::default(),
-            versions: Versions::new(&chain.identity, &store.segments, store.pages_kept),
+            versions: Versions::new(&chain.description, &store.segments, store.pages_kept),
             memory_of: Some(0),
             audit_difference: 0,
         }
@@ -196,7 +196,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         self.seen = of.epoch;
         self.sound = false;
         self.memory_of = None;
-        self.push(self.chain.identity_name(), Some(of.epoch), fault);
+        self.push(self.chain.description_name(), Some(of.epoch), fault);
     }
 
     fn run(mut self) -> Result<(), VerifyError> {
@@ -253,7 +253,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
     fn branches_at(&mut self, epoch: u64) -> Result<(), VerifyError> {
         for number in self.forks.remove(&epoch).unwrap_or_default() {
             let Some((chain, of)) =
-                self.store.chains.get(number).and_then(|chain| Some((chain, chain.identity.branch_of.as_ref()?)))
+                self.store.chains.get(number).and_then(|chain| Some((chain, chain.description.branch_of.as_ref()?)))
             else {
                 continue;
             };
@@ -263,7 +263,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             let mut branch = Walk::new(self.store, number, chain, self.options, &mut *self.tally);
             branch.depth = self.depth + 1;
             let identity = self.last.hash;
-            let fault = if let Some(expected) = chain.identity.differs(self.identity) {
+            let fault = if let Some(expected) = chain.description.differs(self.description) {
                 Some(Fault::new(DamageKind::Branch, 0, expected, "not so"))
             } else if of.identity != identity {
                 let expected = format!("epoch {epoch} of {:?} with identity {:032x}", of.branch, of.identity);
@@ -347,7 +347,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
 
     fn segment(&mut self, index: usize, blocks: &mut Blocks) -> Result<Flow, VerifyError> {
         let Some(segment) = self.segments.get(index) else { return Ok(Flow::On) };
-        let mut pieces = Pieces::open(segment, self.identity)?;
+        let mut pieces = Pieces::open(segment, self.description)?;
         let mut place = Place::new(index);
         self.index = None;
         self.has_index = false;
@@ -477,7 +477,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                     .then(|| Fault::new(DamageKind::SegmentHeader, offset, format!("{name} {expected}"), found.to_string()))
             };
             let mut faults: Vec<Fault> = [
-                field(payload, "format version", self.identity.format.into(), found.version.into()),
+                field(payload, "format version", self.description.format.into(), found.version.into()),
                 field(payload + 4, "segment number", numbers.first.into(), found.number.into()),
                 field(payload + 56, "page size", 4096, found.page_size.into()),
                 field(payload + 48, "generation", 0, found.generation),
@@ -490,8 +490,8 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                 let found = format!("{:032x}", found.incarnation);
                 faults.push(Fault::new(DamageKind::SegmentHeader, payload + 64, "incarnation 0", found));
             }
-            if found.chain != self.identity.chain {
-                let (expected, found) = (hex(&self.identity.chain), hex(&found.chain));
+            if found.chain != self.description.chain {
+                let (expected, found) = (hex(&self.description.chain), hex(&found.chain));
                 faults.push(Fault::new(DamageKind::SegmentHeader, payload + 8, expected, found));
             }
             let agrees = (found.epoch, found.hash) == (self.last.epoch, self.last.hash);
@@ -629,14 +629,14 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         let checked = match header.kind {
             Kind::Pages if payload.first() == Some(&2) => {
                 open.changes_at.get_or_insert(offset);
-                let given = (self.identity, self.options);
+                let given = (self.description, self.options);
                 changes(open, &mut self.versions, &mut self.memory, payload, here, given)?.map(|gfns| {
                     if let Some(index) = index {
                         index.frame(at, 2, true, runs(gfns));
                     }
                 })
             }
-            Kind::Pages => blocks.decode(payload, offset, self.identity).map(|pages| {
+            Kind::Pages => blocks.decode(payload, offset, self.description).map(|pages| {
                 let mut gfns = Vec::new();
                 for (gfn, bytes) in pages {
                     open.stored += 1;
@@ -650,7 +650,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                     index.frame(at, 2, false, runs(gfns));
                 }
             }),
-            Kind::Zeros => content::zero_runs(payload, offset, self.identity).map(|runs| {
+            Kind::Zeros => content::zero_runs(payload, offset, self.description).map(|runs| {
                 if let Some(index) = index {
                     index.frame(at, 3, false, runs.iter().copied());
                 }
@@ -822,7 +822,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
             None => {
                 let segments = self.segments.get(place.index..).unwrap_or_default();
                 let offset = place.open.as_ref().map_or(place.at, |open| open.start);
-                segment_file::durable(segments, offset, self.identity)?
+                segment_file::durable(segments, offset, self.description)?
             }
         };
         self.durable_behind = Some(behind);
@@ -910,9 +910,9 @@ fn changes(
     memory: &mut MemoryDigest,
     payload: &[u8],
     here: At,
-    (identity, options): (&Identity, &VerifyOptions),
+    (description, options): (&Description, &VerifyOptions),
 ) -> Result<Result<Vec<Gfn>, Fault>, VerifyError> {
-    let changes = match content::changes(payload, here.offset, identity) {
+    let changes = match content::changes(payload, here.offset, description) {
         Ok(changes) => changes,
         Err(fault) => return Ok(Err(fault)),
     };

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::Path;
 
-use crate::format::{ChainId, Identity, MARK_BLOCK_BYTES, Mark};
+use crate::format::{ChainId, Description, MARK_BLOCK_BYTES, Mark};
 use crate::store::error::{StoreError, causes};
 use crate::store::medium::{WritableFile, WritableMedium};
 use crate::store::names::MARK;
@@ -49,13 +49,13 @@ impl MarkFile {
     }
 
     /// Opens the mark of a chain that a writer goes on with.
-    pub(in crate::store) fn open(dir: &Path, medium: &dyn WritableMedium, identity: &Identity) -> Result<Self, StoreError> {
+    pub(in crate::store) fn open(dir: &Path, medium: &dyn WritableMedium, description: &Description) -> Result<Self, StoreError> {
         let open = || {
             let file = medium.open_to_write(MARK)?;
             // Only what was synced survives a power cut.
-            let [_, one, other] = slots(file.as_ref(), identity.chain)?.map_err(io::Error::other)?;
+            let [_, one, other] = slots(file.as_ref(), description.chain)?.map_err(io::Error::other)?;
             let firm = newest([None, one, other]);
-            Ok(Self { firm, file, chain: identity.chain, failed: false })
+            Ok(Self { firm, file, chain: description.chain, failed: false })
         };
         open().map_err(StoreError::io("open", dir.join(MARK)))
     }

@@ -7,12 +7,12 @@ use crate::store::keep::retention::Retention;
 /// What a new chain is to hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewChain {
-    /// The frames of guest memory, as [`Identity::memory`](crate::format::Identity::memory).
+    /// The frames of guest memory, as [`Description::memory`](crate::format::Description::memory).
     pub memory: Vec<PageRun>,
     /// How many of the last runs are memory of devices, as
-    /// [`Identity::device_runs`](crate::format::Identity::device_runs).
+    /// [`Description::device_runs`](crate::format::Description::device_runs).
     pub device_runs: usize,
-    /// How many vCPUs, as [`Identity::vcpus`](crate::format::Identity::vcpus).
+    /// How many vCPUs, as [`Description::vcpus`](crate::format::Description::vcpus).
     pub vcpus: u32,
     /// Whatever the VMM needs to build the machine again.
     pub machine: serde_json::Value,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::active::Active;
 use super::mark_file::MarkFile;
 use super::options::Recovered;
-use crate::format::{CutTime, Head, Identity, Mark, SEGMENT_HEADER_FRAME_BYTES, SegmentHeader};
+use crate::format::{CutTime, Description, Head, Mark, SEGMENT_HEADER_FRAME_BYTES, SegmentHeader};
 use crate::page::EpochId;
 use crate::store::bounds::Bounds;
 use crate::store::error::StoreError;
@@ -40,7 +40,7 @@ pub(super) const OPEN_FILES: usize = 8;
 pub(super) fn recover(
     dir: &Path,
     own: &Arc<dyn WritableMedium>,
-    identity: &Arc<Identity>,
+    description: &Arc<Description>,
     (least, bounds): (EpochId, Bounds),
 ) -> Result<Opened, StoreError> {
     let medium = own.as_ref();
@@ -54,8 +54,8 @@ pub(super) fn recover(
         file.sync().map_err(StoreError::io("sync", &path))?;
         file.forget_cached();
     }
-    let from = begins_at(identity);
-    let scan = scan::scan(dir, medium, identity, from, (&Files::new(OPEN_FILES, bounds), &ChainAt::own(own.clone())))?;
+    let from = begins_at(description);
+    let scan = scan::scan(dir, medium, description, from, (&Files::new(OPEN_FILES, bounds), &ChainAt::own(own.clone())))?;
     if let Some(damage) = scan.damage {
         return Err(StoreError::Damaged(damage));
     }
@@ -73,7 +73,7 @@ pub(super) fn recover(
         medium.remove(name).map_err(StoreError::io("remove", dir.join(name)))?;
     }
     let segment = match scan.end {
-        None => make_segment(dir, medium, identity, 1, from)?,
+        None => make_segment(dir, medium, description, 1, from)?,
         Some((numbers, end)) => {
             let name = numbers.file_name();
             let path = dir.join(&name);
@@ -89,7 +89,7 @@ pub(super) fn recover(
             Active::new(numbers, file, end, has_index || numbers.is_compacted())
         }
     };
-    let mut mark = MarkFile::open(dir, medium, identity)?;
+    let mut mark = MarkFile::open(dir, medium, description)?;
     mark.firmly_durable(Mark { epoch: tip, identity: tip_hash });
     let epochs = scan.segments.iter().try_fold(0, |sum, segment| Ok::<_, StoreError>(sum + segment.epochs()?))?;
     let epochs = usize::try_from(epochs).unwrap_or(usize::MAX);
@@ -111,13 +111,13 @@ pub(super) fn recover(
 pub(super) fn make_segment(
     dir: &Path,
     medium: &dyn WritableMedium,
-    identity: &Identity,
+    description: &Description,
     number: u32,
     (previous, previous_hash): (EpochId, u128),
 ) -> Result<Active, StoreError> {
     let numbers = SegmentNumbers::one(number);
     let name = numbers.file_name();
-    let header = SegmentHeader { format: identity.format, number, more: 0, chain: identity.chain, previous_hash, previous };
+    let header = SegmentHeader { format: description.format, number, more: 0, chain: description.chain, previous_hash, previous };
     let make = || {
         let file = medium.create(&name)?;
         file.write(0, &[&header.encode_frame()])?;
@@ -130,6 +130,6 @@ pub(super) fn make_segment(
 }
 
 /// The epoch that a chain begins behind, and its identity.
-pub(super) fn begins_at(identity: &Identity) -> (EpochId, u128) {
-    identity.branch_of.as_ref().map_or((EpochId::NONE, 0), |point| (point.epoch, point.identity))
+pub(super) fn begins_at(description: &Description) -> (EpochId, u128) {
+    description.branch_of.as_ref().map_or((EpochId::NONE, 0), |point| (point.epoch, point.identity))
 }

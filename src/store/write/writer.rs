@@ -13,7 +13,7 @@ use super::recovery::{OPEN_FILES, Opened, begins_at, make_segment, recover, told
 use crate::clock::unix_ns;
 use crate::epoch::{Marks, Sink, SinkError, SinkStart};
 use crate::format::{
-    BranchPoint, ChainId, ClockJump, Complete, CutTime, FORMAT_VERSION, Head, Identity, MAIN_BRANCH, Mark,
+    BranchPoint, ChainId, ClockJump, Complete, CutTime, Description, FORMAT_VERSION, Head, MAIN_BRANCH, Mark,
     SEGMENT_HEADER_FRAME_BYTES, SEGMENTS_MAX, Synced,
 };
 use crate::page::{EpochId, PAGE_SIZE_U64};
@@ -22,16 +22,16 @@ use crate::store::error::{StoreError, causes};
 use crate::store::keep::place_to_write::place_to_write;
 use crate::store::keep::upkeep::{Home, KeptSegments, Maintenance, enough_room};
 use crate::store::medium::{self, Directory, Medium, MediumFile, Place, WritableMedium, take_lock};
-use crate::store::names::{BRANCHES, IDENTITY, IDENTITY_DRAFT, LOCK, Listed, MAINTENANCE, MARK, SegmentNumbers};
+use crate::store::names::{BRANCHES, DESCRIPTION, DESCRIPTION_DRAFT, LOCK, Listed, MAINTENANCE, MARK, SegmentNumbers};
 use crate::store::read::chain::BRANCHES_DEPTH_MAX;
-use crate::store::read::{Chain, ReadOptions, place_of, read_identity};
+use crate::store::read::{Chain, ReadOptions, place_of, read_description};
 
 /// The one writer of a chain. See [`Sink`] for how epochs are appended.
 pub struct Writer {
     dir: PathBuf,
     medium: Arc<dyn WritableMedium>,
     options: WriterOptions,
-    identity: Arc<Identity>,
+    description: Arc<Description>,
     segment: Active,
     head: Head,
     durable: EpochId,
@@ -114,7 +114,7 @@ impl Writer {
         (options, bounds): (WriterOptions, Bounds),
     ) -> Result<Self, StoreError> {
         check_free(dir, &medium.list().map_err(StoreError::io("list", dir))?)?;
-        let identity = Identity {
+        let description = Description {
             format: FORMAT_VERSION,
             chain: random_chain(dir)?,
             page_size: PAGE_SIZE_U64,
@@ -127,7 +127,7 @@ impl Writer {
             branch_of: None,
         };
         let home = Home { root: dir.to_owned(), medium: medium.clone(), branch: MAIN_BRANCH.to_owned(), bounds };
-        Self::begin_chain(dir, medium, identity, options, home)
+        Self::begin_chain(dir, medium, description, options, home)
     }
 
     /// Makes the branch `name` of the chain in `dir`, which begins at `epoch` of the chain `of`:
@@ -167,7 +167,7 @@ impl Writer {
         let mut trunk = Chain::open_on_with(root, &to_read, of, files)?;
         let mut of = of.to_owned();
         // The chain that holds the epoch itself is the one that keeps it.
-        while let Some(point) = trunk.identity().branch_of.clone().filter(|point| epoch <= point.epoch) {
+        while let Some(point) = trunk.description().branch_of.clone().filter(|point| epoch <= point.epoch) {
             trunk = Chain::open_on_with(root, &to_read, &point.branch, files)?;
             of = point.branch;
         }
@@ -197,58 +197,58 @@ impl Writer {
         };
         let (listed, own) = make().map_err(StoreError::io("make", &dir))?;
         check_free(&dir, &listed)?;
-        let identity = Identity {
+        let description = Description {
             format: FORMAT_VERSION,
             chain: random_chain(&dir)?,
             created_unix_ns: unix_ns(),
             created_by: CREATED_BY.to_owned(),
             branch_of: Some(BranchPoint { branch: of, epoch, identity: begin.hash }),
-            ..trunk.identity().clone()
+            ..trunk.description().clone()
         };
         // Its files are not needed any more.
         drop(trunk);
         let home = Home { root: root.to_owned(), medium: medium.clone(), branch: name.to_owned(), bounds };
-        Self::begin_chain(&dir, own, identity, options, home)
+        Self::begin_chain(&dir, own, description, options, home)
     }
 
     fn begin_chain(
         dir: &Path,
         medium: Arc<dyn WritableMedium>,
-        identity: Identity,
+        description: Description,
         options: WriterOptions,
         home: Home,
     ) -> Result<Self, StoreError> {
-        let bytes = identity.encode().map_err(StoreError::Input)?;
+        let bytes = description.encode().map_err(StoreError::Input)?;
         let place = take_lock(dir, &medium, LOCK)?;
         // Another writer may have been quicker.
         let names = medium.list().map_err(StoreError::io("list", dir))?;
         check_free(dir, &names)?;
 
-        if names.iter().any(|name| name == IDENTITY_DRAFT) {
-            medium.remove(IDENTITY_DRAFT).map_err(StoreError::io("remove", dir.join(IDENTITY_DRAFT)))?;
+        if names.iter().any(|name| name == DESCRIPTION_DRAFT) {
+            medium.remove(DESCRIPTION_DRAFT).map_err(StoreError::io("remove", dir.join(DESCRIPTION_DRAFT)))?;
         }
-        let from = begins_at(&identity);
+        let from = begins_at(&description);
         // A chain has a mark from its first moment on.
-        let mark = MarkFile::create(dir, medium.as_ref(), identity.chain, Mark { epoch: from.0, identity: from.1 })?;
+        let mark = MarkFile::create(dir, medium.as_ref(), description.chain, Mark { epoch: from.0, identity: from.1 })?;
         let write = || {
-            let draft = medium.create(IDENTITY_DRAFT)?;
+            let draft = medium.create(DESCRIPTION_DRAFT)?;
             draft.write(0, &[&bytes])?;
             draft.sync()?;
-            medium.rename(IDENTITY_DRAFT, IDENTITY)?;
+            medium.rename(DESCRIPTION_DRAFT, DESCRIPTION)?;
             medium.sync()
         };
-        write().map_err(StoreError::io("write", dir.join(IDENTITY)))?;
-        let identity = Arc::new(identity);
-        let segment = make_segment(dir, medium.as_ref(), &identity, 1, from)?;
+        write().map_err(StoreError::io("write", dir.join(DESCRIPTION)))?;
+        let description = Arc::new(description);
+        let segment = make_segment(dir, medium.as_ref(), &description, 1, from)?;
         let recovered = Recovered { tip: from.0, epochs: 0, torn: None, closed: false };
         let head = Head { epoch: from.0, identity: from.1, cut: None };
         let opened = Opened { segment, mark, head, image_bytes: 0, full_bytes: 0, recovered };
-        Ok(Self::new((dir, medium, home), identity, opened, options, place).0)
+        Ok(Self::new((dir, medium, home), description, opened, options, place).0)
     }
 
     fn new(
         (dir, medium, home): (&Path, Arc<dyn WritableMedium>, Home),
-        identity: Arc<Identity>,
+        description: Arc<Description>,
         opened: Opened,
         options: WriterOptions,
         place: Place,
@@ -258,13 +258,13 @@ impl Writer {
         let place = Arc::new(place);
         let at = (dir, medium.clone(), place.clone());
         let bounds = home.bounds;
-        let maintenance = Maintenance::new(at, identity.clone(), home, retention, full_bytes, background);
+        let maintenance = Maintenance::new(at, description.clone(), home, retention, full_bytes, background);
         let told_durable = told_durable(&segment, &recovered);
         let mut writer = Self {
             dir: dir.to_owned(),
             medium,
             options,
-            identity,
+            description,
             segment,
             head,
             durable: head.epoch,
@@ -320,18 +320,18 @@ impl Writer {
         let home = Home { root: root.to_owned(), medium, branch: branch.to_owned(), bounds };
         let medium = own;
         // Before the lock, so that a directory without a chain is left without a lock file.
-        read_identity(&dir, medium.as_ref())?;
+        read_description(&dir, medium.as_ref())?;
         let place = take_lock(&dir, &medium, LOCK)?;
-        let identity = Arc::new(read_identity(&dir, medium.as_ref())?);
-        let opened = recover(&dir, &medium, &identity, (EpochId::NONE, bounds))?;
+        let description = Arc::new(read_description(&dir, medium.as_ref())?);
+        let opened = recover(&dir, &medium, &description, (EpochId::NONE, bounds))?;
         place.check()?;
-        Ok(Self::new((&dir, medium, home), identity, opened, options, place))
+        Ok(Self::new((&dir, medium, home), description, opened, options, place))
     }
 
     /// What the chain is.
     #[must_use]
-    pub fn identity(&self) -> &Identity {
-        &self.identity
+    pub fn description(&self) -> &Description {
+        &self.description
     }
 
     /// The newest epoch that is known to be durable, or none.
@@ -436,7 +436,7 @@ impl Writer {
         if self.durable < epoch || self.told_durable >= epoch {
             return Ok(());
         }
-        self.write(&[&Synced { epoch, identity }.durable_frame(self.identity.chain)])
+        self.write(&[&Synced { epoch, identity }.durable_frame(self.description.chain)])
     }
 
     /// Whether epochs are dropped while the chain is written.
@@ -482,7 +482,7 @@ impl Writer {
         self.sync_segment()?;
         self.mark_firmly();
         let tip = (self.head.epoch, self.head.identity);
-        let make = || make_segment(&self.dir, self.medium.as_ref(), &self.identity, number, tip);
+        let make = || make_segment(&self.dir, self.medium.as_ref(), &self.description, number, tip);
         let made = match make() {
             Err(error) if error.lacks_descriptors() && self.spare.take().is_some() => make(),
             made => made,
@@ -543,7 +543,7 @@ impl Writer {
     /// Opens a file whose descriptor the next segment can have. Without one it is as before.
     fn take_spare(&mut self) {
         if self.spare.is_none() {
-            self.spare = self.medium.open(IDENTITY).ok();
+            self.spare = self.medium.open(DESCRIPTION).ok();
         }
     }
 
@@ -748,7 +748,7 @@ impl Writer {
         self.check_writes(self.latched_bytes.clone()).map_err(failed)?;
         let Active { synced, at, .. } = self.segment;
         self.latched_bytes = synced..=at;
-        let opened = recover(&self.dir, &self.medium, &self.identity, (self.durable, self.bounds)).map_err(failed)?;
+        let opened = recover(&self.dir, &self.medium, &self.description, (self.durable, self.bounds)).map_err(failed)?;
         let Opened { segment, mark, head, recovered, .. } = opened;
         self.told_durable = told_durable(&segment, &recovered);
         self.segment = segment;
@@ -775,7 +775,7 @@ impl Writer {
             let Head { epoch, identity, .. } = self.head;
             if epoch != EpochId::NONE && !self.closed {
                 // A chain without it is as sound: where there is no room for it, it is left out.
-                match self.write(&[&Synced { epoch, identity }.close_frame(self.identity.chain)]) {
+                match self.write(&[&Synced { epoch, identity }.close_frame(self.description.chain)]) {
                     Ok(()) => {
                         self.segment.end = self.segment.at;
                         self.closed = true;
@@ -801,7 +801,7 @@ impl Writer {
 impl Sink for Writer {
     fn start(&mut self, marks: Marks) -> SinkStart {
         self.marks = marks;
-        SinkStart { chain: self.identity.chain, head: self.head, keeps: true }
+        SinkStart { chain: self.description.chain, head: self.head, keeps: true }
     }
 
     fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {
@@ -875,10 +875,10 @@ fn random_chain(dir: &Path) -> Result<ChainId, StoreError> {
 
 /// Refuses a directory that holds anything but what a chain that was never finished leaves.
 fn check_free(dir: &Path, names: &[String]) -> Result<(), StoreError> {
-    if names.iter().any(|name| name == IDENTITY) {
+    if names.iter().any(|name| name == DESCRIPTION) {
         return Err(StoreError::Exists { dir: dir.to_owned() });
     }
-    match names.iter().find(|name| ![LOCK, MARK, IDENTITY_DRAFT].contains(&name.as_str())) {
+    match names.iter().find(|name| ![LOCK, MARK, DESCRIPTION_DRAFT].contains(&name.as_str())) {
         None => Ok(()),
         Some(name) => Err(StoreError::NotEmpty { dir: dir.to_owned(), name: name.clone() }),
     }

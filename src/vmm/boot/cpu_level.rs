@@ -6,7 +6,7 @@ use std::fmt;
 use kvm_bindings::kvm_cpuid_entry2;
 use serde::{Deserialize, Serialize};
 
-/// What the guest finds by CPUID. Kept in a chain's identity; a restore gives back what was
+/// What the guest finds by CPUID. Kept in a chain's description; a restore gives back what was
 /// captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum CpuLevel {

@@ -26,8 +26,8 @@ const COMMAND_LINE_MAX: usize = 2047;
 /// The highest address of an initrd's last byte for a kernel that does not say.
 const INITRD_ADDRESS_MAX: u64 = 0x7fff_ffff;
 
-/// A file by its content, as a chain's identity has it. What is restored has it in memory: the file
-/// is not needed again.
+/// A file by its content, as a chain's description has it. What is restored has it in memory: the
+/// file is not needed again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileId {

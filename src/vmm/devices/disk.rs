@@ -92,7 +92,7 @@ pub enum DiskBaseError {
     },
 }
 
-/// A disk's base image, as a chain's identity has it.
+/// A disk's base image, as a chain's description has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskBase {

@@ -16,7 +16,7 @@ use super::{generation_id, power, rtc, serial};
 /// The devices of every machine. Disks come behind them.
 const LIST: &[Entry] = &[serial::ENTRY, power::ENTRY, rtc::ENTRY, generation_id::ENTRY, entropy::ENTRY];
 
-/// A device of a machine, as a chain's identity has it: a restore needs to have all of them.
+/// A device of a machine, as a chain's description has it: a restore needs to have all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct DeviceName(&'static str);
 

@@ -32,7 +32,7 @@ pub(in crate::vmm) struct Parts<'p> {
 
 /// A line of the list of devices.
 pub(super) struct Entry {
-    /// The device, as a chain's identity has it.
+    /// The device, as a chain's description has it.
     pub(super) name: &'static str,
     /// Whether it is a virtio device: each has registers and an interrupt of its own.
     pub(super) is_virtio: bool,

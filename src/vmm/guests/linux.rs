@@ -1,12 +1,12 @@
-//! A stock Linux kernel as the guest: what of it is in a chain's identity.
+//! A stock Linux kernel as the guest: what of it is in a chain's description.
 
 use serde::{Deserialize, Serialize};
 
 use crate::vmm::boot::{Boot, CpuLevel, FileId, LinuxError, vcpus_checked};
 use crate::vmm::devices::{DeviceName, DiskBase, check_disks};
 
-/// A Linux guest, as a chain's identity has it: what a machine needs that goes on with it, and what
-/// it was started from.
+/// A Linux guest, as a chain's description has it: what a machine needs that goes on with it, and
+/// what it was started from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use slackwater::format::{
-    BlockEncoder, ChainId, Commit, Compression, EpochWriter, FORMAT_VERSION, Identity, Line, MemoryDigest, is_zero,
+    BlockEncoder, ChainId, Commit, Compression, Description, EpochWriter, FORMAT_VERSION, Line, MemoryDigest, is_zero,
 };
 use slackwater::page::{EpochId, Gfn, PAGE_SIZE, PAGE_SIZE_U64, PageBytes, PageRun};
 use slackwater::restore::{PageTarget, Plan, RestoreError, TargetError};
@@ -75,7 +75,7 @@ impl Input {
     }
 
     fn files(&self) -> Files {
-        let identity = Identity {
+        let description = Description {
             format: FORMAT_VERSION,
             chain: CHAIN,
             page_size: PAGE_SIZE_U64,
@@ -90,7 +90,7 @@ impl Input {
         let numbers = numbers(self.wide, self.segments.len()).into_iter().map(|(first, last)| SegmentNumbers { first, last });
         let segments = numbers.zip(&self.segments).map(|(numbers, bytes)| (numbers.file_name(), bytes.clone()));
         let mark = self.mark().map(|mark| ("durable".to_owned(), mark));
-        segments.chain(mark).chain([("identity.json".to_owned(), identity.encode().unwrap())]).collect()
+        segments.chain(mark).chain([("identity.json".to_owned(), description.encode().unwrap())]).collect()
     }
 
     /// The bytes of the mark.
@@ -205,7 +205,7 @@ pub(super) fn check(data: &[u8]) {
     let input = Input::parse(data);
     let files = input.files();
     scratch::with(&files, |dir| {
-        let report = verified(dir).expect("the identity is sound");
+        let report = verified(dir).expect("the description is sound");
         let chain = match Chain::open(dir) {
             Ok(chain) => chain,
             Err(StoreError::Version { .. }) => {

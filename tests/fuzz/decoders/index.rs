@@ -186,7 +186,7 @@ pub(super) fn check(data: &[u8]) {
     let mut files = fixed.files.clone();
     files.insert(INDEX.to_owned(), data.to_vec());
     scratch::with(&files, |dir| {
-        let chain = Chain::open(dir).expect("the identity is sound");
+        let chain = Chain::open(dir).expect("the description is sound");
         if says != Says::Wrong {
             assert!(chain.damage().is_empty() && chain.tail().is_none() && chain.is_closed(), "{says:?}: {chain:#?}");
             assert_eq!(chain.epochs_len().unwrap(), fixed.epochs.len() as u64);

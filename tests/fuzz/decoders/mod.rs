@@ -6,9 +6,9 @@
 //! toolchain.
 
 mod chain;
+mod description;
 mod frame;
 mod frames;
-mod identity;
 mod index;
 mod repair;
 mod scratch;
@@ -36,7 +36,7 @@ pub(crate) type Bytes<'a> = &'a mut dyn FnMut(&mut Vec<u8>);
 pub(crate) const TARGETS: [Target; 5] = [
     Target { name: "chain", check: chain::check, mutate: chain::mutate, seeds: chain::seeds },
     Target { name: "frame", check: frame::check, mutate: frame::mutate, seeds: frame::seeds },
-    Target { name: "identity", check: identity::check, mutate: identity::mutate, seeds: identity::seeds },
+    Target { name: "description", check: description::check, mutate: description::mutate, seeds: description::seeds },
     Target { name: "index", check: index::check, mutate: index::mutate, seeds: index::seeds },
     Target { name: "state", check: state::check, mutate: state::mutate, seeds: state::seeds },
 ];

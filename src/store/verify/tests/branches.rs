@@ -146,7 +146,7 @@ fn a_branch_begins_where_it_says() {
         ("parent", |branch| branch.branch_of.as_mut().unwrap().0 = "gone".to_owned(), DamageKind::Branch),
         ("itself", |branch| branch.branch_of.as_mut().unwrap().0 = "c".to_owned(), DamageKind::Branch),
         ("chain", |branch| branch.chain = CHAIN, DamageKind::Branch),
-        ("none", |branch| branch.branch_of = None, DamageKind::Identity),
+        ("none", |branch| branch.branch_of = None, DamageKind::Description),
     ];
     for (name, breaks, kind) in cases {
         let (dir, mut chains) = family();

@@ -65,7 +65,7 @@ fn no_flipped_byte_goes_unnoticed_without_a_close_frame() {
 }
 
 #[test]
-fn no_flipped_bit_of_the_identity_goes_unnoticed() {
+fn no_flipped_bit_of_the_description_goes_unnoticed() {
     let dir = closed().save();
     let path = dir.path().join("identity.json");
     let bytes = fs::read(&path).unwrap();
@@ -75,7 +75,7 @@ fn no_flipped_bit_of_the_identity_goes_unnoticed() {
             changed[at] ^= 1 << bit;
             fs::write(&path, &changed).unwrap();
             let error = try_run(dir.path()).unwrap_err();
-            assert!(matches!(error, VerifyError::Identity { .. } | VerifyError::Version { .. }), "{at}.{bit}: {error:?}");
+            assert!(matches!(error, VerifyError::Description { .. } | VerifyError::Version { .. }), "{at}.{bit}: {error:?}");
         }
     }
 }
@@ -87,16 +87,16 @@ fn each_reason_for_an_error_is_told_apart() {
     let dir = TempDir::new().unwrap();
     let path = dir.path();
     let at = |line: &str| {
-        fs::write(path.join("identity.json"), identity_text(line)).unwrap();
+        fs::write(path.join("identity.json"), description_text(line)).unwrap();
         try_run(path).unwrap_err()
     };
     assert!(matches!(try_run(&path.join("none")).unwrap_err(), VerifyError::NoDirectory { .. }));
     fs::write(path.join("file"), "").unwrap();
     assert!(matches!(try_run(&path.join("file")).unwrap_err(), VerifyError::NotADirectory { .. }));
     assert!(matches!(try_run(&path.join("file/more")).unwrap_err(), VerifyError::NotADirectory { .. }));
-    assert!(matches!(try_run(path).unwrap_err(), VerifyError::NoIdentity { .. }));
-    fs::write(path.join("identity.tmp"), identity_text(&identity_line())).unwrap();
-    assert!(matches!(try_run(path).unwrap_err(), VerifyError::NoIdentity { .. }));
+    assert!(matches!(try_run(path).unwrap_err(), VerifyError::NoDescription { .. }));
+    fs::write(path.join("identity.tmp"), description_text(&description_line())).unwrap();
+    assert!(matches!(try_run(path).unwrap_err(), VerifyError::NoDescription { .. }));
     fs::create_dir(path.join("identity.json")).unwrap();
     assert!(matches!(try_run(path).unwrap_err(), VerifyError::NotAFile { .. }));
     fs::remove_dir(path.join("identity.json")).unwrap();
@@ -106,9 +106,9 @@ fn each_reason_for_an_error_is_told_apart() {
     let error = try_run(path).unwrap_err();
     assert!(matches!(&error, VerifyError::Version { found, .. } if found == "5"), "{error:?}");
     assert_eq!(error.to_string(), format!("{}: expected format 1, found format 5", path.join("identity.json").display()));
-    assert!(matches!(at(&identity_line().replace("\"format\": 1", "\"format\": \"1\"")), VerifyError::Version { .. }));
+    assert!(matches!(at(&description_line().replace("\"format\": 1", "\"format\": \"1\"")), VerifyError::Version { .. }));
 
-    let line = identity_line();
+    let line = description_line();
     for (from, to) in [
         ("\"format\": 1, ", ""),
         ("{", "["),
@@ -129,9 +129,9 @@ fn each_reason_for_an_error_is_told_apart() {
     ] {
         assert_ne!(line, line.replacen(from, to, 1), "{from}");
         let error = at(&line.replacen(from, to, 1));
-        assert!(matches!(error, VerifyError::Identity { .. }), "{from} as {to}: {error:?}");
+        assert!(matches!(error, VerifyError::Description { .. }), "{from} as {to}: {error:?}");
     }
-    let text = identity_text(&line);
+    let text = description_text(&line);
     let deep = format!("{{\"format\": 1, \"machine\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
     let unended = text.trim_end().to_owned();
     let texts = [
@@ -141,16 +141,16 @@ fn each_reason_for_an_error_is_told_apart() {
         format!("{text}\n"),
         unended,
         text.replace(' ', ""),
-        identity_text(&deep),
+        description_text(&deep),
     ];
     for text in texts {
         fs::write(path.join("identity.json"), text).unwrap();
-        assert!(matches!(try_run(path).unwrap_err(), VerifyError::Identity { .. }));
+        assert!(matches!(try_run(path).unwrap_err(), VerifyError::Description { .. }));
     }
     fs::write(path.join("identity.json"), &text).unwrap();
     assert_eq!(run(path).segments, 0);
     fs::write(path.join("identity.json"), format!("{text}{}", " ".repeat(1 << 20))).unwrap();
-    assert!(matches!(try_run(path).unwrap_err(), VerifyError::Identity { .. }));
+    assert!(matches!(try_run(path).unwrap_err(), VerifyError::Description { .. }));
 
     fs::write(path.join("identity.json"), text).unwrap();
     fs::create_dir(path.join("segment-00000001")).unwrap();
@@ -159,14 +159,15 @@ fn each_reason_for_an_error_is_told_apart() {
 }
 
 #[test]
-fn memory_of_the_identity() {
-    let parse =
-        |memory: &str| identity::parse(identity_text(&identity_line().replace("160}, {\"first\": 1048576", memory)).as_bytes());
+fn memory_of_the_description() {
+    let parse = |memory: &str| {
+        description::parse(description_text(&description_line().replace("160}, {\"first\": 1048576", memory)).as_bytes())
+    };
     // Neighbours are one piece of memory: a run of zeros may lie in both.
-    let identity = parse("160}, {\"first\": 160").unwrap();
+    let description = parse("160}, {\"first\": 160").unwrap();
     let run = |first, count| crate::page::PageRun { first: crate::page::Gfn(first), count };
-    assert!(identity.holds(run(0, 416)) && identity.holds(run(150, 20)) && identity.holds(run(415, 1)));
-    assert!(!identity.holds(run(415, 2)) && !identity.holds(run(416, 1)) && !identity.holds(run(3, u64::MAX)));
+    assert!(description.holds(run(0, 416)) && description.holds(run(150, 20)) && description.holds(run(415, 1)));
+    assert!(!description.holds(run(415, 2)) && !description.holds(run(416, 1)) && !description.holds(run(3, u64::MAX)));
     assert!(parse("160}, {\"first\": 159").is_err());
 }
 
@@ -191,7 +192,7 @@ fn resynchronising_takes_linear_time() {
     let dir = writer.save();
     let store = Store::list(&Place::of_store(Arc::new(open_directory(dir.path()).unwrap()), dir.path()), 64).unwrap();
     let segments = &store.segments;
-    let mut pieces = segment_file::Pieces::open(&segments[1], &store.chains[0].identity).unwrap();
+    let mut pieces = segment_file::Pieces::open(&segments[1], &store.chains[0].description).unwrap();
     assert_eq!(pieces.durable(0).unwrap(), 5);
     assert!(pieces.bytes_read < 2 * segments[1].bytes, "{} of {}", pieces.bytes_read, segments[1].bytes);
     let report = verify(dir.path(), &VerifyOptions { damage_max: 3, ..VerifyOptions::default() }, &mut |_| {}).unwrap();
@@ -201,8 +202,8 @@ fn resynchronising_takes_linear_time() {
 #[test]
 fn zeros_cost_what_is_there() {
     let dir = TempDir::new().unwrap();
-    let line = identity_line().replace("\"count\": 256", "\"count\": 1099510579200");
-    fs::write(dir.path().join("identity.json"), identity_text(&line)).unwrap();
+    let line = description_line().replace("\"count\": 256", "\"count\": 1099510579200");
+    fs::write(dir.path().join("identity.json"), description_text(&line)).unwrap();
     let mut writer = Writer::new();
     writer.epoch(
         1,

@@ -173,7 +173,7 @@ struct Written {
 #[derive(Clone)]
 struct Writer {
     chain: [u8; 16],
-    /// What the identity says besides.
+    /// What the description says besides.
     branch_of: Option<(String, u64, u128)>,
     segments: Vec<Vec<u8>>,
     /// The numbers in each segment's name.
@@ -368,14 +368,14 @@ impl Writer {
 
     fn save_to(&self, dir: &Path) {
         let hex: String = self.chain.iter().map(|byte| format!("{byte:02x}")).collect();
-        let mut line = identity_line().replace("a0a1a2a3a4a5a6a7a8a9aaabacadaeaf", &hex);
+        let mut line = description_line().replace("a0a1a2a3a4a5a6a7a8a9aaabacadaeaf", &hex);
         if let Some((branch, epoch, identity)) = &self.branch_of {
             let of =
                 format!("\"branch_of\": {{\"branch\": \"{branch}\", \"epoch\": {epoch}, \"identity\": \"{identity:032x}\"}}}}");
             line = line.replace("\"later\": null}", &of);
         }
         fs::create_dir_all(dir).unwrap();
-        fs::write(dir.join("identity.json"), identity_text(&line)).unwrap();
+        fs::write(dir.join("identity.json"), description_text(&line)).unwrap();
         fs::write(dir.join("lock"), "writer").unwrap();
         if let Some(mark) =
             self.mark.clone().unwrap_or_else(|| Some(mark::slots(self, [if self.marks { self.durable } else { 0 }; 3])))
@@ -404,14 +404,14 @@ impl Writer {
     }
 }
 
-fn identity_line() -> String {
+fn description_line() -> String {
     let memory = r#"[{"first": 0, "count": 160}, {"first": 1048576, "count": 256}]"#;
     format!(
         r#"{{"format": 1, "chain": "a0a1a2a3a4a5a6a7a8a9aaabacadaeaf", "page_size": 4096, "created_unix_ns": 1700000000000000000, "created_by": "test 1", "memory": {memory}, "vcpus": 2, "machine": {{"any": [1]}}, "later": null}}"#
     )
 }
 
-fn identity_text(line: &str) -> String {
+fn description_text(line: &str) -> String {
     format!("{line}\nxxh3-64 {:016x}\n", xxh3_64(line.as_bytes()))
 }
 

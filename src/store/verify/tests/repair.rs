@@ -99,7 +99,7 @@ fn a_sound_store_needs_nothing() {
     assert!(matches!(error, RepairError::NotNewest { newest: Some(EpochId(12)), .. }), "{error:?}");
     // What is no store gets no locks.
     let empty = TempDir::new().unwrap();
-    assert!(matches!(self::plan(empty.path(), None), Err(RepairError::Verify(VerifyError::NoIdentity { .. }))));
+    assert!(matches!(self::plan(empty.path(), None), Err(RepairError::Verify(VerifyError::NoDescription { .. }))));
     assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0);
 }
 

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use slackwater::format::Identity;
+use slackwater::format::Description;
 use slackwater::store::verify::{VerifyError, VerifyOptions, verify};
 use slackwater::store::{Chain, StoreError};
 use slackwater::vmm::{GuestSpec, MachineSpec, memory_regions};
@@ -13,14 +13,14 @@ use super::{Bytes, Files, Random, bytes_then, fixtures, scratch};
 
 pub(super) fn check(data: &[u8]) {
     scratch::with(&Files::from([("identity.json".to_owned(), data.to_vec())]), |dir| {
-        let parsed = Identity::parse(data);
+        let parsed = Description::parse(data);
         let verified = verify(dir, &VerifyOptions::default(), &mut |_| {});
         let opened = Chain::open(dir);
         match (&parsed, &verified, &opened) {
             // A branch is no store: what it branches off is not there.
-            (Ok(identity), _, Err(_)) if identity.branch_of.is_some() => {}
-            (Ok(identity), verified, Ok(chain)) if identity.branch_of.is_none() => {
-                assert!(chain.identity() == identity && chain.epochs_len().unwrap() == 0);
+            (Ok(description), _, Err(_)) if description.branch_of.is_some() => {}
+            (Ok(description), verified, Ok(chain)) if description.branch_of.is_none() => {
+                assert!(chain.description() == description && chain.epochs_len().unwrap() == 0);
                 match verified {
                     // A chain without a mark is damaged.
                     Ok(report) => assert!(!report.is_sound() && report.epochs == 0, "{report:?}"),
@@ -29,26 +29,26 @@ pub(super) fn check(data: &[u8]) {
             }
             (
                 Err(_),
-                Err(VerifyError::Identity { .. } | VerifyError::Version { .. }),
-                Err(StoreError::Identity { .. } | StoreError::Version { .. }),
+                Err(VerifyError::Description { .. } | VerifyError::Version { .. }),
+                Err(StoreError::Description { .. } | StoreError::Version { .. }),
             ) => {}
             _ => panic!("they differ: {parsed:?}\n{verified:?}\n{opened:?}"),
         }
-        if let Ok(identity) = parsed {
-            fields(&identity);
+        if let Ok(description) = parsed {
+            fields(&description);
         }
     });
 }
 
-fn fields(identity: &Identity) {
-    let bytes = identity.encode().unwrap();
-    let again = Identity::parse(&bytes).unwrap();
-    assert_eq!(again, *identity);
-    assert_eq!(identity.frames(), identity.memory.iter().map(|run| run.count).sum::<u64>());
-    for run in &identity.memory {
-        assert!(identity.contains_run(*run) && identity.contains(run.first));
+fn fields(description: &Description) {
+    let bytes = description.encode().unwrap();
+    let again = Description::parse(&bytes).unwrap();
+    assert_eq!(again, *description);
+    assert_eq!(description.frames(), description.memory.iter().map(|run| run.count).sum::<u64>());
+    for run in &description.memory {
+        assert!(description.contains_run(*run) && description.contains(run.first));
     }
-    let Ok(spec) = serde_json::from_value::<MachineSpec>(identity.machine.clone()) else { return };
+    let Ok(spec) = serde_json::from_value::<MachineSpec>(description.machine.clone()) else { return };
     let value = serde_json::to_value(&spec).unwrap();
     assert_eq!(serde_json::from_value::<MachineSpec>(value).unwrap(), spec);
     assert_eq!(spec.guest.to_string().parse::<GuestSpec>().unwrap(), spec.guest);

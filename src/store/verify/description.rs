@@ -19,9 +19,9 @@ const BYTES_MAX: usize = 1 << 20;
 const RUNS_MAX: usize = 64;
 const FRAMES_MAX: u64 = 1 << 40;
 
-/// What a reader needs of the identity.
+/// What a reader needs of the description.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Identity {
+pub(super) struct Description {
     /// The chain's identifier.
     pub(super) chain: [u8; 16],
     /// The version of the format.
@@ -45,8 +45,8 @@ pub(super) struct BranchOf {
     pub(super) identity: u128,
 }
 
-impl Identity {
-    /// Why a chain with this identity is no branch of one with `other`.
+impl Description {
+    /// Why a chain with this description is no branch of one with `other`.
     pub(super) fn differs(&self, other: &Self) -> Option<&'static str> {
         [
             (self.chain == other.chain, "another identifier than the chain that it begins in"),
@@ -88,20 +88,20 @@ struct BranchFields {
     identity: String,
 }
 
-/// Reads the identity of the chain in a directory.
-pub(super) fn read(place: &Place) -> Result<Identity, VerifyError> {
+/// Reads the description of the chain in a directory.
+pub(super) fn read(place: &Place) -> Result<Description, VerifyError> {
     let path = place.path().join(NAME);
     match place.look(NAME) {
         Ok(found) if found.is_file => {}
         Ok(_) => return Err(VerifyError::NotAFile { path }),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Err(VerifyError::NoIdentity { path }),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Err(VerifyError::NoDescription { path }),
         Err(source) => return Err(VerifyError::Io { path, offset: 0, source }),
     }
     let read = place.head(NAME, BYTES_MAX + 1);
     let bytes = read.map_err(|source| VerifyError::Io { path: path.clone(), offset: 0, source })?;
     parse(&bytes).map_err(|problem| match problem {
         Problem::Version(found) => VerifyError::Version { path, found },
-        Problem::Content(expected, found) => VerifyError::Identity { path, expected, found },
+        Problem::Content(expected, found) => VerifyError::Description { path, expected, found },
     })
 }
 
@@ -115,7 +115,7 @@ fn content(expected: impl Into<String>, found: impl Into<String>) -> Problem {
     Problem::Content(expected.into(), found.into())
 }
 
-pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Description, Problem> {
     if bytes.len() > BYTES_MAX {
         return Err(content(format!("at most {BYTES_MAX} bytes"), "more"));
     }
@@ -138,7 +138,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
         ));
     }
     // Parsed again from the text, because a field that stands there twice shows only then.
-    let fields: Fields = serde_json::from_slice(line).map_err(|error| content("the fields of an identity", error.to_string()))?;
+    let fields: Fields =
+        serde_json::from_slice(line).map_err(|error| content("the fields of a description", error.to_string()))?;
     if fields.page_size != 4096 {
         return Err(content("`page_size` 4096", fields.page_size.to_string()));
     }
@@ -150,7 +151,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, Problem> {
         return Err(content(format!("`device_runs` below {}", fields.memory.len()), fields.device_runs.to_string()));
     }
     let branch_of = value.get("branch_of").filter(|value| !value.is_null()).map(branch_of).transpose()?;
-    Ok(Identity {
+    Ok(Description {
         chain: digits("chain", &fields.chain)?,
         format,
         memory,

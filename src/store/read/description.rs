@@ -1,13 +1,13 @@
-//! Where a chain of a store is, and what its identity says.
+//! Where a chain of a store is, and what its description says.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::format::{FormatError, IDENTITY_BYTES_MAX, Identity, MAIN_BRANCH, is_branch_name};
+use crate::format::{DESCRIPTION_BYTES_MAX, Description, FormatError, MAIN_BRANCH, is_branch_name};
 use crate::store::error::StoreError;
 use crate::store::medium::Medium;
-use crate::store::names::{BRANCHES, IDENTITY};
+use crate::store::names::{BRANCHES, DESCRIPTION};
 
 /// The directory of a branch, and its medium where it is not the store's own.
 pub(in crate::store) fn place_of(
@@ -26,7 +26,9 @@ pub(in crate::store) fn place_of(
         Ok((medium.list()?, medium))
     });
     match opened {
-        Ok((names, medium)) if names.iter().any(|name| name == IDENTITY) => Ok((root.join(BRANCHES).join(branch), Some(medium))),
+        Ok((names, medium)) if names.iter().any(|name| name == DESCRIPTION) => {
+            Ok((root.join(BRANCHES).join(branch), Some(medium)))
+        }
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(StoreError::io("open", root.join(BRANCHES).join(branch))(error))
         }
@@ -34,23 +36,23 @@ pub(in crate::store) fn place_of(
     }
 }
 
-pub(in crate::store) fn read_identity(dir: &Path, medium: &dyn Medium) -> Result<Identity, StoreError> {
+pub(in crate::store) fn read_description(dir: &Path, medium: &dyn Medium) -> Result<Description, StoreError> {
     let names = medium.list().map_err(StoreError::io("list", dir))?;
     if names.is_empty() {
         return Err(StoreError::Empty { dir: dir.to_owned() });
     }
-    if !names.iter().any(|name| name == IDENTITY) {
+    if !names.iter().any(|name| name == DESCRIPTION) {
         return Err(StoreError::NotAStore { dir: dir.to_owned() });
     }
-    let path = dir.join(IDENTITY);
-    let file = medium.open(IDENTITY).map_err(StoreError::io("open", &path))?;
+    let path = dir.join(DESCRIPTION);
+    let file = medium.open(DESCRIPTION).map_err(StoreError::io("open", &path))?;
     // One byte more than there may be, so that a file that is too long shows.
-    let room = file.len().map_err(StoreError::io("read", &path))?.min(IDENTITY_BYTES_MAX as u64 + 1);
+    let room = file.len().map_err(StoreError::io("read", &path))?.min(DESCRIPTION_BYTES_MAX as u64 + 1);
     let mut bytes = vec![0; usize::try_from(room).unwrap_or_default()];
     let read = file.read(0, &mut bytes).map_err(StoreError::io("read", &path))?;
     bytes.truncate(read);
-    Identity::parse(&bytes).map_err(|error| match error {
+    Description::parse(&bytes).map_err(|error| match error {
         FormatError::Version { found, .. } => StoreError::Version { file: path, found },
-        source => StoreError::Identity { file: path, source },
+        source => StoreError::Description { file: path, source },
     })
 }

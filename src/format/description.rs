@@ -8,7 +8,7 @@ use crate::page::{EpochId, Gfn, PAGE_SIZE_U64, PageRun};
 use crate::xxh3::xxh3_64;
 
 /// The largest `identity.json`, in bytes.
-pub const IDENTITY_BYTES_MAX: usize = 1 << 20;
+pub const DESCRIPTION_BYTES_MAX: usize = 1 << 20;
 
 /// One more than the highest gfn, and the most frames of all runs together.
 const FRAMES_MAX: u64 = 1 << 40;
@@ -19,7 +19,7 @@ const HASH_NAME: &str = "xxh3-64 ";
 
 /// What a chain is, written once when it is made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Identity {
+pub struct Description {
     /// The version of the format: [`FORMAT_VERSION`].
     pub format: u32,
     /// The chain's identifier.
@@ -97,7 +97,7 @@ struct Version {
     format: u64,
 }
 
-impl Identity {
+impl Description {
     /// The file's bytes.
     ///
     /// # Errors
@@ -108,8 +108,8 @@ impl Identity {
             serde_json::to_vec(self).map_err(|error| FormatError::input("machine", "what JSON can say", error.to_string()))?;
         let hash = xxh3_64(&bytes);
         bytes.extend(format!("\n{HASH_NAME}{hash:016x}\n").into_bytes());
-        if bytes.len() > IDENTITY_BYTES_MAX {
-            return Err(FormatError::input("bytes of the identity", format!("up to {IDENTITY_BYTES_MAX}"), bytes.len()));
+        if bytes.len() > DESCRIPTION_BYTES_MAX {
+            return Err(FormatError::input("bytes of the description", format!("up to {DESCRIPTION_BYTES_MAX}"), bytes.len()));
         }
         Ok(bytes)
     }
@@ -120,8 +120,8 @@ impl Identity {
     /// [`FormatError::Version`] for another version; otherwise what is wrong, with its offset in
     /// the file.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
-        if bytes.len() > IDENTITY_BYTES_MAX {
-            return Err(FormatError::field("bytes of the identity", 0, format!("up to {IDENTITY_BYTES_MAX}"), bytes.len()));
+        if bytes.len() > DESCRIPTION_BYTES_MAX {
+            return Err(FormatError::field("bytes of the description", 0, format!("up to {DESCRIPTION_BYTES_MAX}"), bytes.len()));
         }
         let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
         let (line, rest) = bytes.split_at(end);
@@ -135,10 +135,10 @@ impl Identity {
             let found = String::from_utf8_lossy(rest.get(..rest.len().min(40)).unwrap_or_default()).into_owned();
             return Err(FormatError::field("second line", end, format!("{:?}", hash.trim()), format!("{:?}", found.trim())));
         }
-        let identity: Self = serde_json::from_slice(line)
-            .map_err(|error| FormatError::field("first line", error.column(), "the fields of an identity", error))?;
-        identity.check().map_err(|(field, expected, found)| FormatError::Field { field, offset: 0, expected, found })?;
-        Ok(identity)
+        let description: Self = serde_json::from_slice(line)
+            .map_err(|error| FormatError::field("first line", error.column(), "the fields of a description", error))?;
+        description.check().map_err(|(field, expected, found)| FormatError::Field { field, offset: 0, expected, found })?;
+        Ok(description)
     }
 
     /// The frames of guest memory in all.

@@ -1,4 +1,0 @@
-//! See `tests/fuzz/decoders/identity.rs`.
-#![no_main]
-
-slackwater_fuzz::target!("identity");
