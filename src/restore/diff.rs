@@ -98,7 +98,7 @@ pub fn diff(
     let (plan_a, plan_b) = (Plan::new(chain_a, a)?, Plan::new(chain_b, b)?);
     let mut found =
         Difference { a, b, pages: Vec::new(), zero_at_a: 0, zero_at_b: 0, state: state(plan_a.state(), plan_b.state()) };
-    let identity = |chain: &Chain, epoch| chain.epoch(epoch).map(|epoch| epoch.hash).map_err(RestoreError::from);
+    let identity = |chain: &Chain, epoch| chain.epoch(epoch).map(|epoch| epoch.identity).map_err(RestoreError::from);
     if identity(chain_a, a)? == identity(chain_b, b)? {
         // The same epoch, also where branches share it.
         return Ok(found);

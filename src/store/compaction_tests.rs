@@ -42,7 +42,7 @@ fn is_sound(chain: &Chain, model: &Model) {
         assert_eq!(restore::digest(chain, number).unwrap().memory, memory_digest(memory), "epoch {number}");
         assert_eq!(epoch.commit.audit, Some(memory_digest(memory)));
         assert_eq!(chain.state(number).unwrap(), state_of(number));
-        parent = (number, epoch.hash);
+        parent = (number, epoch.identity);
     }
 }
 

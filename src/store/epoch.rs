@@ -10,7 +10,7 @@ pub struct Epoch {
     /// What its commit frame says.
     pub commit: Commit,
     /// Its identity: what the next epoch names as its parent.
-    pub hash: u128,
+    pub identity: u128,
     /// The segment that it lies in.
     pub segment: SegmentNumbers,
     /// Where its first frame begins, in bytes from the segment's beginning.

@@ -17,7 +17,7 @@ pub(crate) type Seen = BTreeMap<u64, u128>;
 /// What is appended now.
 pub(crate) fn appended(store: &Path) -> Seen {
     let Ok(chain) = Chain::open(store) else { return Seen::new() };
-    epochs(&chain).iter().map(|epoch| (epoch.commit.epoch.0, epoch.hash)).collect()
+    epochs(&chain).iter().map(|epoch| (epoch.commit.epoch.0, epoch.identity)).collect()
 }
 
 /// Polls until `enough` holds of what is appended, and returns that.

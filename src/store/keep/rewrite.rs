@@ -45,7 +45,7 @@ pub(in crate::store) fn rewrite(
     let sources = chain.all_segments();
     let first = chain.segment(*from.start())?;
     let previous = first.look(|index| Ok(index.previous()))?;
-    let previous_hash = if previous == EpochId::NONE { 0 } else { chain.epoch(previous)?.hash };
+    let previous_hash = if previous == EpochId::NONE { 0 } else { chain.epoch(previous)?.identity };
     let description = chain.description();
     let header = SegmentHeader {
         format: description.format,
@@ -75,7 +75,7 @@ pub(in crate::store) fn rewrite(
             } else {
                 Rewrite::new(chain, &epoch, &window)?.write(source, last, &mut out)?;
             }
-            last = (epoch.commit.epoch, epoch.hash);
+            last = (epoch.commit.epoch, epoch.identity);
             written += 1;
             window.clear();
             progress(done + epoch.commit_offset)?;
@@ -262,7 +262,7 @@ impl<'a> Rewrite<'a> {
         let payload = source.state(epoch, &mut buffer)?;
         pages.writer.state_again(&mut out.buffer, payload).map_err(StoreError::Input)?;
         let zero_pages = zeros.iter().fold(0, |sum: u64, run| sum.saturating_add(run.count));
-        let commit = epoch.commit.rewritten(epoch.hash, parent, pages.writer.totals(), zero_pages, base);
+        let commit = epoch.commit.rewritten(epoch.identity, parent, pages.writer.totals(), zero_pages, base);
         out.buffer.extend(commit.encode_frame(chain.description().chain));
         out.flush_full()
     }

@@ -152,10 +152,10 @@ impl Chain {
                     ),
                     error => error,
                 })?;
-                if begin.hash != point.identity {
+                if begin.identity != point.identity {
                     return Err(lost(
                         format!("epoch {} with identity {:032x}", point.epoch, point.identity),
-                        format!("{:032x}", begin.hash),
+                        format!("{:032x}", begin.identity),
                     ));
                 }
                 let (last, _) = trunk.locate(point.epoch)?;

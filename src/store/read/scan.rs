@@ -129,7 +129,7 @@ fn decide(mut walk: Walk<'_>, dir: &Path, read: Vec<Read>, proofs: &[Mark], unkn
                 walk.closed = false;
                 walk.epochs.truncate(index);
                 // What is sealed is proven, and so comes before what is not.
-                let last = walk.epochs.last().map(|epoch| (epoch.commit.epoch, epoch.hash));
+                let last = walk.epochs.last().map(|epoch| (epoch.commit.epoch, epoch.identity));
                 (walk.newest, walk.newest_hash) = last.filter(|last| last.0 > walk.before.0).unwrap_or(walk.before);
                 break;
             }
@@ -142,7 +142,7 @@ fn decide(mut walk: Walk<'_>, dir: &Path, read: Vec<Read>, proofs: &[Mark], unkn
             Content::Sealed(index) => Segment::sealed(numbers, path, file, bytes, walk.description.clone(), index),
             Content::Walked(pending) => {
                 let epochs = || walk.epochs.iter().filter(|epoch| epoch.segment == numbers);
-                let last = epochs().next_back().map_or((EpochId::NONE, 0), |epoch| (epoch.commit.epoch, epoch.hash));
+                let last = epochs().next_back().map_or((EpochId::NONE, 0), |epoch| (epoch.commit.epoch, epoch.identity));
                 let walked = pending.finish(epochs().count(), last, bytes).map_err(StoreError::Input)?;
                 Segment::walked(numbers, path, file, bytes, walk.description.clone(), walked)
             }
@@ -213,14 +213,14 @@ impl Scan {
                     continue;
                 }
                 let epoch = match segment.find(proof.epoch)?.map(|number| segment.epoch(number)) {
-                    Some(Ok(epoch)) if epoch.hash != proof.identity => epoch,
+                    Some(Ok(epoch)) if epoch.identity != proof.identity => epoch,
                     // One that cannot be read says so to whoever asks for it.
                     Some(Err(error)) if !error.is_damage() => return Err(error),
                     None if segment.epochs()? == 0 => continue,
                     _ => break,
                 };
                 let expected = format!("the epoch of identity {:032x}, which was durable", proof.identity);
-                let (found, offset) = (format!("{:032x}", epoch.hash), epoch.commit_offset);
+                let (found, offset) = (format!("{:032x}", epoch.identity), epoch.commit_offset);
                 let damage = Damage { file: segment.path().to_owned(), offset, epoch: proof.epoch, expected, found };
                 (self.newest, self.newest_hash) = (epoch.commit.parent, epoch.commit.parent_hash);
                 self.closed = false;

@@ -183,7 +183,7 @@ impl Segment {
             let error = FormatError::field("bytes of frames", FRAME_HEADER_BYTES + 32, expected, found);
             return Err(self.damaged(indexed.epoch, at, &error));
         }
-        Ok(Epoch { hash: commit.identity(&frame), commit, segment: self.numbers, offset, state_offset, commit_offset })
+        Ok(Epoch { identity: commit.identity(&frame), commit, segment: self.numbers, offset, state_offset, commit_offset })
     }
 
     /// Where the frame with this number of the index is.

@@ -511,7 +511,8 @@ impl<'a> Walk<'a> {
             return Err(differs("parent hash", begin + 8, hash, commit.parent_hash));
         }
         let hash = commit.identity(&[&header.encode(self.chain)[..], payload].concat());
-        let epoch = Epoch { commit, hash, segment: at.numbers, offset: current.offset, state_offset, commit_offset: offset };
+        let epoch =
+            Epoch { commit, identity: hash, segment: at.numbers, offset: current.offset, state_offset, commit_offset: offset };
         if let Some(pending) = &mut self.pending {
             let Epoch { offset, state_offset, commit_offset, .. } = epoch;
             let (epoch, base) = (commit.epoch, commit.base);

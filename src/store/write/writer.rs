@@ -202,7 +202,7 @@ impl Writer {
             chain: random_chain(&dir)?,
             created_unix_ns: unix_ns(),
             created_by: CREATED_BY.to_owned(),
-            branch_of: Some(BranchPoint { branch: of, epoch, identity: begin.hash }),
+            branch_of: Some(BranchPoint { branch: of, epoch, identity: begin.identity }),
             ..trunk.description().clone()
         };
         // Its files are not needed any more.
