@@ -430,7 +430,7 @@ fn said_first(dir: &Path, machine: &MachineSpec, error: CliError) -> CliError {
 
 fn unbuildable(dir: &Path, error: VmmError) -> CliError {
     match error {
-        source @ VmmError::Guest(_) => CliError::Unbuildable { file: dir.join("identity.json"), source },
+        source @ VmmError::Guest(_) => CliError::Unbuildable { file: dir.join("description.json"), source },
         other => other.into(),
     }
 }

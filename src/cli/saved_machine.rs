@@ -11,7 +11,7 @@ use crate::vmm::{MachineSpec, VmmError};
 
 /// The machine of a chain, whose description must fit the memory that the chain is about.
 pub(super) fn machine_of(dir: &Path, description: &Description) -> Result<MachineSpec, CliError> {
-    let file = || dir.join("identity.json");
+    let file = || dir.join("description.json");
     let spec: MachineSpec = serde_json::from_value(description.machine.clone())
         .map_err(|error| CliError::Unbuildable { file: file(), source: VmmError::Machine(error) })?;
     let same_memory = spec.regions() == description.memory && spec.device_regions() == description.device_memory();

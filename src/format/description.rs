@@ -1,4 +1,4 @@
-//! What a chain is: `identity.json`.
+//! What a chain is: `description.json`.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use super::{ChainId, FormatError};
 use crate::page::{EpochId, Gfn, PAGE_SIZE_U64, PageRun};
 use crate::xxh3::xxh3_64;
 
-/// The largest `identity.json`, in bytes.
+/// The largest `description.json`, in bytes.
 pub const DESCRIPTION_BYTES_MAX: usize = 1 << 20;
 
 /// One more than the highest gfn, and the most frames of all runs together.

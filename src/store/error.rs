@@ -39,7 +39,7 @@ pub enum StoreError {
         dir: PathBuf,
     },
     /// The directory holds other things than a chain.
-    #[error("the directory {} holds no store: it has no identity.json", dir.display())]
+    #[error("the directory {} holds no store: it has no description.json", dir.display())]
     NotAStore {
         /// The directory.
         dir: PathBuf,
@@ -74,7 +74,7 @@ pub enum StoreError {
         /// The version.
         found: u64,
     },
-    /// `identity.json` is not sound.
+    /// `description.json` is not sound.
     #[error("{} at offset {}: {source}", file.display(), source.offset())]
     Description {
         /// The file.

@@ -5,10 +5,10 @@ use std::fmt;
 use crate::format::SEGMENTS_MAX;
 
 /// The file that says what a chain is.
-pub(super) const DESCRIPTION: &str = "identity.json";
+pub(super) const DESCRIPTION: &str = "description.json";
 
 /// What becomes [`DESCRIPTION`] once it is whole and synced.
-pub(super) const DESCRIPTION_DRAFT: &str = "identity.tmp";
+pub(super) const DESCRIPTION_DRAFT: &str = "description.tmp";
 
 /// The file that says which epoch was durable.
 pub(super) const MARK: &str = "durable";
@@ -158,7 +158,7 @@ mod tests {
             "index-00000003",
             "index-00000004",
             "index-00000004.tmp",
-            "identity.json",
+            "description.json",
             "lock",
         ];
         let (live, replaced, leftovers) = listed(&names);

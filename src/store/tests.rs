@@ -141,7 +141,7 @@ fn what_is_lost_is_said_to_be_lost() {
         let mut model = Model::new(seed, Compression::None);
         life(&disk, &mut model).unwrap();
         let files = disk.files();
-        let names: Vec<_> = files.keys().filter(|name| !["identity.json", "lock"].contains(&name.as_str())).collect();
+        let names: Vec<_> = files.keys().filter(|name| !["description.json", "lock"].contains(&name.as_str())).collect();
         assert!(names.iter().any(|name| name.starts_with("index")), "{names:?}");
         let mut random = Random(seed);
         let mut lose = |files: &mut Files, name: &str| {
@@ -642,12 +642,12 @@ fn what_is_no_store_is_named() {
     assert!(matches!(Writer::create(at("file"), &new_chain(), SMALL).unwrap_err(), StoreError::NotADirectory { .. }));
 
     drop(Writer::create(at("store"), &new_chain(), SMALL).unwrap());
-    let description = fs::read_to_string(at("store/identity.json")).unwrap();
-    fs::write(at("store/identity.json"), description.replace("\"format\":1", "\"format\":5")).unwrap();
+    let description = fs::read_to_string(at("store/description.json")).unwrap();
+    fs::write(at("store/description.json"), description.replace("\"format\":1", "\"format\":5")).unwrap();
     assert!(matches!(both("store"), StoreError::Version { found: 5, .. }));
     let chain = Chain::open(at("store"));
-    assert!(chain.unwrap_err().to_string().contains("identity.json"));
-    fs::write(at("store/identity.json"), description.replace("\"vcpus\":1", "\"vcpus\":2")).unwrap();
+    assert!(chain.unwrap_err().to_string().contains("description.json"));
+    fs::write(at("store/description.json"), description.replace("\"vcpus\":1", "\"vcpus\":2")).unwrap();
     let error = Chain::open(at("store")).unwrap_err();
     assert!(error.is_damage(), "{error}");
 

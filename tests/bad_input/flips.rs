@@ -115,7 +115,7 @@ fn verifies(dir: &Path, missing: bool, twice: bool, at: &str) {
             assert!(!(missing && silent), "{at}: a reader misses something, and verify nothing");
             assert!(twice || !silent, "{at}: verify sees nothing");
         }
-        Err(error) => assert!(error.to_string().contains("identity.json"), "{at}: {error}"),
+        Err(error) => assert!(error.to_string().contains("description.json"), "{at}: {error}"),
     }
 }
 

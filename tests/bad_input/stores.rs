@@ -86,8 +86,8 @@ fn an_empty_directory_and_one_of_other_things() {
     all(dir.path(), &[CONTINUE], 1, &["is empty: it holds no store"]);
     assert!(read(dir.path()).is_empty());
     fs::write(dir.path().join("letter"), "text").unwrap();
-    all(dir.path(), &READERS, 1, &["identity.json"]);
-    all(dir.path(), &[CONTINUE], 1, &["identity.json"]);
+    all(dir.path(), &READERS, 1, &["description.json"]);
+    all(dir.path(), &[CONTINUE], 1, &["description.json"]);
     assert_eq!(read(dir.path()).len(), 1);
 }
 
@@ -197,7 +197,10 @@ fn hostile_machines() {
         run(&format!("verify --store {}", dir.path().display())).expect(0);
         for verb in ["restore", "restore --continue"] {
             let run = run(&format!("{verb} --kvm /nonexistent --store {}", dir.path().display())).expect(3);
-            assert!(run.stdout.is_empty() && run.stderr.contains(text) && run.stderr.contains("identity.json"), "{name}: {run}");
+            assert!(
+                run.stdout.is_empty() && run.stderr.contains(text) && run.stderr.contains("description.json"),
+                "{name}: {run}"
+            );
         }
     }
 }
@@ -206,7 +209,7 @@ fn hostile_machines() {
 #[test]
 fn hostile_identities() {
     let golden = read(&checkpoints().join("golden/plain"));
-    let text = String::from_utf8(golden["identity.json"].clone()).unwrap();
+    let text = String::from_utf8(golden["description.json"].clone()).unwrap();
     let line = text.lines().next().unwrap();
     for (from, to) in [
         (r#""count":1024"#, r#""count":0"#),
@@ -235,11 +238,11 @@ fn hostile_identities() {
 fn refuses_description(bytes: &[u8], name: &str) {
     let dir = tempfile::tempdir().unwrap();
     let mut files = read(&checkpoints().join("golden/plain"));
-    files.insert("identity.json".to_owned(), bytes.to_vec());
+    files.insert("description.json".to_owned(), bytes.to_vec());
     write(dir.path(), &files);
     for verb in READERS.iter().chain(&[CONTINUE]) {
         let run = run(&format!("{verb} --store {}", dir.path().display())).expect(3);
-        assert!(run.stdout.is_empty() && run.stderr.contains("identity.json"), "{name}: {run}");
+        assert!(run.stdout.is_empty() && run.stderr.contains("description.json"), "{name}: {run}");
     }
     files.remove("lock");
     assert!(read(dir.path()) == files, "{name}");
@@ -247,7 +250,7 @@ fn refuses_description(bytes: &[u8], name: &str) {
 
 #[test]
 fn pipes_and_directories_in_place_of_files() {
-    for name in ["identity.json", "segment-00000002"] {
+    for name in ["description.json", "segment-00000002"] {
         let dir = tempfile::tempdir().unwrap();
         let mut files = read(&checkpoints().join("golden/plain"));
         files.remove(name);

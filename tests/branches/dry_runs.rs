@@ -37,7 +37,7 @@ fn beside_writers_and_a_compaction() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path());
     // Something to put right, in a branch that nobody writes to.
-    fs::write(store.join("branches/c/identity.tmp"), "draft").unwrap();
+    fs::write(store.join("branches/c/description.tmp"), "draft").unwrap();
     let rests: Vec<_> = DRY_RUNS.map(|line| verb(line, &store, "").expect(0).stdout).into();
     let (mut main, _) = Writer::open(&store, SEGMENT_EACH).unwrap();
     let (b, _) = Writer::open_branch(&store, "b", SEGMENT_EACH).unwrap();
@@ -56,7 +56,7 @@ fn beside_writers_and_a_compaction() {
     }
     assert!(tree(&store) == before);
     let steps = verb("repair --dry-run", &store, "").expect(0).stdout;
-    assert!(steps.contains("remove branches/c/identity.tmp") && steps.contains("1 steps to take"), "{steps}");
+    assert!(steps.contains("remove branches/c/description.tmp") && steps.contains("1 steps to take"), "{steps}");
     // Without `--dry-run` the lock is asked for.
     verb("repair", &store, "").refused(4, &["in use by another writer"]);
     verb("prune --keep-last 2", &store, "").expect(4);

@@ -98,13 +98,13 @@ fn a_chain_that_is_written_is_pruned() {
 fn what_cannot_be_pruned_stays_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path());
-    std::fs::write(store.join("branches/d/identity.json"), "{}\n").unwrap();
+    std::fs::write(store.join("branches/d/description.json"), "{}\n").unwrap();
     let files = || {
         let names = std::fs::read_dir(&store).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
         names.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect::<BTreeMap<_, _>>()
     };
     let before = files();
     // What that branch leans on is not known.
-    verb("prune", &store, "--keep-last 1").refused(3, &["branches/d/identity.json"]);
+    verb("prune", &store, "--keep-last 1").refused(3, &["branches/d/description.json"]);
     assert!(files() == before);
 }

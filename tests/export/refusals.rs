@@ -55,8 +55,8 @@ fn files_of_the_store_itself() {
     let store = dir.path().join("store");
     let files = read(&checkpoints().join("golden/churn"));
     write(&store, &files);
-    std::os::unix::fs::symlink("store/identity.json", dir.path().join("link")).unwrap();
-    for out in ["store/identity.json", "store/new", "link"] {
+    std::os::unix::fs::symlink("store/description.json", dir.path().join("link")).unwrap();
+    for out in ["store/description.json", "store/new", "link"] {
         let line = format!("export --store {} --format raw --force --out {}", store.display(), dir.path().join(out).display());
         run(&line).refused(2, &["is in the store itself"]);
     }

@@ -195,7 +195,7 @@ fn a_chain_is_small_again_when_a_disk_was_full() {
     let settled = |running: &mut Running, from: u64| {
         let start = Instant::now();
         loop {
-            let (newest, epochs) = if store.join("identity.json").exists() { newest(&store) } else { (0, 0) };
+            let (newest, epochs) = if store.join("description.json").exists() { newest(&store) } else { (0, 0) };
             if newest > from + 60 && newest > 60 + epochs as u64 && used(&disk.place) < 36 << 20 {
                 return newest;
             }

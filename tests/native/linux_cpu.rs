@@ -24,7 +24,7 @@ fn a_guest_at_a_level_boots_and_is_movable() {
         assert!(!has(name), "{name} in {flags}");
     }
     guest.kill();
-    let description = std::fs::read_to_string(store.join("identity.json")).unwrap();
+    let description = std::fs::read_to_string(store.join("description.json")).unwrap();
     assert!(description.contains("\"cpu\":\"x86-64-v2\""), "{description}");
     let checked = run(&format!("restore --check --json --store {}", store.display())).expect(0).json();
     assert_eq!(checked["can_run"], true, "{checked}");

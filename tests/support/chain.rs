@@ -91,7 +91,7 @@ impl Builder {
             branch_of: None,
         };
         let mut builder = Self {
-            files: Files::from([("identity.json".to_owned(), description.encode().unwrap())]),
+            files: Files::from([("description.json".to_owned(), description.encode().unwrap())]),
             truth: BTreeMap::new(),
             chain: ChainId(chain),
             segment: 0,

@@ -1,4 +1,4 @@
-//! `identity.json`: what the chain is.
+//! `description.json`: what the chain is.
 
 use std::io::ErrorKind;
 
@@ -12,7 +12,7 @@ use crate::page::{Gfn, PageRun};
 use crate::xxh3::xxh3_64;
 
 /// The name of the file.
-pub(super) const NAME: &str = "identity.json";
+pub(super) const NAME: &str = "description.json";
 /// The name of the chain in the store's directory itself.
 pub(super) const MAIN: &str = "main";
 const BYTES_MAX: usize = 1 << 20;

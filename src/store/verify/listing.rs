@@ -311,5 +311,5 @@ fn segments(place: &Place, prefix: &str, files: &Arc<OpenFiles>) -> Result<(Vec<
 /// Whether `name` is that of a file that is made under it and renamed when it is whole.
 fn is_draft(name: &str) -> bool {
     let index = |name: &str| name.strip_suffix(".tmp").and_then(|name| Numbers::parse(name, "index-")).is_some();
-    matches!(name, "identity.tmp" | "compact.tmp" | "durable.tmp") || index(name)
+    matches!(name, "description.tmp" | "compact.tmp" | "durable.tmp") || index(name)
 }

@@ -90,7 +90,7 @@ impl Input {
         let numbers = numbers(self.wide, self.segments.len()).into_iter().map(|(first, last)| SegmentNumbers { first, last });
         let segments = numbers.zip(&self.segments).map(|(numbers, bytes)| (numbers.file_name(), bytes.clone()));
         let mark = self.mark().map(|mark| ("durable".to_owned(), mark));
-        segments.chain(mark).chain([("identity.json".to_owned(), description.encode().unwrap())]).collect()
+        segments.chain(mark).chain([("description.json".to_owned(), description.encode().unwrap())]).collect()
     }
 
     /// The bytes of the mark.

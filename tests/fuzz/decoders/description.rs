@@ -1,5 +1,5 @@
-//! `identity.json`: the reader and `verify` take the same files, and what is read is written as it
-//! was. The machine in it is the command's to decode.
+//! `description.json`: the reader and `verify` take the same files, and what is read is written as
+//! it was. The machine in it is the command's to decode.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use twox_hash::XxHash3_64;
 use super::{Bytes, Files, Random, bytes_then, fixtures, scratch};
 
 pub(super) fn check(data: &[u8]) {
-    scratch::with(&Files::from([("identity.json".to_owned(), data.to_vec())]), |dir| {
+    scratch::with(&Files::from([("description.json".to_owned(), data.to_vec())]), |dir| {
         let parsed = Description::parse(data);
         let verified = verify(dir, &VerifyOptions::default(), &mut |_| {});
         let opened = Chain::open(dir);
@@ -144,7 +144,7 @@ fn memory(line: &mut Vec<u8>, random: &mut Random) {
 }
 
 pub(super) fn seeds(checkpoints: &Path) -> Vec<Vec<u8>> {
-    let mut seeds: Vec<_> = fixtures(checkpoints).iter().filter_map(|files| files.get("identity.json").cloned()).collect();
+    let mut seeds: Vec<_> = fixtures(checkpoints).iter().filter_map(|files| files.get("description.json").cloned()).collect();
     seeds.sort();
     seeds.dedup();
     seeds

@@ -178,7 +178,7 @@ fn no_flipped_byte_of_a_branch_goes_unnoticed() {
     let (dir, chains) = family();
     for (file, sound) in [
         ("branches/c/segment-00000001", chains["c"].segments[0].clone()),
-        ("branches/c/identity.json", fs::read(dir.path().join("branches/c/identity.json")).unwrap()),
+        ("branches/c/description.json", fs::read(dir.path().join("branches/c/description.json")).unwrap()),
     ] {
         for at in 0..sound.len() {
             let mut changed = sound.clone();
@@ -210,5 +210,5 @@ fn too_many_branches_behind_each_other_are_damage() {
     }
     let report = run(dir.path());
     assert_eq!(kinds(&report), [DamageKind::Branch], "{report:#?}");
-    assert_eq!((report.damage[0].file.as_str(), report.epochs), ("branches/b065/identity.json", 65));
+    assert_eq!((report.damage[0].file.as_str(), report.epochs), ("branches/b065/description.json", 65));
 }

@@ -67,7 +67,7 @@ fn no_flipped_byte_goes_unnoticed_without_a_close_frame() {
 #[test]
 fn no_flipped_bit_of_the_description_goes_unnoticed() {
     let dir = closed().save();
-    let path = dir.path().join("identity.json");
+    let path = dir.path().join("description.json");
     let bytes = fs::read(&path).unwrap();
     for at in 0..bytes.len() {
         for bit in 0..8 {
@@ -87,7 +87,7 @@ fn each_reason_for_an_error_is_told_apart() {
     let dir = TempDir::new().unwrap();
     let path = dir.path();
     let at = |line: &str| {
-        fs::write(path.join("identity.json"), description_text(line)).unwrap();
+        fs::write(path.join("description.json"), description_text(line)).unwrap();
         try_run(path).unwrap_err()
     };
     assert!(matches!(try_run(&path.join("none")).unwrap_err(), VerifyError::NoDirectory { .. }));
@@ -95,17 +95,17 @@ fn each_reason_for_an_error_is_told_apart() {
     assert!(matches!(try_run(&path.join("file")).unwrap_err(), VerifyError::NotADirectory { .. }));
     assert!(matches!(try_run(&path.join("file/more")).unwrap_err(), VerifyError::NotADirectory { .. }));
     assert!(matches!(try_run(path).unwrap_err(), VerifyError::NoDescription { .. }));
-    fs::write(path.join("identity.tmp"), description_text(&description_line())).unwrap();
+    fs::write(path.join("description.tmp"), description_text(&description_line())).unwrap();
     assert!(matches!(try_run(path).unwrap_err(), VerifyError::NoDescription { .. }));
-    fs::create_dir(path.join("identity.json")).unwrap();
+    fs::create_dir(path.join("description.json")).unwrap();
     assert!(matches!(try_run(path).unwrap_err(), VerifyError::NotAFile { .. }));
-    fs::remove_dir(path.join("identity.json")).unwrap();
+    fs::remove_dir(path.join("description.json")).unwrap();
 
     // The version counts before all else, even before the hash.
-    fs::write(path.join("identity.json"), "{\"format\": 5}\nsomething else\n").unwrap();
+    fs::write(path.join("description.json"), "{\"format\": 5}\nsomething else\n").unwrap();
     let error = try_run(path).unwrap_err();
     assert!(matches!(&error, VerifyError::Version { found, .. } if found == "5"), "{error:?}");
-    assert_eq!(error.to_string(), format!("{}: expected format 1, found format 5", path.join("identity.json").display()));
+    assert_eq!(error.to_string(), format!("{}: expected format 1, found format 5", path.join("description.json").display()));
     assert!(matches!(at(&description_line().replace("\"format\": 1", "\"format\": \"1\"")), VerifyError::Version { .. }));
 
     let line = description_line();
@@ -144,15 +144,15 @@ fn each_reason_for_an_error_is_told_apart() {
         description_text(&deep),
     ];
     for text in texts {
-        fs::write(path.join("identity.json"), text).unwrap();
+        fs::write(path.join("description.json"), text).unwrap();
         assert!(matches!(try_run(path).unwrap_err(), VerifyError::Description { .. }));
     }
-    fs::write(path.join("identity.json"), &text).unwrap();
+    fs::write(path.join("description.json"), &text).unwrap();
     assert_eq!(run(path).segments, 0);
-    fs::write(path.join("identity.json"), format!("{text}{}", " ".repeat(1 << 20))).unwrap();
+    fs::write(path.join("description.json"), format!("{text}{}", " ".repeat(1 << 20))).unwrap();
     assert!(matches!(try_run(path).unwrap_err(), VerifyError::Description { .. }));
 
-    fs::write(path.join("identity.json"), text).unwrap();
+    fs::write(path.join("description.json"), text).unwrap();
     fs::create_dir(path.join("segment-00000001")).unwrap();
     let error = try_run(path).unwrap_err();
     assert!(matches!(&error, VerifyError::NotAFile { path } if path.ends_with("segment-00000001")), "{error:?}");
@@ -203,7 +203,7 @@ fn resynchronising_takes_linear_time() {
 fn zeros_cost_what_is_there() {
     let dir = TempDir::new().unwrap();
     let line = description_line().replace("\"count\": 256", "\"count\": 1099510579200");
-    fs::write(dir.path().join("identity.json"), description_text(&line)).unwrap();
+    fs::write(dir.path().join("description.json"), description_text(&line)).unwrap();
     let mut writer = Writer::new();
     writer.epoch(
         1,

@@ -375,7 +375,7 @@ impl Writer {
             line = line.replace("\"later\": null}", &of);
         }
         fs::create_dir_all(dir).unwrap();
-        fs::write(dir.join("identity.json"), description_text(&line)).unwrap();
+        fs::write(dir.join("description.json"), description_text(&line)).unwrap();
         fs::write(dir.join("lock"), "writer").unwrap();
         if let Some(mark) =
             self.mark.clone().unwrap_or_else(|| Some(mark::slots(self, [if self.marks { self.durable } else { 0 }; 3])))

@@ -124,8 +124,8 @@ fn what_nothing_needs_goes() {
     plan(dir.path(), None).unwrap().apply().unwrap();
     let names: Vec<_> = files(dir.path()).into_keys().collect();
     let kept = [
+        "description.json",
         "durable",
-        "identity.json",
         "index-00000001-00000002",
         "notes.txt",
         "segment-00000001-00000002",
@@ -299,8 +299,8 @@ fn what_is_lost_is_cut_only_when_told() {
 fn a_branch_in_use_is_left_alone() {
     let (dir, _) = family();
     let lock = dir.path().join("branches/a/lock");
-    fs::write(dir.path().join("branches/a/identity.tmp"), "").unwrap();
-    fs::write(dir.path().join("branches/b/identity.tmp"), "").unwrap();
+    fs::write(dir.path().join("branches/a/description.tmp"), "").unwrap();
+    fs::write(dir.path().join("branches/b/description.tmp"), "").unwrap();
     let held = fs::File::open(&lock).unwrap();
     held.try_lock().unwrap();
     let plan = plan(dir.path(), None).unwrap();
