@@ -109,3 +109,22 @@ pub fn main(process_start: Instant) -> ExitCode {
         Err(error) => error.report(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_verb_is_described_and_has_a_schema() {
+        let (command, schemas) = (include_str!("../../docs/command.md"), include_str!("../../docs/schema/README.md"));
+        for verb in Command::command().get_subcommands() {
+            let name = verb.get_name();
+            assert!(verb.get_arguments().any(|argument| argument.get_long() == Some("json")), "{name} has --json");
+            assert!(schemas.contains(&format!("[`{name}`]({name}.schema.json)")), "docs/schema/README.md has a row for {name}");
+            let described = command.split(|c: char| !c.is_alphanumeric()).any(|word| word == name);
+            assert!(described, "docs/command.md describes {name}");
+        }
+    }
+}

@@ -86,6 +86,15 @@ impl FrameKind {
         }
     }
 
+    /// Whether it stands between epochs and is in none: its sequence is 0.
+    #[must_use]
+    pub const fn is_between_epochs(self) -> bool {
+        match self {
+            Self::SegmentHeader | Self::Close | Self::Durable => true,
+            Self::Pages | Self::Zeros | Self::State | Self::Commit => false,
+        }
+    }
+
     /// The payload's smallest and largest size in bytes.
     const fn payload_bytes(self) -> (u32, u32) {
         match self {
@@ -182,7 +191,7 @@ impl FrameHeader {
             _ => {}
         }
         let sequence = fields.u32("sequence")?;
-        if matches!(kind, FrameKind::SegmentHeader | FrameKind::Close | FrameKind::Durable) && sequence != 0 {
+        if kind.is_between_epochs() && sequence != 0 {
             return Err(FormatError::field("sequence", 16, 0, sequence));
         }
         let length = fields.u32("length")?;

@@ -143,7 +143,13 @@ impl MachineState {
                 VcpuPiece::Lapic => self.vm.ioapic.is_some() || seen.iter().any(|seen| seen.has(*piece)),
                 // Either this or the FPU alone.
                 VcpuPiece::Xsave => !seen.iter().any(|seen| seen.has(VcpuPiece::Fpu)) || seen.iter().any(|seen| seen.has(*piece)),
-                _ => true,
+                VcpuPiece::MpState
+                | VcpuPiece::Events
+                | VcpuPiece::Regs
+                | VcpuPiece::Sregs
+                | VcpuPiece::DebugRegs
+                | VcpuPiece::Msrs
+                | VcpuPiece::Cpuid => true,
             };
             let missing = self.vcpus.iter().zip(seen).find(|(_, seen)| needed && !seen.has(*piece));
             if let Some((vcpu, _)) = missing {

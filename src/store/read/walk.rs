@@ -294,7 +294,7 @@ impl<'a> Walk<'a> {
     /// Takes one frame whose header is sound.
     fn frame(&mut self, at: &At<'_>, window: &mut Window<'_>, offset: u64, header: &FrameHeader) -> Result<(), StoreError> {
         let mut buffer = std::mem::take(&mut self.buffer);
-        let small = matches!(header.kind, FrameKind::SegmentHeader | FrameKind::Commit | FrameKind::Close | FrameKind::Durable);
+        let small = header.kind.is_between_epochs() || header.kind == FrameKind::Commit;
         let payload = if small { small_payload(at, window, offset, header, &mut buffer).map(Some) } else { Ok(None) };
         let result = match payload {
             Ok(None) => self.body_frame(offset, header),

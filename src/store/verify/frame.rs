@@ -50,6 +50,14 @@ impl Kind {
         })
     }
 
+    /// Whether it stands between epochs and is in none.
+    pub(super) fn is_between_epochs(self) -> bool {
+        match self {
+            Self::Segment | Self::Close | Self::Durable => true,
+            Self::Pages | Self::Zeros | Self::State | Self::Commit => false,
+        }
+    }
+
     /// The lengths that a payload may have, where the kind has only some.
     pub(super) fn lengths(self) -> Option<&'static [u32]> {
         match self {
@@ -109,7 +117,7 @@ impl Header {
             let expected = if kind == Kind::Segment { "epoch 0" } else { "an epoch, at least 1" };
             return Err(Fault::new(DamageKind::Epoch, offset + 8, expected, epoch.to_string()));
         }
-        if matches!(kind, Kind::Segment | Kind::Close | Kind::Durable) && sequence != 0 {
+        if kind.is_between_epochs() && sequence != 0 {
             return Err(Fault::new(DamageKind::Sequence, offset + 16, "0", sequence.to_string()));
         }
         Ok(Self { kind, epoch, sequence, length, checksum: u64_at(raw, 32), raw: *raw })

@@ -515,8 +515,8 @@ fn scan(mut pieces: Pieces<'_>, numbers: super::names::Numbers, chain: &Chain, l
         let bytes = frame.bytes();
         match frame.kind {
             Kind::Segment if at == 0 => {}
-            Kind::Close | Kind::Durable if open.is_none() => {}
-            Kind::Segment | Kind::Close | Kind::Durable => {
+            kind if kind.is_between_epochs() && kind != Kind::Segment && open.is_none() => {}
+            kind if kind.is_between_epochs() => {
                 let fault =
                     Fault::new(DamageKind::Kind, at + 4, format!("a frame of epoch {epoch}"), format!("{:?}", frame.kind));
                 scan.faults.push((Some(epoch), fault));

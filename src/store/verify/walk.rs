@@ -458,7 +458,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
         match header.kind {
             Kind::Segment => self.segment_header(place, pieces, header),
             Kind::Close | Kind::Durable => self.synced(place, pieces, header),
-            _ => self.epoch_frame(place, pieces, blocks, header),
+            Kind::Pages | Kind::Zeros | Kind::State | Kind::Commit => self.epoch_frame(place, pieces, blocks, header),
         }
     }
 

@@ -43,4 +43,4 @@ pub(in crate::vmm) use record::unknown;
 pub use set::Devices;
 pub(in crate::vmm) use set::Quiet;
 #[cfg(test)]
-pub(in crate::vmm) use testing::machine_devices;
+pub(in crate::vmm) use testing::{RECORDS, machine_devices};

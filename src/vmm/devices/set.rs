@@ -308,7 +308,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::vmm::devices::testing::Machine;
+    use crate::vmm::devices::testing::{Machine, RECORDS};
 
     fn devices(disks: usize) -> Devices {
         let Machine { devices, memory, .. } = Machine::new(disks);
@@ -359,7 +359,8 @@ mod tests {
         let devices = devices(2);
         let saved = devices.quiet().capture();
         let names: Vec<_> = saved.iter().map(|state| (&*state.name, state.index)).collect();
-        assert_eq!(names, [("serial", 0), ("power", 0), ("rtc", 0), ("entropy", 0), ("disk", 0), ("disk", 1)]);
+        let expected: Vec<_> = RECORDS.iter().map(|name| (*name, 0)).chain([("disk", 0), ("disk", 1)]).collect();
+        assert_eq!(names, expected);
         devices.restore(&saved).unwrap();
         for at in 0..saved.len() {
             let mut less = saved.clone();

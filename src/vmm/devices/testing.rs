@@ -24,6 +24,9 @@ impl Line for FakeLine {
     }
 }
 
+/// The records of the list's devices, in its order. Those of disks come behind them.
+pub(in crate::vmm) const RECORDS: &[&str] = &["serial", "power", "rtc", "entropy"];
+
 /// All devices of a machine with 1 MiB of memory and with disks of 1 MiB.
 pub(super) struct Machine {
     pub(super) devices: Vec<Box<dyn Device>>,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use slackwater::format::StateRecord;
 use slackwater::format::{ChainId, EpochWriter, FRAME_HEADER_BYTES, decode_state, unpack_state};
-use slackwater::machine::MachineState;
+use slackwater::machine::{MachineState, VcpuPiece, VmPiece};
 use slackwater::page::EpochId;
 
 use super::frames::{STATE, cut, u32_at};
@@ -40,32 +40,16 @@ fn encoded(records: &[StateRecord]) -> Vec<u8> {
     frame[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + length].to_vec()
 }
 
-const NAMES: [&str; 19] = [
-    "vcpu.mp_state",
-    "vcpu.events",
-    "vcpu.regs",
-    "vcpu.sregs",
-    "vcpu.fpu",
-    "vcpu.xsave",
-    "vcpu.xcrs",
-    "vcpu.debugregs",
-    "vcpu.msrs",
-    "vcpu.lapic",
-    "vcpu.tsc_khz",
-    "vcpu.cpuid",
-    "vm.pit2",
-    "vm.pic_master",
-    "vm.pic_slave",
-    "vm.ioapic",
-    "vm.clock",
-    "device.serial",
-    "device.",
-];
+/// Names of records: those of every piece, of a device, and of a device without a name.
+fn names() -> Vec<&'static str> {
+    let vcpu = VcpuPiece::ALL.iter().map(|piece| piece.name());
+    vcpu.chain(VmPiece::ALL.iter().map(|piece| piece.name())).chain(["device.serial", "device."]).collect()
+}
 
 /// State of a few small records, packed or not.
 pub(super) fn payload(random: &mut Random) -> Vec<u8> {
     let records = (0..random.below(4) as u32).map(|index| StateRecord {
-        name: random.pick(&NAMES).to_string(),
+        name: random.pick(&names()).to_string(),
         index,
         version: 1,
         data: (0..random.below(40)).map(|at| if at % 3 == 0 { random.next().to_le_bytes()[0] } else { 0 }).collect(),
@@ -85,11 +69,11 @@ pub(super) fn mutate(data: &mut Vec<u8>, random: &mut Random, bytes: Bytes<'_>) 
         let at = random.below(records.len());
         match random.below(8) {
             0 => vcpus = random.below(10).to_le_bytes()[0],
-            1 => records.push(StateRecord { name: random.pick(&NAMES).to_string(), index: 0, version: 1, data: Vec::new() }),
+            1 => records.push(StateRecord { name: random.pick(&names()).to_string(), index: 0, version: 1, data: Vec::new() }),
             _ if records.is_empty() => {}
             2 => drop(records.remove(at)),
             3 => records[at].index = u32_at(&random.number().to_le_bytes(), 0),
-            4 => records[at].name = random.pick(&NAMES).to_string(),
+            4 => records[at].name = random.pick(&names()).to_string(),
             5 => {
                 let length = records[at].data.len();
                 let length = *random.pick(&[length + 1, length.saturating_sub(1), 416, 512, 520, 1024, 4096, 8, 16, 40]);

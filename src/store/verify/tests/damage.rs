@@ -291,7 +291,7 @@ fn each_broken_promise_is_named() {
         ("digest without audit", commit(put(176, [1])), K::Flags),
         ("frame reserved", header(1, 6, &[1]), K::Reserved),
         ("kind 0", header(1, 4, &[0]), K::Kind),
-        ("kind 8", header(1, 4, &[8]), K::Kind),
+        ("no kind", header(1, 4, &[NO_KIND]), K::Kind),
         ("kind 127", header(1, 4, &[127]), K::Kind),
         ("segment header of an epoch", header(1, 4, &[1]), K::Epoch),
         ("another chain", header(1, 31, &[0]), K::Chain),

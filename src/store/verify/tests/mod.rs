@@ -40,6 +40,8 @@ const STATE: u8 = 4;
 const COMMIT: u8 = 5;
 const CLOSE: u8 = 6;
 const DURABLE: u8 = 7;
+/// The first number that no kind has.
+const NO_KIND: u8 = 8;
 
 fn frame(kind: u8, epoch: u64, sequence: u32, payload: &[u8]) -> Vec<u8> {
     frame_of(&CHAIN, kind, epoch, sequence, payload)
