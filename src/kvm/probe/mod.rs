@@ -1,5 +1,6 @@
 //! Checks of what KVM does and does not promise, with a tiny guest, on the kernel at hand.
 
+mod fault_cost;
 mod guest;
 mod kernel;
 mod page_state;
@@ -10,6 +11,7 @@ mod stay_writable;
 #[cfg(test)]
 mod tests;
 
+pub use fault_cost::fault_cost;
 pub use kernel::runs_kernels;
 pub use page_state::PageState;
 pub use refused::Refused;

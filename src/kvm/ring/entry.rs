@@ -6,7 +6,7 @@
 //! that the kernel sees whatever user space did to the entry before it. Entries are taken strictly
 //! in order.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// `KVM_DIRTY_GFN_F_DIRTY`, include/uapi/linux/kvm.h.
 const DIRTY: u32 = 1;
@@ -72,14 +72,12 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    /// Reads every entry that is dirty, in order, as (slot, offset). Returns how many: at most as
-    /// many as the ring has, even if the kernel goes on filling. They stay the user's until
+    /// Reads up to `most` entries that are dirty, in order, as (slot, offset). Returns how many: at
+    /// most as many as the ring has, even if the kernel goes on filling. They stay the user's until
     /// [`give_back`](Self::give_back): read twice, they are the same and perhaps more.
-    pub(super) fn read<E: Entry>(&self, entries: &[E], mut take: impl FnMut(u32, u64)) -> usize {
-        let (from_next, from_start) =
-            (entries.get(self.next..).unwrap_or_default(), entries.get(..self.next).unwrap_or_default());
+    pub(super) fn read<E: Entry>(&self, entries: &[E], most: usize, mut take: impl FnMut(u32, u64)) -> usize {
         let mut read = 0;
-        for entry in from_next.iter().chain(from_start) {
+        for entry in self.in_order(entries).take(most) {
             if !is_listed(entry) {
                 break;
             }
@@ -89,9 +87,42 @@ impl Cursor {
         read
     }
 
+    /// All entries, from the next one to take.
+    fn in_order<'e, E: Entry>(&self, entries: &'e [E]) -> impl Iterator<Item = &'e E> {
+        let (before, from_next) = entries.split_at(self.next.min(entries.len()));
+        from_next.iter().chain(before)
+    }
+
+    /// How many entries there are to read, while the kernel may list more. It looks at few of them:
+    /// entries are filled in order, so those that are listed come before all others.
+    pub(super) fn listed<E: Entry>(&self, entries: &[E]) -> usize {
+        let at = |index: usize| {
+            let place = self.next + index;
+            entries.get(if place < entries.len() { place } else { place - entries.len() })
+        };
+        let (mut listed, mut unknown) = (0, entries.len());
+        while listed < unknown {
+            let middle = listed + (unknown - listed) / 2;
+            if at(middle).is_some_and(is_listed) { listed = middle + 1 } else { unknown = middle }
+        }
+        listed
+    }
+
     /// Whether there is an entry to read. Those that were given back do not count.
     pub(super) fn lists_any<E: Entry>(&self, entries: &[E]) -> bool {
         entries.get(self.next).is_some_and(is_listed)
+    }
+
+    /// Whether every entry is to be read, or was to be before the newest `given_back` of them were
+    /// given back: then the kernel may have gone round and overwritten some. While it lists more
+    /// this holds for all that was read and given back: what the kernel overwrites later is not
+    /// harvested, and shows in the count of the reset.
+    pub(super) fn is_full<E: Entry>(&self, entries: &[E], given_back: usize) -> bool {
+        // The entry in front of the oldest one, filled last.
+        fence(Ordering::SeqCst);
+        let len = entries.len();
+        let last = (self.next + 2 * len).checked_sub(given_back + 1).and_then(|place| place.checked_rem(len));
+        last.and_then(|last| entries.get(last)).is_some_and(is_listed)
     }
 
     /// Marks `count` entries, which were read, as harvested, in order: the kernel will protect what
@@ -225,7 +256,7 @@ mod tests {
             let mut said = Vec::new();
             let mut harvest = || {
                 let before = taken.len();
-                let count = cursor.read(&entries, |slot, offset| {
+                let count = cursor.read(&entries, usize::MAX, |slot, offset| {
                     assert_eq!(slot, 7);
                     taken.push(offset);
                 });
@@ -254,7 +285,7 @@ mod tests {
         let mut cursor = Cursor { next: 3 };
         for _ in 0..2 {
             let mut taken = Vec::new();
-            assert_eq!(cursor.read(&entries, |_, offset| taken.push(offset)), 4);
+            assert_eq!(cursor.read(&entries, usize::MAX, |_, offset| taken.push(offset)), 4);
             assert_eq!(taken, [3, 0, 1, 2]);
         }
         let mut say = 10;
@@ -262,7 +293,7 @@ mod tests {
             say += 1;
             (say, u64::from(say))
         });
-        assert_eq!(cursor.read(&entries, |_, _| panic!("nothing is left")), 0);
+        assert_eq!(cursor.read(&entries, usize::MAX, |_, _| panic!("nothing is left")), 0);
         assert!(entries.iter().all(|entry| entry.load_flags_acquire() == HARVESTED));
         assert_eq!(
             entries.iter().map(|entry| (entry.slot(), entry.offset())).collect::<Vec<_>>(),

@@ -295,16 +295,33 @@ impl VmRings {
         self.rings.len()
     }
 
+    /// How many entries the rings list that no harvest has taken and given back, while the kernel
+    /// may list more. Takes a few reads a ring.
+    #[must_use]
+    pub fn listed(&self) -> u64 {
+        self.rings.iter().map(|ring| ring.cursor.listed(ring.entries()) as u64).sum()
+    }
+
     /// Reads what the rings list. No allocation. A harvest that is dropped changes nothing: the
     /// next one lists its pages again.
     pub fn harvest(&mut self) -> Harvest<'_> {
+        self.harvest_each(usize::MAX)
+    }
+
+    /// As [`harvest`](Self::harvest), but about `most` entries, the oldest of each ring: the kernel
+    /// holds locks while it resets, which a vCPU may wait for.
+    pub fn harvest_some(&mut self, most: usize) -> Harvest<'_> {
+        self.harvest_each(most.div_ceil(self.rings.len().max(1)))
+    }
+
+    fn harvest_each(&mut self, most: usize) -> Harvest<'_> {
         // A reset that somebody began and forgot; where it failed, nothing is known.
         let forgotten = Lost::Reset { harvested: self.unreset, reset: 0 };
         let mut lost = self.finish_reset().map_or(Some(forgotten), |reset| reset.lost);
         self.pages.clear();
         for (vcpu, ring) in self.rings.iter_mut().enumerate() {
-            ring.read = ring.cursor.read(ring.entries(), |slot, offset| self.pages.push(DirtyPage { slot, offset }));
-            if ring.read == ring.entries {
+            ring.read = ring.cursor.read(ring.entries(), most, |slot, offset| self.pages.push(DirtyPage { slot, offset }));
+            if ring.cursor.is_full(ring.entries(), 0) {
                 lost.get_or_insert(Lost::Overflow { vcpu, entries: self.size.entries() });
             }
         }
@@ -315,13 +332,19 @@ impl VmRings {
     }
 
     /// Gives the harvest in hand back to the kernel, as `pages` and then as entries that it skips.
-    fn give_back(&mut self, mut pages: impl Iterator<Item = DirtyPage>) {
-        for ring in &mut self.rings {
+    /// Returns whether it may have overwritten some meanwhile.
+    fn give_back(&mut self, mut pages: impl Iterator<Item = DirtyPage>) -> Option<Lost> {
+        let mut lost = None;
+        for (vcpu, ring) in self.rings.iter_mut().enumerate() {
             let (mut cursor, read) = (std::mem::take(&mut ring.cursor), std::mem::take(&mut ring.read));
             cursor.give_back(ring.entries(), read, || pages.next().map_or((NO_SLOT, 0), |page| (page.slot, page.offset)));
+            if read < ring.entries && cursor.is_full(ring.entries(), read) {
+                lost.get_or_insert(Lost::Overflow { vcpu, entries: self.size.entries() });
+            }
             ring.cursor = cursor;
             self.unreset += read as u64;
         }
+        lost
     }
 
     /// Finishes the reset that was [begun](Harvest::begin_reset): does it, or waits for the thread
@@ -381,6 +404,13 @@ impl<'r> Harvest<'r> {
     #[must_use]
     pub fn while_parked(&self, parked: &Parked<'_>) -> &[DirtyPage] {
         let _ = parked;
+        &self.rings.pages
+    }
+
+    /// As [`while_parked`](Self::while_parked), while vCPUs may run: for choosing which of the
+    /// pages are to be protected. What they hold must not be read before the reset.
+    #[must_use]
+    pub fn names(&self) -> &[DirtyPage] {
         &self.rings.pages
     }
 
@@ -448,8 +478,9 @@ impl<'r> Harvest<'r> {
 
     fn give_back_all(&mut self) {
         let pages = std::mem::take(&mut self.rings.pages);
-        self.rings.give_back(pages.iter().copied());
+        let lost = self.rings.give_back(pages.iter().copied());
         self.rings.pages = pages;
+        self.lost = self.lost.or(lost);
     }
 
     fn give_back_instead(&mut self, pages: &[DirtyPage]) -> Result<(), RingError> {
@@ -457,7 +488,8 @@ impl<'r> Harvest<'r> {
         if pages.len() > room {
             return Err(RingError::NoRoom { pages: pages.len(), room });
         }
-        self.rings.give_back(pages.iter().copied());
+        let lost = self.rings.give_back(pages.iter().copied());
+        self.lost = self.lost.or(lost);
         Ok(())
     }
 
