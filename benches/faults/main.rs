@@ -63,7 +63,8 @@ impl PageSource for AtHandSource<'_> {
 
 fn make_chain(store: &Path) -> Result<(), Box<dyn Error>> {
     let spec = MachineSpec { memory_bytes: MEMORY, vcpus: VCPUS, guest: GUEST.parse()? };
-    let mut vm = Vm::build(Path::new(KVM_PATH), spec, Tracking::Ring { budget: 65_536, ring: None, hot: HotPages::Off })?;
+    let mut vm =
+        Vm::build(Path::new(KVM_PATH), spec, Tracking::Ring { budget: 65_536, ring: None, hot: HotPages::Off, early: false })?;
     let new =
         NewChain { memory: memory_regions(MEMORY), device_runs: 0, vcpus: VCPUS, machine: serde_json::to_value(vm.spec())? };
     let writer = Writer::create(store, &new, WriterOptions::default())?;

@@ -48,8 +48,8 @@ impl RatePoint {
 
     fn tracking(&self) -> Tracking {
         match self.tracker {
-            TrackerKind::Ring => Tracking::Ring { budget: BUDGET, ring: None, hot: HotPages::Off },
-            TrackerKind::RingHot => Tracking::Ring { budget: BUDGET, ring: None, hot: HotPages::Auto },
+            TrackerKind::Ring => Tracking::Ring { budget: BUDGET, ring: None, hot: HotPages::Off, early: false },
+            TrackerKind::RingHot => Tracking::Ring { budget: BUDGET, ring: None, hot: HotPages::Auto, early: false },
             TrackerKind::Bitmap => Tracking::Bitmap { manual_protect: false },
             TrackerKind::BitmapClear => Tracking::Bitmap { manual_protect: true },
         }

@@ -96,6 +96,7 @@ impl TrackerKind {
                 budget: self.budget_pages(point),
                 ring: Some(point.ring()?),
                 hot: if self == Self::RingHot { HotPages::Auto } else { HotPages::Off },
+                early: false,
             },
             Self::Bitmap => Tracking::Bitmap { manual_protect: false },
             Self::BitmapClear => Tracking::Bitmap { manual_protect: true },

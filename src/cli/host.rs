@@ -120,7 +120,7 @@ impl HostVerb {
         if !self.no_checks {
             if let Some(ring) = smallest {
                 let budget = ring.entries().into();
-                let ring_tracking = Tracking::Ring { budget, ring: Some(ring), hot: HotPages::Off };
+                let ring_tracking = Tracking::Ring { budget, ring: Some(ring), hot: HotPages::Off, early: false };
                 checks.push(self_check(&self.kvm, "ring", ring_tracking));
             }
             checks.push(self_check(&self.kvm, "bitmap", Tracking::Bitmap { manual_protect: host.bitmap.manual_protect }));

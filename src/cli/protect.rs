@@ -8,11 +8,10 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::keep::KeepArgs;
-use super::stderr;
 use super::units::{at_least_one, bytes_text, time_above_zero};
 use super::{output, units};
 use crate::epoch::{
-    Durability, Engine, EngineError, EngineOptions, OnStorageError, PhasesReport, Report, Start, Triggers, WhenBehind,
+    Durability, Early, Engine, EngineError, EngineOptions, OnStorageError, PhasesReport, Report, Start, Triggers, WhenBehind,
 };
 use crate::format::Compression;
 use crate::kvm::ring::RingSize;
@@ -22,8 +21,22 @@ use crate::track::HotPages;
 use crate::vmm::devices::GuestEnd;
 use crate::vmm::{GuestReport, Limits, Outcome, Protection, Stop, Tracking, Vm, VmmError};
 
-/// What a bitmap run has unless told otherwise: nothing but an interval ends its epochs.
-const BITMAP_INTERVAL: Duration = Duration::from_millis(50);
+/// When an epoch ends at the latest, unless told otherwise. The hot set fills no ring, nor does a
+/// guest whose working set is smaller than the rings.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// When an epoch ends at the latest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Interval {
+    /// Only when a ring is full.
+    Off,
+    /// After this time.
+    Time(Duration),
+}
+
+fn interval(text: &str) -> Result<Interval, String> {
+    if text == "off" { Ok(Interval::Off) } else { time_above_zero(text).map(Interval::Time) }
+}
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum TrackerName {
@@ -49,15 +62,26 @@ enum OnStorageErrorName {
     Continue,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum EarlyName {
+    /// As far as it shortens pauses by more than it slows the guest down.
+    Auto,
+    /// All pages are copied while the guest stands still.
+    Off,
+    /// Whatever it costs the guest: for tests of this.
+    Always,
+}
+
 /// How to take checkpoints.
 #[derive(Debug, Args)]
 pub(super) struct ProtectArgs {
     /// The most pages in an epoch.
     #[arg(long, value_name = "PAGES", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(..=1 << 28))]
     budget: u64,
-    /// End an epoch after this time at the latest.
-    #[arg(long, value_name = "TIME", value_parser = time_above_zero)]
-    interval: Option<Duration>,
+    /// End an epoch after this time at the latest, or `off`: only a full ring ends it [default:
+    /// 50ms].
+    #[arg(long, value_name = "TIME", value_parser = interval)]
+    interval: Option<Interval>,
     /// How to track writes.
     #[arg(long, value_enum, default_value_t = TrackerName::Ring)]
     tracker: TrackerName,
@@ -66,9 +90,12 @@ pub(super) struct ProtectArgs {
     ring: Option<u32>,
     /// Pages that are written all the time may stay writable and are taken into every epoch:
     /// `auto`, `off`, or the most of them. They are part of the budget, do not fill rings, and so
-    /// need an interval; `auto` is `off` without one, and where this kernel can't.
+    /// need an interval; `auto` is `off` where there is none, and where this kernel can't.
     #[arg(long, value_name = "PAGES", default_value = "auto", value_parser = hot)]
     hot: HotPages,
+    /// Whether pages are taken before an epoch ends, beside the running guest.
+    #[arg(long, value_enum, default_value_t = EarlyName::Auto)]
+    early: EarlyName,
     /// When an epoch is durable: `epoch` (the guest waits for it), `group[:MS]` (at most that much
     /// later), `none`.
     #[arg(long, value_name = "MODE", default_value = "group:10", value_parser = durability)]
@@ -131,21 +158,43 @@ impl ProtectArgs {
         matches!(self.tracker, TrackerName::Ring)
     }
 
+    /// When an epoch ends at the latest.
+    const fn interval(&self) -> Option<Duration> {
+        match self.interval {
+            None => Some(INTERVAL),
+            Some(Interval::Time(time)) => Some(time),
+            Some(Interval::Off) => None,
+        }
+    }
+
+    /// Whether pages are taken before an epoch ends.
+    fn early(&self) -> bool {
+        self.early != EarlyName::Off && self.uses_ring()
+    }
+
     /// How a machine is to be built for it.
     pub(super) fn tracking(&self) -> Result<Tracking, CliError> {
         Ok(match self.tracker {
             TrackerName::Ring => {
                 let ring = self.ring.map(RingSize::new).transpose();
-                let hot = match (self.hot, self.interval) {
+                let hot = match (self.hot, self.interval()) {
                     (HotPages::Pages(pages), None) => {
                         return Err(CliError::Usage(format!(
-                            "`--hot {pages}` needs `--interval`: pages of the hot set do not fill rings"
+                            "`--hot {pages}` needs an interval: pages of the hot set do not fill rings"
                         )));
                     }
                     (_, None) => HotPages::Off,
                     (hot, Some(_)) => hot,
                 };
-                Tracking::Ring { budget: self.budget, ring: ring.map_err(|error| CliError::Vmm(error.into()))?, hot }
+                Tracking::Ring {
+                    budget: self.budget,
+                    ring: ring.map_err(|error| CliError::Vmm(error.into()))?,
+                    hot,
+                    early: self.early(),
+                }
+            }
+            TrackerName::Bitmap if self.interval().is_none() => {
+                return Err(CliError::Usage("`--tracker bitmap` needs an interval: nothing else ends its epochs".to_owned()));
             }
             TrackerName::Bitmap if self.ring.is_some() => {
                 return Err(CliError::Usage("`--ring` goes with `--tracker ring`".to_owned()));
@@ -185,6 +234,12 @@ impl ProtectArgs {
                 OnStorageErrorName::Stop => OnStorageError::Stop,
                 OnStorageErrorName::Continue => OnStorageError::Continue { retry_after: Duration::from_millis(200) },
             },
+            early: match self.early {
+                _ if !self.uses_ring() => Early::Off,
+                EarlyName::Auto => Early::Auto,
+                EarlyName::Off => Early::Off,
+                EarlyName::Always => Early::Always,
+            },
             audit_every: self.audit,
             on_release,
             // More than the guest has pages would never be used.
@@ -192,16 +247,7 @@ impl ProtectArgs {
             ..EngineOptions::default()
         };
         let tracker = vm.take_tracker().ok_or_else(|| CliError::Usage("the machine has no tracker".to_owned()))?;
-        let interval = match (self.interval, self.tracker) {
-            (None, TrackerName::Bitmap) => {
-                stderr::note(format_args!(
-                    "note: `--tracker bitmap` without `--interval`: an epoch ends every {} ms",
-                    BITMAP_INTERVAL.as_millis()
-                ));
-                Some(BITMAP_INTERVAL)
-            }
-            (interval, _) => interval,
-        };
+        let interval = self.interval();
         let engine = Engine::new(vm.memory().clone(), tracker, Box::new(writer), start, options)?;
         Ok(Protection { engine, interval, base_first: start == Start::Fresh, share_pages })
     }

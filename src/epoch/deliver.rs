@@ -262,6 +262,9 @@ impl<C> Delivery<C> {
     fn appended(&mut self, slot: &Slot<C>, end: Option<&Complete>) {
         self.sync_due_since.get_or_insert(slot.part.cut_at);
         let epoch = self.head.epoch;
+        if self.index == 0 {
+            self.shared.lock().lateness.appended(epoch, slot.part.cut_at);
+        }
         self.with_state(|state| {
             state.unsynced.push(epoch);
             let progress = &mut state.progress;
@@ -338,6 +341,9 @@ impl<C> Delivery<C> {
             progress.durable_epochs += found + doubtful;
         });
         self.unsynced.clear();
+        if self.index == 0 {
+            self.shared.lock().lateness.forget();
+        }
         self.shared.notify();
         self.shared.release();
     }

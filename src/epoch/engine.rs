@@ -2,18 +2,21 @@
 
 mod background;
 mod rollback;
+mod round;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use self::rollback::RolledBack;
+pub use self::round::{FullRing, NextRound, Round};
 use super::base::Base;
 use super::clock::{Clock, unix_ns};
 use super::error::{AttachError, EngineError, LeftReason};
 use super::guest::{CapturedState, Guest};
+use super::learning::{Learning, TakenEarly};
 use super::memory::Memory;
-use super::options::{Durability, EngineOptions, OnStorageError};
+use super::options::{Durability, Early, EngineOptions, OnStorageError};
 use super::pipeline::{Extent, Pipeline};
 use super::point::Point;
 use super::policy::{Action, Situation, decide};
@@ -134,9 +137,14 @@ pub struct Engine<C: CapturedState> {
     base: Base,
     /// Bases of sinks that joined, so far.
     joins: u64,
-    /// Pages of the next epoch that were sent off already.
-    sent_pages: u64,
-    /// The most pages in a part: a budget, or all of memory where that is less.
+    /// Pages of the next epoch that are in parts that were sent off already.
+    sent: PageSet,
+    /// How often those parts mention a page.
+    mentions: u64,
+    taken_early: TakenEarly,
+    /// Where rounds are done as they pay.
+    learning: Option<Learning>,
+    /// The most pages in a part: a budget, or all of memory where that is less; with rounds less.
     part_pages: usize,
     /// Cuts that are not known to be durable, oldest first.
     not_durable: VecDeque<(EpochId, Instant)>,
@@ -154,6 +162,9 @@ pub struct Engine<C: CapturedState> {
     /// The guest was halted, or is to be.
     halted: bool,
 }
+
+/// With rounds, a part has room for so many pages at least: a batch of them comes at a time.
+const PART_LEAST: usize = 1024;
 
 /// A rest that is longer than the clock can say is this long.
 const REST_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -191,17 +202,27 @@ impl<C: CapturedState> Engine<C> {
             Start::Restored(epoch) => epoch,
         };
         options.budget_pages = options.budget_pages.max(1);
+        if options.early != Early::Off {
+            // With rounds a slot rarely holds a whole epoch. All together they have half of the
+            // memory that they have without, and twice the largest epoch.
+            options.slots = options.slots.max(2).saturating_mul(2);
+        }
         let (budget_pages, slots) = (options.budget_pages, options.slots);
         let memory: Box<dyn Memory> = Box::new(memory);
         let runs: Arc<[PageRun]> = memory.runs().into();
         let pages = runs.iter().fold(0, |sum: u64, run| sum.saturating_add(run.count));
-        let part_pages = usize::try_from(pages).unwrap_or(usize::MAX).clamp(1, budget_pages);
+        let epoch_pages = usize::try_from(pages).unwrap_or(usize::MAX).clamp(1, budget_pages);
+        let part_pages = match options.early {
+            Early::Off => epoch_pages,
+            Early::Auto | Early::Always => (2 * epoch_pages).div_ceil(slots).max(PART_LEAST).min(epoch_pages),
+        };
         let start_error = |source| EngineError::Start { slots, budget_pages, source };
         let extent = Extent { frames: memory.frames(), part_pages, memory: runs.clone(), known_zero: start == Start::Fresh };
         let pipeline = Pipeline::start(sink, expected, extent, &mut options)?;
         let point =
             if options.rollback { Some(Point::new(memory.as_ref(), start == Start::Fresh).map_err(start_error)?) } else { None };
-        let mut pending = PageSet::new(memory.frames(), part_pages);
+        let memory_frames = memory.frames();
+        let mut pending = PageSet::new(memory_frames, epoch_pages);
         if start == Start::InUse {
             runs.iter().for_each(|run| pending.insert_run(*run));
         }
@@ -213,7 +234,7 @@ impl<C: CapturedState> Engine<C> {
         };
         Ok(Self {
             counts: Counts::new(budget_pages as u64),
-            owed: PageSet::new(memory.frames(), part_pages),
+            owed: PageSet::new(memory_frames, part_pages),
             point,
             memory,
             runs,
@@ -231,7 +252,10 @@ impl<C: CapturedState> Engine<C> {
             tracking: Tracking::sound(),
             base,
             joins: 0,
-            sent_pages: 0,
+            sent: PageSet::new(memory_frames, epoch_pages),
+            mentions: 0,
+            taken_early: TakenEarly::default(),
+            learning: None,
             part_pages,
             not_durable: VecDeque::new(),
             storage_rests_until: None,
@@ -304,7 +328,7 @@ impl<C: CapturedState> Engine<C> {
         park(guest, &mut hand)?;
         if matches!(action, Action::Drain | Action::DrainOrWait) {
             self.collect(&mut hand)?;
-            if action == Action::Drain || self.holds_another_ring() {
+            if action == Action::Drain || self.holds_another_ring(0) {
                 self.ran_until(&hand);
                 self.resume(guest);
                 self.counts.drain();
@@ -332,7 +356,7 @@ impl<C: CapturedState> Engine<C> {
     /// What was done so far.
     #[must_use]
     pub fn report(&self) -> Report {
-        self.counts.report(&self.pipeline.progress())
+        self.counts.report(&self.pipeline.progress(), self.pipeline.durable_after())
     }
 
     /// How far the epochs have come in all sinks that follow.
@@ -348,10 +372,10 @@ impl<C: CapturedState> Engine<C> {
         if let Some(floor) = self.measure_copy_floor() {
             self.counts.copy_floor(floor);
         }
-        let Self { pipeline, counts, options, failure: noticed, .. } = self;
+        let Self { mut pipeline, counts, options, failure: noticed, .. } = self;
         let (progress, sinks, failure) = pipeline.finish();
         let error = failure.or(noticed).map(|failure| storage(&progress, &options, failure));
-        Finished { report: counts.report(&progress), sinks: report_sinks(sinks), error }
+        Finished { report: counts.report(&progress, pipeline.durable_after()), sinks: report_sinks(sinks), error }
     }
 
     /// Takes an epoch of the parked guest, and lets it run again.
@@ -391,19 +415,19 @@ impl<C: CapturedState> Engine<C> {
             let mut scope = ();
             point.begin(&Parked::vouch(&mut scope), self.memory.as_ref()).map_err(EngineError::Memory)?;
         }
-        let mut pages = self.sent_pages + self.pending.len();
         let mut parts = self.copy_all(cut_at, hand)?;
         self.settle_collection(hand)?;
         if !self.pending.is_empty() {
             // Tracking was lost: all memory. What is in the slot in hand is among it.
-            pages = pages - self.last_pages.len() as u64 + self.pending.len();
             parts = parts - 1 + self.copy_all(cut_at, hand)?;
         }
         let recovery = self.tracking.is_recovery();
         let whole = self.base.is_first() || recovery || self.store_unchanged;
         let digest = self.audit()?;
         let audit = self.look_for_late_writes(digest);
-        let epoch = self.base.number(self.next);
+        let (epoch, pages) = (self.number(), self.epoch_pages());
+        let early = (self.taken_early.pages, self.taken_early.rounds);
+        let repeated_pages = self.mentions + self.last_pages.len() as u64 - pages;
         let commit = Commit {
             epoch,
             time_unix_ns,
@@ -436,7 +460,11 @@ impl<C: CapturedState> Engine<C> {
         self.base.cut(epoch);
         self.store_unchanged = false;
         self.owed.clear();
-        (self.failure, self.storage_rests_until, self.sent_pages) = (None, None, 0);
+        (self.failure, self.storage_rests_until) = (None, None);
+        self.forget_parts();
+        if let Some(learning) = &mut self.learning {
+            learning.end(&self.last_pages);
+        }
         if waits {
             self.wait_until_durable(epoch, hand)?;
             self.resume(guest);
@@ -444,7 +472,7 @@ impl<C: CapturedState> Engine<C> {
             self.not_durable.push_back((epoch, cut_at));
         }
         let audited = audit.is_some();
-        self.counts.epoch(&EpochCount { trigger, phases: hand.phases, pages, parts, whole, audited });
+        self.counts.epoch(&EpochCount { trigger, phases: hand.phases, pages, early, repeated_pages, whole, audited });
         Ok(Cut::Taken { epoch, pages })
     }
 
@@ -460,8 +488,7 @@ impl<C: CapturedState> Engine<C> {
         let mut parts = 1;
         while self.pending.len() > self.part_pages as u64 {
             self.copy_and_time(hand)?;
-            self.save_part()?;
-            self.submit_part(cut_at, None);
+            self.send_part(cut_at)?;
             parts += 1;
         }
         self.copy_and_time(hand)?;
@@ -492,7 +519,10 @@ impl<C: CapturedState> Engine<C> {
                 collected.lost.map_or(Ok(()), |lost| self.tracking_lost(&lost.to_string()))
             }
             Err(error) => self.tracking_lost(&error.to_string()),
-        }
+        }?;
+        // A round has found that before.
+        let lost = self.taken_early.lost.take();
+        lost.map_or(Ok(()), |lost| self.tracking_lost(&lost))
     }
 
     /// Adds what the VMM wrote since its log was last taken to the pending pages.
@@ -585,11 +615,34 @@ impl<C: CapturedState> Engine<C> {
         point.save(&slot.arena).map_err(EngineError::Memory)
     }
 
+    /// Sends off a part that is not the last.
+    fn send_part(&mut self, cut_at: Instant) -> Result<(), EngineError> {
+        self.save_part()?;
+        self.submit_part(cut_at, None);
+        let Self { last_pages, sent, mentions, .. } = self;
+        for gfn in &*last_pages {
+            sent.insert(*gfn);
+        }
+        *mentions += last_pages.len() as u64;
+        Ok(())
+    }
+
+    /// The number of the epoch in hand. With the last part of the next one the base of a sink that
+    /// joins is whole, if all of memory has gone before; but an epoch of which a part was sent off
+    /// keeps its number.
+    fn number(&self) -> EpochId {
+        if self.taken_early.pages > 0 { self.next } else { self.base.number(self.next) }
+    }
+
+    /// How many pages the epoch has, with the part in hand.
+    fn epoch_pages(&self) -> u64 {
+        let new = self.last_pages.iter().filter(|gfn| self.sent.is_empty() || !self.sent.contains(**gfn)).count();
+        self.sent.len() + new as u64
+    }
+
     fn submit_part(&mut self, cut_at: Instant, commit: Option<Commit>) {
         let Self { attempt, store_unchanged, .. } = *self;
-        // With its last part the base of a sink that joins is whole, if all of memory has gone
-        // before.
-        let epoch = commit.map_or_else(|| self.base.number(self.next), |commit| commit.epoch);
+        let epoch = self.number();
         let joiner = self.base.joiner();
         if let (Some(_), Some(slot)) = (commit, self.pipeline.slot()) {
             std::mem::swap(&mut slot.state, &mut self.captured);
@@ -624,15 +677,34 @@ impl<C: CapturedState> Engine<C> {
         guest.resume();
     }
 
-    /// Whether the budget surely holds what the epoch has and whatever may come before the next
-    /// chance to end it.
-    fn holds_another_ring(&self) -> bool {
-        let more = self.tracker.bound().unwrap_or(u64::MAX).saturating_add(self.options.share_pages);
-        self.pending.len().saturating_add(more) <= self.options.budget_pages as u64
+    /// Whether the budget surely holds what the epoch has, `listed` pages besides, and whatever may
+    /// come then before the next chance to end it; and twice the budget, how often it mentions a
+    /// page.
+    fn holds_another_ring(&self, listed: u64) -> bool {
+        let Self { pending, sent, mentions, .. } = self;
+        let budget = self.options.budget_pages as u64;
+        let more = self.tracker.bound().unwrap_or(u64::MAX).saturating_add(self.options.share_pages).saturating_add(listed);
+        let again = if sent.is_empty() { 0 } else { pending.iter().filter(|gfn| sent.contains(*gfn)).count() as u64 };
+        let has = sent.len() + pending.len() - again;
+        has.saturating_add(more) <= budget && (mentions + pending.len()).saturating_add(more) <= budget.saturating_mul(2)
+    }
+
+    /// No part of the next epoch was sent off.
+    fn forget_parts(&mut self) {
+        self.sent.clear();
+        self.mentions = 0;
+        self.taken_early = TakenEarly { lost: self.taken_early.lost.take(), ..TakenEarly::default() };
     }
 
     fn storage_keeps_up(&mut self) -> bool {
-        self.lag().is_none() && self.pipeline.has_slot()
+        self.lag().is_none() && self.pipeline.has_slots(self.slots_for_cut())
+    }
+
+    /// The slots that a cut takes now, as far as that is known before it.
+    fn slots_for_cut(&self) -> usize {
+        let listed = self.tracker.listed().unwrap_or(0).saturating_add(self.counts.hot());
+        let pages = self.pending.len().saturating_add(listed).min(self.options.budget_pages as u64);
+        usize::try_from(pages).unwrap_or(usize::MAX).div_ceil(self.part_pages).max(1)
     }
 
     /// The oldest epoch that should be durable by now and is not.
@@ -662,7 +734,8 @@ impl<C: CapturedState> Engine<C> {
                 break;
             }
         }
-        let slot = self.pipeline.slot().is_some();
+        let slots = self.slots_for_cut();
+        let slot = self.pipeline.wait_slots(slots) || self.pipeline.has_slot();
         hand.phases.stall_ns += ns(start.elapsed());
         if slot { self.absorb_failure() } else { Err(EngineError::Ended) }
     }
@@ -690,7 +763,7 @@ impl<C: CapturedState> Engine<C> {
         self.not_durable.clear();
         // The number of an epoch of which parts went to the sink is not used again.
         self.next = self.next.next();
-        self.sent_pages = 0;
+        self.forget_parts();
         if let Some(sink) = self.base.failed(self.pages) {
             self.pipeline.give_up(sink);
         }

@@ -48,14 +48,30 @@ pub enum OnStorageError {
     },
 }
 
+/// Whether pages of an epoch are taken before it ends, beside the running guest
+/// ([`Engine::round`](super::Engine::round)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Early {
+    /// None: all are copied while the guest stands still.
+    #[default]
+    Off,
+    /// Those of which it is likely that they are not written again in their epoch, so that the
+    /// pause gains more than the guest loses. None before
+    /// [`Engine::learn_fault_cost`](super::Engine::learn_fault_cost). Takes a byte a page of guest
+    /// memory that is taken so.
+    Auto,
+    /// All that are listed, whenever a round is asked for.
+    Always,
+}
+
 /// Called with the newest epoch that is released, on whichever thread found that out, one at a time
 /// and rising: outputs held for it and for those before may go.
 pub type OnRelease = Box<dyn FnMut(EpochId) + Send>;
 
 /// How an engine works. Memory follows from `budget_pages` and `slots`, and is taken at start: two
-/// times budget times slots (staging, and frames where pages do not compress), and what
-/// `version_pages` and `rollback` say, besides 16 bytes a page of guest memory for content hashes,
-/// 4 for the places of versions and a few bits a page for sets.
+/// times budget times slots (staging, and frames where pages do not compress; four times the budget
+/// with `early`), and what `version_pages` and `rollback` say, besides 16 bytes a page of guest
+/// memory for content hashes, 4 for the places of versions and a few bits a page for sets.
 pub struct EngineOptions {
     /// The most pages in an epoch, at least 1: see [`RingPlan`](crate::track::RingPlan).
     pub budget_pages: usize,
@@ -80,6 +96,8 @@ pub struct EngineOptions {
     /// are not zero, and at each cut the time to copy its pages once more, mostly while the guest
     /// runs.
     pub rollback: bool,
+    /// Whether pages are taken before an epoch ends. Never with `rollback`.
+    pub early: Early,
     /// Every so many epochs, a digest of all memory.
     pub audit_every: Option<NonZeroU64>,
     /// When an epoch is released. None: when it is durable in the first sink, or with durability
@@ -101,6 +119,7 @@ impl Default for EngineOptions {
             when_behind: WhenBehind::default(),
             on_storage_error: OnStorageError::default(),
             rollback: false,
+            early: Early::Off,
             audit_every: None,
             release: None,
             on_release: None,
@@ -120,6 +139,7 @@ impl fmt::Debug for EngineOptions {
             .field("when_behind", &self.when_behind)
             .field("on_storage_error", &self.on_storage_error)
             .field("rollback", &self.rollback)
+            .field("early", &self.early)
             .field("audit_every", &self.audit_every)
             .field("release", &self.release)
             .finish_non_exhaustive()

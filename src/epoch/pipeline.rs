@@ -12,12 +12,14 @@ use super::deliver::{Delivery, Ear, Order};
 use super::encode::{Encoder, Input};
 use super::error::{AttachError, EngineError, LeftReason};
 use super::guest::CapturedState;
+use super::lateness::Lateness;
 use super::options::{Durability, EngineOptions};
 use super::release::{Need, Reached, Release};
 use super::shared::{FIRST_ATTEMPT, PipelineError, Progress, Shared, SinkState, Standing, State};
 use super::sink::{Marks, Sink, SinkStart};
 use super::slot::{Part, Slot};
 use super::staging::Staging;
+use super::times::Distribution;
 use super::versions::Versions;
 use crate::format::{BLOCK_PAGES, Compression, FRAME_HEADER_BYTES};
 use crate::page::{EpochId, PAGE_SIZE, PageRun, PageSet};
@@ -104,6 +106,7 @@ impl<C: CapturedState> Pipeline<C> {
             attempt: FIRST_ATTEMPT,
             goes_on: None,
             ended: false,
+            lateness: Lateness::new(),
         };
         let release = options.release.take().unwrap_or_else(|| {
             Release::All(vec![match options.durability {
@@ -218,6 +221,11 @@ impl<C: CapturedState> Pipeline<C> {
         self.spare.is_some()
     }
 
+    /// Whether so many slots are free now.
+    pub(super) fn has_slots(&mut self, count: usize) -> bool {
+        self.has_slot() && 1 + self.shared.lock().free.len() >= count
+    }
+
     /// The slot in hand, waiting for one where there is none; `None` after a failure, or when the
     /// threads are gone.
     pub(super) fn slot(&mut self) -> Option<&mut Slot<C>> {
@@ -225,6 +233,16 @@ impl<C: CapturedState> Pipeline<C> {
             self.spare = self.shared.wait_while(|state| state.free.is_empty()).free.pop();
         }
         self.spare.as_mut()
+    }
+
+    /// Waits until so many slots are free. Returns whether they are: not after a failure.
+    pub(super) fn wait_slots(&mut self, count: usize) -> bool {
+        let count = count.min(self.slots);
+        if self.slot().is_none() {
+            return false;
+        }
+        let free = self.shared.wait_while(|state| 1 + state.free.len() < count && state.failure.is_none()).free.len();
+        1 + free >= count
     }
 
     /// Sends the slot in hand on its way.
@@ -290,8 +308,13 @@ impl<C: CapturedState> Pipeline<C> {
         Some((failure, state.attempt))
     }
 
+    /// How long after their cuts epochs were durable in the first sink.
+    pub(super) fn durable_after(&self) -> Distribution {
+        self.shared.lock().lateness.durable_after()
+    }
+
     /// Lets the pipeline run empty, closes the chains and ends the threads.
-    pub(super) fn finish(mut self) -> (Progress, Vec<(Standing, Reached)>, Option<PipelineError>) {
+    pub(super) fn finish(&mut self) -> (Progress, Vec<(Standing, Reached)>, Option<PipelineError>) {
         self.end();
         let (progress, sinks) = (self.progress(), self.sinks());
         (progress, sinks, self.shared.lock().failure.take())

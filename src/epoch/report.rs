@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::shared::Progress;
+use super::times::{Distribution, Times, us};
 use crate::format::{Phases, Trigger};
 
 /// How often each trigger ended an epoch.
@@ -19,17 +19,6 @@ pub struct Triggers {
     pub request: u64,
     /// The last.
     pub r#final: u64,
-}
-
-/// A distribution of times, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Distribution {
-    /// The median.
-    pub p50: f64,
-    /// 99 of 100 are at most this.
-    pub p99: f64,
-    /// The largest.
-    pub max: f64,
 }
 
 /// The median of each phase of a cut, in microseconds.
@@ -92,6 +81,13 @@ pub struct Report {
     pub bytes_written: u64,
     /// How often writes may have been missed, and all memory was compared.
     pub tracking_lost: u64,
+    /// Of the pages captured, those that a round had taken before the cut, each mention of one
+    /// counted.
+    pub early_pages: u64,
+    /// Rounds that took some.
+    pub early_rounds: u64,
+    /// Mentions of a page that its epoch had already, for it was written again after a round.
+    pub repeated_pages: u64,
     /// Lists taken without an epoch, because storage was behind or a base was in progress.
     pub drains: u64,
     /// Epochs with a digest of all memory.
@@ -106,6 +102,9 @@ pub struct Report {
     pub pause_us: Distribution,
     /// Each phase.
     pub phases_us: PhasesReport,
+    /// From the cut until the epoch was durable in the first sink: epochs of which the engine
+    /// knows.
+    pub durable_after_us: Distribution,
     /// Waiting for staging or for storage, by policy.
     pub stall_us: Distribution,
     /// Going back to the last cut.
@@ -113,42 +112,6 @@ pub struct Report {
     /// What copying as many pages as the last epoch had takes alone, measured at the end of the
     /// run.
     pub copy_floor_us: f64,
-}
-
-/// Times up to an hour, to three digits.
-#[derive(Debug)]
-struct Times(Histogram<u64>);
-
-impl Times {
-    fn new() -> Self {
-        let histogram = Histogram::new_with_bounds(1, 3_600_000_000_000, 3);
-        Self(histogram.expect("1 ns to an hour with 3 digits are bounds that the histogram takes"))
-    }
-
-    fn record(&mut self, ns: u64) {
-        self.0.saturating_record(ns);
-    }
-
-    fn us(&self, quantile: f64) -> f64 {
-        us(self.0.value_at_quantile(quantile))
-    }
-
-    fn distribution(&self) -> Distribution {
-        if self.0.is_empty() {
-            return Distribution::default();
-        }
-        Distribution { p50: self.us(0.5), p99: self.us(0.99), max: us(self.0.max()) }
-    }
-
-    fn median(&self) -> f64 {
-        if self.0.is_empty() { 0.0 } else { self.us(0.5) }
-    }
-}
-
-/// Nanoseconds as microseconds, to a tenth.
-#[expect(clippy::cast_precision_loss, reason = "times below 2^52 ns are exact, and this is for people")]
-fn us(ns: u64) -> f64 {
-    (ns as f64 / 100.0).round() / 10.0
 }
 
 /// The time of a stop, and of each of its phases.
@@ -212,7 +175,10 @@ pub(super) struct EpochCount {
     pub(super) trigger: Trigger,
     pub(super) phases: Phases,
     pub(super) pages: u64,
-    pub(super) parts: u64,
+    /// What rounds took of it: pages, and in how many rounds.
+    pub(super) early: (u64, u64),
+    /// Mentions of a page that it had already.
+    pub(super) repeated_pages: u64,
     /// A base or a recovery.
     pub(super) whole: bool,
     pub(super) audited: bool,
@@ -232,6 +198,9 @@ impl Counts {
         let report = &mut self.report;
         report.pages += epoch.pages;
         report.bytes_raw = report.pages * crate::page::PAGE_SIZE_U64;
+        report.early_pages += epoch.early.0;
+        report.early_rounds += epoch.early.1;
+        report.repeated_pages += epoch.repeated_pages;
         report.audits += u64::from(epoch.audited);
         let trigger = match epoch.trigger {
             Trigger::RingFull => &mut report.triggers.ring_full,
@@ -244,7 +213,7 @@ impl Counts {
         if epoch.whole {
             return;
         }
-        report.over_budget_epochs += u64::from(epoch.parts > 1);
+        report.over_budget_epochs += u64::from(epoch.pages > report.budget_pages);
         report.max_epoch_pages = report.max_epoch_pages.max(epoch.pages);
         self.cuts.record(&epoch.phases);
     }
@@ -259,6 +228,11 @@ impl Counts {
 
     pub(super) const fn hot_pages(&mut self, pages: u64) {
         self.report.hot_pages = pages;
+    }
+
+    /// What the newest collection took unlisted.
+    pub(super) const fn hot(&self) -> u64 {
+        self.report.hot_pages
     }
 
     pub(super) const fn drain(&mut self) {
@@ -277,8 +251,9 @@ impl Counts {
         self.report.copy_floor_us = us(u64::try_from(floor.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    pub(super) fn report(&self, progress: &Progress) -> Report {
+    pub(super) fn report(&self, progress: &Progress, durable_after_us: Distribution) -> Report {
         Report {
+            durable_after_us,
             epochs: progress.epochs,
             durable_epochs: progress.durable_epochs,
             failed_epochs: progress.failed_epochs,

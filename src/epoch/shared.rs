@@ -3,6 +3,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::error::LeftReason;
+use super::lateness::Lateness;
 use super::options::OnRelease;
 use super::release::{Reached, Release};
 use super::sink::SinkError;
@@ -95,6 +96,8 @@ pub(super) struct State<C> {
     pub(super) goes_on: Option<(u64, Head)>,
     /// The threads are gone.
     pub(super) ended: bool,
+    /// Of the first sink.
+    pub(super) lateness: Lateness,
 }
 
 impl<C> State<C> {
@@ -186,6 +189,9 @@ impl<C> Shared<C> {
     /// A sink has told that `epoch` is durable.
     pub(super) fn durable(&self, sink: usize, epoch: EpochId) {
         let mut state = self.lock();
+        if sink == 0 {
+            state.lateness.durable(epoch);
+        }
         let Some(SinkState { progress, unsynced, .. }) = state.sinks.get_mut(sink) else { return };
         progress.durable_epochs += unsynced.take_up_to(epoch);
         progress.reached.durable = progress.reached.durable.max(epoch);

@@ -37,8 +37,29 @@ pub trait Tracker: Send + std::fmt::Debug {
     /// `ring`, `ring+hot` or `bitmap`, as reports name it.
     fn name(&self) -> &'static str;
 
-    /// The most pages that it lists in one collection, or `None` where nothing bounds them.
+    /// The most pages that the next collection can have, or `None` where nothing bounds them.
     fn bound(&self) -> Option<u64>;
+
+    /// How many entries are listed that no collection and no [`round`](Self::round) has taken,
+    /// while the guest may write more. `None` where there are no rounds.
+    fn listed(&self) -> Option<u64> {
+        None
+    }
+
+    /// Takes about `most` of the entries that are listed by now, while the guest runs: adds their
+    /// pages to `into`, after the next write to each is logged again. So what is copied from then
+    /// on has every write that was taken, and whatever comes later is listed again. Pages that
+    /// every collection takes are left out. `None`: there are no rounds.
+    ///
+    /// It blocks signals. It must not be called on a thread that uses io_uring.
+    ///
+    /// # Errors
+    /// Tracking is lost then, as with [`Collected::lost`]: a cut has to [begin](Self::rearm) it
+    /// anew.
+    fn round(&mut self, most: usize, into: &mut PageSet) -> Result<Option<Collected>, TrackerError> {
+        let _ = (most, into);
+        Ok(None)
+    }
 
     /// Adds every page that was written since the last collection to `into`, and has their next
     /// write logged again.

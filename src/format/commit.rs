@@ -121,7 +121,7 @@ pub struct Commit {
     pub run_ns: u64,
     /// The phases of the cut.
     pub phases: Phases,
-    /// Pages captured.
+    /// Pages captured, each once.
     pub captured_pages: u64,
     /// Of these, pages of zeros.
     pub zero_pages: u64,

@@ -145,8 +145,8 @@ impl HotSet {
         self.members.iter().map(|member| member.gfn)
     }
 
-    /// A collection begins.
-    pub(super) const fn begin(&mut self) {
+    /// A collection is over, and with it the epoch: what is listed from now on is in the next one.
+    pub(super) const fn end(&mut self) {
         self.collection = self.collection.wrapping_add(1);
         self.listed_members = 0;
     }
@@ -291,7 +291,6 @@ mod tests {
                 }
             }
             self.entries = listed.len();
-            self.hot.begin();
             let mut protect = Vec::new();
             for gfn in &listed {
                 if self.hot.listed(Gfn(*gfn), page(*gfn)) == Listed::Protect {
@@ -302,6 +301,7 @@ mod tests {
             let room = listed.len() - protect.len();
             let content = &self.content;
             let unmapped = self.hot.look(room, |gfn| content.get(&gfn.0).copied(), &mut protect);
+            self.hot.end();
             assert!(protect.len() <= listed.len(), "there are entries for all pages");
             self.protected.extend(protect.iter().map(|page| page.offset));
             self.unmapped += usize::from(unmapped.is_some());
@@ -401,11 +401,11 @@ mod tests {
     fn a_kernel_that_protects_members_is_given_up_on() {
         let mut hot = HotSet::new(FRAMES, 100);
         for epoch in 0..200 {
-            hot.begin();
             let mut protect = Vec::new();
             // It lists them whatever it was told.
             let listed: Vec<_> = (0..50).filter(|gfn| hot.listed(Gfn(*gfn), page(*gfn)) == Listed::LeaveWritable).collect();
             let unmapped = hot.look(listed.len(), |gfn| Some(gfn.0 + epoch), &mut protect);
+            hot.end();
             assert_eq!(unmapped, None);
         }
         assert!(hot.is_empty() && hot.given_up);

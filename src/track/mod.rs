@@ -17,7 +17,7 @@ mod tests;
 
 pub use bitmap::BitmapTracker;
 pub use hot::{ENTER_AFTER, HotSet, LOOK_EVERY};
-pub use plan::{BudgetError, HotPages, RingPlan};
+pub use plan::{BudgetError, HotPages, RingPlan, RingWish};
 pub use ring::RingTracker;
 pub use simulated::{SimulatedMemory, SimulatedTracker};
 

@@ -53,23 +53,40 @@ pub struct RingPlan {
     pub share: u64,
 }
 
+/// What a plan is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingWish {
+    /// The most pages in an epoch.
+    pub budget: u64,
+    /// vCPUs, each with a ring.
+    pub vcpus: u32,
+    /// Pages of the budget that the VMM needs at least.
+    pub share_min: u64,
+    /// The size of the rings; `None`: as fits.
+    pub ring: Option<RingSize>,
+    /// The hot set.
+    pub hot: HotPages,
+    /// Whether rounds empty the rings while the epoch goes on.
+    pub early: bool,
+}
+
+/// With rounds, rings have this part of the budget: what may be listed until the next chance to end
+/// an epoch has to fit beside what it has. Not less: a page that a full ring lists and that is
+/// written again in the same epoch costs one more fault.
+const EARLY_PART: u64 = 2;
+
 impl RingPlan {
-    /// The largest rings, up to `ring_max`, whose entries times `vcpus` fit in `budget` pages and
-    /// leave `share_min` to the VMM and what `hot` says; or rings of the size `ring`.
+    /// The largest rings, up to `ring_max`, whose entries times `vcpus` fit in the budget and leave
+    /// `share_min` to the VMM and what `hot` says; with rounds, smaller ones. Or rings of the size
+    /// that is wished for.
     ///
     /// All entries count and not just those up to the soft limit, since the kernel may use the
     /// reserve: only so is the budget a bound.
     ///
     /// # Errors
     /// [`BudgetError`].
-    pub fn new(
-        budget: u64,
-        vcpus: u32,
-        share_min: u64,
-        ring_max: RingSize,
-        ring: Option<RingSize>,
-        hot: HotPages,
-    ) -> Result<Self, BudgetError> {
+    pub fn new(wish: RingWish, ring_max: RingSize) -> Result<Self, BudgetError> {
+        let RingWish { budget, vcpus, share_min, ring, hot, early } = wish;
         let rings_of = |size: RingSize| u64::from(size.entries()) * u64::from(vcpus.max(1));
         let fixed = share_min.saturating_add(if let HotPages::Pages(pages) = hot { pages } else { 0 });
         let smallest = rings_of(RingSize::MIN).saturating_add(fixed);
@@ -82,7 +99,11 @@ impl RingPlan {
             }
             Some(ring) => ring,
             None => {
-                let for_rings = if hot == HotPages::Auto { (budget - fixed) / 2 } else { budget - fixed };
+                let for_rings = match (early, hot) {
+                    (true, _) => (budget - fixed) / EARLY_PART,
+                    (false, HotPages::Auto) => (budget - fixed) / 2,
+                    (false, _) => budget - fixed,
+                };
                 let each = for_rings / u64::from(vcpus.max(1));
                 let entries = u32::try_from(each).map_or(ring_max.entries(), |each| 1 << each.max(1).ilog2());
                 RingSize::new(entries.min(ring_max.entries())).unwrap_or(RingSize::MIN)
@@ -91,10 +112,12 @@ impl RingPlan {
         let left = budget - rings_of(ring);
         let hot = match hot {
             HotPages::Off => 0,
+            HotPages::Auto if early => (left - share_min).min(budget / 2),
             HotPages::Auto => left - share_min,
             HotPages::Pages(pages) => pages,
         };
-        Ok(Self { ring, hot, share: left - hot })
+        // With rounds, what is left of the budget is for the pages that they take.
+        Ok(Self { ring, hot, share: if early { share_min } else { left - hot } })
     }
 }
 
@@ -104,7 +127,11 @@ mod tests {
 
     fn plan(budget: u64, vcpus: u32) -> Result<(u32, u64), BudgetError> {
         let max = RingSize::new(65_536).expect("a ring");
-        RingPlan::new(budget, vcpus, 0, max, None, HotPages::Off).map(|plan| (plan.ring.entries(), plan.share))
+        RingPlan::new(wish(budget, vcpus), max).map(|plan| (plan.ring.entries(), plan.share))
+    }
+
+    fn wish(budget: u64, vcpus: u32) -> RingWish {
+        RingWish { budget, vcpus, share_min: 0, ring: None, hot: HotPages::Off, early: false }
     }
 
     #[test]
@@ -132,12 +159,13 @@ mod tests {
     #[test]
     fn a_share_for_the_vmm_is_kept() {
         let max = RingSize::new(65_536).expect("a ring");
-        let plan = RingPlan::new(600, 2, 88, max, None, HotPages::Off).expect("it fits exactly");
+        let plan = RingPlan::new(RingWish { share_min: 88, ..wish(600, 2) }, max).expect("it fits exactly");
         assert_eq!((plan.ring.entries(), plan.share), (256, 88));
-        assert!(matches!(RingPlan::new(599, 2, 88, max, None, HotPages::Off), Err(BudgetError::TooSmall { smallest: 600, .. })));
+        let less = RingPlan::new(RingWish { share_min: 88, ..wish(599, 2) }, max);
+        assert!(matches!(less, Err(BudgetError::TooSmall { smallest: 600, .. })));
         let asked = RingSize::new(1_024).expect("a ring");
         assert!(matches!(
-            RingPlan::new(2_000, 2, 0, max, Some(asked), HotPages::Off),
+            RingPlan::new(RingWish { ring: Some(asked), ..wish(2_000, 2) }, max),
             Err(BudgetError::RingsTooLarge { entries: 1_024, .. })
         ));
     }
@@ -145,8 +173,9 @@ mod tests {
     #[test]
     fn a_hot_set_is_part_of_the_budget() {
         let max = RingSize::new(65_536).expect("a ring");
-        let plan = |budget, vcpus, share, hot| {
-            RingPlan::new(budget, vcpus, share, max, None, hot).map(|plan| (plan.ring.entries(), plan.hot, plan.share))
+        let plan = |budget, vcpus, share_min, hot| {
+            let wish = RingWish { share_min, hot, ..wish(budget, vcpus) };
+            RingPlan::new(wish, max).map(|plan| (plan.ring.entries(), plan.hot, plan.share))
         };
         assert_eq!(plan(4096, 1, 0, HotPages::Auto), Ok((2048, 2048, 0)));
         assert_eq!(plan(4096, 2, 96, HotPages::Auto), Ok((512, 2976, 96)));
@@ -157,5 +186,19 @@ mod tests {
         assert_eq!(refused, Err(BudgetError::TooSmall { budget: 700, vcpus: 2, smallest: 701 }));
         assert!(plan(701, 2, 0, HotPages::Pages(189)).is_ok());
         assert!(plan(u64::MAX, 2, 0, HotPages::Pages(u64::MAX)).is_err());
+    }
+
+    #[test]
+    fn rounds_have_half_of_the_budget() {
+        let max = RingSize::new(65_536).expect("a ring");
+        let plan = |budget, vcpus, share_min, hot| {
+            let wish = RingWish { share_min, hot, early: true, ..wish(budget, vcpus) };
+            RingPlan::new(wish, max).map(|plan| (plan.ring.entries(), plan.hot, plan.share))
+        };
+        assert_eq!(plan(200_000, 2, 0, HotPages::Off), Ok((32_768, 0, 0)));
+        assert_eq!(plan(4096, 1, 0, HotPages::Auto), Ok((2048, 2048, 0)));
+        assert_eq!(plan(4096, 2, 96, HotPages::Auto), Ok((512, 2048, 96)));
+        assert_eq!(plan(300, 1, 0, HotPages::Auto), Ok((256, 44, 0)), "as without, where there is no room");
+        assert!(plan(255, 1, 0, HotPages::Off).is_err());
     }
 }

@@ -89,9 +89,40 @@ impl Tracker for RingTracker {
     }
 
     fn bound(&self) -> Option<u64> {
-        let later = self.hot_later.as_ref().map_or(0, |(most, _)| *most);
-        let hot = self.hot.as_ref().map_or(later, HotSet::most);
-        Some(self.rings.bound() + hot as u64)
+        // A page that enters the hot set is one that is listed.
+        Some(self.rings.bound() + self.hot.as_ref().map_or(0, HotSet::len) as u64)
+    }
+
+    fn listed(&self) -> Option<u64> {
+        Some(self.rings.listed())
+    }
+
+    fn round(&mut self, most: usize, into: &mut PageSet) -> Result<Option<Collected>, TrackerError> {
+        let start = Instant::now();
+        let Self { memory, rings, hot, protect, .. } = self;
+        let slots = memory.slots();
+        let frame = |page: DirtyPage| slots.get(usize::try_from(page.slot).ok()?)?.frame(page.offset);
+        let harvest = rings.harvest_some(most);
+        let entries = harvest.names().len() as u64;
+        if entries == 0 && harvest.lost().is_none() {
+            return Ok(Some(Collected::default()));
+        }
+        protect.clear();
+        // Pages of the hot set are taken by the cut, those that enter now as well.
+        let is_hot = |page: DirtyPage| {
+            let (Some(hot), Some(gfn)) = (hot.as_mut(), frame(page)) else { return false };
+            hot.listed(gfn, page) == Listed::LeaveWritable
+        };
+        let mut is_hot = is_hot;
+        protect.extend(harvest.names().iter().copied().filter(|page| !is_hot(*page)));
+        let harvested = start.elapsed();
+        let reset = harvest.reset_instead(protect)?;
+        let lost = reset.lost.map(Into::into);
+        for page in &*protect {
+            insert(into, frame(*page), page.slot, page.offset)?;
+        }
+        let hot = hot.as_ref().map_or(0, |hot| hot.len() as u64);
+        Ok(Some(Collected { entries, hot, lost, harvest: harvested, reset: start.elapsed().saturating_sub(harvested) }))
     }
 
     fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
@@ -111,9 +142,6 @@ impl Tracker for RingTracker {
         let pages = harvest.while_parked(parked);
         let entries = pages.len() as u64;
         protect.clear();
-        if let Some(hot) = &mut *hot {
-            hot.begin();
-        }
         let inserted = pages.iter().try_for_each(|page| -> Result<(), TrackError> {
             let gfn = frame(*page);
             insert(into, gfn, page.slot, page.offset)?;
@@ -131,6 +159,7 @@ impl Tracker for RingTracker {
             let mut copy = [0; PAGE_SIZE];
             let content = |gfn| memory.read_page(gfn, &mut copy).ok().map(|()| xxh3_64(&copy));
             let unmap = hot.look(pages.len() - protect.len(), content, protect);
+            hot.end();
             unmap.map_or(Ok(()), |gfn| memory.unmap_page(parked, gfn))?;
         }
         if let Err(error) = inserted {

@@ -66,6 +66,17 @@ impl SimulatedMemory {
         self.kernel().short_reset = pages;
     }
 
+    /// Which pages are written unlogged, because they were logged already.
+    #[must_use]
+    pub fn writable(&self) -> Vec<bool> {
+        self.kernel().writable.clone()
+    }
+
+    /// Makes those pages writable and no others.
+    pub fn set_writable(&self, writable: Vec<bool>) {
+        self.kernel().writable = writable;
+    }
+
     fn kernel(&self) -> MutexGuard<'_, Kernel> {
         lock(&self.0)
     }
@@ -93,12 +104,40 @@ impl Tracker for SimulatedTracker {
     }
 
     fn collect(&mut self, _parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
+        self.0.kernel().take(usize::MAX, into)
+    }
+
+    fn listed(&self) -> Option<u64> {
+        Some(self.0.kernel().ring.len() as u64)
+    }
+
+    fn round(&mut self, most: usize, into: &mut PageSet) -> Result<Option<Collected>, TrackerError> {
+        self.0.kernel().take(most, into).map(Some)
+    }
+
+    fn wrote_more(&self, _parked: &Parked<'_>) -> Option<bool> {
+        Some(!self.0.kernel().ring.is_empty())
+    }
+
+    fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackerError> {
         let mut kernel = self.0.kernel();
-        let ring = std::mem::take(&mut kernel.ring);
+        kernel.ring.clear();
+        kernel.writable.fill(false);
+        Ok(())
+    }
+}
+
+impl Kernel {
+    /// A harvest of up to `most` entries, and its reset.
+    fn take(&mut self, most: usize, into: &mut PageSet) -> Result<Collected, TrackerError> {
+        let kernel = self;
+        let full = kernel.ring.len() == kernel.entries;
+        let rest = kernel.ring.split_off(most.min(kernel.ring.len()));
+        let ring = std::mem::replace(&mut kernel.ring, rest);
         let entries = ring.len() as u64;
         let overflowed = std::mem::take(&mut kernel.overflowed);
-        let mut lost = (overflowed || ring.len() == kernel.entries)
-            .then(|| Lost::Overflow { vcpu: 0, entries: u32::try_from(kernel.entries).unwrap_or(u32::MAX) });
+        let mut lost =
+            (overflowed || full).then(|| Lost::Overflow { vcpu: 0, entries: u32::try_from(kernel.entries).unwrap_or(u32::MAX) });
         let forgotten = std::mem::take(&mut kernel.short_reset).min(ring.len());
         if forgotten > 0 {
             lost = Some(Lost::Reset { harvested: entries, reset: entries - forgotten as u64 });
@@ -111,19 +150,6 @@ impl Tracker for SimulatedTracker {
                 *writable = false;
             }
         }
-        kernel.ring = ring;
-        kernel.ring.clear();
         Ok(Collected { entries, lost: lost.map(Into::into), ..Collected::default() })
-    }
-
-    fn wrote_more(&self, _parked: &Parked<'_>) -> Option<bool> {
-        Some(!self.0.kernel().ring.is_empty())
-    }
-
-    fn rearm(&mut self, _parked: &Parked<'_>) -> Result<(), TrackerError> {
-        let mut kernel = self.0.kernel();
-        kernel.ring.clear();
-        kernel.writable.fill(false);
-        Ok(())
     }
 }

@@ -9,6 +9,7 @@ pub mod boot;
 pub mod devices;
 pub mod guests;
 
+mod alarm;
 mod clocks;
 mod cut;
 mod error;
@@ -17,6 +18,7 @@ mod gate;
 mod monitor;
 #[cfg(test)]
 mod native_tests;
+mod rounds;
 mod run;
 mod shared;
 mod spec;

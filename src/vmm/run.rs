@@ -3,22 +3,24 @@
 
 use std::os::fd::IntoRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
+use super::alarm::Alarm;
 use super::cut::Vcpus;
 use super::devices::GuestEnd;
 use super::error::{VmmError, kvm, system};
 use super::gate::Gate;
 use super::monitor::{GuestReport, Monitor, Paced};
+use super::rounds;
 use super::shared::{Limits, Shared};
 use super::stop::Stop;
 use super::vcpu::VcpuThread;
 use super::vm::Vm;
-use crate::epoch::{Engine, Report, RolledBack};
+use crate::epoch::{Engine, EngineLock, Place, Report, RolledBack};
 use crate::format::Trigger;
 use crate::kvm::duplicate;
 use crate::kvm::kick::{self, Kick};
@@ -69,6 +71,7 @@ pub struct Running {
     /// Outlives every access to guest memory.
     filling: Option<OnDemand>,
     late_check: Option<JoinHandle<()>>,
+    rounds: Option<JoinHandle<()>>,
     interval: Option<Duration>,
     started: Instant,
     passes_at_start: u64,
@@ -82,7 +85,7 @@ impl Running {
     /// [`VmmError`]: threads, or the base epoch.
     pub fn start(vm: Vm, protection: Option<Protection>, limits: Limits, stop: Stop) -> Result<Self, VmmError> {
         let memory = vm.memory().clone();
-        let Vm { fd, vcpus, capture, spec, help, filling, late_check, devices, .. } = vm;
+        let Vm { fd, vcpus, capture, spec, help, filling, late_check, devices, kvm_path, .. } = vm;
         let signal = kick::default_signal();
         kick::install_handler(signal).map_err(system("sigaction for the kick signal"))?;
         let handles = vcpus.iter().map(|vcpu| second_handle(&fd, vcpu).map(Mutex::new)).collect::<Result<Vec<_>, _>>()?;
@@ -90,7 +93,7 @@ impl Running {
         let kicks = kicks.map_err(system("mapping kvm_run"))?;
         let (engine, interval, base_first, share_pages) = match protection {
             Some(protection) => {
-                (Some(Mutex::new(protection.engine)), protection.interval, protection.base_first, protection.share_pages)
+                (Some(EngineLock::new(protection.engine)), protection.interval, protection.base_first, protection.share_pages)
             }
             None => (None, None, false, 0),
         };
@@ -108,6 +111,8 @@ impl Running {
             entered: AtomicBool::new(false),
             error: Mutex::new(None),
             stop,
+            rounds: Alarm::default(),
+            kvm_path,
         });
         if let Some(filling) = &filling {
             let shared = shared.clone();
@@ -120,6 +125,7 @@ impl Running {
             threads,
             filling,
             late_check: None,
+            rounds: None,
             interval,
             started: Instant::now(),
             passes_at_start,
@@ -150,6 +156,11 @@ impl Running {
             shared.vcpus.gate.open();
         }
         running.started = Instant::now();
+        if shared.engine.is_some() {
+            let shared = shared.clone();
+            let thread = Builder::new().name("slackwater-round".to_owned()).spawn(move || rounds::run(&shared));
+            running.rounds = Some(thread.map_err(system("starting a thread"))?);
+        }
         if let Some(check) = late_check {
             let thread = Builder::new().name("slackwater-check".to_owned()).spawn(move || check.run());
             running.late_check = Some(thread.map_err(system("starting a thread"))?);
@@ -178,7 +189,11 @@ impl Running {
             let due = || *lock(&shared.last_cut) + interval;
             if Instant::now() < due() {
                 shared.stop.wait_until(Some(end.map_or(due(), |end| end.min(due()))), over);
-            } else if shared.vcpus.gate.lead() {
+                continue;
+            }
+            // What is left by now is the cut's.
+            shared.round(Place::BeforeCut);
+            if shared.vcpus.gate.lead() {
                 // Another cut may have come first.
                 if Instant::now() < due() {
                     shared.vcpus.gate.open();
@@ -241,7 +256,7 @@ impl Running {
     /// What the engine did so far.
     #[must_use]
     pub fn report(&self) -> Option<Report> {
-        self.shared.engine.as_ref().map(|engine| lock(engine).report())
+        self.shared.engine.as_ref().map(|engine| engine.lock().report())
     }
 
     /// Takes an epoch now, and returns once it is in the chain (durable, where the mode promises
@@ -255,7 +270,7 @@ impl Running {
         if self.shared.vcpus.gate.lead() {
             self.shared.cut(Trigger::Request, None);
         }
-        let stored = self.shared.engine.as_ref().is_some_and(|engine| lock(engine).flush());
+        let stored = self.shared.engine.as_ref().is_some_and(|engine| engine.lock().flush());
         lock(&self.shared.error).take().map_or(Ok(stored), Err)
     }
 
@@ -276,6 +291,11 @@ impl Running {
         }
         let elapsed = self.started.elapsed();
         self.halt();
+        self.shared.rounds.end();
+        if let Some(thread) = self.rounds.take() {
+            // It tells what fails, and panics with an engine that nobody trusts then.
+            let _ = thread.join();
+        }
         for (vcpu, thread) in self.threads.drain(..).enumerate() {
             if thread.join().is_err() {
                 self.shared.fail(VmmError::Panicked { vcpu });
@@ -294,7 +314,7 @@ impl Running {
         // The threads are gone, and with them all other holders.
         let engine = Arc::into_inner(self.shared).and_then(|shared| shared.engine);
         let report = engine.map(|engine| {
-            let finished = engine.into_inner().unwrap_or_else(PoisonError::into_inner).finish();
+            let finished = engine.into_inner().finish();
             if let (None, Some(failed)) = (&error, finished.error) {
                 error = Some(failed.into());
             }

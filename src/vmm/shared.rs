@@ -1,14 +1,16 @@
 //! What all threads of a run share.
 
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::alarm::Alarm;
 use super::cut::{Cutting, Vcpus};
 use super::error::VmmError;
 use super::monitor::Monitor;
 use super::stop::Stop;
-use crate::epoch::{Cut, Engine, EngineError, RolledBack};
+use crate::epoch::{Cut, EngineError, EngineLock, FullRing, NextRound, Place, RolledBack, Round};
 use crate::format::Trigger;
 use crate::lock::lock;
 use crate::machine::MachineState;
@@ -30,7 +32,7 @@ pub(super) struct Shared {
     pub(super) monitor: Monitor,
     pub(super) guest_period: Duration,
     pub(super) memory: GuestMemory,
-    pub(super) engine: Option<Mutex<Engine<MachineState>>>,
+    pub(super) engine: Option<EngineLock<MachineState>>,
     pub(super) share_pages: u64,
     pub(super) limits: Limits,
     pub(super) epochs: AtomicU64,
@@ -39,6 +41,9 @@ pub(super) struct Shared {
     pub(super) entered: AtomicBool,
     pub(super) error: Mutex<Option<VmmError>>,
     pub(super) stop: Stop,
+    /// For the thread of rounds.
+    pub(super) rounds: Alarm,
+    pub(super) kvm_path: PathBuf,
 }
 
 impl Shared {
@@ -66,7 +71,7 @@ impl Shared {
     pub(super) fn cut(&self, trigger: Trigger, me: Option<usize>) {
         // The guest runs again before a cut is over, and the next cut may begin: epochs are counted
         // under the engine's lock.
-        let mut engine = self.engine.as_ref().map(lock);
+        let mut engine = self.engine.as_ref().map(EngineLock::lock);
         let left = self.limits.epochs.map(|limit| limit.saturating_sub(self.epochs.load(Ordering::Acquire)));
         let last = trigger == Trigger::Final || left.is_some_and(|left| left <= 1);
         let mut cutting = Cutting::new(&self.vcpus, me, last);
@@ -93,9 +98,50 @@ impl Shared {
         self.announce();
     }
 
+    /// The ring of a vCPU is full, and its thread asks whether it may go on. Whoever leads a cut
+    /// waits for this thread to park, perhaps with the engine locked.
+    pub(super) fn ring_full(&self) -> FullRing {
+        let Some(engine) = &self.engine else { return FullRing::Cut };
+        let Some(mut engine) = engine.lock_unless(|| self.vcpus.gate.is_closed()) else { return FullRing::GoOn };
+        let full = engine.ring_full();
+        drop(engine);
+        if full == FullRing::GoOn {
+            self.rounds.wake();
+        }
+        full
+    }
+
+    /// A round, and the cut that it may find to be due. Says when the next one is.
+    pub(super) fn round(&self, place: Place) -> Option<Duration> {
+        match self.engine.as_ref()?.round(place) {
+            Ok(Round { next: NextRound::After(time), .. }) => Some(time),
+            Ok(Round { next: NextRound::Never, .. }) => None,
+            Ok(Round { next: NextRound::Cut, .. }) => {
+                if self.vcpus.gate.try_lead() {
+                    self.cut(Trigger::RingFull, None);
+                }
+                Some(Duration::ZERO)
+            }
+            // Whoever halted it says why.
+            Err(EngineError::Halted) => None,
+            Err(error) => {
+                self.fail(error.into());
+                None
+            }
+        }
+    }
+
+    /// Whether the engine has learnt something. Where it failed, the run is over.
+    pub(super) fn learnt(&self, learnt: Result<bool, EngineError>) -> bool {
+        learnt.unwrap_or_else(|error| {
+            self.fail(error.into());
+            false
+        })
+    }
+
     /// Leads a rollback; the caller has closed the gate. It is open afterwards.
     pub(super) fn rollback(&self) -> Result<Option<RolledBack>, EngineError> {
-        let mut engine = self.engine.as_ref().map(lock);
+        let mut engine = self.engine.as_ref().map(EngineLock::lock);
         let mut cutting = Cutting::new(&self.vcpus, None, false);
         match &mut engine {
             Some(engine) if !self.vcpus.gate.is_halted() => {

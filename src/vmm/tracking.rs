@@ -8,7 +8,7 @@ use super::spec::MachineSpec;
 use crate::kvm::VmHandle;
 use crate::kvm::probe::{PagesStayWritable, pages_stay_writable, ring_reserve};
 use crate::kvm::ring::{self, RingError, RingSize, VmRings};
-use crate::track::{HotPages, RingPlan};
+use crate::track::{HotPages, RingPlan, RingWish};
 
 /// How writes are tracked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub enum Tracking {
         /// Pages that may be left writable. Something else than full rings must then end epochs
         /// too.
         hot: HotPages,
+        /// Whether rounds empty the rings: they are small then, and epochs larger than they are.
+        early: bool,
     },
     /// By the bitmap.
     Bitmap {
@@ -81,13 +83,13 @@ pub(super) fn larger_rings(
     entries: u32,
 ) -> Result<(RingPlan, VmRings), VmmError> {
     let failed = || VmmError::Ring(RingError::Unsupported);
-    let Tracking::Ring { budget, ring, hot } = tracking else { return Err(failed()) };
+    let Tracking::Ring { budget, ring, hot, early } = tracking else { return Err(failed()) };
     let reserved = ring_reserve(kvm_path).map_err(VmmError::RingReserve)?;
     if ring.is_some() && entries <= reserved {
         return Err(RingError::TooSmall { entries, reserved }.into());
     }
     let larger = if entries <= reserved { (reserved + 1).next_power_of_two() } else { entries };
-    let tracking = Tracking::Ring { budget, ring: Some(RingSize::new(larger)?), hot };
+    let tracking = Tracking::Ring { budget, ring: Some(RingSize::new(larger)?), hot, early };
     let (plan, _) = ring_plan(kvm_path, vm, spec, tracking, hot_check)?;
     let plan = plan.ok_or_else(failed)?;
     let vm = VmHandle::duplicate(vm).map_err(system("duplicating the VM's descriptor"))?;
@@ -102,14 +104,14 @@ pub(super) fn ring_plan(
     tracking: Tracking,
     hot_check: HotCheck,
 ) -> Result<(Option<RingPlan>, Option<Checked>), VmmError> {
-    let Tracking::Ring { budget, ring, hot } = tracking else { return Ok((None, None)) };
+    let Tracking::Ring { budget, ring, hot, early } = tracking else { return Ok((None, None)) };
     let (max, _) = ring::support(vm).ok_or(RingError::Unsupported)?;
     // Besides what devices need, a part of what the smallest rings leave: the more, the less often
     // disks end an epoch.
     let least = spec.guest.share_pages_min();
     let rings = u64::from(RingSize::MIN.entries()).saturating_mul(spec.vcpus.into());
     let share = if least == 0 { 0 } else { least.max((budget / 4).min(budget.saturating_sub(rings))) };
-    let plan = |hot| RingPlan::new(budget, spec.vcpus, share, max, ring, hot);
+    let plan = |hot| RingPlan::new(RingWish { budget, vcpus: spec.vcpus, share_min: share, ring, hot, early }, max);
     let with_hot = plan(hot)?;
     if with_hot.hot == 0 {
         return Ok((Some(with_hot), None));

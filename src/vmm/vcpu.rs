@@ -8,6 +8,7 @@ use super::devices::Wish;
 use super::error::{VmmError, kvm};
 use super::guests::{COMMAND_CHECK, GuestExit};
 use super::shared::Shared;
+use crate::epoch::FullRing;
 use crate::format::Trigger;
 use crate::kvm::ring::EXIT_RING_FULL;
 use crate::machine::{capture_vcpu, leave_registers};
@@ -19,6 +20,8 @@ const UNTIL_THE_END: Duration = Duration::from_secs(3600);
 enum Next {
     /// Enter again.
     Enter,
+    /// The ring is full.
+    RingFull,
     /// The epoch is to end.
     Cut(Trigger),
     /// The guest's period is over until then.
@@ -88,6 +91,8 @@ impl<'s> VcpuThread<'s> {
             match self.enter()? {
                 Next::Enter => {}
                 Next::Rest(until) => self.rests_until = Some(until),
+                Next::RingFull if self.shared.ring_full() == FullRing::GoOn => {}
+                Next::RingFull => self.cut(Trigger::RingFull)?,
                 Next::Cut(trigger) => self.cut(trigger)?,
             }
         }
@@ -97,7 +102,7 @@ impl<'s> VcpuThread<'s> {
         let exit = self.fd.run();
         self.incomplete = false;
         match exit {
-            Ok(VcpuExit::Unsupported(EXIT_RING_FULL)) => Ok(Next::Cut(Trigger::RingFull)),
+            Ok(VcpuExit::Unsupported(EXIT_RING_FULL)) => Ok(Next::RingFull),
             Ok(VcpuExit::IoOut(port, data)) => {
                 self.incomplete = true;
                 if let Some(devices) = &self.shared.vcpus.devices {

@@ -42,6 +42,7 @@ pub struct Vm {
     /// For vCPU threads that wait for a cut's end.
     pub(super) help: Option<ResetHelp>,
     share_pages: u64,
+    pub(super) kvm_path: PathBuf,
     pub(super) filling: Option<OnDemand>,
     pub(super) late_check: Option<LateCheck>,
     setup: Setup,
@@ -199,7 +200,21 @@ impl Vm {
             }
             None => None,
         };
-        Ok(Self { fd, vcpus, capture, spec, memory, tracker, help, share_pages, filling: None, late_check, setup, devices })
+        Ok(Self {
+            fd,
+            vcpus,
+            capture,
+            spec,
+            memory,
+            tracker,
+            help,
+            share_pages,
+            kvm_path: kvm_path.to_owned(),
+            filling: None,
+            late_check,
+            setup,
+            devices,
+        })
     }
 
     /// Puts the built-in guest into memory and its vCPUs at its start.

@@ -156,6 +156,8 @@ pub(crate) enum Moment {
     WroteMore,
     /// A collection begins: its log of the VMM's writes was taken.
     Begin,
+    /// A round takes entries.
+    Round,
     /// Pages were copied.
     Settle,
     /// `on_release`; with [`Durability::Epoch`] everything is parked then.
@@ -698,7 +700,10 @@ impl DiskState {
         if (totals.stored_pages, commit.zero_pages) != (stored_pages, zero_pages) {
             return Err(wrong("counts of other pages"));
         }
-        if commit.captured_pages != stored_pages + zero_pages + commit.unchanged_pages {
+        // Each page counts once, however often it was taken.
+        let distinct = mentions.iter().collect::<BTreeSet<_>>().len() as u64;
+        let taken = stored_pages + zero_pages + commit.unchanged_pages;
+        if !(distinct..=taken).contains(&commit.captured_pages) {
             return Err(format!("{}: {commit:?}", wrong("counts that do not add up")));
         }
         if commit.base != (self.stored.is_empty() || commit.rewritten.is_some()) {
@@ -840,6 +845,8 @@ pub(crate) struct Lies {
     pub(crate) drops: Option<Gfn>,
     /// Can't begin anew.
     pub(crate) cannot_rearm: bool,
+    /// Protects what a round took only with what the next one, or a cut, takes: after its copy.
+    pub(crate) resets_late: bool,
 }
 
 /// A simulated tracker that may lie.
@@ -847,6 +854,7 @@ pub(crate) struct Lies {
 pub(crate) struct LyingTracker {
     inner: SimulatedTracker,
     lies: Lies,
+    simulated: SimulatedMemory,
     /// What is to be said when the collection is settled.
     unsaid: Option<TrackerError>,
     /// What the VMM writes beside the tracker.
@@ -881,6 +889,21 @@ impl Tracker for LyingTracker {
             self.unsaid = collected.lost.take();
         }
         Ok(collected)
+    }
+
+    fn listed(&self) -> Option<u64> {
+        self.inner.listed()
+    }
+
+    fn round(&mut self, most: usize, into: &mut PageSet) -> Result<Option<Collected>, TrackerError> {
+        self.writes.at(Moment::Round);
+        if !self.lies.resets_late {
+            return self.inner.round(most, into);
+        }
+        let unprotected = self.simulated.writable();
+        let collected = self.inner.round(most, into);
+        self.simulated.set_writable(unprotected);
+        collected
     }
 
     fn wrote_more(&self, parked: &Parked<'_>) -> Option<bool> {
@@ -982,7 +1005,7 @@ impl World {
 
     pub(crate) fn tracker(&self) -> Box<dyn Tracker> {
         let (inner, writes) = (SimulatedTracker::new(self.simulated.clone()), self.guest.writes.clone());
-        Box::new(LyingTracker { inner, lies: self.lies, unsaid: None, writes })
+        Box::new(LyingTracker { inner, lies: self.lies, simulated: self.simulated.clone(), unsaid: None, writes })
     }
 
     pub(crate) fn engine(&self, start: Start, options: EngineOptions) -> Engine<Counter> {

@@ -10,6 +10,7 @@ mod failures;
 mod harness;
 mod model;
 mod rollback;
+mod rounds;
 mod sinks;
 mod starts;
 mod tracking;

@@ -1,11 +1,14 @@
 //! Random lives of a guest under checkpoints, on storage that is slow, full and broken, with the
 //! oracle at the end of each.
 
+use std::cell::{Cell, RefCell};
 use std::num::NonZeroU64;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use slackwater::epoch::{Cut, Durability, Engine, EngineError, EngineOptions, OnStorageError, Start, WhenBehind};
+use slackwater::epoch::{
+    Cut, Durability, Early, Engine, EngineError, EngineOptions, FullRing, NextRound, OnStorageError, Place, Start, WhenBehind,
+};
 use slackwater::format::{Compression, Trigger};
 use slackwater::page::{EpochId, PAGE_SIZE};
 
@@ -62,6 +65,7 @@ impl Random {
             on_storage_error: if self.one_in(5) { OnStorageError::Stop } else { OnStorageError::Continue { retry_after } },
             audit_every: NonZeroU64::new(self.below(4) as u64),
             rollback: self.one_in(2),
+            early: self.of(&[Early::Off, Early::Always]),
             ..options()
         }
     }
@@ -166,13 +170,42 @@ impl Life<'_> {
         }
     }
 
+    /// A round, beside which the guest writes. False when the guest was halted.
+    fn round(&mut self) -> bool {
+        let yields_after = self.random.below(8);
+        let seed = self.random.next();
+        let (memory, simulated) = (self.world.memory.clone(), self.world.simulated.clone());
+        let (beside, asked, full) = (RefCell::new(Random(seed)), Cell::new(0), Cell::new(false));
+        let round = self.engine.round(Place::Middle, &|| {
+            let mut beside = beside.borrow_mut();
+            // A vCPU whose ring is full is out of the guest.
+            while !full.get() && beside.one_in(2) {
+                let gfn = gfn(beside.below(PAGES));
+                let mut page = [0; PAGE_SIZE];
+                page[..8].copy_from_slice(&beside.next().to_le_bytes());
+                memory.fill_page(gfn, &page).unwrap();
+                full.set(simulated.write(gfn));
+            }
+            asked.set(asked.get() + 1);
+            asked.get() > yields_after
+        });
+        let round = match round {
+            Ok(round) => round,
+            Err(EngineError::Storage { .. } | EngineError::Ended) => return false,
+            Err(error) => panic!("{error:?}"),
+        };
+        let is_full = full.get() && self.engine.ring_full() == FullRing::Cut;
+        !(is_full || round.next == NextRound::Cut) || self.cut(Trigger::RingFull)
+    }
+
     /// One step. False when the guest was halted.
     fn step(&mut self) -> bool {
-        match self.random.below(25) {
+        match self.random.below(29) {
             0..=7 => {
                 let by_vmm = self.random.one_in(4);
                 for _ in 0..self.random.below(6) {
-                    if self.write(by_vmm) && !self.cut(Trigger::RingFull) {
+                    let full = self.write(by_vmm);
+                    if full && (by_vmm || self.engine.ring_full() == FullRing::Cut) && !self.cut(Trigger::RingFull) {
                         return false;
                     }
                 }
@@ -223,6 +256,7 @@ impl Life<'_> {
                 Err(error) => panic!("{error:?}"),
             },
             21..=23 => return self.rollback(),
+            24..=27 => return self.round(),
             _ => {
                 if self.durability != Durability::Group(FOR_EVER) {
                     let flushed = self.patiently(|_, engine| engine.flush());

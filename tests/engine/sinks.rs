@@ -1,15 +1,17 @@
 //! Several sinks: the same bytes, one that fails and comes back, and when epochs are released.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use slackwater::epoch::{
-    AttachError, Durability, Engine, EngineError, EngineOptions, JoinError, Need, OnStorageError, Release, SinkStanding, Start,
+    AttachError, Durability, Early, Engine, EngineError, EngineOptions, JoinError, Need, NextRound, OnStorageError, Place,
+    Release, SinkStanding, Start,
 };
 use slackwater::format::{Compression, Trigger};
 use slackwater::page::EpochId;
 
-use super::harness::{Counter, Disk, FOR_EVER, Fault, PAGES, RING, World, gfn, options, wait_until};
+use super::harness::{BUDGET, Counter, Disk, FOR_EVER, Fault, PAGES, RING, World, gfn, options, wait_until};
 use super::model::Random;
 use crate::support::{Random as Seeds, rounds};
 
@@ -334,6 +336,8 @@ fn lives(seed: u64) {
         version_pages: random.of(&[0, 3, 20]),
         compression: random.of(&[Compression::None, Compression::default()]),
         slots: 2 + random.below(3),
+        early: random.of(&[Early::Off, Early::Always]),
+        budget_pages: random.of(&[BUDGET, 60]),
         ..options()
     };
     let rollback = options.rollback;
@@ -346,7 +350,7 @@ fn lives(seed: u64) {
     (0..random.below(PAGES)).for_each(|index| world.vmm_write(gfn(index)));
     failed(world.cut(&mut engine, Trigger::Request));
     for _ in 0..60 {
-        match random.below(14) {
+        match random.below(17) {
             0..=3 => {
                 let pages: Vec<_> = (0..random.below(RING - 4)).map(|_| random.below(PAGES)).collect();
                 world.write_all(pages);
@@ -366,6 +370,24 @@ fn lives(seed: u64) {
             11 | 12 => {
                 engine.copy_base().unwrap();
             }
+            13..=15 => {
+                // The guest writes beside it.
+                let (memory, simulated) = (world.memory.clone(), world.simulated.clone());
+                let (page, asked) = (world.fresh_page(), Cell::new(0));
+                let written = gfn(random.below(PAGES));
+                let yields_after = random.below(4);
+                let round = engine.round(Place::Middle, &|| {
+                    if asked.get() == 1 {
+                        memory.fill_page(written, &page).unwrap();
+                        let _ = simulated.write(written);
+                    }
+                    asked.set(asked.get() + 1);
+                    asked.get() > yields_after
+                });
+                if round.unwrap().next == NextRound::Cut {
+                    failed(world.cut(&mut engine, Trigger::RingFull));
+                }
+            }
             _ if rollback => {
                 world.rollback(&mut engine).unwrap();
             }
@@ -384,6 +406,8 @@ fn lives(seed: u64) {
         while engine.copy_base().unwrap() {
             std::thread::yield_now();
         }
+        // The first may be of an epoch that a round had begun.
+        failed(world.cut(&mut engine, Trigger::Request));
         failed(world.cut(&mut engine, Trigger::Request));
         for sink in [0, 1] {
             wait_until("a sink is told neither", || follows(&engine, sink) || has_left(&engine, sink));

@@ -147,6 +147,29 @@ fn nothing_is_missed_with_a_hot_set_in_a_storm_of_signals() {
     }
 }
 
+/// Rounds as often as they come, with rings that are far smaller than epochs, with a hot set and
+/// without.
+#[test]
+fn nothing_is_missed_with_rounds_in_a_storm_of_signals() {
+    if !kvm_or_skip("native::audit::nothing_is_missed_with_rounds_in_a_storm_of_signals") {
+        return;
+    }
+    for (pattern, options) in as_time_allows(
+        &[
+            ("uniform", "--budget 20000 --ring 256 --interval 5ms --hot off"),
+            ("hotcold", "--budget 4096 --ring 256 --interval 3ms --hot 300"),
+            ("sequential", "--budget 1200 --interval off"),
+            ("zipf", "--budget 20000 --ring 256 --interval 20ms --hot auto"),
+        ],
+        1,
+    ) {
+        let report = check(pattern, &format!("--early always {options}"), rounds(10, 60, 1500));
+        assert!(number(&report, "/early_pages") > 0, "{report}");
+        assert!(number(&report, "/max_epoch_pages") <= number(&report, "/budget_pages"), "{report}");
+        assert_eq!(number(&report, "/over_budget_epochs"), 0, "{report}");
+    }
+}
+
 /// A tracker that forgets one page, once.
 #[derive(Debug)]
 struct Forgetful {
@@ -196,7 +219,9 @@ fn a_page_that_is_left_out_is_found() {
     let store = dir.path().join("store");
     let guest = "churn:pages=1500,content=counter".parse().unwrap();
     let spec = MachineSpec { memory_bytes: 16 << 20, vcpus: 2, guest: GuestSpec::Churn(guest) };
-    let mut vm = Vm::build(Path::new("/dev/kvm"), spec, Tracking::Ring { budget: 512, ring: None, hot: HotPages::Off }).unwrap();
+    let mut vm =
+        Vm::build(Path::new("/dev/kvm"), spec, Tracking::Ring { budget: 512, ring: None, hot: HotPages::Off, early: false })
+            .unwrap();
     let new = NewChain {
         memory: memory_regions(16 << 20),
         device_runs: 0,

@@ -16,7 +16,9 @@ fn check(budget: u64, pages: u64, memory: &str, epochs: u64) {
                 let dir = tempfile::tempdir().unwrap();
                 let store = dir.path().join("store");
                 let guest = format!("churn:pages={pages},pattern={pattern},content={content}");
-                let line = format!("--vcpus {vcpus} --memory {memory} --guest {guest} --budget {budget} --epochs {epochs}");
+                let line = format!(
+                    "--vcpus {vcpus} --memory {memory} --guest {guest} --budget {budget} --interval off --epochs {epochs}"
+                );
                 let report = run(&format!("checkpoint --store {} {line} --json", store.display())).expect(0).json();
                 assert!(guest_is_ok(&report), "{line}: {report}");
                 assert_eq!(

@@ -171,7 +171,7 @@ fn finish(running: Running) -> Outcome {
 }
 
 fn trackings() -> Vec<(&'static str, Tracking)> {
-    let ring = |hot| Tracking::Ring { budget: 4096, ring: None, hot };
+    let ring = |hot| Tracking::Ring { budget: 4096, ring: None, hot, early: false };
     let mut all = vec![
         ("ring", ring(HotPages::Off)),
         ("bitmap", Tracking::Bitmap { manual_protect: false }),
@@ -237,7 +237,8 @@ fn without_a_plan_there_is_no_rollback_and_the_guest_runs_on() {
         return;
     }
     let spec = MachineSpec { memory_bytes: MEMORY, vcpus: 1, guest: "churn:pages=100".parse().unwrap() };
-    let mut vm = Vm::build(KVM_PATH.as_ref(), spec, Tracking::Ring { budget: 512, ring: None, hot: HotPages::Off }).unwrap();
+    let mut vm =
+        Vm::build(KVM_PATH.as_ref(), spec, Tracking::Ring { budget: 512, ring: None, hot: HotPages::Off, early: false }).unwrap();
     vm.load().unwrap();
     let (memory, tracker) = (vm.memory().clone(), vm.take_tracker().unwrap());
     let options = EngineOptions { budget_pages: 512, ..EngineOptions::default() };

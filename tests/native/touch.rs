@@ -17,7 +17,7 @@ fn its_chain_restores_and_gives_advice() {
     let epochs = if nested() { 24 } else { 60 };
     let guest = "touch:pages=100,pattern=zipf,words=4";
     let report = run(&format!(
-        "checkpoint --store {store} --guest {guest} --memory 32M --vcpus 2 --budget 2048 --audit 5 --epochs {epochs} --json"
+        "checkpoint --store {store} --guest {guest} --memory 32M --vcpus 2 --budget 2048 --interval off --audit 5 --epochs {epochs} --json"
     ));
     let report = report.expect(0).json();
     // The pages of a pass and the control page; a page is listed besides when it is first read,

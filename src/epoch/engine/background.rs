@@ -42,9 +42,9 @@ impl<C: CapturedState> Engine<C> {
     /// Copies up to a budget of pages of a base beside the running guest: the first epoch of a
     /// guest that was in use ([`Start::InUse`](super::Start::InUse)), or the base of a sink that
     /// joins. Call it again, with cuts in between as they come, until it returns false: the next
-    /// cut then completes the base. It comes to that however much the guest writes. While storage
-    /// is left alone after a failure, and while a sink that is to join is being opened, it returns
-    /// true and copies nothing.
+    /// cut then completes the base, or the one behind it where a round has begun the epoch in hand.
+    /// It comes to that however much the guest writes. While storage is left alone after a failure,
+    /// and while a sink that is to join is being opened, it returns true and copies nothing.
     ///
     /// # Errors
     /// [`EngineError::Storage`], [`EngineError::Memory`], [`EngineError::Ended`],
@@ -81,10 +81,8 @@ impl<C: CapturedState> Engine<C> {
             return Ok(false);
         }
         self.copy_part()?;
-        self.submit_part(Instant::now(), None);
-        let copied = self.last_pages.len() as u64;
-        self.base = Base::Copying { left: left.saturating_sub(copied) };
-        self.sent_pages += copied;
+        self.send_part(Instant::now())?;
+        self.base = Base::Copying { left: left.saturating_sub(self.last_pages.len() as u64) };
         Ok(true)
     }
 

@@ -640,6 +640,7 @@ impl<'a, 't, 'p> Walk<'a, 't, 'p> {
                 let mut gfns = Vec::new();
                 for (gfn, bytes) in pages {
                     open.stored += 1;
+                    open.distinct += u64::from(!self.versions.is_of_epoch(gfn));
                     gfns.push(gfn);
                     self.versions.whole(gfn, here, bytes);
                     if self.options.audits {
@@ -921,6 +922,7 @@ fn changes(
         open.stored += 1;
         let lacks = open.gap || open.spoiled;
         if !lacks && !versions.is_of_epoch(change.gfn) {
+            open.distinct += 1;
             open.leans_at.get_or_insert(change.offset);
         }
         if lacks {

@@ -106,7 +106,7 @@ fn expected(guest: &str, lists: &[&[Gfn]]) -> BTreeSet<u64> {
 
 fn trackings() -> [(&'static str, Tracking); 3] {
     [
-        ("ring", Tracking::Ring { budget: 4096, ring: None, hot: HotPages::Off }),
+        ("ring", Tracking::Ring { budget: 4096, ring: None, hot: HotPages::Off, early: false }),
         ("bitmap", Tracking::Bitmap { manual_protect: false }),
         ("bitmap with manual protect", Tracking::Bitmap { manual_protect: true }),
     ]
@@ -148,8 +148,13 @@ fn a_cut_every_few_passes_has_the_pages_of_all_of_them() {
     }
     let dir = tempfile::tempdir().unwrap();
     let guest = "touch:pages=20,lists=5,cut=2";
-    let (noted, control) =
-        run(&dir.path().join("store"), guest, 2, Tracking::Ring { budget: 4096, ring: None, hot: HotPages::Off }, 4);
+    let (noted, control) = run(
+        &dir.path().join("store"),
+        guest,
+        2,
+        Tracking::Ring { budget: 4096, ring: None, hot: HotPages::Off, early: false },
+        4,
+    );
     let image = Image::build(&guest.parse().unwrap(), MEMORY, 2).unwrap();
     for (cut, found) in (0..).zip(&noted[1..]) {
         assert_eq!(*found, expected(guest, &[image.pass(2 * cut), image.pass(2 * cut + 1)]), "cut {cut}");
