@@ -2,12 +2,17 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
 use super::early::Place;
 use super::engine::{Engine, Round};
 use super::error::EngineError;
 use super::guest::CapturedState;
 use crate::lock::lock;
+
+/// How often a thread that may give up looks again at once, and how long it sleeps then.
+const SPINS: u32 = 64;
+const NAP: Duration = Duration::from_micros(50);
 
 /// An engine behind a lock, for a VMM whose vCPUs cut and one more thread of which does rounds: a
 /// round yields to whoever waits for the lock, after a few pages.
@@ -41,14 +46,17 @@ impl<C: CapturedState> EngineLock<C> {
     /// ([`Engine::ring_full`]), which must park for a cut whose leader has the engine.
     pub fn lock_unless(&self, give_up: impl Fn() -> bool) -> Option<MutexGuard<'_, Engine<C>>> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
+        let mut tries = 0;
         let engine = loop {
             match self.engine.try_lock() {
                 Ok(engine) => break Some(engine),
                 Err(TryLockError::Poisoned(engine)) => break Some(engine.into_inner()),
                 Err(TryLockError::WouldBlock) if give_up() => break None,
-                // A round yields in a few microseconds.
-                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+                // A round yields in a few microseconds; who waits for storage takes longer.
+                Err(TryLockError::WouldBlock) if tries < SPINS => std::thread::yield_now(),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(NAP),
             }
+            tries += 1;
         };
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         engine

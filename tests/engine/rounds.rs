@@ -306,3 +306,76 @@ fn the_oracle_finds_a_round_that_copies_before_it_protects() {
     writes_beside(Lies::default()).unwrap();
     writes_beside(Lies { resets_late: true, ..Lies::default() }).unwrap_err();
 }
+
+/// One page, as KVM keeps it: a store through a translation that allowed it is done before a reset
+/// returns, which flushes translations.
+#[derive(Debug)]
+struct Page {
+    tables: loom::sync::Mutex<Tables>,
+    content: loom::sync::atomic::AtomicU32,
+}
+
+#[derive(Debug)]
+struct Tables {
+    writable: bool,
+    listed: bool,
+}
+
+impl Page {
+    fn write(&self, value: u32) {
+        let mut tables = self.tables.lock().unwrap();
+        if !tables.writable {
+            *tables = Tables { writable: true, listed: true };
+        }
+        self.content.store(value, loom::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Takes the page from the log: whether it was listed. It is protected again.
+    fn reset(&self) -> bool {
+        let mut tables = self.tables.lock().unwrap();
+        let listed = tables.listed;
+        if listed {
+            *tables = Tables { writable: false, listed: false };
+        }
+        listed
+    }
+
+    fn copy(&self) -> u32 {
+        self.content.load(loom::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+/// Every interleaving of a guest that writes a page with a round, and a cut behind them: what the
+/// cut leaves as the page's newest copy is what the page holds.
+fn round_beside_a_writer(round: fn(&Page) -> Option<u32>) {
+    loom::model(move || {
+        let tables = loom::sync::Mutex::new(Tables { writable: false, listed: false });
+        let page = loom::sync::Arc::new(Page { tables, content: loom::sync::atomic::AtomicU32::new(0) });
+        let guest = page.clone();
+        let vcpu = loom::thread::spawn(move || (1..=3).for_each(|value| guest.write(value)));
+        let mut newest = 0;
+        for _ in 0..2 {
+            newest = round(&page).unwrap_or(newest);
+        }
+        // Parked.
+        vcpu.join().unwrap();
+        if page.reset() {
+            newest = page.copy();
+        }
+        assert_eq!(newest, page.copy(), "a write was missed");
+    });
+}
+
+#[test]
+fn loom_a_round_resets_and_then_copies() {
+    round_beside_a_writer(|page| page.reset().then(|| page.copy()));
+}
+
+#[test]
+#[should_panic = "a write was missed"]
+fn loom_finds_a_round_that_copies_and_then_resets() {
+    round_beside_a_writer(|page| {
+        let copy = page.copy();
+        page.reset().then_some(copy)
+    });
+}

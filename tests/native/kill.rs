@@ -32,8 +32,8 @@ fn a_killed_guest_goes_on_from_the_last_checkpoint() {
         // Most rounds append so much at once that a kill tears it.
         let (budget, most) = match round % 4 {
             0 => ("512", 20),
-            1 => ("4096 --compression none --interval 4ms --hot off", 6),
-            2 => ("4096 --compression none --interval 4ms --hot auto", 6),
+            1 => ("4096 --compression none --interval 4ms --hot off --early always", 6),
+            2 => ("4096 --compression none --interval 4ms --hot auto --early always", 6),
             _ => ("4096 --compression none --interval 4ms --tracker bitmap", 6),
         };
         let line = format!("{verb} --store {path} --budget {budget} --durability {durability} --audit 5");

@@ -124,7 +124,7 @@ fn checkpoints_go_on_from_the_first_instruction() {
         &[
             "--budget 512",
             "--tracker bitmap --interval 3ms",
-            "--budget 2048 --interval 2ms --hot auto",
+            "--budget 2048 --interval 2ms --hot auto --early always",
             "--budget 512 --durability epoch --compression none",
         ],
         2,

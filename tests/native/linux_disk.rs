@@ -75,7 +75,7 @@ fn disk_and_memory_are_of_one_instant_after_every_kill() {
         let console = guest.kill();
         let reached = last(&console);
         assert!(!console.contains("WRONG"), "{console}");
-        let how = ["--lazy --audit 20", "--tracker bitmap --audit 20", "--durability epoch"][round % 3];
+        let how = ["--lazy --audit 20 --early always", "--tracker bitmap --audit 20", "--durability epoch"][round % 3];
         guest =
             Guest::start(restore(&store, &format!("--continue --interval 200ms {how}")), dir.path(), &format!("round{round}"));
         wait_for_work(&mut guest, &reached, 2);

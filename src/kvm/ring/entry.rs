@@ -115,8 +115,9 @@ impl Cursor {
 
     /// Whether every entry is to be read, or was to be before the newest `given_back` of them were
     /// given back: then the kernel may have gone round and overwritten some. While it lists more
-    /// this holds for all that was read and given back: what the kernel overwrites later is not
-    /// harvested, and shows in the count of the reset.
+    /// this holds for all that was read and given back. What the kernel has overwritten before it
+    /// was given back, it wrote behind the last entry, and x86 shows stores in order. What it
+    /// overwrites later is not harvested, and shows in the count of the reset.
     pub(super) fn is_full<E: Entry>(&self, entries: &[E], given_back: usize) -> bool {
         // The entry in front of the oldest one, filled last.
         fence(Ordering::SeqCst);
@@ -231,50 +232,86 @@ mod tests {
     /// gets back exactly what was taken.
     #[test]
     fn loom_harvest_beside_a_producing_kernel() {
-        loom::model(|| {
-            let entries: Arc<Vec<LoomEntry>> = Arc::new((0..2).map(|_| LoomEntry::new()).collect());
-            let kernel = {
-                let entries = entries.clone();
-                loom::thread::spawn(move || {
-                    let mut kernel = FakeKernel { dirty: 0, reset: 0 };
-                    let mut back = VecDeque::new();
-                    for value in 1..=3 {
-                        // A full ring leaves the guest instead of pushing; here: tries a reset once
-                        // and gives up.
-                        if kernel.dirty - kernel.reset == entries.len() {
-                            back.extend(kernel.reset(&entries));
-                        }
-                        if kernel.dirty - kernel.reset < entries.len() {
-                            kernel.push(&entries, value);
-                        }
+        loom::model(|| harvest_beside_a_kernel(usize::MAX));
+    }
+
+    /// The same, and the first harvest leaves entries, as a round does.
+    #[test]
+    fn loom_harvest_of_a_part_beside_a_producing_kernel() {
+        loom::model(|| harvest_beside_a_kernel(1));
+    }
+
+    fn harvest_beside_a_kernel(most: usize) {
+        let entries: Arc<Vec<LoomEntry>> = Arc::new((0..2).map(|_| LoomEntry::new()).collect());
+        let kernel = {
+            let entries = entries.clone();
+            loom::thread::spawn(move || {
+                let mut kernel = FakeKernel { dirty: 0, reset: 0 };
+                let mut back = VecDeque::new();
+                for value in 1..=3 {
+                    // A full ring leaves the guest instead of pushing; here: tries a reset once
+                    // and gives up.
+                    if kernel.dirty - kernel.reset == entries.len() {
+                        back.extend(kernel.reset(&entries));
                     }
-                    (kernel, back)
+                    if kernel.dirty - kernel.reset < entries.len() {
+                        kernel.push(&entries, value);
+                    }
+                }
+                (kernel, back)
+            })
+        };
+        let mut cursor = Cursor::default();
+        let mut taken = Vec::new();
+        let mut said = Vec::new();
+        let mut harvest = |most| {
+            let before = taken.len();
+            let count = cursor.read(&entries, most, |slot, offset| {
+                assert_eq!(slot, 7);
+                taken.push(offset);
+            });
+            assert_eq!(count, taken.len() - before);
+            // Given back in another order, as something else.
+            let mut turned = taken[before..].iter().rev().map(|value| value + 100);
+            cursor.give_back(&entries, count, || {
+                said.extend(turned.next());
+                (9, said[said.len() - 1])
+            });
+        };
+        harvest(most);
+        let (mut kernel, mut back) = kernel.join().expect("the kernel's thread ends");
+        harvest(usize::MAX);
+        back.extend(kernel.reset(&entries));
+        assert_eq!(taken, (1..=kernel.dirty as u64).collect::<Vec<_>>());
+        assert_eq!(back, said);
+    }
+
+    #[test]
+    fn entries_are_counted_and_a_full_ring_is_seen_before_and_after() {
+        for (next, listed) in (0..8).flat_map(|next| (0..=8).map(move |listed| (next, listed))) {
+            let is_dirty = |place: usize| (place + 8 - next) % 8 < listed;
+            let entries: Vec<DirtyGfn> = (0..8)
+                .map(|place| DirtyGfn {
+                    // Those that are not listed may be harvested and not reset.
+                    flags: AtomicU32::new(if is_dirty(place) { DIRTY } else { HARVESTED }),
+                    slot: AtomicU32::new(0),
+                    offset: AtomicU64::new(0),
                 })
-            };
-            let mut cursor = Cursor::default();
-            let mut taken = Vec::new();
-            let mut said = Vec::new();
-            let mut harvest = || {
-                let before = taken.len();
-                let count = cursor.read(&entries, usize::MAX, |slot, offset| {
-                    assert_eq!(slot, 7);
-                    taken.push(offset);
-                });
-                assert_eq!(count, taken.len() - before);
-                // Given back in another order, as something else.
-                let mut turned = taken[before..].iter().rev().map(|value| value + 100);
-                cursor.give_back(&entries, count, || {
-                    said.extend(turned.next());
-                    (9, said[said.len() - 1])
-                });
-            };
-            harvest();
-            let (mut kernel, mut back) = kernel.join().expect("the kernel's thread ends");
-            harvest();
-            back.extend(kernel.reset(&entries));
-            assert_eq!(taken, (1..=kernel.dirty as u64).collect::<Vec<_>>());
-            assert_eq!(back, said);
-        });
+                .collect();
+            for given_back in 0..=listed.min(7) {
+                let mut cursor = Cursor { next };
+                assert_eq!(cursor.listed(&entries), listed);
+                assert_eq!(cursor.read(&entries, given_back, |_, _| ()), given_back);
+                assert_eq!(cursor.is_full(&entries, 0), listed == 8);
+                cursor.give_back(&entries, given_back, || (0, 0));
+                assert_eq!(cursor.listed(&entries), listed - given_back);
+                assert_eq!(cursor.is_full(&entries, given_back), listed == 8);
+                // As they were.
+                for place in (0..8).filter(|place| is_dirty(*place)) {
+                    entries[place].store_flags_release(DIRTY);
+                }
+            }
+        }
     }
 
     #[test]
