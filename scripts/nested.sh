@@ -243,8 +243,8 @@ kernel_panicked() { [ ! -s "$verdict" ] && grep -q '^\[[ .0-9]*\] Kernel panic -
 last_line() { tail -n 1 "$work/serial.log" | sed 's/\r//'; }
 # Takes the tests that have passed off what is left to do.
 note_passed() {
-  # What a test or the kernel prints meanwhile stands between the test's name and its outcome.
-  awk '{ sub(/\r$/, "") } /^test [^ ]+ \.\.\. / { name = $2 } /^ok$|^test [^ ]+ \.\.\. ok$/ { if (name != "") print name }
+  # What a test or the kernel prints meanwhile stands between the test's name and its outcome; a guest's console may have said a letter.
+  awk '{ sub(/\r$/, "") } /^test [^ ]+ \.\.\. / { name = $2 } /^ok$|^test [^ ]+ \.\.\. [^ ]?ok$/ { if (name != "") print name }
     /^(test [^ ]+ \.\.\. )?(ok|FAILED)$/ { name = "" }' "$work/serial.log" > "$run/ok"
   cat "$run/ok" >> "$run/passed"
   for tests in lib integration; do
