@@ -324,6 +324,12 @@ impl RunReport {
             0 => format!("  pages         {pages} (budget {budget})"),
             most => format!("  pages         {pages}, at most {most} in an epoch (budget {budget})"),
         })?;
+        let Report { early_pages, early_rounds, repeated_pages, durable_after_us, .. } = self.engine;
+        if early_pages > 0 {
+            output::line(format_args!(
+                "  early         {early_pages} beside the guest, in {early_rounds} rounds; {repeated_pages} written again"
+            ))?;
+        }
         output::line(format_args!("  stored        {}", self.stored()))?;
         // Of a base alone no pause is counted.
         if pause_us.max > 0.0 {
@@ -333,6 +339,12 @@ impl RunReport {
             ))?;
             output::line(format_args!(
                 "  of which      kick {kick}, state {state}, harvest {harvest}, copy {copy}, reset {reset} us"
+            ))?;
+        }
+        if durable_after_us.max > 0.0 {
+            output::line(format_args!(
+                "  durable       p50 {} us after the cut, p99 {} us",
+                durable_after_us.p50, durable_after_us.p99
             ))?;
         }
         if self.engine.tracking_lost > 0 {
