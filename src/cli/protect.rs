@@ -62,7 +62,7 @@ enum OnStorageErrorName {
     Continue,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum EarlyName {
     /// As far as it shortens pauses by more than it slows the guest down.
     Auto,
@@ -168,8 +168,13 @@ impl ProtectArgs {
     }
 
     /// Whether pages are taken before an epoch ends.
-    fn early(&self) -> bool {
-        self.early != EarlyName::Off && self.uses_ring()
+    const fn early(&self) -> Early {
+        match self.early {
+            _ if !self.uses_ring() => Early::Off,
+            EarlyName::Auto => Early::Auto,
+            EarlyName::Off => Early::Off,
+            EarlyName::Always => Early::Always,
+        }
     }
 
     /// How a machine is to be built for it.
@@ -190,7 +195,7 @@ impl ProtectArgs {
                     budget: self.budget,
                     ring: ring.map_err(|error| CliError::Vmm(error.into()))?,
                     hot,
-                    early: self.early(),
+                    early: self.early() != Early::Off,
                 }
             }
             TrackerName::Bitmap if self.interval().is_none() => {
@@ -234,12 +239,7 @@ impl ProtectArgs {
                 OnStorageErrorName::Stop => OnStorageError::Stop,
                 OnStorageErrorName::Continue => OnStorageError::Continue { retry_after: Duration::from_millis(200) },
             },
-            early: match self.early {
-                _ if !self.uses_ring() => Early::Off,
-                EarlyName::Auto => Early::Auto,
-                EarlyName::Off => Early::Off,
-                EarlyName::Always => Early::Always,
-            },
+            early: self.early(),
             audit_every: self.audit,
             on_release,
             // More than the guest has pages would never be used.

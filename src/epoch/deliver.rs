@@ -262,11 +262,9 @@ impl<C> Delivery<C> {
     fn appended(&mut self, slot: &Slot<C>, end: Option<&Complete>) {
         self.sync_due_since.get_or_insert(slot.part.cut_at);
         let epoch = self.head.epoch;
-        if self.index == 0 {
-            self.shared.lock().lateness.appended(epoch, slot.part.cut_at);
-        }
         self.with_state(|state| {
             state.unsynced.push(epoch);
+            state.lateness.appended(epoch, slot.part.cut_at);
             let progress = &mut state.progress;
             progress.reached.appended = epoch;
             progress.epochs += 1;
@@ -330,7 +328,8 @@ impl<C> Delivery<C> {
         let newest = head.epoch;
         let doubtful = u64::from(self.doubtful.take().is_some_and(|epoch| epoch <= newest));
         self.with_state(|state| {
-            let SinkState { progress, unsynced, .. } = state;
+            let SinkState { progress, unsynced, lateness, .. } = state;
+            lateness.forget();
             let found = unsynced.take_up_to(newest);
             let lost = unsynced.len();
             unsynced.clear();
@@ -341,9 +340,6 @@ impl<C> Delivery<C> {
             progress.durable_epochs += found + doubtful;
         });
         self.unsynced.clear();
-        if self.index == 0 {
-            self.shared.lock().lateness.forget();
-        }
         self.shared.notify();
         self.shared.release();
     }

@@ -636,8 +636,15 @@ impl<C: CapturedState> Engine<C> {
 
     /// How many pages the epoch has, with the part in hand.
     fn epoch_pages(&self) -> u64 {
-        let new = self.last_pages.iter().filter(|gfn| self.sent.is_empty() || !self.sent.contains(**gfn)).count();
-        self.sent.len() + new as u64
+        self.sent.len() + self.last_pages.len() as u64 - self.sent_before(self.last_pages.iter().copied())
+    }
+
+    /// How many of these pages the epoch has in parts already.
+    fn sent_before(&self, pages: impl Iterator<Item = Gfn>) -> u64 {
+        if self.sent.is_empty() {
+            return 0;
+        }
+        pages.filter(|gfn| self.sent.contains(*gfn)).count() as u64
     }
 
     fn submit_part(&mut self, cut_at: Instant, commit: Option<Commit>) {
@@ -684,9 +691,11 @@ impl<C: CapturedState> Engine<C> {
         let Self { pending, sent, mentions, .. } = self;
         let budget = self.options.budget_pages as u64;
         let more = self.tracker.bound().unwrap_or(u64::MAX).saturating_add(self.options.share_pages).saturating_add(listed);
-        let again = if sent.is_empty() { 0 } else { pending.iter().filter(|gfn| sent.contains(*gfn)).count() as u64 };
-        let has = sent.len() + pending.len() - again;
-        has.saturating_add(more) <= budget && (mentions + pending.len()).saturating_add(more) <= budget.saturating_mul(2)
+        let fits = |pages: u64| pages.saturating_add(more) <= budget;
+        let has = sent.len() + pending.len();
+        // Pages that it has twice are counted only where that may matter.
+        (fits(has) || fits(has - self.sent_before(pending.iter())))
+            && (mentions + pending.len()).saturating_add(more) <= budget.saturating_mul(2)
     }
 
     /// No part of the next epoch was sent off.

@@ -20,24 +20,19 @@ pub(super) struct TakenEarly {
 #[derive(Debug)]
 pub(super) struct Learning {
     habits: Habits,
-    /// For each frame which kind of round took it last in the epoch in hand. A byte each, taken
-    /// from the host as they are touched.
-    takers: Vec<Taker>,
+    /// For each frame which kind of round took it last in the epoch in hand. A byte each, of zeros
+    /// at first, so that the host gives memory as they are touched.
+    takers: Vec<u8>,
     /// The frames of which it says something.
     taken: Vec<Gfn>,
     /// How many entries were left in the log, when it was looked at last.
     looked: (Instant, u64),
 }
 
-/// Which round took a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-enum Taker {
-    /// None, or one that had no choice: the ring was full.
-    None = 0,
-    Middle,
-    BeforeCut,
-}
+/// No round took the page, or one that had no choice: the ring was full.
+const NO_TAKER: u8 = 0;
+const MIDDLE: u8 = 1;
+const BEFORE_CUT: u8 = 2;
 
 impl Learning {
     /// For pages that cost so much, fault and copy.
@@ -45,7 +40,7 @@ impl Learning {
         let frames = usize::try_from(frames).unwrap_or(usize::MAX);
         Self {
             habits: Habits::new(fault, copy_ns),
-            takers: vec![Taker::None; frames],
+            takers: vec![NO_TAKER; frames],
             taken: Vec::with_capacity(budget_pages.min(frames)),
             looked: (Instant::now(), 0),
         }
@@ -64,9 +59,9 @@ impl Learning {
     /// These pages are taken: again, where a round has taken them before.
     pub(super) fn take(&mut self, gfns: &[Gfn], place: Option<Place>) {
         let taker = match place {
-            None => Taker::None,
-            Some(Place::Middle) => Taker::Middle,
-            Some(Place::BeforeCut) => Taker::BeforeCut,
+            None => NO_TAKER,
+            Some(Place::Middle) => MIDDLE,
+            Some(Place::BeforeCut) => BEFORE_CUT,
         };
         if let Some(place) = place {
             self.habits.took(place, gfns.len() as u64);
@@ -74,10 +69,10 @@ impl Learning {
         for gfn in gfns {
             let Some(before) = usize::try_from(gfn.0).ok().and_then(|gfn| self.takers.get_mut(gfn)) else { continue };
             match std::mem::replace(before, taker) {
-                Taker::None if taker == Taker::None => {}
-                Taker::None => self.taken.push(*gfn),
-                Taker::Middle => self.habits.repeated(Place::Middle, 1),
-                Taker::BeforeCut => self.habits.repeated(Place::BeforeCut, 1),
+                MIDDLE => self.habits.repeated(Place::Middle, 1),
+                BEFORE_CUT => self.habits.repeated(Place::BeforeCut, 1),
+                _ if taker == NO_TAKER => {}
+                _ => self.taken.push(*gfn),
             }
         }
     }
@@ -89,7 +84,7 @@ impl Learning {
         }
         for gfn in self.taken.drain(..) {
             if let Some(taker) = usize::try_from(gfn.0).ok().and_then(|gfn| self.takers.get_mut(gfn)) {
-                *taker = Taker::None;
+                *taker = NO_TAKER;
             }
         }
         self.habits.end();

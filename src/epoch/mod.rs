@@ -7,7 +7,7 @@
 //!         └────────────────────── the slot, free again ─────────────────────┘
 //! ```
 //!
-//! A slot is staging for one budget of pages, and their frames. There is a fixed number of slots,
+//! A slot is staging for a part of an epoch, and its frames. There is a fixed number of slots,
 //! so memory does not grow when storage is slow: the policy then decides between longer epochs and
 //! a guest that waits.
 

@@ -12,7 +12,6 @@ use super::deliver::{Delivery, Ear, Order};
 use super::encode::{Encoder, Input};
 use super::error::{AttachError, EngineError, LeftReason};
 use super::guest::CapturedState;
-use super::lateness::Lateness;
 use super::options::{Durability, EngineOptions};
 use super::release::{Need, Reached, Release};
 use super::shared::{FIRST_ATTEMPT, PipelineError, Progress, Shared, SinkState, Standing, State};
@@ -106,7 +105,6 @@ impl<C: CapturedState> Pipeline<C> {
             attempt: FIRST_ATTEMPT,
             goes_on: None,
             ended: false,
-            lateness: Lateness::new(),
         };
         let release = options.release.take().unwrap_or_else(|| {
             Release::All(vec![match options.durability {
@@ -310,7 +308,7 @@ impl<C: CapturedState> Pipeline<C> {
 
     /// How long after their cuts epochs were durable in the first sink.
     pub(super) fn durable_after(&self) -> Distribution {
-        self.shared.lock().lateness.durable_after()
+        self.shared.lock().sinks.first().map_or_else(Distribution::default, |sink| sink.lateness.durable_after())
     }
 
     /// Lets the pipeline run empty, closes the chains and ends the threads.

@@ -59,6 +59,7 @@ pub(super) struct SinkState {
     pub(super) progress: Progress,
     /// Epochs that were appended and are not known to be durable.
     pub(super) unsynced: EpochRuns,
+    pub(super) lateness: Lateness,
     /// What the sink told besides, for its own thread.
     pub(super) told_failure: Option<SinkError>,
 }
@@ -67,7 +68,7 @@ impl SinkState {
     pub(super) fn new(standing: Standing, head: Head) -> Self {
         let reached = Reached { appended: head.epoch, durable: head.epoch, ..Reached::default() };
         let progress = Progress { reached, ..Progress::default() };
-        Self { standing, progress, unsynced: EpochRuns::default(), told_failure: None }
+        Self { standing, progress, unsynced: EpochRuns::default(), lateness: Lateness::new(), told_failure: None }
     }
 
     pub(super) const fn follows(&self) -> bool {
@@ -96,8 +97,6 @@ pub(super) struct State<C> {
     pub(super) goes_on: Option<(u64, Head)>,
     /// The threads are gone.
     pub(super) ended: bool,
-    /// Of the first sink.
-    pub(super) lateness: Lateness,
 }
 
 impl<C> State<C> {
@@ -189,10 +188,8 @@ impl<C> Shared<C> {
     /// A sink has told that `epoch` is durable.
     pub(super) fn durable(&self, sink: usize, epoch: EpochId) {
         let mut state = self.lock();
-        if sink == 0 {
-            state.lateness.durable(epoch);
-        }
-        let Some(SinkState { progress, unsynced, .. }) = state.sinks.get_mut(sink) else { return };
+        let Some(SinkState { progress, unsynced, lateness, .. }) = state.sinks.get_mut(sink) else { return };
+        lateness.durable(epoch);
         progress.durable_epochs += unsynced.take_up_to(epoch);
         progress.reached.durable = progress.reached.durable.max(epoch);
         drop(state);

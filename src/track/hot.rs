@@ -88,7 +88,7 @@ pub struct HotSet {
     members: Vec<Member>,
     most: usize,
     /// 4 bytes a frame, taken from the host as they are touched.
-    past: Vec<Past>,
+    past: Vec<u32>,
     collection: u32,
     /// Where the next look begins.
     next: usize,
@@ -111,7 +111,7 @@ impl HotSet {
         Self {
             members: Vec::with_capacity(most),
             most,
-            past: vec![Past(0); frames],
+            past: vec![0; frames],
             // Far from the zero of pages that were never listed.
             collection: 1 << 8,
             next: 0,
@@ -153,15 +153,18 @@ impl HotSet {
 
     /// The kernel lists `gfn`, which is `page`.
     pub(super) fn listed(&mut self, gfn: Gfn, page: DirtyPage) -> Listed {
-        let Some(past) = usize::try_from(gfn.0).ok().and_then(|index| self.past.get_mut(index)) else { return Listed::Protect };
+        let Some(word) = usize::try_from(gfn.0).ok().and_then(|index| self.past.get_mut(index)) else { return Listed::Protect };
+        let mut past = Past(*word);
         if past.is_member() {
             self.listed_members += 1;
             return Listed::LeaveWritable;
         }
-        if past.listed(self.collection) < ENTER_AFTER || self.members.len() >= self.most || self.given_up {
+        let listings = past.listed(self.collection);
+        *word = past.0;
+        if listings < ENTER_AFTER || self.members.len() >= self.most || self.given_up {
             return Listed::Protect;
         }
-        past.0 |= Past::MEMBER;
+        *word |= Past::MEMBER;
         self.members.push(Member { gfn, page, content: None, stale: false });
         Listed::LeaveWritable
     }
@@ -244,9 +247,9 @@ impl HotSet {
 }
 
 /// `gfn` is no member any more.
-fn forget(past: &mut [Past], gfn: Gfn) {
+fn forget(past: &mut [u32], gfn: Gfn) {
     if let Some(past) = usize::try_from(gfn.0).ok().and_then(|index| past.get_mut(index)) {
-        *past = Past(0);
+        *past = 0;
     }
 }
 

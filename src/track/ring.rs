@@ -7,10 +7,11 @@ use super::hot::{HotSet, Listed};
 use super::{TrackError, insert};
 use crate::epoch::{Collected, Settled, Tracker, TrackerError};
 use crate::kvm::VmHandle;
+use crate::kvm::memslot::Memslot;
 use crate::kvm::probe::PagesStayWritable;
 use crate::kvm::ring::{DirtyPage, ResetHelp, VmRings};
 use crate::memory::GuestMemory;
-use crate::page::{PAGE_SIZE, PageSet};
+use crate::page::{Gfn, PAGE_SIZE, PageSet};
 use crate::parked::Parked;
 use crate::xxh3::xxh3_64;
 
@@ -83,6 +84,12 @@ impl RingTracker {
     }
 }
 
+/// The frame that `page` is. Slot ids are the indices of `slots`, in address space 0; anything else
+/// is not ours.
+fn frame(slots: &[Memslot], page: DirtyPage) -> Option<Gfn> {
+    slots.get(usize::try_from(page.slot).ok()?)?.frame(page.offset)
+}
+
 impl Tracker for RingTracker {
     fn name(&self) -> &'static str {
         if self.hot.is_some() { "ring+hot" } else { "ring" }
@@ -101,7 +108,7 @@ impl Tracker for RingTracker {
         let start = Instant::now();
         let Self { memory, rings, hot, protect, .. } = self;
         let slots = memory.slots();
-        let frame = |page: DirtyPage| slots.get(usize::try_from(page.slot).ok()?)?.frame(page.offset);
+        let frame = |page| frame(slots, page);
         let harvest = rings.harvest_some(most);
         let entries = harvest.names().len() as u64;
         if entries == 0 && harvest.lost().is_none() {
@@ -109,11 +116,10 @@ impl Tracker for RingTracker {
         }
         protect.clear();
         // Pages of the hot set are taken by the cut, those that enter now as well.
-        let is_hot = |page: DirtyPage| {
+        let mut is_hot = |page| {
             let (Some(hot), Some(gfn)) = (hot.as_mut(), frame(page)) else { return false };
             hot.listed(gfn, page) == Listed::LeaveWritable
         };
-        let mut is_hot = is_hot;
         protect.extend(harvest.names().iter().copied().filter(|page| !is_hot(*page)));
         let harvested = start.elapsed();
         let reset = harvest.reset_instead(protect)?;
@@ -136,8 +142,7 @@ impl Tracker for RingTracker {
         self.look_for_hot_set();
         let Self { memory, rings, hot, protect, .. } = self;
         let slots = memory.slots();
-        // Slot ids are the indices of `slots`, in address space 0; anything else is not ours.
-        let frame = |page: DirtyPage| slots.get(usize::try_from(page.slot).ok()?)?.frame(page.offset);
+        let frame = |page| frame(slots, page);
         let harvest = rings.harvest();
         let pages = harvest.while_parked(parked);
         let entries = pages.len() as u64;

@@ -29,6 +29,7 @@ use crate::epoch::error::EngineError;
 use crate::epoch::guest::CapturedState;
 use crate::epoch::learning::Learning;
 use crate::epoch::options::Early;
+use crate::page::{Gfn, PageRun};
 
 /// Entries that a round takes from the log at a time. The kernel holds locks meanwhile that a vCPU,
 /// and so a cut, may wait for.
@@ -40,10 +41,10 @@ const COPIED_AT_ONCE: usize = 8;
 /// A round begins with so many slots free: one is for the cut.
 const SLOTS: usize = 2;
 
-/// When to look again, after a round and where there can be none for now.
 /// A call of a round goes on at most so often, however fast the guest writes.
 const GOES_MOST: u32 = 8;
 
+/// When to look again, after a round and where there can be none for now.
 const SOON: Duration = Duration::from_millis(1);
 const REST: Duration = Duration::from_millis(10);
 
@@ -122,8 +123,10 @@ impl<C: CapturedState> Engine<C> {
         if !self.pipeline.has_slot() {
             return Ok(None);
         }
-        let step = (self.pages / PAGES).max(1);
-        let gfns: Vec<_> = self.runs.iter().flat_map(|run| run.gfns()).step_by(usize::try_from(step).unwrap_or(1)).collect();
+        let step = usize::try_from((self.pages / PAGES).max(1)).unwrap_or(usize::MAX);
+        let sampled = |run: &PageRun| run.first.0..run.end().map_or(u64::MAX, |end| end.0);
+        // A range of numbers takes a step at once; the runs' own iterator walks the frames between.
+        let gfns: Vec<_> = self.runs.iter().flat_map(|run| sampled(run).step_by(step)).map(Gfn).collect();
         let Some(slot) = self.pipeline.slot() else { return Ok(None) };
         let mut least = f64::MAX;
         for gfns in gfns.chunks(self.part_pages.min(16)) {
@@ -214,12 +217,7 @@ impl<C: CapturedState> Engine<C> {
             Rounds::Never
         } else if self.taken_early.lost.is_some() {
             Rounds::Cut
-        } else if self.options.early == Early::Auto && self.learning.is_none()
-            || self.base.is_first()
-            || self.base.is_copying()
-            || self.storage_rests()
-            || self.pipeline.has_failed()
-        {
+        } else if self.wants_fault_cost() || self.base.is_first() || self.storage_rests() || self.pipeline.has_failed() {
             Rounds::Rest
         } else {
             Rounds::Go

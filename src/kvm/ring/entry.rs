@@ -93,24 +93,25 @@ impl Cursor {
         from_next.iter().chain(before)
     }
 
+    /// The entry that is so many behind the next one to take.
+    fn at<'e, E: Entry>(&self, entries: &'e [E], behind: usize) -> Option<&'e E> {
+        entries.get((self.next + behind).checked_rem(entries.len())?)
+    }
+
     /// How many entries there are to read, while the kernel may list more. It looks at few of them:
     /// entries are filled in order, so those that are listed come before all others.
     pub(super) fn listed<E: Entry>(&self, entries: &[E]) -> usize {
-        let at = |index: usize| {
-            let place = self.next + index;
-            entries.get(if place < entries.len() { place } else { place - entries.len() })
-        };
         let (mut listed, mut unknown) = (0, entries.len());
         while listed < unknown {
             let middle = listed + (unknown - listed) / 2;
-            if at(middle).is_some_and(is_listed) { listed = middle + 1 } else { unknown = middle }
+            if self.at(entries, middle).is_some_and(is_listed) { listed = middle + 1 } else { unknown = middle }
         }
         listed
     }
 
     /// Whether there is an entry to read. Those that were given back do not count.
     pub(super) fn lists_any<E: Entry>(&self, entries: &[E]) -> bool {
-        entries.get(self.next).is_some_and(is_listed)
+        self.at(entries, 0).is_some_and(is_listed)
     }
 
     /// Whether every entry is to be read, or was to be before the newest `given_back` of them were
@@ -121,9 +122,8 @@ impl Cursor {
     pub(super) fn is_full<E: Entry>(&self, entries: &[E], given_back: usize) -> bool {
         // The entry in front of the oldest one, filled last.
         fence(Ordering::SeqCst);
-        let len = entries.len();
-        let last = (self.next + 2 * len).checked_sub(given_back + 1).and_then(|place| place.checked_rem(len));
-        last.and_then(|last| entries.get(last)).is_some_and(is_listed)
+        let last = entries.len().checked_sub(given_back + 1);
+        last.and_then(|last| self.at(entries, last)).is_some_and(is_listed)
     }
 
     /// Marks `count` entries, which were read, as harvested, in order: the kernel will protect what
