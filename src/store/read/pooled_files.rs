@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::format::SEGMENT_HEADER_FRAME_BYTES;
 use crate::lock::lock;
@@ -22,6 +22,8 @@ pub(in crate::store) struct Files {
     most: usize,
     bounds: Bounds,
     open: Mutex<Open>,
+    /// A file is in use no more, or there is one to close.
+    freed: Condvar,
     /// How many indexes are mapped.
     maps: AtomicUsize,
 }
@@ -32,6 +34,10 @@ struct Open {
     next: u64,
     /// Files that are held by their numbers until they are let go.
     held: usize,
+    /// Files that are being opened, or read at this moment: each is there to be closed before long.
+    in_use: usize,
+    /// How often one of these came to its end.
+    closed: u64,
     /// The others, the one that was read last at the end.
     files: VecDeque<(u64, Arc<dyn MediumFile>)>,
 }
@@ -46,7 +52,13 @@ impl Files {
     /// At most `most` files, and one at least. No more than a quarter of what the process may have
     /// open: it needs some for other things.
     pub(in crate::store) fn new(most: usize, bounds: Bounds) -> Arc<Self> {
-        Arc::new(Self { most: most.min(quarter_of_limit()).max(1), bounds, open: Mutex::default(), maps: AtomicUsize::new(0) })
+        Arc::new(Self {
+            most: most.min(quarter_of_limit()).max(1),
+            bounds,
+            open: Mutex::default(),
+            freed: Condvar::new(),
+            maps: AtomicUsize::new(0),
+        })
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -55,7 +67,7 @@ impl Files {
 
     /// Opens a file of a chain for reading.
     pub(in crate::store) fn read(self: &Arc<Self>, place: &ChainAt, name: &str) -> io::Result<PooledFile> {
-        let file = self.with_room(|| place.open(name))?;
+        let (_in_use, file) = self.use_with_room(|| place.open(name))?;
         let id = file.id()?;
         let mut header = vec![0; SEGMENT_HEADER_FRAME_BYTES];
         let read = file.read(0, &mut header)?;
@@ -72,18 +84,48 @@ impl Files {
 
     /// Opens, and closes what is open here where the process may open no more.
     pub(in crate::store) fn with_room<T>(&self, open: impl Fn() -> io::Result<T>) -> io::Result<T> {
-        match open() {
-            Err(error) if lacks_descriptors(&error) => {
-                let closed = std::mem::take(&mut self.open().files);
-                if closed.is_empty() {
-                    return Err(error);
-                }
-                // Outside of the lock.
-                drop(closed);
-                open()
+        self.use_with_room(open).map(|(_, opened)| opened)
+    }
+
+    /// As [`with_room`](Self::with_room), of something that is closed or kept before long. Where
+    /// the process may open no more and nothing is there to close, it waits for what other threads
+    /// use: they may have taken what was closed here.
+    fn use_with_room<T>(&self, open: impl Fn() -> io::Result<T>) -> io::Result<(InUse<'_>, T)> {
+        loop {
+            let (in_use, closed_before) = self.begin_use();
+            let error = match open() {
+                Err(error) if lacks_descriptors(&error) => error,
+                result => return Ok((in_use, result?)),
+            };
+            // Nothing was opened: this is no sign of room for the others.
+            std::mem::forget(in_use);
+            let mut open = self.open();
+            open.in_use -= 1;
+            self.freed.notify_all();
+            let is_short = |open: &Open| open.files.is_empty() && open.closed == closed_before;
+            if is_short(&open) && open.in_use == 0 {
+                return Err(error);
             }
-            result => result,
+            let waits = |open: &mut Open| is_short(open) && open.in_use > 0;
+            open = self.freed.wait_while(open, waits).unwrap_or_else(PoisonError::into_inner);
+            let closed = std::mem::take(&mut open.files);
+            self.close(open, closed);
         }
+    }
+
+    /// Something is in use from now on. Says how many were closed before.
+    fn begin_use(&self) -> (InUse<'_>, u64) {
+        let mut open = self.open();
+        open.in_use += 1;
+        (InUse(self), open.closed)
+    }
+
+    /// Closes files, outside of the lock. Until then they are in use.
+    fn close<T>(&self, mut open: MutexGuard<'_, Open>, closed: T) {
+        open.in_use += 1;
+        drop(open);
+        let _in_use = InUse(self);
+        drop(closed);
     }
 
     fn keep(&self, number: u64, file: Arc<dyn MediumFile>) {
@@ -94,7 +136,7 @@ impl Files {
         while open.files.len() > most {
             closed.extend(open.files.pop_front());
         }
-        drop(open);
+        self.close(open, closed);
     }
 
     fn find(&self, number: u64) -> Option<Arc<dyn MediumFile>> {
@@ -121,6 +163,19 @@ impl fmt::Debug for Files {
     }
 }
 
+/// A file is in use as long as this lives.
+struct InUse<'f>(&'f Files);
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        let mut open = self.0.open();
+        open.in_use -= 1;
+        open.closed += 1;
+        drop(open);
+        self.0.freed.notify_all();
+    }
+}
+
 /// A file that is open while it is read, and closed when others need its place.
 #[derive(Debug)]
 pub(in crate::store) struct PooledFile {
@@ -140,27 +195,35 @@ impl PooledFile {
         lock(&self.held)
     }
 
-    fn file(&self) -> io::Result<Arc<dyn MediumFile>> {
-        if let Some(file) = &*self.held() {
-            return Ok(file.clone());
+    /// Has `look` look at the file, open.
+    fn with_file<T>(&self, look: impl FnOnce(&dyn MediumFile) -> io::Result<T>) -> io::Result<T> {
+        if let Some(file) = self.held().clone() {
+            return look(&*file);
         }
-        if let Some(file) = self.files.find(self.number) {
-            return Ok(file);
-        }
-        let file = self.again()?;
-        self.files.keep(self.number, file.clone());
-        Ok(file)
+        // Dropped behind the file, which is closed then if others needed its place.
+        let (in_use, _) = self.files.begin_use();
+        let (_in_use, file) = match self.files.find(self.number) {
+            Some(file) => (in_use, file),
+            None => {
+                // Who waits for room uses nothing.
+                drop(in_use);
+                let (in_use, file) = self.again()?;
+                self.files.keep(self.number, file.clone());
+                (in_use, file)
+            }
+        };
+        look(&*file)
     }
 
     /// Opens the file again, if it is still the same.
-    fn again(&self) -> io::Result<Arc<dyn MediumFile>> {
-        let file = match self.files.with_room(|| self.place.open(&self.name)) {
+    fn again(&self) -> io::Result<(InUse<'_>, Arc<dyn MediumFile>)> {
+        let (in_use, file) = match self.files.use_with_room(|| self.place.open(&self.name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(io::Error::other(FileReplaced)),
             file => file?,
         };
         let mut header = vec![0; self.header.len()];
         let is_same = file.id()? == self.id && file.read(0, &mut header)? == header.len() && header == self.header;
-        if is_same { Ok(file) } else { Err(io::Error::other(FileReplaced)) }
+        if is_same { Ok((in_use, file)) } else { Err(io::Error::other(FileReplaced)) }
     }
 
     /// Keeps the file open until [`let_go`](Self::let_go), where the bound leaves room for another
@@ -177,7 +240,7 @@ impl PooledFile {
             }
             open.held += 1;
         }
-        let file = self.files.find(self.number).map_or_else(|| self.again(), Ok);
+        let file = self.files.find(self.number).map_or_else(|| Ok(self.again()?.1), Ok);
         match file {
             Ok(file) => {
                 self.files.forget(self.number);
@@ -204,8 +267,7 @@ impl Files {
     fn forget(&self, number: u64) {
         let mut open = self.open();
         let closed = open.files.iter().position(|(found, _)| *found == number).and_then(|at| open.files.remove(at));
-        drop(open);
-        drop(closed);
+        self.close(open, closed);
     }
 }
 
@@ -218,7 +280,7 @@ impl Drop for PooledFile {
 
 impl MediumFile for PooledFile {
     fn len(&self) -> io::Result<u64> {
-        self.file()?.len()
+        self.with_file(|file| file.len())
     }
 
     fn id(&self) -> io::Result<FileId> {
@@ -226,6 +288,6 @@ impl MediumFile for PooledFile {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        self.file()?.read(offset, buffer)
+        self.with_file(|file| file.read(offset, buffer))
     }
 }
