@@ -46,7 +46,7 @@ pub trait Tracker: Send + std::fmt::Debug {
         None
     }
 
-    /// Takes about `most` of the entries that are listed by now, while the guest runs: adds their
+    /// Takes up to `most` of the entries that are listed by now, while the guest runs: adds their
     /// pages to `into`, after the next write to each is logged again. So what is copied from then
     /// on has every write that was taken, and whatever comes later is listed again. Pages that
     /// every collection takes are left out. `None`: there are no rounds.

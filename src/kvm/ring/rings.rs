@@ -305,22 +305,22 @@ impl VmRings {
     /// Reads what the rings list. No allocation. A harvest that is dropped changes nothing: the
     /// next one lists its pages again.
     pub fn harvest(&mut self) -> Harvest<'_> {
-        self.harvest_each(usize::MAX)
+        self.harvest_some(usize::MAX)
     }
 
-    /// As [`harvest`](Self::harvest), but about `most` entries, the oldest of each ring: the kernel
+    /// As [`harvest`](Self::harvest), but up to `most` entries, the oldest of each ring: the kernel
     /// holds locks while it resets, which a vCPU may wait for.
     pub fn harvest_some(&mut self, most: usize) -> Harvest<'_> {
-        self.harvest_each(most.div_ceil(self.rings.len().max(1)))
-    }
-
-    fn harvest_each(&mut self, most: usize) -> Harvest<'_> {
+        let each = most.div_ceil(self.rings.len().max(1));
+        let mut left = most;
         // A reset that somebody began and forgot; where it failed, nothing is known.
         let forgotten = Lost::Reset { harvested: self.unreset, reset: 0 };
         let mut lost = self.finish_reset().map_or(Some(forgotten), |reset| reset.lost);
         self.pages.clear();
         for (vcpu, ring) in self.rings.iter_mut().enumerate() {
-            ring.read = ring.cursor.read(ring.entries(), most, |slot, offset| self.pages.push(DirtyPage { slot, offset }));
+            ring.read =
+                ring.cursor.read(ring.entries(), each.min(left), |slot, offset| self.pages.push(DirtyPage { slot, offset }));
+            left -= ring.read;
             if ring.cursor.is_full(ring.entries(), 0) {
                 lost.get_or_insert(Lost::Overflow { vcpu, entries: self.size.entries() });
             }
