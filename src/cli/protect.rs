@@ -88,7 +88,7 @@ pub(super) struct ProtectArgs {
     /// Entries of each vCPU's ring, a power of two [default: the most that fit in the budget].
     #[arg(long, value_name = "ENTRIES")]
     ring: Option<u32>,
-    /// Pages that are written all the time may stay writable and are taken into every epoch:
+    /// Pages that are written often may stay writable and are taken into every epoch:
     /// `auto`, `off`, or the most of them. They are part of the budget, do not fill rings, and so
     /// need an interval; `auto` is `off` where there is none, and where this kernel can't.
     #[arg(long, value_name = "PAGES", default_value = "auto", value_parser = hot)]

@@ -13,6 +13,8 @@
 
 use std::time::Duration;
 
+use super::page_costs::PageCosts;
+
 /// Where in an epoch a round is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -71,7 +73,7 @@ impl Kind {
 
     /// The epoch is over.
     #[expect(clippy::cast_precision_loss, reason = "counts of pages of one epoch")]
-    fn end(&mut self, fault_ns: f64, copy_ns: f64) {
+    fn end(&mut self, costs: PageCosts) {
         let (taken, repeated) = (std::mem::take(&mut self.taken_now), std::mem::take(&mut self.repeated_now));
         if self.rests > 0 {
             self.rests -= 1;
@@ -82,7 +84,7 @@ impl Kind {
         }
         self.taken = self.taken * 0.75 + taken as f64;
         self.repeated = self.repeated * 0.75 + repeated as f64;
-        if self.repeated * fault_ns <= (self.taken - self.repeated) * copy_ns {
+        if self.repeated * costs.fault_ns() <= (self.taken - self.repeated) * costs.copy_ns() {
             self.rested = 0;
         } else {
             self.rested = (self.rested * 2).clamp(1, REST_MAX);
@@ -97,16 +99,20 @@ impl Kind {
 pub(super) struct Habits {
     middle: Kind,
     before_cut: Kind,
-    fault_ns: f64,
-    copy_ns: f64,
+    costs: PageCosts,
     /// Entries a nanosecond.
     rate: f64,
 }
 
 impl Habits {
-    /// With what the first write to a page costs the guest, and what copying one costs.
-    pub(super) fn new(fault: Duration, copy_ns: f64) -> Self {
-        Self { middle: Kind::default(), before_cut: Kind::default(), fault_ns: ns(fault), copy_ns, rate: 0.0 }
+    /// Of a guest of which nothing is known.
+    pub(super) fn new(costs: PageCosts) -> Self {
+        Self { middle: Kind::default(), before_cut: Kind::default(), costs, rate: 0.0 }
+    }
+
+    /// Pages cost so much now.
+    pub(super) const fn costs(&mut self, costs: PageCosts) {
+        self.costs = costs;
     }
 
     const fn kind(&mut self, place: Place) -> &mut Kind {
@@ -146,9 +152,8 @@ impl Habits {
 
     /// The epoch is over.
     pub(super) fn end(&mut self) {
-        let Self { fault_ns, copy_ns, .. } = *self;
-        self.middle.end(fault_ns, copy_ns);
-        self.before_cut.end(fault_ns, copy_ns);
+        self.middle.end(self.costs);
+        self.before_cut.end(self.costs);
     }
 }
 
@@ -191,13 +196,13 @@ mod tests {
 
     #[test]
     fn a_guest_that_writes_each_page_once_has_all_taken_after_one_try() {
-        let mut habits = Habits::new(FAULT, COPY_NS);
+        let mut habits = Habits::new(PageCosts::new(FAULT, COPY_NS));
         assert_eq!(epochs(&mut habits, Place::Middle, 1, 4), [TRIED, 4000, 4000, 4000]);
     }
 
     #[test]
     fn what_does_not_pay_is_tried_ever_less_often() {
-        let mut habits = Habits::new(FAULT, COPY_NS);
+        let mut habits = Habits::new(PageCosts::new(FAULT, COPY_NS));
         let taken = epochs(&mut habits, Place::Middle, 50, 1000);
         let tries: Vec<_> = taken.iter().enumerate().filter(|(_, taken)| **taken > 0).map(|(epoch, _)| epoch).collect();
         assert!(taken.iter().all(|taken| *taken <= TRIED));
@@ -211,7 +216,7 @@ mod tests {
     #[test]
     fn the_guest_never_loses_more_than_the_pause_gains() {
         for repeated_percent in 0..100 {
-            let mut habits = Habits::new(FAULT, COPY_NS);
+            let mut habits = Habits::new(PageCosts::new(FAULT, COPY_NS));
             let taken: u64 = epochs(&mut habits, Place::Middle, repeated_percent, 500).iter().sum();
             let repeated = taken * repeated_percent / 100;
             let (loses, gains) = (repeated as f64 * 6000.0, (taken - repeated) as f64 * COPY_NS);
@@ -223,7 +228,7 @@ mod tests {
 
     #[test]
     fn kinds_are_judged_apart() {
-        let mut habits = Habits::new(FAULT, COPY_NS);
+        let mut habits = Habits::new(PageCosts::new(FAULT, COPY_NS));
         for _ in 0..50 {
             epochs(&mut habits, Place::Middle, 50, 1);
             let last = epochs(&mut habits, Place::BeforeCut, 0, 1);
@@ -234,14 +239,14 @@ mod tests {
 
     #[test]
     fn it_waits_until_enough_entries_are_likely_to_be_there() {
-        let mut habits = Habits::new(FAULT, COPY_NS);
+        let mut habits = Habits::new(PageCosts::new(FAULT, COPY_NS));
         for _ in 0..20 {
             assert!(matches!(habits.choose(Place::Middle, 0, 100, Duration::from_millis(1)), Choice::Wait(_)));
         }
         let wait = habits.until(56);
         assert!((Duration::from_micros(1900)..Duration::from_micros(2100)).contains(&wait), "{wait:?}");
         assert_eq!(habits.until(255), Duration::from_micros(640), "never for a handful");
-        let mut idle = Habits::new(FAULT, COPY_NS);
+        let mut idle = Habits::new(PageCosts::new(FAULT, COPY_NS));
         assert_eq!(idle.choose(Place::Middle, 0, 0, Duration::from_secs(1)), Choice::Wait(LATEST));
     }
 }

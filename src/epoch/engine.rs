@@ -17,6 +17,7 @@ use super::guest::{CapturedState, Guest};
 use super::learning::{Learning, TakenEarly};
 use super::memory::Memory;
 use super::options::{Durability, Early, EngineOptions, OnStorageError};
+use super::page_costs::PageCosts;
 use super::pipeline::{Extent, Pipeline};
 use super::point::Point;
 use super::policy::{Action, Situation, decide};
@@ -144,6 +145,8 @@ pub struct Engine<C: CapturedState> {
     taken_early: TakenEarly,
     /// Where rounds are done as they pay.
     learning: Option<Learning>,
+    /// What a page costs on this host, once it was told.
+    costs: Option<PageCosts>,
     /// The most pages in a part: a budget, or all of memory where that is less; with rounds less.
     part_pages: usize,
     /// Cuts that are not known to be durable, oldest first.
@@ -256,6 +259,7 @@ impl<C: CapturedState> Engine<C> {
             mentions: 0,
             taken_early: TakenEarly::default(),
             learning: None,
+            costs: None,
             part_pages,
             not_durable: VecDeque::new(),
             storage_rests_until: None,
@@ -465,6 +469,7 @@ impl<C: CapturedState> Engine<C> {
         if let Some(learning) = &mut self.learning {
             learning.end(&self.last_pages);
         }
+        self.learn_copy_cost(parts, hand.phases.copy_ns);
         if waits {
             self.wait_until_durable(epoch, hand)?;
             self.resume(guest);

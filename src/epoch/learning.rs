@@ -1,8 +1,9 @@
 //! What rounds took of the epoch in hand, and what is learnt of the guest by it.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::early::{Choice, Habits, Place};
+use super::page_costs::PageCosts;
 use crate::page::Gfn;
 
 /// What rounds did of the epoch in hand.
@@ -35,15 +36,20 @@ const MIDDLE: u8 = 1;
 const BEFORE_CUT: u8 = 2;
 
 impl Learning {
-    /// For pages that cost so much, fault and copy.
-    pub(super) fn new((fault, copy_ns): (Duration, f64), frames: u64, budget_pages: usize) -> Self {
+    /// For pages that cost so much.
+    pub(super) fn new(costs: PageCosts, frames: u64, budget_pages: usize) -> Self {
         let frames = usize::try_from(frames).unwrap_or(usize::MAX);
         Self {
-            habits: Habits::new(fault, copy_ns),
+            habits: Habits::new(costs),
             takers: vec![NO_TAKER; frames],
             taken: Vec::with_capacity(budget_pages.min(frames)),
             looked: (Instant::now(), 0),
         }
+    }
+
+    /// Pages cost so much now.
+    pub(super) const fn costs(&mut self, costs: PageCosts) {
+        self.habits.costs(costs);
     }
 
     /// What to do with the entries that are listed; at most `most` are taken at a time.

@@ -26,6 +26,7 @@ mod lateness;
 mod learning;
 mod memory;
 mod options;
+mod page_costs;
 mod pipeline;
 mod point;
 mod policy;

@@ -61,6 +61,18 @@ pub trait Tracker: Send + std::fmt::Debug {
         Ok(None)
     }
 
+    /// Whether pages may be left writable, because copying them in each collection is cheaper than
+    /// a fault at the next write.
+    fn has_hot_set(&self) -> bool {
+        false
+    }
+
+    /// On this host the first write to a protected page costs the guest as much as so many copies
+    /// of a page.
+    fn learn(&mut self, copies: u32) {
+        let _ = copies;
+    }
+
     /// Adds every page that was written since the last collection to `into`, and has their next
     /// write logged again.
     ///

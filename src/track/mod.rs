@@ -16,7 +16,7 @@ mod simulated;
 mod tests;
 
 pub use bitmap::BitmapTracker;
-pub use hot::{ENTER_AFTER, HotSet, LOOK_EVERY};
+pub use hot::HotSet;
 pub use plan::{BudgetError, HotPages, RingPlan, RingWish};
 pub use ring::RingTracker;
 pub use simulated::{SimulatedMemory, SimulatedTracker};

@@ -24,6 +24,8 @@ pub struct RingTracker {
     hot: Option<HotSet>,
     /// There will be a hot set of so many pages once this says that there can be.
     hot_later: Option<(usize, Receiver<PagesStayWritable>)>,
+    /// What a fault is worth, in copies, once it is known.
+    worth: Option<u32>,
     /// What the next reset protects, where that is not all that is listed. Kept for its memory.
     protect: Vec<DirtyPage>,
 }
@@ -33,7 +35,7 @@ impl RingTracker {
     /// on.
     #[must_use]
     pub const fn new(vm: VmHandle, memory: GuestMemory, rings: VmRings) -> Self {
-        Self { vm, memory, rings, hot: None, hot_later: None, protect: Vec::new() }
+        Self { vm, memory, rings, hot: None, hot_later: None, worth: None, protect: Vec::new() }
     }
 
     /// Has large resets done by a thread of the rings' own, while pages are copied. Does nothing
@@ -55,11 +57,11 @@ impl RingTracker {
         self.rings.help()
     }
 
-    /// Leaves up to `most` pages that are written all the time writable. Something else than full
+    /// Leaves up to `most` pages that are written often writable. Something else than full
     /// rings must then end epochs too: members do not fill them.
     #[must_use]
     pub fn with_hot_set(mut self, most: usize, _: PagesStayWritable) -> Self {
-        self.hot = (most > 0).then(|| HotSet::new(self.memory.frames(), most));
+        self.begin_hot_set(most);
         self
     }
 
@@ -71,12 +73,22 @@ impl RingTracker {
         self
     }
 
+    fn begin_hot_set(&mut self, most: usize) {
+        self.hot = (most > 0).then(|| HotSet::new(self.memory.frames(), most));
+        if let (Some(hot), Some(worth)) = (&mut self.hot, self.worth) {
+            hot.set_worth(worth);
+        }
+    }
+
     /// Begins to leave pages writable, if it is known by now that they can be. Up to here all were
     /// tracked.
     fn look_for_hot_set(&mut self) {
         let Some((most, later)) = &self.hot_later else { return };
         match later.try_recv() {
-            Ok(_) => self.hot = Some(HotSet::new(self.memory.frames(), *most)),
+            Ok(_) => {
+                let most = *most;
+                self.begin_hot_set(most);
+            }
             Err(TryRecvError::Disconnected) => {}
             Err(TryRecvError::Empty) => return,
         }
@@ -88,6 +100,16 @@ impl RingTracker {
 /// is not ours.
 fn frame(slots: &[Memslot], page: DirtyPage) -> Option<Gfn> {
     slots.get(usize::try_from(page.slot).ok()?)?.frame(page.offset)
+}
+
+/// What the reset is to protect for an entry that lists `page`, which is the frame `gfn`.
+fn to_protect(hot: Option<&mut HotSet>, gfn: Option<Gfn>, page: DirtyPage) -> Option<DirtyPage> {
+    let (Some(hot), Some(gfn)) = (hot, gfn) else { return Some(page) };
+    match hot.listed(gfn, page) {
+        Listed::Protect => Some(page),
+        Listed::LeaveWritable => None,
+        Listed::Instead(other) => Some(other),
+    }
 }
 
 impl Tracker for RingTracker {
@@ -115,12 +137,9 @@ impl Tracker for RingTracker {
             return Ok(Some(Collected::default()));
         }
         protect.clear();
-        // Pages of the hot set are taken by the cut, those that enter now as well.
-        let mut is_hot = |page| {
-            let (Some(hot), Some(gfn)) = (hot.as_mut(), frame(page)) else { return false };
-            hot.listed(gfn, page) == Listed::LeaveWritable
-        };
-        protect.extend(harvest.names().iter().copied().filter(|page| !is_hot(*page)));
+        // Pages of the hot set are taken by the cut, those that enter now as well. One that leaves
+        // is taken now.
+        protect.extend(harvest.names().iter().filter_map(|page| to_protect(hot.as_mut(), frame(*page), *page)));
         let harvested = start.elapsed();
         let reset = harvest.reset_instead(protect)?;
         let lost = reset.lost.map(Into::into);
@@ -129,6 +148,17 @@ impl Tracker for RingTracker {
         }
         let hot = hot.as_ref().map_or(0, |hot| hot.len() as u64);
         Ok(Some(Collected { entries, hot, lost, harvest: harvested, reset: start.elapsed().saturating_sub(harvested) }))
+    }
+
+    fn has_hot_set(&self) -> bool {
+        self.hot.is_some() || self.hot_later.is_some()
+    }
+
+    fn learn(&mut self, copies: u32) {
+        self.worth = Some(copies);
+        if let Some(hot) = &mut self.hot {
+            hot.set_worth(copies);
+        }
     }
 
     fn collect(&mut self, parked: &Parked<'_>, into: &mut PageSet) -> Result<Collected, TrackerError> {
@@ -147,20 +177,17 @@ impl Tracker for RingTracker {
         let pages = harvest.while_parked(parked);
         let entries = pages.len() as u64;
         protect.clear();
+        // Before any leaves.
+        for gfn in hot.iter().flat_map(HotSet::iter) {
+            let _ = into.insert(gfn);
+        }
         let inserted = pages.iter().try_for_each(|page| -> Result<(), TrackError> {
             let gfn = frame(*page);
             insert(into, gfn, page.slot, page.offset)?;
-            if let (Some(hot), Some(gfn)) = (hot.as_mut(), gfn)
-                && hot.listed(gfn, *page) == Listed::Protect
-            {
-                protect.push(*page);
-            }
+            protect.extend(to_protect(hot.as_mut(), gfn, *page));
             Ok(())
         });
         if let Some(hot) = &mut *hot {
-            for gfn in hot.iter() {
-                let _ = into.insert(gfn);
-            }
             let mut copy = [0; PAGE_SIZE];
             let content = |gfn| memory.read_page(gfn, &mut copy).ok().map(|()| xxh3_64(&copy));
             let unmap = hot.look(pages.len() - protect.len(), content, protect);

@@ -199,6 +199,38 @@ fn native_ring_with_a_hot_set() {
     assert!(entries > 300, "{entries}");
 }
 
+/// Members that wait to leave are written in the very epoch in which others take their places.
+#[test]
+fn native_members_that_others_replace_are_taken_once_more() {
+    if !kvm_or_skip("native_members_that_others_replace_are_taken_once_more") {
+        return;
+    }
+    let (mut guest, rings) = TestGuest::new(Some(4096));
+    let writable = match pages_stay_writable(KVM_PATH.as_ref()) {
+        Ok(writable) => writable,
+        Err(reason) => return println!("no hot set on this kernel: {reason}"),
+    };
+    const MOST: u64 = 64;
+    let mut tracker =
+        RingTracker::new(guest.handle(), guest.memory.clone(), rings.unwrap()).with_hot_set(MOST.try_into().unwrap(), writable);
+    let mut round = |pages: std::ops::Range<u64>| {
+        guest.write(PageRun { first: Gfn(FIRST_FREE + pages.start), count: pages.end - pages.start });
+        let mut set = PageSet::new(FRAMES, 1024);
+        let mut scope = ();
+        let collected = tracker.collect(&Parked::vouch(&mut scope), &mut set).unwrap();
+        pages.for_each(|page| assert!(set.contains(Gfn(FIRST_FREE + page)), "page {page} was written and is not taken"));
+        collected.hot
+    };
+    (0..40).for_each(|_| _ = round(0..MOST));
+    assert_eq!(round(0..MOST), MOST);
+    // A few rest, and wait: nothing is listed, so there is no entry to leave by.
+    (0..100).for_each(|_| _ = round(0..MOST - 10));
+    assert_eq!(round(0..MOST - 10), MOST);
+    for _ in 0..200 {
+        assert!(round(0..3 * MOST) <= MOST);
+    }
+}
+
 #[test]
 fn native_bitmap() {
     for manual_protect in [false, true] {

@@ -29,6 +29,7 @@ use crate::epoch::error::EngineError;
 use crate::epoch::guest::CapturedState;
 use crate::epoch::learning::Learning;
 use crate::epoch::options::Early;
+use crate::epoch::page_costs::PageCosts;
 use crate::page::{Gfn, PageRun};
 
 /// Entries that a round takes from the log at a time. The kernel holds locks meanwhile that a vCPU,
@@ -98,22 +99,38 @@ enum Taken {
 
 impl<C: CapturedState> Engine<C> {
     /// Tells how long the first write to a protected page holds the guest up here
-    /// ([`fault_cost`](crate::kvm::probe::fault_cost)): rounds of [`Early::Auto`] begin. What
-    /// copying a page costs is measured now, for which a slot must be free: false where none is.
+    /// ([`fault_cost`](crate::kvm::probe::fault_cost)): rounds of [`Early::Auto`] begin, and the
+    /// tracker is told, which chooses by it what to leave writable. What copying a page costs is
+    /// measured now, for which a slot must be free: false where none is.
     ///
     /// # Errors
     /// [`EngineError::Memory`].
     pub fn learn_fault_cost(&mut self, fault: Duration) -> Result<bool, EngineError> {
         let Some(copy_ns) = self.measure_copy()? else { return Ok(false) };
         tracing::debug!(fault_ns = fault.as_nanos(), copy_ns, "what a page costs here");
-        self.learning = Some(Learning::new((fault, copy_ns), self.memory.frames(), self.options.budget_pages));
+        let costs = PageCosts::new(fault, copy_ns);
+        self.tracker.learn(costs.worth());
+        if self.options.early == Early::Auto {
+            self.learning = Some(Learning::new(costs, self.memory.frames(), self.options.budget_pages));
+        }
+        self.costs = Some(costs);
         Ok(true)
     }
 
-    /// Whether rounds wait for [`learn_fault_cost`](Self::learn_fault_cost).
+    /// The copy of the cut in hand took so long.
+    pub(super) fn learn_copy_cost(&mut self, parts: u64, copy_ns: u64) {
+        let Some(costs) = self.costs.as_mut().filter(|_| parts == 1) else { return };
+        if costs.copied(self.last_pages.len() as u64, copy_ns) {
+            self.tracker.learn(costs.worth());
+            self.learning.iter_mut().for_each(|learning| learning.costs(*costs));
+        }
+    }
+
+    /// Whether [`learn_fault_cost`](Self::learn_fault_cost) is waited for: by rounds, or by the
+    /// tracker.
     #[must_use]
     pub fn wants_fault_cost(&self) -> bool {
-        self.options.early == Early::Auto && self.learning.is_none()
+        self.costs.is_none() && (self.options.early == Early::Auto || self.tracker.has_hot_set())
     }
 
     /// What copying a page takes, in nanoseconds: of pages all over memory, as a guest writes them.
@@ -217,11 +234,16 @@ impl<C: CapturedState> Engine<C> {
             Rounds::Never
         } else if self.taken_early.lost.is_some() {
             Rounds::Cut
-        } else if self.wants_fault_cost() || self.base.is_first() || self.storage_rests() || self.pipeline.has_failed() {
+        } else if self.learns() || self.base.is_first() || self.storage_rests() || self.pipeline.has_failed() {
             Rounds::Rest
         } else {
             Rounds::Go
         }
+    }
+
+    /// Whether rounds wait for what pages cost.
+    fn learns(&self) -> bool {
+        self.options.early == Early::Auto && self.learning.is_none()
     }
 
     /// Takes some entries from the log, up to `most`, if the epoch holds them: their pages are

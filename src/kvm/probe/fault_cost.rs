@@ -8,8 +8,8 @@ use super::refused::Refused;
 use super::stay_writable::RING_ENTRIES;
 use crate::kvm::ring::RingSize;
 
-/// The least of so many counts: whatever comes between makes it longer.
-const TIMES: u64 = 4;
+/// The median of so many counts: something may come between.
+const TIMES: u64 = 5;
 
 /// Measures how long a guest is held up by the first write to a page after its reset: the fault,
 /// and the entry in the ring.
@@ -29,7 +29,7 @@ pub fn fault_cost(kvm_path: &Path) -> Result<Duration, Refused> {
             vcpu.run()?;
             Ok::<_, Refused>(start.elapsed())
         };
-        let (mut protected, mut writable) = (Duration::MAX, Duration::MAX);
+        let (mut protected, mut writable) = (Vec::new(), Vec::new());
         for time in 0..=TIMES {
             let first = run(2 * time + 1)?;
             // No page is protected until the reset.
@@ -39,10 +39,16 @@ pub fn fault_cost(kvm_path: &Path) -> Result<Duration, Refused> {
             }
             // The first time the host has to find memory as well.
             if time > 0 {
-                (protected, writable) = (protected.min(first), writable.min(again));
+                protected.push(first);
+                writable.push(again);
             }
         }
         let pages = u32::try_from(PAGES).unwrap_or(u32::MAX);
-        Ok(protected.saturating_sub(writable) / pages)
+        Ok(median(protected).saturating_sub(median(writable)) / pages)
     })
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
 }
