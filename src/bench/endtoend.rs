@@ -1,19 +1,18 @@
 //! The whole engine, with a chain on disk, at a rate of checkpoints.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::BenchError;
-use super::cpu::{Group, Usage};
+use super::cpu::Group;
 use super::stats::{Spread, round};
+use super::whole::{self, Machine, Protected, Under, Work};
 use super::workload::{Axis, Extent, TrackerKind};
-use crate::epoch::{Durability, Engine, EngineOptions, Start};
-use crate::format::Compression;
-use crate::store::{Chain, NewChain, Writer, WriterOptions};
+use crate::epoch::{Durability, Early};
 use crate::track::HotPages;
-use crate::vmm::{GuestSpec, Limits, MachineSpec, Paced, Protection, Running, Stop, Tracking, Vm, VmmError, memory_regions};
+use crate::vmm::{GuestSpec, Tracking};
 
 /// The guest that every rate is measured with: hot and cold pages, 2,000 page writes in each 50 ms,
 /// a few words changed in each page.
@@ -22,8 +21,6 @@ pub const STANDARD_GUEST: &str = "churn:pages=4096,pattern=hotcold,hot=512,conte
 const UNPACED_GUESTS: [&str; 2] = ["churn:pages=60,content=words", "touch:pages=60,pattern=same,words=8"];
 const MEMORY_BYTES: u64 = 512 << 20;
 const BUDGET: u64 = 8192;
-/// How long a paced guest has for a pass, at the most.
-const PASS_LIMIT: Duration = Duration::from_secs(20);
 
 /// A run of the whole engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,37 +119,6 @@ pub struct RateRow {
     pub lost_percent: f64,
 }
 
-/// What a guest did in a run.
-#[derive(Clone, Copy, Debug)]
-struct Work {
-    passes: f64,
-    seconds: f64,
-    paced: Paced,
-}
-
-impl Work {
-    fn passes_per_s(&self) -> f64 {
-        self.passes / self.seconds.max(1e-9)
-    }
-
-    /// The mean time of a burst in microseconds, where the guest is paced.
-    fn burst_us(&self) -> Option<f64> {
-        #[expect(clippy::cast_precision_loss, reason = "bursts are few")]
-        let bursts = self.paced.bursts as f64;
-        (self.paced.bursts > 0).then(|| self.paced.busy.as_secs_f64() * 1e6 / bursts)
-    }
-}
-
-/// Removes the store when it is not needed any more.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // A directory that stays is untidy, not wrong.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// Runs the guest of `point` for `time` without protection, under it, and without it again; longer
 /// where a paced guest has not ended a pass by then. The chain is made in a new directory within
 /// `dir` and removed.
@@ -160,87 +126,19 @@ impl Drop for Scratch {
 /// # Errors
 /// [`BenchError`].
 pub fn measure(kvm: &Path, dir: &Path, point: &RatePoint, time: Duration) -> Result<RateRow, BenchError> {
-    let guest: GuestSpec = point
-        .guest
-        .parse()
-        .map_err(|error: crate::vmm::GuestSpecError| BenchError::Guest { guest: point.guest.to_owned(), source: error.into() })?;
-    let before = unprotected(kvm, &guest, time)?;
-    let scratch = Scratch(dir.join(format!("slackwater-bench-{}", std::process::id())));
-    let run = protected(kvm, &guest, point, &scratch.0, time)?;
-    drop(scratch);
-    let after = unprotected(kvm, &guest, time)?;
-    Ok(row(point, &guest, &run, &[before, after]))
-}
-
-fn spec(guest: &GuestSpec) -> MachineSpec {
-    MachineSpec { memory_bytes: MEMORY_BYTES, vcpus: 1, guest: guest.clone() }
-}
-
-fn work(running: &Running, since: Instant) -> Work {
-    #[expect(clippy::cast_precision_loss, reason = "passes are fewer than 2^52")]
-    let passes = (running.guest().passes - running.passes_at_start()) as f64;
-    Work { passes, seconds: since.elapsed().as_secs_f64(), paced: running.paced() }
-}
-
-/// Lets the guest run until its time is over, and a paced one has ended a pass: without, there is
-/// no figure.
-fn supervise(running: &mut Running, guest: &GuestSpec, start: Instant) {
-    running.supervise();
-    while !guest.every().is_zero() && running.paced().bursts == 0 && !running.is_over() && start.elapsed() < PASS_LIMIT {
-        running.supervise_until(Instant::now() + Duration::from_millis(20));
-    }
-}
-
-fn unprotected(kvm: &Path, guest: &GuestSpec, time: Duration) -> Result<Work, BenchError> {
-    let mut vm = Vm::build(kvm, spec(guest), Tracking::None)?;
-    vm.load()?;
-    let mut running = Running::start(vm, None, Limits { time: Some(time), epochs: None }, Stop::default())?;
-    let start = Instant::now();
-    supervise(&mut running, guest, start);
-    let done = work(&running, start);
-    running.finish().error.map_or(Ok(done), |error| Err(error.into()))
-}
-
-struct Protected {
-    work: Work,
-    usage: std::collections::BTreeMap<Group, Duration>,
-    /// Of each epoch but the base: pages, bytes and pause in microseconds.
-    epochs: Vec<(u64, u64, f64)>,
-    durable: u64,
-}
-
-fn protected(kvm: &Path, guest: &GuestSpec, point: &RatePoint, store: &Path, time: Duration) -> Result<Protected, BenchError> {
-    let mut vm = Vm::build(kvm, spec(guest), point.tracking())?;
-    let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
-    let new = NewChain { memory: memory_regions(MEMORY_BYTES), device_runs: 0, vcpus: 1, machine };
-    let writer = Writer::create(store, &new, WriterOptions::default())?;
-    vm.load()?;
-    let options = EngineOptions {
-        budget_pages: usize::try_from(BUDGET).unwrap_or(usize::MAX),
+    let guest = whole::guest(point.guest)?;
+    let machine = Machine { kvm, guest: &guest, memory_bytes: MEMORY_BYTES, time };
+    let under = Under {
+        tracking: point.tracking(),
+        budget_pages: BUDGET,
+        interval: point.interval(),
         durability: Durability::Group(Durability::GROUP_DEFAULT),
-        compression: Compression::default(),
-        ..EngineOptions::default()
+        early: Early::Off,
     };
-    let tracker = vm.take_tracker().ok_or(VmmError::Ring(crate::kvm::ring::RingError::Unsupported))?;
-    let engine = Engine::new(vm.memory().clone(), tracker, Box::new(writer), Start::Fresh, options)?;
-    let protection = Protection { engine, interval: point.interval(), base_first: true, share_pages: 0 };
-    let limits = Limits { time: Some(time), epochs: None };
-    let usage_before = Usage::now();
-    let mut running = Running::start(vm, Some(protection), limits, Stop::default())?;
-    let start = Instant::now();
-    supervise(&mut running, guest, start);
-    let work = work(&running, start);
-    let usage = Usage::now().since(&usage_before);
-    let outcome = running.finish();
-    if let Some(error) = outcome.error {
-        return Err(error.into());
-    }
-    let chain = Chain::open(store)?;
-    let commits: Vec<_> = chain.epochs().map(|epoch| epoch.map(|epoch| epoch.commit)).collect::<Result<_, _>>()?;
-    let commits = commits.iter().filter(|commit| !commit.base && !commit.recovery);
-    let epochs = commits.map(|commit| (commit.captured_pages, commit.bytes_written, super::runner::Sample::from(commit).pause()));
-    let durable = outcome.report.map_or(0, |report| report.durable_epochs.saturating_sub(1));
-    Ok(Protected { work, usage, epochs: epochs.collect(), durable })
+    let before = machine.unprotected()?;
+    let run = machine.protected(dir, under)?;
+    let after = machine.unprotected()?;
+    Ok(row(point, &guest, &run, &[before, after]))
 }
 
 fn row(point: &RatePoint, guest: &GuestSpec, run: &Protected, unprotected: &[Work]) -> RateRow {
@@ -252,6 +150,7 @@ fn row(point: &RatePoint, guest: &GuestSpec, run: &Protected, unprotected: &[Wor
     let percent = |group: Group| run.usage.get(&group).map_or(0.0, |time| time.as_secs_f64() * 100.0 / seconds);
     let pages = number(run.epochs.iter().map(|(pages, ..)| pages).sum());
     let bytes = number(run.epochs.iter().map(|(_, bytes, _)| bytes).sum());
+    let durable = run.report.durable_epochs.saturating_sub(1);
     let burst = run.work.burst_us();
     let burst_unprotected = burst.is_some().then(|| mean(&|work| work.burst_us().unwrap_or_default()));
     let lost = 100.0 * (1.0 - run.work.passes_per_s() / mean(&Work::passes_per_s).max(1e-9));
@@ -269,7 +168,7 @@ fn row(point: &RatePoint, guest: &GuestSpec, run: &Protected, unprotected: &[Wor
         memory_bytes: MEMORY_BYTES,
         wanted_per_s: point.rate,
         epochs: run.epochs.len() as u64,
-        durable_per_s: (number(run.durable) / seconds).round(),
+        durable_per_s: (number(durable) / seconds).round(),
         epoch_pages: round(pages / number(run.epochs.len() as u64).max(1.0)),
         bytes_per_page: round(bytes / pages.max(1.0)),
         pause_us: Spread::of(run.epochs.iter().map(|(_, _, pause)| *pause)),
@@ -287,6 +186,8 @@ fn row(point: &RatePoint, guest: &GuestSpec, run: &Protected, unprotected: &[Wor
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::epoch::Report;
+    use crate::vmm::Paced;
 
     fn work(passes: f64, bursts: u64, busy_ms: u64) -> Work {
         Work { passes, seconds: 2.0, paced: Paced { bursts, busy: Duration::from_millis(busy_ms) } }
@@ -294,7 +195,12 @@ mod tests {
 
     fn protected(work: Work) -> Protected {
         let usage = [(Group::Encode, Duration::from_millis(500)), (Group::Other, Duration::from_millis(1500))].into();
-        Protected { work, usage, epochs: vec![(10, 1000, 50.0), (30, 3000, 70.0)], durable: 100 }
+        Protected {
+            work,
+            usage,
+            epochs: vec![(10, 1000, 50.0), (30, 3000, 70.0)],
+            report: Report { durable_epochs: 101, ..Report::default() },
+        }
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! A [`workload::Point`] says what a guest does and on which machine. [`runner`] builds one machine
 //! for each tracker, lets them take turns, so that drift of the machine hits all alike, and keeps
 //! what the product's own engine says of each cut; floors are measured between the turns.
-//! [`endtoend`] runs the whole engine with a chain on disk. [`results`] makes rows of it,
+//! [`endtoend`] runs the whole engine with a chain on disk at a rate, and [`streaming`] with rounds
+//! and without. [`results`] makes rows of it,
 //! [`summary`] says what they come to, and [`report`] shows them. [`advise`] proposes budget and
 //! interval from a chain of the user's own. docs/benchmarks.md has the method.
 
@@ -21,10 +22,12 @@ pub mod results;
 pub mod runner;
 pub mod session;
 pub mod stats;
+pub mod streaming;
 mod summarize;
 pub mod summary;
 #[cfg(test)]
 mod testing;
+mod whole;
 pub mod workload;
 
 use std::path::PathBuf;

@@ -15,6 +15,7 @@ pub(super) fn words(summary: &Summary, results: &Results) -> Vec<Words> {
     [
         paragraph("Which tracker", &[memory(summary), ring_wins(summary), bitmap_wins(summary), bound(summary)]),
         paragraph("What a checkpoint costs", &[fault(summary), floor(summary)]),
+        paragraph("Rounds", &[streams(results)]),
         paragraph("Which budget", &[budget(summary)]),
         paragraph("The whole engine", &[rate(results)]),
         paragraph("How much was measured", &[rounds(results)]),
@@ -191,6 +192,28 @@ fn budget(summary: &Summary) -> Option<String> {
         time(cost.cycle_us_per_page),
         time(cost.pause_us),
         time(least)
+    ))
+}
+
+fn streams(results: &Results) -> Option<String> {
+    let of = |early: &'static str| {
+        results.streams().filter(move |row| (row.tracker, row.early) == ("ring", early) && row.interval_us.is_none())
+    };
+    // What a ring can hold without rounds.
+    let whole = of("off").filter(|row| row.whole_epochs());
+    let plain = whole.max_by_key(|row| row.dirty_pages)?;
+    let early = of("auto").find(|row| row.dirty_pages == plain.dirty_pages)?;
+    let most = of("auto").max_by_key(|row| row.dirty_pages)?;
+    Some(format!(
+        "Of a guest that writes {} pages between two cuts, one after the other, a cut takes {} with rounds and {} without, and the epoch is durable after {} and {}. \
+         With {} pages and rounds it takes {}.",
+        count(plain.dirty_pages),
+        time(early.pause_us.p50),
+        time(plain.pause_us.p50),
+        time(early.durable_after_us.p50),
+        time(plain.durable_after_us.p50),
+        count(most.dirty_pages),
+        time(most.pause_us.p50)
     ))
 }
 

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::BenchError;
-use super::effort::{Costs, rate_time};
+use super::effort::{Costs, rate_time, stream_time};
 use super::endtoend::{self, RatePoint, RateRow, rate_points};
 use super::machine::Machine;
 use super::results::{Row, rows};
 use super::runner::{measure, measure_exits, measure_fault};
 use super::stats::Spread;
+use super::streaming::{self, StreamPoint, StreamRow, stream_points};
 use super::workload::{Axis, Extent, Point, points};
 
 /// Exits that are timed, at the most.
@@ -38,8 +39,10 @@ pub struct Plan {
 pub enum Line {
     /// Cuts at one point with one tracker.
     Cuts(Row),
-    /// A run of the whole engine.
+    /// A run of the whole engine at a rate.
     Rate(RateRow),
+    /// A run of the whole engine with rounds, or to compare with those.
+    Early(StreamRow),
 }
 
 /// All that was measured.
@@ -59,7 +62,12 @@ impl Results {
         self.lines.iter().filter_map(|line| if let Line::Cuts(row) = line { Some(row) } else { None })
     }
 
-    /// The rows of the whole engine.
+    /// The rows of the whole engine with rounds and without.
+    pub fn streams(&self) -> impl Iterator<Item = &StreamRow> {
+        self.lines.iter().filter_map(|line| if let Line::Early(row) = line { Some(row) } else { None })
+    }
+
+    /// The rows of the whole engine at a rate.
     pub fn rates(&self) -> impl Iterator<Item = &RateRow> {
         self.lines.iter().filter_map(|line| if let Line::Rate(row) = line { Some(row) } else { None })
     }
@@ -69,6 +77,7 @@ impl Results {
 #[derive(Debug)]
 pub struct Steps {
     points: Vec<Point>,
+    streams: Vec<StreamPoint>,
     rates: Vec<RatePoint>,
 }
 
@@ -76,7 +85,11 @@ impl Plan {
     /// What the run goes through.
     #[must_use]
     pub fn steps(&self) -> Steps {
-        Steps { points: points(self.extent, &self.axes), rates: rate_points(self.extent, &self.axes) }
+        Steps {
+            points: points(self.extent, &self.axes),
+            streams: stream_points(self.extent, &self.axes),
+            rates: rate_points(self.extent, &self.axes),
+        }
     }
 
     /// Measures everything. `progress` is told each line as it comes, and how many steps are done.
@@ -85,7 +98,7 @@ impl Plan {
     /// The first step that fails ends the run: [`BenchError`], or what `progress` returns.
     pub fn run<E: From<BenchError>>(&self, mut progress: impl FnMut(&[Line], usize) -> Result<(), E>) -> Result<Results, E> {
         let start = Instant::now();
-        let Steps { points, rates } = self.steps();
+        let Steps { points, streams, rates } = self.steps();
         let kvm: &Path = &self.kvm;
         let machine = Machine::probe(kvm)?;
         let exit_us = Spread::of(measure_exits(kvm, EXITS, EXITS_TIME)?);
@@ -102,6 +115,10 @@ impl Plan {
             let measured = measure(kvm, point, self.extent, &costs)?;
             step(&mut results, rows(point, &measured).into_iter().map(Line::Cuts).collect())?;
         }
+        for stream in &streams {
+            let rows = streaming::measure(kvm, &self.dir, stream, stream_time(self.extent))?;
+            step(&mut results, rows.into_iter().map(Line::Early).collect())?;
+        }
         for (index, rate) in rates.iter().enumerate() {
             let time = rate_time(self.extent, start.elapsed(), rates.len() - index);
             let row = endtoend::measure(kvm, &self.dir, rate, time)?;
@@ -115,7 +132,7 @@ impl Steps {
     /// How many.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.points.len() + self.rates.len()
+        self.points.len() + self.streams.len() + self.rates.len()
     }
 
     /// Whether there are none.

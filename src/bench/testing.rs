@@ -6,6 +6,7 @@ use super::results::{Row, rows};
 use super::runner::{Measured, Sample};
 use super::session::{Line, Results};
 use super::stats::Spread;
+use super::streaming::{StreamPoint, StreamRow, stream_points};
 use super::workload::{Axis, Extent, Point, TrackerKind, points};
 use crate::kvm::host::Flavour;
 
@@ -72,9 +73,33 @@ fn rate_row(point: &RatePoint) -> RateRow {
     }
 }
 
+/// A machine where rounds leave a hundred pages.
+fn stream_rows(point: &StreamPoint) -> Vec<StreamRow> {
+    let row = |(tracker, early, left): (&'static str, &'static str, u64)| StreamRow {
+        axes: vec!["early"],
+        tracker,
+        early,
+        guest: point.guest.clone(),
+        memory_bytes: point.memory_bytes,
+        dirty_pages: point.pages,
+        interval_us: point.interval.map(|_| 50_000),
+        epochs: 20,
+        epoch_pages: number(point.pages),
+        early_pages: number(point.pages - left),
+        repeated_pages: 0.0,
+        pause_us: Spread { p50: 50.0 + 0.3 * number(left), p99: 100.0 + 0.3 * number(left), max: 900.0 + 0.3 * number(left) },
+        durable_after_us: Spread { p50: 500.0 + 1.5 * number(left), p99: 9000.0, max: 9000.0 },
+        copy_floor_us: 0.3 * number(left),
+        stretch_percent: 900.0,
+    };
+    let left = point.pages.min(100);
+    [("ring", "off", point.pages), ("ring", "auto", left), ("bitmap+clear", "off", point.pages)].map(row).to_vec()
+}
+
 /// A run over all axes.
 pub(super) fn results(extent: Extent) -> Results {
     let cuts = points(extent, &Axis::ALL).iter().flat_map(rows_of).map(Line::Cuts).collect::<Vec<_>>();
+    let streams = stream_points(extent, &Axis::ALL);
     let rates = super::endtoend::rate_points(extent, &Axis::ALL);
     Results {
         machine: Machine {
@@ -89,6 +114,10 @@ pub(super) fn results(extent: Extent) -> Results {
             optimised: true,
         },
         exit_us: Spread { p50: 1.5, p99: 2.0, max: 9.0 },
-        lines: cuts.into_iter().chain(rates.iter().map(rate_row).map(Line::Rate)).collect(),
+        lines: cuts
+            .into_iter()
+            .chain(streams.iter().flat_map(stream_rows).map(Line::Early))
+            .chain(rates.iter().map(rate_row).map(Line::Rate))
+            .collect(),
     }
 }

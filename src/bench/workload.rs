@@ -31,11 +31,13 @@ pub enum Axis {
     Budget,
     /// Checkpoints a second, of the whole engine with a chain on disk.
     Rate,
+    /// Rounds, or none: the whole engine again.
+    Early,
 }
 
 impl Axis {
     /// All of them, in the order in which they are measured.
-    pub const ALL: [Self; 6] = [Self::Memory, Self::Pages, Self::Pattern, Self::Vcpus, Self::Budget, Self::Rate];
+    pub const ALL: [Self; 7] = [Self::Memory, Self::Pages, Self::Pattern, Self::Vcpus, Self::Budget, Self::Rate, Self::Early];
 
     /// The name on the command line and in reports.
     #[must_use]
@@ -47,6 +49,7 @@ impl Axis {
             Self::Vcpus => "vcpus",
             Self::Budget => "budget",
             Self::Rate => "rate",
+            Self::Early => "early",
         }
     }
 }
@@ -56,7 +59,7 @@ impl Axis {
 pub enum TrackerKind {
     /// The dirty ring.
     Ring,
-    /// The dirty ring, and pages that are written all the time stay writable.
+    /// The dirty ring, and pages that are written often stay writable.
     RingHot,
     /// The bitmap: reading protects again.
     Bitmap,
@@ -225,7 +228,7 @@ fn axis_points(extent: Extent, axis: Axis) -> Vec<Point> {
     let middle = Point::middle(axis);
     let at = |memory_bytes, pages| Point { memory_bytes, pages, ..middle.clone() };
     match (axis, extent) {
-        (Axis::Rate, _) => Vec::new(),
+        (Axis::Rate | Axis::Early, _) => Vec::new(),
         (Axis::Memory, Extent::Tiny) => vec![at(64 * MIB, 60)],
         (_, Extent::Tiny) => Vec::new(),
         (Axis::Memory, Extent::Full) => [(60, Pattern::Sequential), (60, Pattern::Uniform), (512, Pattern::Uniform)]

@@ -26,6 +26,8 @@ enum AxisName {
     Budget,
     /// Checkpoints a second: the whole engine, with a chain on disk.
     Rate,
+    /// Rounds or none: pause, time to durability, and what the guest loses.
+    Early,
 }
 
 impl From<AxisName> for Axis {
@@ -37,6 +39,7 @@ impl From<AxisName> for Axis {
             AxisName::Vcpus => Self::Vcpus,
             AxisName::Budget => Self::Budget,
             AxisName::Rate => Self::Rate,
+            AxisName::Early => Self::Early,
         }
     }
 }
@@ -156,6 +159,7 @@ impl Bench {
         }
         let kind = match line {
             Line::Cuts(_) => "cuts",
+            Line::Early(_) => "early",
             Line::Rate(_) => "rate",
         };
         if shown.replace(kind) != Some(kind) {

@@ -36,6 +36,13 @@ fn a_moment_of_every_kind_of_measurement() {
         }
         assert_eq!(number(row, "/cuts"), 24, "{row}");
     }
+    let streams: Vec<_> =
+        of("early").iter().map(|row| (row["tracker"].as_str().unwrap(), row["early"].as_str().unwrap())).collect();
+    assert_eq!(streams, [("ring", "off"), ("ring", "auto"), ("bitmap+clear", "off")], "{output}");
+    for row in of("early") {
+        assert!(row["epochs"].as_u64() > Some(0) && row["pause_us"]["p50"].as_f64() > Some(0.0), "{row}");
+        assert!(row["durable_after_us"]["p50"].as_f64() > Some(0.0) && row["stretch_percent"].as_f64() > Some(0.0), "{row}");
+    }
     let rate = of("rate")[0];
     assert!(number(rate, "/epochs") > 0 && rate["bytes_per_page"].as_f64().unwrap() > 0.0, "{rate}");
     assert!(rate["burst_us"].as_f64().unwrap() > 0.0 && rate["unprotected_burst_us"].as_f64().unwrap() > 0.0, "{rate}");

@@ -29,7 +29,10 @@ pub fn html(results: &Results, summary: &Summary) -> Result<String, PlotError> {
     }
     page.push_str(&duel_table(summary));
     page.push_str(&rows_table(results));
-    page.push_str(&rates_table(results));
+    let streams: Vec<Line> = results.streams().cloned().map(Line::Early).collect();
+    page.push_str(&engine_table("All runs with rounds and without", &streams));
+    let rates: Vec<Line> = results.rates().cloned().map(Line::Rate).collect();
+    page.push_str(&engine_table("All runs of the whole engine at a rate", &rates));
     page.push_str("</main>\n</body>\n</html>\n");
     Ok(page)
 }
@@ -200,12 +203,12 @@ fn rows_table(results: &Results) -> String {
     format!("<details>\n<summary>All rows of cuts</summary>\n{}</details>\n", table(&head, &rows))
 }
 
-fn rates_table(results: &Results) -> String {
-    let lines: Vec<String> = results.rates().map(|row| table_line(&Line::Rate(row.clone()))).collect();
-    let Some(row) = results.rates().next() else { return String::new() };
-    let head = super::table_head(&Line::Rate(row.clone()));
+fn engine_table(title: &str, lines: &[Line]) -> String {
+    let Some(first) = lines.first() else { return String::new() };
+    let head = super::table_head(first);
+    let lines: Vec<String> = lines.iter().map(table_line).collect();
     format!(
-        "<details>\n<summary>All runs of the whole engine</summary>\n<div class=\"scroll\"><pre>{}\n{}</pre></div>\n</details>\n",
+        "<details>\n<summary>{title}</summary>\n<div class=\"scroll\"><pre>{}\n{}</pre></div>\n</details>\n",
         escaped(&head),
         escaped(&lines.join("\n"))
     )

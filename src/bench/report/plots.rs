@@ -7,6 +7,7 @@ use crate::bench::endtoend::RateRow;
 use crate::bench::prose::{self, bytes, time};
 use crate::bench::results::{PAUSE_QUANTILES, Row};
 use crate::bench::session::Results;
+use crate::bench::streaming::StreamRow;
 use crate::bench::summary::Summary;
 use crate::bench::workload::Axis;
 
@@ -29,7 +30,16 @@ pub(super) struct Figure {
 pub(super) fn figures(results: &Results, summary: &Summary) -> Result<Vec<Figure>, PlotError> {
     let rows: Vec<&Row> = results.cuts().collect();
     let rates: Vec<&RateRow> = results.rates().collect();
-    let figures = [over_memory(&rows)?, over_pages(&rows)?, phases(&rows)?, pauses(&rows)?, budgets(summary)?, slowdown(&rates)?];
+    let streams: Vec<&StreamRow> = results.streams().collect();
+    let figures = [
+        rounds(&streams)?,
+        over_memory(&rows)?,
+        over_pages(&rows)?,
+        phases(&rows)?,
+        pauses(&rows)?,
+        budgets(summary)?,
+        slowdown(&rates)?,
+    ];
     Ok(figures.into_iter().filter(|figure| !figure.charts.is_empty()).collect())
 }
 
@@ -91,6 +101,58 @@ fn cost_lines(rows: &[&Row], x: fn(&Row) -> u64, y: fn(&Row) -> f64) -> Vec<Mark
 
 fn on<'r>(rows: &[&'r Row], axis: Axis) -> Vec<&'r Row> {
     rows.iter().copied().filter(|row| row.axes.contains(&axis.as_str())).collect()
+}
+
+/// The ways that runs with rounds are compared with, each with its name and colour.
+const WAYS: [(&str, &str, &str, Colour); 3] = [
+    ("ring", "auto", "ring, with rounds", RING_HOT),
+    ("ring", "off", "ring, without", RING),
+    ("bitmap+clear", "off", "bitmap+clear", CLEAR),
+];
+
+fn rounds(streams: &[&StreamRow]) -> Result<Figure, PlotError> {
+    let streams: Vec<&StreamRow> = streams.iter().copied().filter(|row| row.interval_us.is_none()).collect();
+    let pages: Vec<u64> = different(streams.iter().map(|row| row.dirty_pages));
+    let values: Vec<f64> = pages.iter().map(|pages| number(*pages)).collect();
+    let x = Scale::log(
+        "pages written in an epoch",
+        &values,
+        pages.iter().map(|pages| (number(*pages), count(number(*pages)))).collect(),
+    );
+    // Copies of no page take no time, which a scale of decades does not have.
+    let floor = |row: &StreamRow| row.copy_floor_us.max(1.0);
+    let lines = |of: &dyn Fn(&StreamRow) -> f64| -> Vec<Mark> {
+        let ways = WAYS.into_iter().map(|(tracker, early, _, colour)| {
+            let rows = streams.iter().filter(|row| (row.tracker, row.early) == (tracker, early));
+            let mut points: Vec<(f64, f64)> = rows.map(|row| (number(row.dirty_pages), of(row))).collect();
+            points.sort_by(|one, other| one.0.total_cmp(&other.0));
+            Mark::Line { colour, points, dashed: tracker != "ring" }
+        });
+        ways.collect()
+    };
+    let mut charts = Vec::new();
+    if pages.len() > 1 {
+        let pauses = streams.iter().flat_map(|row| [row.pause_us.p50, floor(row)]).collect::<Vec<_>>();
+        let mut marks = lines(&|row| row.pause_us.p50);
+        let plain = streams.iter().filter(|row| (row.tracker, row.early) == ("ring", "off"));
+        let mut points: Vec<(f64, f64)> = plain.map(|row| (number(row.dirty_pages), floor(row))).collect();
+        points.sort_by(|one, other| one.0.total_cmp(&other.0));
+        marks.push(Mark::Line { colour: FLOOR, points, dashed: true });
+        charts.push(("Median pause".to_owned(), chart(&x, &Scale::decades("pause", &pauses, time), SIZE, &marks)?));
+        let durable: Vec<f64> = streams.iter().map(|row| row.durable_after_us.p50.max(1.0)).collect();
+        let marks = lines(&|row| row.durable_after_us.p50.max(1.0));
+        charts.push((
+            "From the cut until the epoch is durable, median".to_owned(),
+            chart(&x, &Scale::decades("time", &durable, time), SIZE, &marks)?,
+        ));
+    }
+    Ok(Figure {
+        wide: false,
+        title: "Pause over pages, with rounds and without",
+        text: "The whole engine with a chain on disk. The guest writes so many pages in 4 GiB, one after the other, and asks for a cut. With rounds, pages are taken while it writes, and the cut                copies what is left. The floor is nothing but the copy of all of them.",
+        charts,
+        legend: WAYS.iter().map(|(.., name, colour)| (*colour, *name)).chain([(FLOOR, "plain copy")]).collect(),
+    })
 }
 
 fn over_memory(rows: &[&Row]) -> Result<Figure, PlotError> {

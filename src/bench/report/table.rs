@@ -1,11 +1,12 @@
 //! Rows for a terminal.
 
 use crate::bench::endtoend::RateRow;
-use crate::bench::prose::bytes;
+use crate::bench::prose::{bytes, time};
 use crate::bench::results::Row;
 use crate::bench::session::Line;
+use crate::bench::streaming::StreamRow;
 
-/// The names of the columns of cuts, or of runs of the whole engine.
+/// The names of the columns of a line's kind.
 #[must_use]
 pub fn head(line: &Line) -> String {
     match line {
@@ -33,6 +34,22 @@ pub fn head(line: &Line) -> String {
             "{:>8}  {:<12} {:>9} {:>10} {:>8} {:>9} {:>9} {:>6} {:>9} {:>9}  {}",
             "wanted/s", "tracker", "durable/s", "pages", "B/page", "pause", "p99", "cpu %", "slower %", "stretch %", "guest"
         ),
+        Line::Early(_) => format!(
+            "{:>7} {:>8}  {:<12} {:<5} {:>6} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9}  {}",
+            "pages",
+            "interval",
+            "tracker",
+            "early",
+            "epochs",
+            "early",
+            "repeated",
+            "pause",
+            "p99",
+            "durable",
+            "p99",
+            "stretch %",
+            "guest"
+        ),
     }
 }
 
@@ -42,6 +59,7 @@ pub fn line(line: &Line) -> String {
     match line {
         Line::Cuts(row) => cuts(row),
         Line::Rate(row) => rate(row),
+        Line::Early(row) => stream(row),
     }
 }
 
@@ -80,6 +98,26 @@ fn rate(row: &RateRow) -> String {
         row.pause_us.p99,
         row.cpu_percent,
         row.slowdown_percent,
+        row.stretch_percent,
+        row.guest
+    )
+}
+
+fn stream(row: &StreamRow) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "an interval")]
+    let interval = row.interval_us.map_or("-".to_owned(), |us| time(us as f64));
+    format!(
+        "{:>7.0} {interval:>8}  {:<12} {:<5} {:>6} {:>8.0} {:>8.0} {:>9.1} {:>9.1} {:>9.0} {:>9.0} {:>9.1}  {}",
+        row.epoch_pages,
+        row.tracker,
+        row.early,
+        row.epochs,
+        row.early_pages,
+        row.repeated_pages,
+        row.pause_us.p50,
+        row.pause_us.p99,
+        row.durable_after_us.p50,
+        row.durable_after_us.p99,
         row.stretch_percent,
         row.guest
     )

@@ -46,10 +46,11 @@ fn the_page_is_whole_and_needs_nothing_else() {
         let (results, summary) = run(extent);
         let page = html(&results, &summary).unwrap();
         let counts = well_formed(&page, &["section", "svg", "table", "polyline", "circle"]);
-        // Six figures and the duels; no figure has less than a chart.
-        assert!(counts[0] == 7 && counts[1] >= 12 && counts[2] >= 2, "{extent:?}: {counts:?}");
+        // Seven figures and the duels; no figure has less than a chart.
+        assert!(counts[0] == 8 && counts[1] >= 12 && counts[2] >= 2, "{extent:?}: {counts:?}");
         assert!(counts[3] > 50 && counts[4] > 20, "{extent:?}: lines and dots: {counts:?}");
         for title in [
+            "Pause over pages, with rounds and without",
             "Cost of tracking over guest memory",
             "Cost of tracking over dirty pages",
             "Where a pause goes, beside its floor",
@@ -91,6 +92,7 @@ fn every_line_of_the_json_is_an_object_and_the_last_says_what_must_be_shown() {
     assert_eq!(lines.len(), results.lines.len() + 1);
     let kinds = |kind: &str| lines.iter().filter(|line| line["kind"] == kind).count();
     assert_eq!((kinds("cuts"), kinds("rate"), kinds("summary")), (results.cuts().count(), results.rates().count(), 1));
+    assert_eq!(kinds("early"), results.streams().count());
     assert!(!text.contains("null,\"pause_us\"") && lines.iter().all(Value::is_object));
     let last = lines.last().unwrap();
     assert_eq!(last["machine"]["kvm"], "pvm");
