@@ -47,6 +47,9 @@ const WORTH_MOST: u32 = 256;
 const MEMORY: u32 = 5;
 /// A page enters at so many hundredths of the faults at which it is cheaper to copy.
 const ENTER_PERCENT: u32 = 130;
+/// So much of that a page is taken to have had when it is listed for the first time: hot pages are
+/// most of what is listed at the start.
+const AT_FIRST_PERCENT: u32 = 60;
 /// So many pages may wait for entries to spare, or an eighth of all.
 const LEAVING_MOST: usize = 16;
 /// If most members are listed in so many collections in a row, the kernel does not leave them
@@ -73,6 +76,8 @@ impl Past {
     /// One fault in each collection.
     const ONE: u32 = 1 << 12;
     const COLLECTION: u32 = (1 << Self::FAULTS_SHIFT) - 1;
+    /// Of a page that was a member: next to no fault.
+    const RESTS: u32 = 1 << Self::FAULTS_SHIFT;
 
     const fn is_member(self) -> bool {
         self.0 & Self::MEMBER != 0
@@ -84,7 +89,9 @@ impl Past {
     fn listed(&mut self, collection: u32, worth: &Worth) -> u32 {
         let collection = collection & Self::COLLECTION;
         let gap = collection.wrapping_sub(self.0) & Self::COLLECTION;
-        let left = (worth.left(gap) * ((self.0 >> Self::FAULTS_SHIFT) & Self::FAULTS_MAX)) >> 16;
+        let before = (self.0 >> Self::FAULTS_SHIFT) & Self::FAULTS_MAX;
+        // Of a page that never was listed it is not known that it rests.
+        let left = if self.0 == 0 { worth.at_first } else { (worth.left(gap) * before) >> 16 };
         let faults = (left + worth.fault).min(Self::FAULTS_MAX);
         self.0 = faults << Self::FAULTS_SHIFT | collection;
         faults
@@ -99,6 +106,8 @@ struct Worth {
     fault: u32,
     /// With so many a page enters.
     enter: u32,
+    /// What a page is taken to have had when it is listed for the first time.
+    at_first: u32,
     /// What is left of a page's faults after so many collections, in parts of 65,536.
     left: Vec<u16>,
 }
@@ -108,7 +117,8 @@ impl Worth {
         let memory = copies.max(DISTANCE_LEAST) * MEMORY;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 65,535")]
         let left = (0..6 * memory).map(|gap| (65_535.0 * (-f64::from(gap) / f64::from(memory)).exp()) as u16).collect();
-        Self { copies, fault: Past::ONE / memory, enter: Past::ONE * ENTER_PERCENT / 100 / copies, left }
+        let enter = Past::ONE * ENTER_PERCENT / 100 / copies;
+        Self { copies, fault: Past::ONE / memory, enter, at_first: enter * AT_FIRST_PERCENT / 100, left }
     }
 
     fn left(&self, gap: u32) -> u32 {
@@ -372,10 +382,10 @@ impl HotSet {
         }
     }
 
-    /// `gfn` is no member any more, and has no past.
+    /// `gfn` is no member any more, because it rests.
     fn forget(&mut self, gfn: Gfn) {
         if let Some(past) = usize::try_from(gfn.0).ok().and_then(|gfn| self.past.get_mut(gfn)) {
-            *past = 0;
+            *past = Past::RESTS;
         }
     }
 }
@@ -484,8 +494,8 @@ mod tests {
             for epoch in 0..100 {
                 assert!(model.epoch((0..300).chain([1000 + epoch]), false));
                 // By the first few it may be chance.
-                assert!(epoch >= 5 || model.entries == 301, "epoch {epoch}, worth {worth}");
-                assert!(epoch < 20 || model.entries == 1, "epoch {epoch}, worth {worth}");
+                assert!(epoch >= 3 || model.entries == 301, "epoch {epoch}, worth {worth}");
+                assert!(epoch < 10 || model.entries == 1, "epoch {epoch}, worth {worth}");
             }
             assert_eq!(model.hot.len(), 300);
         }
