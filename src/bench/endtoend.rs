@@ -19,8 +19,8 @@ use crate::vmm::{GuestSpec, Tracking};
 pub const STANDARD_GUEST: &str = "churn:pages=4096,pattern=hotcold,hot=512,content=words,burst=2000,every=50ms";
 /// A guest without rest, whose 60 pages are in every epoch.
 const UNPACED_GUESTS: [&str; 2] = ["churn:pages=60,content=words", "touch:pages=60,pattern=same,words=8"];
-const MEMORY_BYTES: u64 = 512 << 20;
-const BUDGET: u64 = 8192;
+pub(super) const MEMORY_BYTES: u64 = 512 << 20;
+pub(super) const BUDGET: u64 = 8192;
 
 /// A run of the whole engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub struct RatePoint {
 
 impl RatePoint {
     /// When epochs end. The guest of the last kind asks for its cuts itself.
-    fn interval(&self) -> Option<Duration> {
+    pub(super) fn interval(&self) -> Option<Duration> {
         match self.rate {
             Some(rate) => Some(Duration::from_secs(1) / rate.max(1)),
             None if self.guest.starts_with("touch") => None,
@@ -43,7 +43,7 @@ impl RatePoint {
         }
     }
 
-    fn tracking(&self) -> Tracking {
+    pub(super) fn tracking(&self) -> Tracking {
         match self.tracker {
             TrackerKind::Ring => Tracking::Ring { budget: BUDGET, ring: None, hot: HotPages::Off, early: false },
             TrackerKind::RingHot => Tracking::Ring { budget: BUDGET, ring: None, hot: HotPages::Auto, early: false },
@@ -199,6 +199,7 @@ mod tests {
             work,
             usage,
             epochs: vec![(10, 1000, 50.0), (30, 3000, 70.0)],
+            copy_us: 0.0,
             report: Report { durable_epochs: 101, ..Report::default() },
         }
     }

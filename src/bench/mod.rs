@@ -4,7 +4,7 @@
 //! for each tracker, lets them take turns, so that drift of the machine hits all alike, and keeps
 //! what the product's own engine says of each cut; floors are measured between the turns.
 //! [`endtoend`] runs the whole engine with a chain on disk at a rate, and [`streaming`] with rounds
-//! and without. [`results`] makes rows of it,
+//! and without. [`hot`] judges the choice of the hot set. [`results`] makes rows of it,
 //! [`summary`] says what they come to, and [`report`] shows them. [`advise`] proposes budget and
 //! interval from a chain of the user's own. docs/benchmarks.md has the method.
 
@@ -13,6 +13,7 @@ mod cpu;
 pub mod effort;
 pub mod endtoend;
 mod floor;
+pub mod hot;
 mod interleave;
 pub mod machine;
 mod prose;

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::BenchError;
 use super::effort::{Costs, rate_time, stream_time};
 use super::endtoend::{self, RatePoint, RateRow, rate_points};
+use super::hot::{self, HotPoint, HotRow, hot_points};
 use super::machine::Machine;
 use super::results::{Row, rows};
 use super::runner::{measure, measure_exits, measure_fault};
@@ -43,6 +44,8 @@ pub enum Line {
     Rate(RateRow),
     /// A run of the whole engine with rounds, or to compare with those.
     Early(StreamRow),
+    /// The choice of the hot set.
+    Hot(HotRow),
 }
 
 /// All that was measured.
@@ -67,6 +70,11 @@ impl Results {
         self.lines.iter().filter_map(|line| if let Line::Early(row) = line { Some(row) } else { None })
     }
 
+    /// The rows of hot sets.
+    pub fn hot(&self) -> impl Iterator<Item = &HotRow> {
+        self.lines.iter().filter_map(|line| if let Line::Hot(row) = line { Some(row) } else { None })
+    }
+
     /// The rows of the whole engine at a rate.
     pub fn rates(&self) -> impl Iterator<Item = &RateRow> {
         self.lines.iter().filter_map(|line| if let Line::Rate(row) = line { Some(row) } else { None })
@@ -79,6 +87,7 @@ pub struct Steps {
     points: Vec<Point>,
     streams: Vec<StreamPoint>,
     rates: Vec<RatePoint>,
+    hot: Vec<HotPoint>,
 }
 
 impl Plan {
@@ -89,6 +98,7 @@ impl Plan {
             points: points(self.extent, &self.axes),
             streams: stream_points(self.extent, &self.axes),
             rates: rate_points(self.extent, &self.axes),
+            hot: hot_points(self.extent, &self.axes),
         }
     }
 
@@ -98,7 +108,7 @@ impl Plan {
     /// The first step that fails ends the run: [`BenchError`], or what `progress` returns.
     pub fn run<E: From<BenchError>>(&self, mut progress: impl FnMut(&[Line], usize) -> Result<(), E>) -> Result<Results, E> {
         let start = Instant::now();
-        let Steps { points, streams, rates } = self.steps();
+        let Steps { points, streams, rates, hot } = self.steps();
         let kvm: &Path = &self.kvm;
         let machine = Machine::probe(kvm)?;
         let exit_us = Spread::of(measure_exits(kvm, EXITS, EXITS_TIME)?);
@@ -124,6 +134,10 @@ impl Plan {
             let row = endtoend::measure(kvm, &self.dir, rate, time)?;
             step(&mut results, vec![Line::Rate(row)])?;
         }
+        for point in &hot {
+            let row = hot::measure(kvm, &self.dir, point, costs.fault_us, stream_time(self.extent))?;
+            step(&mut results, vec![Line::Hot(row)])?;
+        }
         Ok(results)
     }
 }
@@ -132,7 +146,7 @@ impl Steps {
     /// How many.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.points.len() + self.streams.len() + self.rates.len()
+        self.points.len() + self.streams.len() + self.rates.len() + self.hot.len()
     }
 
     /// Whether there are none.

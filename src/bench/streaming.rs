@@ -205,7 +205,7 @@ mod tests {
     fn a_row_leaves_out_what_was_learnt_in() {
         let epochs = (0..10).map(|epoch| (100, 1000, if epoch < 3 { 900.0 } else { 40.0 })).collect();
         let report = Report { early_pages: 500, repeated_pages: 20, ..Report::default() };
-        let run = Protected { work: work(80.0), usage: Default::default(), epochs, report };
+        let run = Protected { work: work(80.0), usage: Default::default(), epochs, copy_us: 0.0, report };
         let point = &stream_points(Extent::Full, &[Axis::Early])[0];
         let row = row(point, (TrackerKind::Ring, Early::Auto), &run, &[work(90.0), work(110.0)]);
         assert_eq!((row.epochs, row.epoch_pages, row.early_pages, row.repeated_pages), (7, 100.0, 50.0, 2.0));

@@ -188,6 +188,7 @@ mod tests {
             "The bitmap costs more with 60",
             "The ring costs more with",
             "a budget of 256 pages is best",
+            "with the hot set are 1.10 to 1.10 times the least that any set could have come to on the same 5 traces",
             "writes 200,000 pages between two cuts, one after the other, a cut takes 80 µs with rounds and 60 ms without",
             "loses 0.4% of its time at 20 checkpoints a second, 4.0% of its time at 200",
             "with two vCPUs by",

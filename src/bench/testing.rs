@@ -1,6 +1,7 @@
 //! Results that nobody measured, for tests.
 
 use super::endtoend::{RatePoint, RateRow};
+use super::hot::{HotPoint, HotRow, hot_points};
 use super::machine::Machine;
 use super::results::{Row, rows};
 use super::runner::{Measured, Sample};
@@ -96,11 +97,31 @@ fn stream_rows(point: &StreamPoint) -> Vec<StreamRow> {
     [("ring", "off", point.pages), ("ring", "auto", left), ("bitmap+clear", "off", point.pages)].map(row).to_vec()
 }
 
+fn hot_row(point: &HotPoint) -> HotRow {
+    HotRow {
+        axes: vec!["hot"],
+        guest: point.guest.to_owned(),
+        memory_bytes: 512 << 20,
+        wanted_per_s: point.rate,
+        epochs: 300,
+        epoch_pages: 700.0,
+        fault_us: 5.0,
+        copy_us: 0.3,
+        none_us: 3700.0,
+        chosen_us: 1100.0,
+        least_us: 1000.0,
+        over_least: 1.1,
+        slowdown_percent: 2.0,
+        none_slowdown_percent: 6.0,
+    }
+}
+
 /// A run over all axes.
 pub(super) fn results(extent: Extent) -> Results {
     let cuts = points(extent, &Axis::ALL).iter().flat_map(rows_of).map(Line::Cuts).collect::<Vec<_>>();
     let streams = stream_points(extent, &Axis::ALL);
     let rates = super::endtoend::rate_points(extent, &Axis::ALL);
+    let hot = hot_points(extent, &Axis::ALL);
     Results {
         machine: Machine {
             processor: "A <fast> & \"good\" one".to_owned(),
@@ -118,6 +139,7 @@ pub(super) fn results(extent: Extent) -> Results {
             .into_iter()
             .chain(streams.iter().flat_map(stream_rows).map(Line::Early))
             .chain(rates.iter().map(rate_row).map(Line::Rate))
+            .chain(hot.iter().map(hot_row).map(Line::Hot))
             .collect(),
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::BenchError;
 use super::cpu::{Group, Usage};
 use super::runner::Sample;
-use crate::epoch::{Durability, Early, Engine, EngineOptions, Report, Start};
+use crate::epoch::{Durability, Early, Engine, EngineOptions, Report, Start, Tracker};
 use crate::format::Compression;
 use crate::store::{Chain, NewChain, Writer, WriterOptions};
 use crate::vmm::{GuestSpec, Limits, MachineSpec, Paced, Protection, Running, Stop, Tracking, Vm, VmmError, memory_regions};
@@ -67,6 +67,8 @@ pub(super) struct Protected {
     pub(super) usage: BTreeMap<Group, Duration>,
     /// Of each epoch but the base: pages, bytes and pause in microseconds.
     pub(super) epochs: Vec<(u64, u64, f64)>,
+    /// Copying took so long in all of them together, in microseconds.
+    pub(super) copy_us: f64,
     pub(super) report: Report,
 }
 
@@ -114,6 +116,16 @@ impl Machine<'_> {
 
     /// Lets it run under protection. The chain is made in a new directory within `dir` and removed.
     pub(super) fn protected(&self, dir: &Path, under: Under) -> Result<Protected, BenchError> {
+        self.protected_with(dir, under, |tracker| tracker)
+    }
+
+    /// As [`protected`](Self::protected), with a tracker made of the machine's.
+    pub(super) fn protected_with(
+        &self,
+        dir: &Path,
+        under: Under,
+        wrap: impl FnOnce(Box<dyn Tracker>) -> Box<dyn Tracker>,
+    ) -> Result<Protected, BenchError> {
         let scratch = Scratch(dir.join(format!("slackwater-bench-{}", std::process::id())));
         let mut vm = Vm::build(self.kvm, self.spec(), under.tracking)?;
         let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
@@ -128,7 +140,7 @@ impl Machine<'_> {
             ..EngineOptions::default()
         };
         let tracker = vm.take_tracker().ok_or(VmmError::Ring(crate::kvm::ring::RingError::Unsupported))?;
-        let engine = Engine::new(vm.memory().clone(), tracker, Box::new(writer), Start::Fresh, options)?;
+        let engine = Engine::new(vm.memory().clone(), wrap(tracker), Box::new(writer), Start::Fresh, options)?;
         let protection = Protection { engine, interval: under.interval, base_first: true, share_pages: 0 };
         let usage_before = Usage::now();
         let mut running = Running::start(vm, Some(protection), self.limits(), Stop::default())?;
@@ -140,8 +152,9 @@ impl Machine<'_> {
         }
         let chain = Chain::open(&scratch.0)?;
         let commits: Vec<_> = chain.epochs().map(|epoch| epoch.map(|epoch| epoch.commit)).collect::<Result<_, _>>()?;
-        let commits = commits.iter().filter(|commit| !commit.base && !commit.recovery);
-        let epochs = commits.map(|commit| (commit.captured_pages, commit.bytes_written, Sample::from(commit).pause()));
-        Ok(Protected { work, usage, epochs: epochs.collect(), report: outcome.report.unwrap_or_default() })
+        let commits = || commits.iter().filter(|commit| !commit.base && !commit.recovery);
+        let copy_us = commits().map(|commit| Sample::from(commit).copy).sum();
+        let epochs = commits().map(|commit| (commit.captured_pages, commit.bytes_written, Sample::from(commit).pause()));
+        Ok(Protected { work, usage, epochs: epochs.collect(), copy_us, report: outcome.report.unwrap_or_default() })
     }
 }

@@ -33,11 +33,14 @@ pub enum Axis {
     Rate,
     /// Rounds, or none: the whole engine again.
     Early,
+    /// The choice of the hot set, against the best.
+    Hot,
 }
 
 impl Axis {
     /// All of them, in the order in which they are measured.
-    pub const ALL: [Self; 7] = [Self::Memory, Self::Pages, Self::Pattern, Self::Vcpus, Self::Budget, Self::Rate, Self::Early];
+    pub const ALL: [Self; 8] =
+        [Self::Memory, Self::Pages, Self::Pattern, Self::Vcpus, Self::Budget, Self::Rate, Self::Early, Self::Hot];
 
     /// The name on the command line and in reports.
     #[must_use]
@@ -50,6 +53,7 @@ impl Axis {
             Self::Budget => "budget",
             Self::Rate => "rate",
             Self::Early => "early",
+            Self::Hot => "hot",
         }
     }
 }
@@ -228,7 +232,7 @@ fn axis_points(extent: Extent, axis: Axis) -> Vec<Point> {
     let middle = Point::middle(axis);
     let at = |memory_bytes, pages| Point { memory_bytes, pages, ..middle.clone() };
     match (axis, extent) {
-        (Axis::Rate | Axis::Early, _) => Vec::new(),
+        (Axis::Rate | Axis::Early | Axis::Hot, _) => Vec::new(),
         (Axis::Memory, Extent::Tiny) => vec![at(64 * MIB, 60)],
         (_, Extent::Tiny) => Vec::new(),
         (Axis::Memory, Extent::Full) => [(60, Pattern::Sequential), (60, Pattern::Uniform), (512, Pattern::Uniform)]

@@ -28,6 +28,8 @@ enum AxisName {
     Rate,
     /// Rounds or none: pause, time to durability, and what the guest loses.
     Early,
+    /// The choice of the hot set, against the least that any could cost.
+    Hot,
 }
 
 impl From<AxisName> for Axis {
@@ -40,6 +42,7 @@ impl From<AxisName> for Axis {
             AxisName::Budget => Self::Budget,
             AxisName::Rate => Self::Rate,
             AxisName::Early => Self::Early,
+            AxisName::Hot => Self::Hot,
         }
     }
 }
@@ -160,6 +163,7 @@ impl Bench {
         let kind = match line {
             Line::Cuts(_) => "cuts",
             Line::Early(_) => "early",
+            Line::Hot(_) => "hot",
             Line::Rate(_) => "rate",
         };
         if shown.replace(kind) != Some(kind) {

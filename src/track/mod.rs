@@ -10,6 +10,7 @@
 mod bitmap;
 mod hot;
 mod plan;
+pub mod replay;
 mod ring;
 mod simulated;
 #[cfg(test)]

@@ -43,6 +43,8 @@ fn a_moment_of_every_kind_of_measurement() {
         assert!(row["epochs"].as_u64() > Some(0) && row["pause_us"]["p50"].as_f64() > Some(0.0), "{row}");
         assert!(row["durable_after_us"]["p50"].as_f64() > Some(0.0) && row["stretch_percent"].as_f64() > Some(0.0), "{row}");
     }
+    let hot = of("hot")[0];
+    assert!(number(hot, "/epochs") > 0 && hot["over_least"].as_f64() >= Some(0.9), "{hot}");
     let rate = of("rate")[0];
     assert!(number(rate, "/epochs") > 0 && rate["bytes_per_page"].as_f64().unwrap() > 0.0, "{rate}");
     assert!(rate["burst_us"].as_f64().unwrap() > 0.0 && rate["unprotected_burst_us"].as_f64().unwrap() > 0.0, "{rate}");

@@ -33,6 +33,8 @@ pub fn html(results: &Results, summary: &Summary) -> Result<String, PlotError> {
     page.push_str(&engine_table("All runs with rounds and without", &streams));
     let rates: Vec<Line> = results.rates().cloned().map(Line::Rate).collect();
     page.push_str(&engine_table("All runs of the whole engine at a rate", &rates));
+    let hot: Vec<Line> = results.hot().cloned().map(Line::Hot).collect();
+    page.push_str(&engine_table("Hot sets against the best", &hot));
     page.push_str("</main>\n</body>\n</html>\n");
     Ok(page)
 }

@@ -1,6 +1,7 @@
 //! Rows for a terminal.
 
 use crate::bench::endtoend::RateRow;
+use crate::bench::hot::HotRow;
 use crate::bench::prose::{bytes, time};
 use crate::bench::results::Row;
 use crate::bench::session::Line;
@@ -50,6 +51,10 @@ pub fn head(line: &Line) -> String {
             "stretch %",
             "guest"
         ),
+        Line::Hot(_) => format!(
+            "{:>8} {:>6} {:>7} {:>8} {:>8} {:>9} {:>9} {:>9} {:>6} {:>9} {:>10}  {}",
+            "wanted/s", "epochs", "pages", "fault", "copy", "none", "chosen", "least", "over", "slower %", "none: %", "guest"
+        ),
     }
 }
 
@@ -60,6 +65,7 @@ pub fn line(line: &Line) -> String {
         Line::Cuts(row) => cuts(row),
         Line::Rate(row) => rate(row),
         Line::Early(row) => stream(row),
+        Line::Hot(row) => hot(row),
     }
 }
 
@@ -119,6 +125,24 @@ fn stream(row: &StreamRow) -> String {
         row.durable_after_us.p50,
         row.durable_after_us.p99,
         row.stretch_percent,
+        row.guest
+    )
+}
+
+fn hot(row: &HotRow) -> String {
+    format!(
+        "{:>8} {:>6} {:>7.0} {:>8.2} {:>8.2} {:>9.0} {:>9.0} {:>9.0} {:>6.2} {:>9.2} {:>10.2}  {}",
+        row.wanted_per_s,
+        row.epochs,
+        row.epoch_pages,
+        row.fault_us,
+        row.copy_us,
+        row.none_us,
+        row.chosen_us,
+        row.least_us,
+        row.over_least,
+        row.slowdown_percent,
+        row.none_slowdown_percent,
         row.guest
     )
 }

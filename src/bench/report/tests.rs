@@ -92,7 +92,7 @@ fn every_line_of_the_json_is_an_object_and_the_last_says_what_must_be_shown() {
     assert_eq!(lines.len(), results.lines.len() + 1);
     let kinds = |kind: &str| lines.iter().filter(|line| line["kind"] == kind).count();
     assert_eq!((kinds("cuts"), kinds("rate"), kinds("summary")), (results.cuts().count(), results.rates().count(), 1));
-    assert_eq!(kinds("early"), results.streams().count());
+    assert_eq!((kinds("early"), kinds("hot")), (results.streams().count(), results.hot().count()));
     assert!(!text.contains("null,\"pause_us\"") && lines.iter().all(Value::is_object));
     let last = lines.last().unwrap();
     assert_eq!(last["machine"]["kvm"], "pvm");
