@@ -126,12 +126,18 @@ trace=/sys/kernel/tracing
 mount -t tracefs trace \$trace
 echo 'exit_reason == 0x7f' > \$trace/events/kvm/kvm_exit/filter && echo 1 > \$trace/events/kvm/kvm_exit/enable ||
   say "shutdowns can't be traced: none is taken for the emulator's doing"
+# And what the machine's KVM did until the first of them.
+history=\$trace/instances/history
+mkdir \$history && echo 'traceoff if exit_reason == 0x7f' > \$history/events/kvm/kvm_exit/trigger &&
+  for event in exit entry inj_virq inj_exception page_fault; do echo 1 > \$history/events/kvm/kvm_\$event/enable; done ||
+  say "what comes before a shutdown can't be traced"
 shutdowns() {
   sed -n 's/.*kvm_exit: .* rip 0x\([0-9a-f]*\).*/\1/p' \$trace/trace > /tmp/shutdowns
   grep '\[kvm_amd\]' /proc/kallsyms | sort | awk '
     NR == FNR { if (start != "" && end == "") end = \$1; if (\$3 == "__svm_vcpu_run") start = \$1; next }
     { own = length(\$1) == 16 && start != "" && start <= \$1 && \$1 < end
       print "nested: a vCPU shut down at " \$1 ", " (own ? "BEHIND THE VMRUN OF THIS KERNEL" : "which is no place of this kernel") }' - /tmp/shutdowns
+  [ ! -s /tmp/shutdowns ] || { say "before the first:"; tail -n 80 \$history/trace; }
 }
 say "Linux \$(uname -r), KVM of kvm_amd, nested paging \$(cat /sys/module/kvm_amd/parameters/npt), up after \$(cut -d ' ' -f 1 /proc/uptime) s"
 # Tests have paths of the build compiled in: the package's folder, the command, a scratch folder.
