@@ -129,8 +129,6 @@ pub struct StreamRow {
     pub pause_us: Spread,
     /// From the cut until the epoch was durable, over all epochs.
     pub durable_after_us: Spread,
-    /// What copying as many pages as the last cut copied takes alone.
-    pub copy_floor_us: f64,
     /// How much longer the guest's work takes, in percent of the time that it takes without
     /// protection.
     pub stretch_percent: f64,
@@ -186,7 +184,6 @@ fn row(point: &StreamPoint, (tracker, early): (TrackerKind, Early), run: &Protec
         repeated_pages: of_all(run.report.repeated_pages),
         pause_us: Spread::of(warm.iter().map(|(_, _, pause)| *pause)),
         durable_after_us: Spread { p50: durable.p50, p99: durable.p99, max: durable.max },
-        copy_floor_us: round(run.report.copy_floor_us),
         stretch_percent: round(100.0 * (plain / run.work.passes_per_s().max(1e-9) - 1.0)),
     }
 }

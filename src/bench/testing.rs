@@ -90,7 +90,6 @@ fn stream_rows(point: &StreamPoint) -> Vec<StreamRow> {
         repeated_pages: 0.0,
         pause_us: Spread { p50: 50.0 + 0.3 * number(left), p99: 100.0 + 0.3 * number(left), max: 900.0 + 0.3 * number(left) },
         durable_after_us: Spread { p50: 500.0 + 1.5 * number(left), p99: 9000.0, max: 9000.0 },
-        copy_floor_us: 0.3 * number(left),
         stretch_percent: 900.0,
     };
     let left = point.pages.min(100);

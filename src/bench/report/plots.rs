@@ -32,7 +32,7 @@ pub(super) fn figures(results: &Results, summary: &Summary) -> Result<Vec<Figure
     let rates: Vec<&RateRow> = results.rates().collect();
     let streams: Vec<&StreamRow> = results.streams().collect();
     let figures = [
-        rounds(&streams)?,
+        rounds(&streams, &rows)?,
         over_memory(&rows)?,
         over_pages(&rows)?,
         phases(&rows)?,
@@ -110,7 +110,7 @@ const WAYS: [(&str, &str, &str, Colour); 3] = [
     ("bitmap+clear", "off", "bitmap+clear", CLEAR),
 ];
 
-fn rounds(streams: &[&StreamRow]) -> Result<Figure, PlotError> {
+fn rounds(streams: &[&StreamRow], rows: &[&Row]) -> Result<Figure, PlotError> {
     let streams: Vec<&StreamRow> = streams.iter().copied().filter(|row| row.interval_us.is_none()).collect();
     let pages: Vec<u64> = different(streams.iter().map(|row| row.dirty_pages));
     let values: Vec<f64> = pages.iter().map(|pages| number(*pages)).collect();
@@ -119,8 +119,6 @@ fn rounds(streams: &[&StreamRow]) -> Result<Figure, PlotError> {
         &values,
         pages.iter().map(|pages| (number(*pages), count(number(*pages)))).collect(),
     );
-    // Copies of no page take no time, which a scale of decades does not have.
-    let floor = |row: &StreamRow| row.copy_floor_us.max(1.0);
     let lines = |of: &dyn Fn(&StreamRow) -> f64| -> Vec<Mark> {
         let ways = WAYS.into_iter().map(|(tracker, early, _, colour)| {
             let rows = streams.iter().filter(|row| (row.tracker, row.early) == (tracker, early));
@@ -132,12 +130,16 @@ fn rounds(streams: &[&StreamRow]) -> Result<Figure, PlotError> {
     };
     let mut charts = Vec::new();
     if pages.len() > 1 {
-        let pauses = streams.iter().flat_map(|row| [row.pause_us.p50, floor(row)]).collect::<Vec<_>>();
+        let on_axis = on(rows, Axis::Pages);
+        let within = |row: &&&Row| row.tracker == "ring" && row.memory_bytes == 4 << 30 && row.dirty_pages >= 60;
+        let mut floor: Vec<(f64, f64)> =
+            on_axis.iter().filter(within).map(|row| (number(row.dirty_pages), row.floor_copy_us)).collect();
+        floor.sort_by(|one, other| one.0.total_cmp(&other.0));
+        let pauses = streams.iter().map(|row| row.pause_us.p50).chain(floor.iter().map(|(_, us)| *us)).collect::<Vec<_>>();
         let mut marks = lines(&|row| row.pause_us.p50);
-        let plain = streams.iter().filter(|row| (row.tracker, row.early) == ("ring", "off"));
-        let mut points: Vec<(f64, f64)> = plain.map(|row| (number(row.dirty_pages), floor(row))).collect();
-        points.sort_by(|one, other| one.0.total_cmp(&other.0));
-        marks.push(Mark::Line { colour: FLOOR, points, dashed: true });
+        if !floor.is_empty() {
+            marks.push(Mark::Line { colour: FLOOR, points: floor, dashed: true });
+        }
         charts.push(("Median pause".to_owned(), chart(&x, &Scale::decades("pause", &pauses, time), SIZE, &marks)?));
         let durable: Vec<f64> = streams.iter().map(|row| row.durable_after_us.p50.max(1.0)).collect();
         let marks = lines(&|row| row.durable_after_us.p50.max(1.0));
@@ -149,7 +151,7 @@ fn rounds(streams: &[&StreamRow]) -> Result<Figure, PlotError> {
     Ok(Figure {
         wide: false,
         title: "Pause over pages, with rounds and without",
-        text: "The whole engine with a chain on disk. The guest writes so many pages in 4 GiB, one after the other, and asks for a cut. With rounds, pages are taken while it writes, and the cut                copies what is left. The floor is nothing but the copy of all of them.",
+        text: "The whole engine with a chain on disk. The guest writes so many pages in 4 GiB, one after the other, and asks for a cut. With rounds, pages are taken while it writes, and the cut                copies what is left. The floor is nothing but the copy of so many pages, as on the axis of pages.",
         charts,
         legend: WAYS.iter().map(|(.., name, colour)| (*colour, *name)).chain([(FLOOR, "plain copy")]).collect(),
     })
