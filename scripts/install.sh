@@ -60,7 +60,7 @@ APT::Install-Recommends "false";
 CONFIGURATION
 }
 
-# QEMU is a copy of our own, for a defect of it is corrected there (scripts/qemu.py). One before 8 emulates SVM with several processors badly: the
+# QEMU is a copy of our own, for defects of it are corrected there (scripts/qemu.py). One before 8 emulates SVM with several processors badly: the
 # emulated machine stops now and then, its guests shut down. One before 10.2 loses an interrupt now and then.
 qemu_is_in() { # PLACE VERSION: whether apt there has that version or a newer one
   local version
@@ -141,11 +141,15 @@ place_tools() {
     place_command "$new" "${pair%%:*}"
   done
   if [ -e "$new/bin/qemu-system-x86_64" ]; then
-    python3 scripts/qemu.py "$new/tree/usr/bin/qemu-system-x86_64" >&2 ||
-      printf 'install: ******** A DEFECT OF QEMU IS NOT CORRECTED HERE: expect a guest to hang now and then ********\n' >&2
     touch "$new/qemu"
   fi
   mv "$new" "$work/tools"
+}
+
+# Whenever this script runs: what a copy needs may be known only since it was made.
+correct_qemu() {
+  [ ! -e "$work/tools/qemu" ] || python3 scripts/qemu.py "$work/tools/tree/usr/bin/qemu-system-x86_64" >&2 ||
+    printf 'install: ******** A DEFECT OF QEMU IS NOT CORRECTED HERE: expect a guest to hang or to shut down now and then ********\n' >&2
 }
 
 place_command() { # PLACE COMMAND
@@ -276,6 +280,7 @@ case ${1-} in
     flock -w 600 9 || fail "another run has held $work/lock for 10 minutes"
     place_tools qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod modprobe:kmod xz:xz-utils zstd:zstd lz4:lz4 \
       mkfs.ext4:e2fsprogs e2fsck.static:e2fsck-static makedumpfile:makedumpfile
+    correct_qemu
     place_drgn
     place_kernel
     place_vmlinux

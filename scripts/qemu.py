@@ -1,12 +1,17 @@
-"""Corrects a defect of QEMU in a copy of its program. usage: qemu.py PROGRAM
+"""Corrects two defects of QEMU in a copy of its program. usage: qemu.py PROGRAM
 
-Where VMRUN injects an interrupt, QEMU's `helper_vmrun` delivers it at once, and leaves its vector in the processor's `exception_index` all the same. If the
-translated code is left next for something that is neither an interrupt nor a #VMEXIT (another thread wakes the processor), the vector is delivered once more,
-as an exception: to a guest that has interrupts disabled and is in the handler of that very interrupt. QEMU 7.2 to 11.1 have it.
+1. Where VMRUN injects an interrupt, QEMU's `helper_vmrun` delivers it at once, and leaves its vector in the processor's `exception_index` all the same. If
+the translated code is left next for something that is neither an interrupt nor a #VMEXIT (another thread wakes the processor), the vector is delivered once
+more, as an exception: to a guest that has interrupts disabled and is in the handler of that very interrupt. QEMU 7.2 to 11.1 have it. The store of the vector
+becomes a no-op; what is delivered takes it from an argument. It is found by what is around it, and must be the only one: `helper_vmrun` calls
+`do_interrupt_x86_hardirq` once, and stores 2, the vector of an NMI, into the same field elsewhere.
 
-The store of the vector becomes a no-op; what is delivered takes it from an argument. The store is found by what is around it, and must be the only one:
-`helper_vmrun` calls `do_interrupt_x86_hardirq` once, and stores 2, the vector of an NMI, into the same field elsewhere.
-Exit status 0: corrected, now or before. 1: this program is not understood, and is as it was.
+2. Whenever any processor loads its floating point state, `cpu_clear_ignne` clears a bit in the flags (`hflags2`) of the *first* processor, by a plain read and
+write, beside that processor's own thread. What that thread sets or clears meanwhile is undone: that nested paging is on (its guest ends in a triple fault), that
+it is off (its own kernel runs on the guest's tables), that interrupts are enabled. The instruction becomes a no-op: the bit, of MS-DOS's way to report errors
+of floating point, is only ever set by a write to port 0xf0.
+
+Exit status 0: corrected, now or before. 1: this program is not understood in all of that; what was not is as it was.
 """
 
 import re
@@ -16,6 +21,10 @@ import sys
 # Of the store and the call: the instructions between them are few.
 NEAR_BYTES = 80
 NO_OP = bytes.fromhex("660f1f440000")
+# By length.
+NO_OPS = {7: bytes.fromhex("0f1f8000000000"), 10: bytes.fromhex("662e0f1f840000000000")}
+# `cpu_clear_ignne` is that short.
+SHORT_BYTES = 128
 
 
 class NotUnderstood(Exception):
@@ -65,9 +74,8 @@ class Program:
         return only(f"a place of {address:#x}", (o + address - a for a, o, n in self.loads if a <= address < a + n))
 
 
-def store_of_the_vector(data):
-    """The offset of the instruction in the file, and whether it is a no-op already."""
-    program = Program(data)
+def store_of_the_vector(program, data):
+    """The offset of the instruction in the file, and the no-op in its place."""
     address, length = program.symbol("helper_vmrun")
     deliver, _ = program.symbol("do_interrupt_x86_hardirq")
     begin = program.offset(address)
@@ -86,22 +94,41 @@ def store_of_the_vector(data):
     # mov dword ptr [register + field], register
     stores = [(hit.start(), False) for hit in re.finditer(rb"\x89[\x80-\xbf]" + re.escape(field), near)]
     no_ops = [(hit.start(), True) for hit in re.finditer(re.escape(NO_OP), near)]
-    at, is_done = only("a store of the vector before the call", stores or no_ops)
-    return begin + before + at, is_done
+    at, _ = only("a store of the vector before the call", stores or no_ops)
+    return begin + before + at, NO_OP
+
+
+def clearing_of_the_bit(program, data):
+    """The same, of the instruction of `cpu_clear_ignne`."""
+    address, length = program.symbol("cpu_clear_ignne")
+    if length > SHORT_BYTES:
+        raise NotUnderstood(f"cpu_clear_ignne has {length} bytes")
+    begin = program.offset(address)
+    code = data[begin : begin + length]
+    # and dword or byte ptr [register + field], all but 0x80
+    clears = [(hit.start(), NO_OPS[len(hit[0])]) for hit in re.finditer(rb"\x81[\xa0-\xa3\xa5-\xa7]....\x7f\xff\xff\xff|\x80[\xa0-\xa3\xa5-\xa7]....\x7f", code, re.DOTALL)]
+    no_ops = [(code.find(no_op), no_op) for no_op in NO_OPS.values() if no_op in code]
+    at, no_op = only("an instruction that clears the bit", clears or no_ops)
+    return begin + at, no_op
 
 
 def main():
     path = sys.argv[1]
     with open(path, "rb") as file:
         data = file.read()
-    try:
-        at, is_done = store_of_the_vector(data)
-    except (NotUnderstood, struct.error, IndexError, ValueError) as error:
-        sys.exit(f"qemu.py: {path} is not understood, and is as it was: {error}")
-    if not is_done:
-        with open(path, "r+b") as file:
-            file.seek(at)
-            file.write(NO_OP)
+    failed = False
+    for find in (store_of_the_vector, clearing_of_the_bit):
+        try:
+            at, no_op = find(Program(data), data)
+        except (NotUnderstood, struct.error, IndexError, ValueError) as error:
+            print(f"qemu.py: {path} is not understood, and in this is as it was: {error}", file=sys.stderr)
+            failed = True
+            continue
+        if data[at : at + len(no_op)] != no_op:
+            with open(path, "r+b") as file:
+                file.seek(at)
+                file.write(no_op)
+    sys.exit(failed)
 
 
 main()
