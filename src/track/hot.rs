@@ -159,15 +159,6 @@ impl Member {
     }
 }
 
-/// What the reset is to do for a page that was listed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Listed {
-    Protect,
-    LeaveWritable,
-    /// Protects this one, which leaves, in its place.
-    Instead(DirtyPage),
-}
-
 /// The pages that are left writable.
 #[derive(Debug)]
 pub struct HotSet {
@@ -265,24 +256,25 @@ impl HotSet {
         }
     }
 
-    /// The kernel lists `gfn`, which is `page`.
-    pub(super) fn listed(&mut self, gfn: Gfn, page: DirtyPage) -> Listed {
-        let Some(word) = usize::try_from(gfn.0).ok().and_then(|index| self.past.get_mut(index)) else { return Listed::Protect };
+    /// The kernel lists `gfn`, which is `page`. Returns what its entry is to protect: the page; or
+    /// none, for the page stays writable; or one that leaves, in whose place the page stays so.
+    pub(super) fn listed(&mut self, gfn: Gfn, page: DirtyPage) -> Option<DirtyPage> {
+        let Some(word) = usize::try_from(gfn.0).ok().and_then(|index| self.past.get_mut(index)) else { return Some(page) };
         let mut past = Past(*word);
         if past.is_member() {
             self.listed_members += 1;
-            return Listed::LeaveWritable;
+            return None;
         }
         let faults = past.listed(self.collection, &self.worth);
         *word = past.0;
-        if faults < self.worth.enter || self.given_up || self.most == 0 {
-            return Listed::Protect;
+        if faults < self.worth.enter || self.given_up {
+            return Some(page);
         }
         let mut instead = None;
         if self.len() >= self.most {
             let Some(leaves) = self.leaving.pop() else {
                 self.refused += 1;
-                return Listed::Protect;
+                return Some(page);
             };
             self.forget(leaves.gfn);
             instead = Some(leaves.page);
@@ -292,7 +284,7 @@ impl HotSet {
         }
         let looked = self.collection;
         self.members.push(Member { gfn, page, content: None, put_back: false, looked, score: SCORE_AT_FIRST });
-        instead.map_or(Listed::LeaveWritable, Listed::Instead)
+        instead
     }
 
     /// Looks at some members, after all listings of the collection; `content` is a hash of a
@@ -445,11 +437,7 @@ mod tests {
             let bound = listed.len() + self.hot.len();
             let mut protect = Vec::new();
             for gfn in &listed {
-                match self.hot.listed(Gfn(*gfn), page(*gfn)) {
-                    Listed::Protect => protect.push(page(*gfn)),
-                    Listed::LeaveWritable => {}
-                    Listed::Instead(other) => protect.push(other),
-                }
+                protect.extend(self.hot.listed(Gfn(*gfn), page(*gfn)));
                 assert!(self.hot.len() <= self.hot.most());
             }
             taken.extend(self.hot.iter().map(|gfn| gfn.0));
@@ -643,7 +631,7 @@ mod tests {
         for epoch in 0..200 {
             let mut protect = Vec::new();
             // It lists them whatever it was told.
-            let listed: Vec<_> = (0..50).filter(|gfn| hot.listed(Gfn(*gfn), page(*gfn)) == Listed::LeaveWritable).collect();
+            let listed: Vec<_> = (0..50).filter(|gfn| hot.listed(Gfn(*gfn), page(*gfn)).is_none()).collect();
             let unmapped = hot.look(listed.len(), |gfn| Some(gfn.0 + epoch), &mut protect);
             hot.end();
             assert_eq!(unmapped, None);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::hot::{HotSet, Listed};
+use super::hot::HotSet;
 use crate::kvm::ring::DirtyPage;
 use crate::page::Gfn;
 
@@ -42,13 +42,8 @@ pub fn replay(epochs: &[Vec<Gfn>], frames: u64, most: usize, worth: u32) -> Trac
         for gfn in written {
             *writes.entry(*gfn).or_default() += 1;
             if !members.contains(gfn) {
-                let page = DirtyPage { slot: 0, offset: gfn.0 };
                 listed += 1;
-                match hot.listed(*gfn, page) {
-                    Listed::Protect => protect.push(page),
-                    Listed::LeaveWritable => {}
-                    Listed::Instead(other) => protect.push(other),
-                }
+                protect.extend(hot.listed(*gfn, DirtyPage { slot: 0, offset: gfn.0 }));
             }
         }
         tracked.faults += listed as u64;

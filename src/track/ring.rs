@@ -3,7 +3,7 @@
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use super::hot::{HotSet, Listed};
+use super::hot::HotSet;
 use super::{TrackError, insert};
 use crate::epoch::{Collected, Settled, Tracker, TrackerError};
 use crate::kvm::VmHandle;
@@ -105,11 +105,7 @@ fn frame(slots: &[Memslot], page: DirtyPage) -> Option<Gfn> {
 /// What the reset is to protect for an entry that lists `page`, which is the frame `gfn`.
 fn to_protect(hot: Option<&mut HotSet>, gfn: Option<Gfn>, page: DirtyPage) -> Option<DirtyPage> {
     let (Some(hot), Some(gfn)) = (hot, gfn) else { return Some(page) };
-    match hot.listed(gfn, page) {
-        Listed::Protect => Some(page),
-        Listed::LeaveWritable => None,
-        Listed::Instead(other) => Some(other),
-    }
+    hot.listed(gfn, page)
 }
 
 impl Tracker for RingTracker {

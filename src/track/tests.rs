@@ -156,19 +156,29 @@ fn native_ring() {
     conformance(&mut Native { guest, tracker });
 }
 
+/// A guest, and a tracker with a hot set of at most `most` pages, where there can be one.
+fn with_hot_set(test: &str, most: usize) -> Option<(TestGuest, RingTracker)> {
+    if !kvm_or_skip(test) {
+        return None;
+    }
+    let (guest, rings) = TestGuest::new(Some(4096));
+    match pages_stay_writable(KVM_PATH.as_ref()) {
+        Ok(writable) => {
+            let tracker = RingTracker::new(guest.handle(), guest.memory.clone(), rings.unwrap()).with_hot_set(most, writable);
+            Some((guest, tracker))
+        }
+        Err(reason) => {
+            println!("no hot set on this kernel: {reason}");
+            None
+        }
+    }
+}
+
 /// Pages that are written in every round are no longer listed, nothing that is written is missed,
 /// and pages that rest are listed again when they are written.
 #[test]
 fn native_ring_with_a_hot_set() {
-    if !kvm_or_skip("native_ring_with_a_hot_set") {
-        return;
-    }
-    let (mut guest, rings) = TestGuest::new(Some(4096));
-    let writable = match pages_stay_writable(KVM_PATH.as_ref()) {
-        Ok(writable) => writable,
-        Err(reason) => return println!("no hot set on this kernel: {reason}"),
-    };
-    let mut tracker = RingTracker::new(guest.handle(), guest.memory.clone(), rings.unwrap()).with_hot_set(600, writable);
+    let Some((mut guest, mut tracker)) = with_hot_set("native_ring_with_a_hot_set", 600) else { return };
     let mut seed = 5;
     println!("seed {seed}");
     let (mut silent, mut left) = (0, 0);
@@ -202,17 +212,9 @@ fn native_ring_with_a_hot_set() {
 /// Members that wait to leave are written in the very epoch in which others take their places.
 #[test]
 fn native_members_that_others_replace_are_taken_once_more() {
-    if !kvm_or_skip("native_members_that_others_replace_are_taken_once_more") {
-        return;
-    }
-    let (mut guest, rings) = TestGuest::new(Some(4096));
-    let writable = match pages_stay_writable(KVM_PATH.as_ref()) {
-        Ok(writable) => writable,
-        Err(reason) => return println!("no hot set on this kernel: {reason}"),
-    };
+    const TEST: &str = "native_members_that_others_replace_are_taken_once_more";
     const MOST: u64 = 64;
-    let mut tracker =
-        RingTracker::new(guest.handle(), guest.memory.clone(), rings.unwrap()).with_hot_set(MOST.try_into().unwrap(), writable);
+    let Some((mut guest, mut tracker)) = with_hot_set(TEST, MOST.try_into().unwrap()) else { return };
     let mut round = |pages: std::ops::Range<u64>| {
         guest.write(PageRun { first: Gfn(FIRST_FREE + pages.start), count: pages.end - pages.start });
         let mut set = PageSet::new(FRAMES, 1024);
