@@ -8,11 +8,10 @@ use serde::Serialize;
 use super::BenchError;
 use super::cpu::Group;
 use super::stats::{Spread, round};
-use super::whole::{self, Machine, Protected, Under, Work};
+use super::whole::{self, Machine, Protected, Under, Work, mean};
 use super::workload::{Axis, Extent, TrackerKind};
 use crate::epoch::{Durability, Early};
-use crate::track::HotPages;
-use crate::vmm::{GuestSpec, Tracking};
+use crate::vmm::GuestSpec;
 
 /// The guest that every rate is measured with: hot and cold pages, 2,000 page writes in each 50 ms,
 /// a few words changed in each page.
@@ -35,7 +34,7 @@ pub struct RatePoint {
 
 impl RatePoint {
     /// When epochs end. The guest of the last kind asks for its cuts itself.
-    pub(super) fn interval(&self) -> Option<Duration> {
+    fn interval(&self) -> Option<Duration> {
         match self.rate {
             Some(rate) => Some(Duration::from_secs(1) / rate.max(1)),
             None if self.guest.starts_with("touch") => None,
@@ -43,12 +42,14 @@ impl RatePoint {
         }
     }
 
-    pub(super) fn tracking(&self) -> Tracking {
-        match self.tracker {
-            TrackerKind::Ring => Tracking::Ring { budget: BUDGET, ring: None, hot: HotPages::Off, early: false },
-            TrackerKind::RingHot => Tracking::Ring { budget: BUDGET, ring: None, hot: HotPages::Auto, early: false },
-            TrackerKind::Bitmap => Tracking::Bitmap { manual_protect: false },
-            TrackerKind::BitmapClear => Tracking::Bitmap { manual_protect: true },
+    /// How the guest is protected.
+    pub(super) fn under(&self) -> Under {
+        Under {
+            tracking: self.tracker.tracking_with(BUDGET, None, false),
+            budget_pages: BUDGET,
+            interval: self.interval(),
+            durability: Durability::Group(Durability::GROUP_DEFAULT),
+            early: Early::Off,
         }
     }
 }
@@ -128,15 +129,8 @@ pub struct RateRow {
 pub fn measure(kvm: &Path, dir: &Path, point: &RatePoint, time: Duration) -> Result<RateRow, BenchError> {
     let guest = whole::guest(point.guest)?;
     let machine = Machine { kvm, guest: &guest, memory_bytes: MEMORY_BYTES, time };
-    let under = Under {
-        tracking: point.tracking(),
-        budget_pages: BUDGET,
-        interval: point.interval(),
-        durability: Durability::Group(Durability::GROUP_DEFAULT),
-        early: Early::Off,
-    };
     let before = machine.unprotected()?;
-    let run = machine.protected(dir, under)?;
+    let run = machine.protected(dir, point.under())?;
     let after = machine.unprotected()?;
     Ok(row(point, &guest, &run, &[before, after]))
 }
@@ -144,22 +138,21 @@ pub fn measure(kvm: &Path, dir: &Path, point: &RatePoint, time: Duration) -> Res
 fn row(point: &RatePoint, guest: &GuestSpec, run: &Protected, unprotected: &[Work]) -> RateRow {
     #[expect(clippy::cast_precision_loss, reason = "counts are fewer than 2^52")]
     let number = |count: u64| count as f64;
-    #[expect(clippy::cast_precision_loss, reason = "there are two")]
-    let mean = |of: &dyn Fn(&Work) -> f64| unprotected.iter().map(of).sum::<f64>() / unprotected.len().max(1) as f64;
     let seconds = run.work.seconds.max(1e-9);
     let percent = |group: Group| run.usage.get(&group).map_or(0.0, |time| time.as_secs_f64() * 100.0 / seconds);
     let pages = number(run.epochs.iter().map(|(pages, ..)| pages).sum());
     let bytes = number(run.epochs.iter().map(|(_, bytes, _)| bytes).sum());
     let durable = run.report.durable_epochs.saturating_sub(1);
     let burst = run.work.burst_us();
-    let burst_unprotected = burst.is_some().then(|| mean(&|work| work.burst_us().unwrap_or_default()));
-    let lost = 100.0 * (1.0 - run.work.passes_per_s() / mean(&Work::passes_per_s).max(1e-9));
+    let burst_unprotected = burst.is_some().then(|| mean(unprotected, |work| work.burst_us().unwrap_or_default()));
+    let plain_per_s = mean(unprotected, Work::passes_per_s);
+    let lost = 100.0 * (1.0 - run.work.passes_per_s() / plain_per_s.max(1e-9));
     let (slowdown, stretch) = match (burst, burst_unprotected) {
         (Some(burst), Some(plain)) => {
             let period = guest.every().as_secs_f64() * 1e6;
             (100.0 * (burst - plain) / period.max(1e-9), 100.0 * (burst - plain) / plain.max(1e-9))
         }
-        _ => (lost, 100.0 * (mean(&Work::passes_per_s) / run.work.passes_per_s().max(1e-9) - 1.0)),
+        _ => (lost, run.work.stretch_percent(unprotected)),
     };
     RateRow {
         axes: vec![Axis::Rate.as_str()],

@@ -9,9 +9,9 @@ use serde::Serialize;
 use super::BenchError;
 use super::endtoend::{self, BUDGET, MEMORY_BYTES, RatePoint, STANDARD_GUEST};
 use super::stats::round;
-use super::whole::{self, Machine, Under};
+use super::whole::{self, Machine};
 use super::workload::{Axis, Extent, TrackerKind};
-use crate::epoch::{Collected, Durability, Early, Settled, Tracker, TrackerError};
+use crate::epoch::{Collected, Tracker, TrackerError};
 use crate::lock::lock;
 use crate::page::{Gfn, PAGE_SIZE_U64, PageSet};
 use crate::parked::Parked;
@@ -23,9 +23,8 @@ const PATTERNS: [&str; 3] = [
     "churn:pages=4096,pattern=uniform,content=words,burst=2000,every=50ms",
     "churn:pages=4096,pattern=sequential,content=words,burst=2000,every=50ms",
 ];
-/// Epochs of a trace: a set is learnt in some tens of them. Fewer where runs are short.
+/// Epochs of a trace: a set is learnt in some tens of them.
 const EPOCHS: u64 = 240;
-const SHORT: Duration = Duration::from_millis(500);
 /// The most pages in the set, as in a run of the whole engine: half of the budget.
 const MOST: u64 = BUDGET / 2;
 
@@ -36,6 +35,8 @@ pub struct HotPoint {
     pub guest: &'static str,
     /// Checkpoints in a second.
     pub rate: u32,
+    /// Epochs of its trace.
+    pub epochs: u64,
 }
 
 /// The points of an extent, where the axis is asked for.
@@ -44,11 +45,14 @@ pub fn hot_points(extent: Extent, axes: &[Axis]) -> Vec<HotPoint> {
     if !axes.contains(&Axis::Hot) {
         return Vec::new();
     }
-    let standard = [20, 200].map(|rate| HotPoint { guest: STANDARD_GUEST, rate });
+    let point = |guest, rate, epochs| HotPoint { guest, rate, epochs };
     match extent {
-        Extent::Full => standard.into_iter().chain(PATTERNS.map(|guest| HotPoint { guest, rate: 20 })).collect(),
+        Extent::Full => {
+            let standard = [20, 200].map(|rate| point(STANDARD_GUEST, rate, EPOCHS));
+            standard.into_iter().chain(PATTERNS.map(|guest| point(guest, 20, EPOCHS))).collect()
+        }
         Extent::Quick => Vec::new(),
-        Extent::Tiny => vec![HotPoint { guest: STANDARD_GUEST, rate: 200 }],
+        Extent::Tiny => vec![point(STANDARD_GUEST, 200, 10)],
     }
 }
 
@@ -110,10 +114,6 @@ impl Tracker for Traced {
         Ok(collected)
     }
 
-    fn settle(&mut self, parked: &Parked<'_>) -> Result<Settled, TrackerError> {
-        self.tracker.settle(parked)
-    }
-
     fn rearm(&mut self, parked: &Parked<'_>) -> Result<(), TrackerError> {
         self.tracker.rearm(parked)
     }
@@ -126,19 +126,12 @@ impl Tracker for Traced {
 /// [`BenchError`].
 pub fn measure(kvm: &Path, dir: &Path, point: &HotPoint, fault_us: f64, time: Duration) -> Result<HotRow, BenchError> {
     let guest = whole::guest(point.guest)?;
-    let traced = Duration::from_secs(EPOCHS) / point.rate.max(1);
-    let machine = Machine { kvm, guest: &guest, memory_bytes: MEMORY_BYTES, time: if time < SHORT { time } else { traced } };
+    let traced = Duration::from_secs(point.epochs) / point.rate.max(1);
+    let machine = Machine { kvm, guest: &guest, memory_bytes: MEMORY_BYTES, time: traced };
     let at = |tracker| RatePoint { guest: point.guest, rate: Some(point.rate), tracker };
     let plain = at(TrackerKind::Ring);
-    let under = Under {
-        tracking: plain.tracking(),
-        budget_pages: BUDGET,
-        interval: plain.interval(),
-        durability: Durability::Group(Durability::GROUP_DEFAULT),
-        early: Early::Off,
-    };
     let trace = Trace::default();
-    let run = machine.protected_with(dir, under, |tracker| Box::new(Traced { tracker, trace: trace.clone() }))?;
+    let run = machine.protected_with(dir, plain.under(), |tracker| Box::new(Traced { tracker, trace: trace.clone() }))?;
     let copied: u64 = run.epochs.iter().map(|(pages, ..)| pages).sum();
     let none = endtoend::measure(kvm, dir, &plain, time)?;
     let hot = endtoend::measure(kvm, dir, &at(TrackerKind::RingHot), time)?;

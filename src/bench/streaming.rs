@@ -10,8 +10,6 @@ use super::stats::{Spread, round};
 use super::whole::{self, Machine, Protected, Under, Work};
 use super::workload::{Axis, Extent, TrackerKind};
 use crate::epoch::{Durability, Early};
-use crate::track::HotPages;
-use crate::vmm::Tracking;
 
 const STREAM_BYTES: u64 = 4 << 30;
 const PATTERN_BYTES: u64 = 512 << 20;
@@ -58,23 +56,19 @@ impl StreamPoint {
         (self.pages * 2).max(8192)
     }
 
-    /// A stream has no page that is written twice.
-    const fn hot(&self) -> HotPages {
-        if self.interval.is_some() { HotPages::Auto } else { HotPages::Off }
-    }
-
     fn under(&self, tracker: TrackerKind, early: Early) -> Under {
-        let budget = self.budget_pages();
-        let tracking = match tracker {
-            TrackerKind::Bitmap => Tracking::Bitmap { manual_protect: false },
-            TrackerKind::BitmapClear => Tracking::Bitmap { manual_protect: true },
-            TrackerKind::Ring | TrackerKind::RingHot => {
-                Tracking::Ring { budget, ring: None, hot: self.hot(), early: early != Early::Off }
-            }
-        };
-        // As soon as can be: a delay for groups would hide what rounds gain.
-        let durability = Durability::Group(Duration::ZERO);
-        Under { tracking, budget_pages: budget, interval: self.interval, durability, early }
+        let budget_pages = self.budget_pages();
+        // A stream has no page that is written twice, and no use for a hot set.
+        let has_hot_set = tracker == TrackerKind::Ring && self.interval.is_some();
+        let kind = if has_hot_set { TrackerKind::RingHot } else { tracker };
+        Under {
+            tracking: kind.tracking_with(budget_pages, None, early != Early::Off),
+            budget_pages,
+            interval: self.interval,
+            // As soon as can be: a delay for groups would hide what rounds gain.
+            durability: Durability::Group(Duration::ZERO),
+            early,
+        }
     }
 
     pub(super) fn time(&self, at_least: Duration) -> Duration {
@@ -167,8 +161,6 @@ fn row(point: &StreamPoint, (tracker, early): (TrackerKind, Early), run: &Protec
     let number = |count: u64| count as f64;
     let warm = run.epochs.get(COLD_EPOCHS.min(run.epochs.len() / 2)..).unwrap_or_default();
     let of_all = |count: u64| round(number(count) / number(run.epochs.len() as u64).max(1.0));
-    #[expect(clippy::cast_precision_loss, reason = "there are two")]
-    let plain = plain.iter().map(Work::passes_per_s).sum::<f64>() / plain.len().max(1) as f64;
     let durable = run.report.durable_after_us;
     StreamRow {
         axes: vec![Axis::Early.as_str()],
@@ -184,7 +176,7 @@ fn row(point: &StreamPoint, (tracker, early): (TrackerKind, Early), run: &Protec
         repeated_pages: of_all(run.report.repeated_pages),
         pause_us: Spread::of(warm.iter().map(|(_, _, pause)| *pause)),
         durable_after_us: Spread { p50: durable.p50, p99: durable.p99, max: durable.max },
-        stretch_percent: round(100.0 * (plain / run.work.passes_per_s().max(1e-9) - 1.0)),
+        stretch_percent: round(run.work.stretch_percent(plain)),
     }
 }
 

@@ -33,12 +33,24 @@ impl Work {
         self.passes / self.seconds.max(1e-9)
     }
 
+    /// How much longer a pass takes than in the runs `plain`, in percent.
+    pub(super) fn stretch_percent(&self, plain: &[Self]) -> f64 {
+        100.0 * (mean(plain, Self::passes_per_s) / self.passes_per_s().max(1e-9) - 1.0)
+    }
+
     /// The mean time of a burst in microseconds, where the guest is paced.
     pub(super) fn burst_us(&self) -> Option<f64> {
         #[expect(clippy::cast_precision_loss, reason = "bursts are few")]
         let bursts = self.paced.bursts as f64;
         (self.paced.bursts > 0).then(|| self.paced.busy.as_secs_f64() * 1e6 / bursts)
     }
+}
+
+/// The mean of something over some runs.
+pub(super) fn mean(runs: &[Work], of: impl Fn(&Work) -> f64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "there are two")]
+    let count = runs.len().max(1) as f64;
+    runs.iter().map(of).sum::<f64>() / count
 }
 
 /// What both runs have in common.

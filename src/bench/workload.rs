@@ -98,16 +98,19 @@ impl TrackerKind {
     /// # Errors
     /// The point's ring is no ring.
     pub fn tracking(self, point: &Point) -> Result<Tracking, RingError> {
-        Ok(match self {
-            Self::Ring | Self::RingHot => Tracking::Ring {
-                budget: self.budget_pages(point),
-                ring: Some(point.ring()?),
-                hot: if self == Self::RingHot { HotPages::Auto } else { HotPages::Off },
-                early: false,
-            },
+        Ok(self.tracking_with(self.budget_pages(point), Some(point.ring()?), false))
+    }
+
+    /// How a machine with such a budget is built, with rings of that size or what fits, and with
+    /// room for rounds or without.
+    pub(super) fn tracking_with(self, budget: u64, ring: Option<RingSize>, early: bool) -> Tracking {
+        let ring = |hot| Tracking::Ring { budget, ring, hot, early };
+        match self {
+            Self::Ring => ring(HotPages::Off),
+            Self::RingHot => ring(HotPages::Auto),
             Self::Bitmap => Tracking::Bitmap { manual_protect: false },
             Self::BitmapClear => Tracking::Bitmap { manual_protect: true },
-        })
+        }
     }
 }
 

@@ -29,12 +29,10 @@ pub fn html(results: &Results, summary: &Summary) -> Result<String, PlotError> {
     }
     page.push_str(&duel_table(summary));
     page.push_str(&rows_table(results));
-    let streams: Vec<Line> = results.streams().cloned().map(Line::Early).collect();
-    page.push_str(&engine_table("All runs with rounds and without", &streams));
-    let rates: Vec<Line> = results.rates().cloned().map(Line::Rate).collect();
-    page.push_str(&engine_table("All runs of the whole engine at a rate", &rates));
-    let hot: Vec<Line> = results.hot().cloned().map(Line::Hot).collect();
-    page.push_str(&engine_table("Hot sets against the best", &hot));
+    let of = |is: fn(&Line) -> bool| results.lines.iter().filter(move |line| is(line)).collect::<Vec<_>>();
+    page.push_str(&engine_table("All runs with rounds and without", &of(|line| matches!(line, Line::Early(_)))));
+    page.push_str(&engine_table("All runs of the whole engine at a rate", &of(|line| matches!(line, Line::Rate(_)))));
+    page.push_str(&engine_table("Hot sets against the best", &of(|line| matches!(line, Line::Hot(_)))));
     page.push_str("</main>\n</body>\n</html>\n");
     Ok(page)
 }
@@ -205,10 +203,10 @@ fn rows_table(results: &Results) -> String {
     format!("<details>\n<summary>All rows of cuts</summary>\n{}</details>\n", table(&head, &rows))
 }
 
-fn engine_table(title: &str, lines: &[Line]) -> String {
+fn engine_table(title: &str, lines: &[&Line]) -> String {
     let Some(first) = lines.first() else { return String::new() };
     let head = super::table_head(first);
-    let lines: Vec<String> = lines.iter().map(table_line).collect();
+    let lines: Vec<String> = lines.iter().map(|line| table_line(line)).collect();
     format!(
         "<details>\n<summary>{title}</summary>\n<div class=\"scroll\"><pre>{}\n{}</pre></div>\n</details>\n",
         escaped(&head),
