@@ -20,9 +20,8 @@ import sys
 
 # Of the store and the call: the instructions between them are few.
 NEAR_BYTES = 80
-NO_OP = bytes.fromhex("660f1f440000")
-# By length.
-NO_OPS = {7: bytes.fromhex("0f1f8000000000"), 10: bytes.fromhex("662e0f1f840000000000")}
+# By length: of the store of the vector 6, of the instruction that clears the bit 7 or 10.
+NO_OPS = {6: bytes.fromhex("660f1f440000"), 7: bytes.fromhex("0f1f8000000000"), 10: bytes.fromhex("662e0f1f840000000000")}
 # `cpu_clear_ignne` is that short.
 SHORT_BYTES = 128
 
@@ -74,8 +73,15 @@ class Program:
         return only(f"a place of {address:#x}", (o + address - a for a, o, n in self.loads if a <= address < a + n))
 
 
+def found(what, code, instruction, lengths):
+    """Where in `code` the only instruction of that pattern is, or the no-op that is there already, and the no-op for it."""
+    hits = [(hit.start(), NO_OPS[len(hit[0])]) for hit in re.finditer(instruction, code, re.DOTALL)]
+    no_ops = [(hit.start(), hit[0]) for length in lengths for hit in re.finditer(re.escape(NO_OPS[length]), code)]
+    return only(what, hits or no_ops)
+
+
 def store_of_the_vector(program, data):
-    """The offset of the instruction in the file, and the no-op in its place."""
+    """The offset of the instruction in the file, and the no-op for it."""
     address, length = program.symbol("helper_vmrun")
     deliver, _ = program.symbol("do_interrupt_x86_hardirq")
     begin = program.offset(address)
@@ -90,12 +96,10 @@ def store_of_the_vector(program, data):
     # The processor's state is before the registers, which are what the function was given.
     field = only("a store of 2", {hit[1] for hit in nmi if struct.unpack("<i", hit[1])[0] < 0})
     before = max(call - NEAR_BYTES, 0)
-    near = code[before:call]
     # mov dword ptr [register + field], register
-    stores = [(hit.start(), False) for hit in re.finditer(rb"\x89[\x80-\xbf]" + re.escape(field), near)]
-    no_ops = [(hit.start(), True) for hit in re.finditer(re.escape(NO_OP), near)]
-    at, _ = only("a store of the vector before the call", stores or no_ops)
-    return begin + before + at, NO_OP
+    store = rb"\x89[\x80-\xbf]" + re.escape(field)
+    at, no_op = found("a store of the vector before the call", code[before:call], store, [6])
+    return begin + before + at, no_op
 
 
 def clearing_of_the_bit(program, data):
@@ -106,9 +110,8 @@ def clearing_of_the_bit(program, data):
     begin = program.offset(address)
     code = data[begin : begin + length]
     # and dword or byte ptr [register + field], all but 0x80
-    clears = [(hit.start(), NO_OPS[len(hit[0])]) for hit in re.finditer(rb"\x81[\xa0-\xa3\xa5-\xa7]....\x7f\xff\xff\xff|\x80[\xa0-\xa3\xa5-\xa7]....\x7f", code, re.DOTALL)]
-    no_ops = [(code.find(no_op), no_op) for no_op in NO_OPS.values() if no_op in code]
-    at, no_op = only("an instruction that clears the bit", clears or no_ops)
+    clearing = rb"\x81[\xa0-\xa3\xa5-\xa7]....\x7f\xff\xff\xff|\x80[\xa0-\xa3\xa5-\xa7]....\x7f"
+    at, no_op = found("an instruction that clears the bit", code, clearing, [7, 10])
     return begin + at, no_op
 
 
@@ -124,7 +127,7 @@ def main():
             print(f"qemu.py: {path} is not understood, and in this is as it was: {error}", file=sys.stderr)
             failed = True
             continue
-        if data[at : at + len(no_op)] != no_op:
+        if not data.startswith(no_op, at):
             with open(path, "r+b") as file:
                 file.seek(at)
                 file.write(no_op)
