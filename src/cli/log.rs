@@ -9,7 +9,8 @@ use super::error::CliError;
 use super::output;
 use super::read_again::again;
 use super::stderr;
-use super::units::{branch, bytes_text};
+use super::units::{branch, bytes_text, us};
+use crate::epoch::PhasesReport;
 use crate::format::MAIN_BRANCH;
 use crate::page::{EpochId, PAGE_SIZE_U64};
 use crate::store::{Branch, Chain, Epoch, branches};
@@ -44,6 +45,8 @@ struct Entry {
     audited: bool,
     base: bool,
     recovery: bool,
+    pause_us: f64,
+    phases_us: PhasesReport,
 }
 
 impl Entry {
@@ -62,6 +65,8 @@ impl Entry {
             audited: commit.audit.is_some(),
             base: commit.base,
             recovery: commit.recovery,
+            pause_us: us(commit.phases.pause_ns()),
+            phases_us: PhasesReport::from(&commit.phases),
         }
     }
 

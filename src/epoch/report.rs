@@ -21,7 +21,7 @@ pub struct Triggers {
     pub r#final: u64,
 }
 
-/// The median of each phase of a cut, in microseconds.
+/// The phases of a cut, or the median of each over all, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct PhasesReport {
     /// From the first kick to the last vCPU parked.
@@ -34,6 +34,18 @@ pub struct PhasesReport {
     pub copy: f64,
     /// Protecting pages again.
     pub reset: f64,
+}
+
+impl From<&Phases> for PhasesReport {
+    fn from(phases: &Phases) -> Self {
+        Self {
+            kick: us(phases.kick_ns),
+            state: us(phases.state_ns),
+            harvest: us(phases.harvest_ns),
+            copy: us(phases.copy_ns),
+            reset: us(phases.reset_ns),
+        }
+    }
 }
 
 /// What going back to the last cut came to.
@@ -132,13 +144,12 @@ impl PhaseTimes {
     }
 
     fn record(&mut self, phases: &Phases) {
-        let Phases { kick_ns, state_ns, harvest_ns, copy_ns, reset_ns, .. } = *phases;
-        self.all.record(kick_ns + state_ns + harvest_ns + copy_ns + reset_ns);
-        self.kick.record(kick_ns);
-        self.state.record(state_ns);
-        self.harvest.record(harvest_ns);
-        self.copy.record(copy_ns);
-        self.reset.record(reset_ns);
+        self.all.record(phases.pause_ns());
+        self.kick.record(phases.kick_ns);
+        self.state.record(phases.state_ns);
+        self.harvest.record(phases.harvest_ns);
+        self.copy.record(phases.copy_ns);
+        self.reset.record(phases.reset_ns);
     }
 
     fn medians(&self) -> PhasesReport {

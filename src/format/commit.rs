@@ -85,6 +85,15 @@ pub struct Phases {
     pub stall_ns: u64,
 }
 
+impl Phases {
+    /// How long the guest stood still for the cut itself, which is without the stall.
+    #[must_use]
+    pub const fn pause_ns(&self) -> u64 {
+        let Self { kick_ns, state_ns, harvest_ns, copy_ns, reset_ns, stall_ns: _ } = *self;
+        kick_ns.saturating_add(state_ns).saturating_add(harvest_ns).saturating_add(copy_ns).saturating_add(reset_ns)
+    }
+}
+
 /// What the frames of an epoch before its commit frame come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct EpochTotals {
