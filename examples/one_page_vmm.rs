@@ -27,7 +27,7 @@ const MEMORY_PAGES: u64 = (64 << 20) / 4096;
 /// the guest whenever the engine asks.
 struct OneVcpu<'a> {
     vm: &'a VmFd,
-    vcpu: &'a VcpuFd,
+    vcpu: &'a mut VcpuFd,
     spec: &'a CaptureSpec,
 }
 
@@ -84,12 +84,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut engine = Engine::new(memory, Box::new(tracker), Box::new(writer), Start::Fresh, options)?;
     let spec = CaptureSpec::probe(&kvm, &vm, &vcpu)?;
 
-    engine.cut(&mut OneVcpu { vm: &vm, vcpu: &vcpu, spec: &spec }, Trigger::Request)?; // the base
+    engine.cut(&mut OneVcpu { vm: &vm, vcpu: &mut vcpu, spec: &spec }, Trigger::Request)?; // the base
     let mut epochs = 1;
     while epochs < 100 {
         match vcpu.run()? {
             VcpuExit::Unsupported(EXIT_RING_FULL) => {
-                let mut guest = OneVcpu { vm: &vm, vcpu: &vcpu, spec: &spec };
+                let mut guest = OneVcpu { vm: &vm, vcpu: &mut vcpu, spec: &spec };
                 if let Cut::Taken { .. } = engine.cut(&mut guest, Trigger::RingFull)? {
                     epochs += 1;
                 }

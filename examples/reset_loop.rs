@@ -60,7 +60,7 @@ impl Guest for Target {
     fn capture(&mut self, _parked: &Parked<'_>, into: &mut MachineState) -> Result<(), GuestError> {
         into.vcpus.resize_with(1, Default::default);
         capture_vm(&self.vm, &self.spec, &mut into.vm)?;
-        into.vcpus.iter_mut().try_for_each(|state| capture_vcpu(&self.vcpu, &self.spec, state))?;
+        into.vcpus.iter_mut().try_for_each(|state| capture_vcpu(&mut self.vcpu, &self.spec, state))?;
         Ok(())
     }
 
@@ -93,6 +93,7 @@ fn main() -> Result<(), GuestError> {
     }
     vcpu.set_sregs(&image.flat().initial_sregs(vcpu.get_sregs()?))?;
     vcpu.set_regs(&image.flat().initial_regs(0).ok_or("no first vCPU")?)?;
+    vcpu.set_lapic(&image.flat().initial_lapic(vcpu.get_lapic()?))?;
     vcpu.set_mp_state(image.flat().initial_mp_state())?;
     let spec = CaptureSpec::probe(&kvm, &vm, &vcpu)?;
     leave_registers(&mut vcpu, &spec);

@@ -2,15 +2,16 @@
 
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_STATE_NESTED_FORMAT_VMX, KVM_STATE_NESTED_GIF_SET, KVM_STATE_NESTED_GUEST_MODE, Msrs,
-    kvm_clock_data, kvm_irqchip, kvm_msr_entry, kvm_sync_regs, nested::KvmNestedStateBuffer,
+    kvm_clock_data, kvm_irqchip, kvm_msr_entry, nested::KvmNestedStateBuffer,
 };
-use kvm_ioctls::{SyncReg, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 use zerocopy::IntoBytes;
 
-use super::error::StateError;
+use super::error::{StateError, failed};
 use super::fit::is_same_frequency;
 use super::msrs::{all_msrs, msr_list};
 use super::order::{APPLY_ORDER, CAPTURE_ORDER, VM_APPLY_ORDER, VM_CAPTURE_ORDER, VcpuPiece, VmPiece};
+use super::run_registers;
 use super::spec::{CaptureSpec, TSC, xsave_error};
 use super::state::{VcpuState, VmState};
 use crate::kvm::xsave;
@@ -25,28 +26,6 @@ const SHADOW_STACK: u64 = 1;
 /// What `vmxon_pa` says while VMX is off.
 const VMX_OFF: u64 = u64::MAX;
 
-/// RFLAGS bit 1 is always set: registers without it were never left there.
-const RFLAGS_ALWAYS: u64 = 1 << 1;
-/// The local APIC's spurious interrupt vector register, and its bit that says that software has
-/// enabled the APIC.
-const APIC_SPIV: usize = 0xf0;
-const APIC_ENABLED: u32 = 1 << 8;
-
-/// Has the kernel leave the general and special registers of `vcpu` in its `kvm_run` at each exit,
-/// where [`capture_vcpu`] then reads them without asking: two calls less while the guest stands
-/// still. Does nothing where the kernel can't (`KVM_CAP_SYNC_REGS`).
-///
-/// Call it after the vCPU's state was set, and again if registers are ever set later other than by
-/// the vCPU itself: what an earlier exit left is forgotten then, and captures ask the kernel until
-/// the next exit.
-pub fn leave_registers(vcpu: &mut VcpuFd, spec: &CaptureSpec) {
-    if spec.registers_at_exit {
-        vcpu.sync_regs_mut().regs.rflags = 0;
-        vcpu.set_sync_valid_reg(SyncReg::Register);
-        vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
-    }
-}
-
 /// Reads the state of `vcpu` into `state`, whose `index` says which it is.
 ///
 /// The vCPU does not run, and its last exit is complete: after an exit for port or memory-mapped
@@ -55,29 +34,30 @@ pub fn leave_registers(vcpu: &mut VcpuFd, spec: &CaptureSpec) {
 ///
 /// Nothing is allocated after the first call with this `state`. What can't change once the vCPU has
 /// run (CPUID, the frequency of the time stamp counter) is read by the first call only. Registers
-/// that the last exit left in `kvm_run` ([`leave_registers`]) are taken from there where they are
-/// known to be the vCPU's still.
+/// that the last exit left in `kvm_run` ([`leave_registers`](super::leave_registers)) are taken
+/// from there where they are known to be the vCPU's still.
 ///
 /// # Errors
 /// [`StateError::Ioctl`] and [`StateError::Msr`] where the kernel refuses;
 /// [`StateError::Unsupported`] where the guest is in a state that is not captured. `state` is then
 /// a mixture of old and new.
-pub fn capture_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) -> Result<(), StateError> {
+pub fn capture_vcpu(vcpu: &mut VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) -> Result<(), StateError> {
     let index = state.index;
-    let left = left_registers(vcpu, spec);
+    run_registers::settle(vcpu, index)?;
+    let left = run_registers::left(vcpu, spec);
     for piece in CAPTURE_ORDER.iter().copied().filter(|piece| spec.has(*piece)) {
         let failed = |ioctl| failed(ioctl, piece.name(), Some(index));
         match piece {
             VcpuPiece::MpState => state.mp_state = vcpu.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?,
             VcpuPiece::Events => state.events = vcpu.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?,
             VcpuPiece::Regs => {
-                state.regs = match left.filter(|_| registers_stand(state)) {
+                state.regs = match left.filter(|_| run_registers::stand(state)) {
                     Some(left) => left.regs,
                     None => vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?,
                 }
             }
             VcpuPiece::Sregs => {
-                state.sregs = match left.filter(|_| registers_stand(state)) {
+                state.sregs = match left.filter(|_| run_registers::stand(state)) {
                     Some(left) => left.sregs,
                     None => vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?,
                 }
@@ -108,25 +88,6 @@ pub fn capture_vcpu(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) ->
     }
     refuse_smm(state).or_else(|| refuse_shadow_stack(state)).map_or(Ok(()), Err)?;
     refuse_nested(vcpu, spec, state)
-}
-
-/// The registers that the last exit left, if it did and nobody set others since.
-pub(super) fn left_registers(vcpu: &VcpuFd, spec: &CaptureSpec) -> Option<kvm_sync_regs> {
-    spec.registers_at_exit.then(|| vcpu.sync_regs()).filter(|left| left.regs.rflags & RFLAGS_ALWAYS != 0)
-}
-
-/// Whether the registers of the last exit are the vCPU's still. Two things change registers of a
-/// vCPU that is not in `KVM_RUN`:
-/// - reading the MP state accepts INIT and SIPI. Both need the kernel's local APIC, and a vCPU that
-///   took INIT and has not run since has it disabled by software;
-/// - reading events delivers the payload of a pending exception, to CR2 or DR6.
-fn registers_stand(state: &VcpuState) -> bool {
-    if state.events.exception.injected != 0 || state.events.exception.pending != 0 {
-        return false;
-    }
-    let Some(lapic) = &state.lapic else { return true };
-    let spiv = lapic.regs.as_bytes().get(APIC_SPIV..).and_then(|bytes| bytes.first_chunk());
-    spiv.is_some_and(|spiv| u32::from_le_bytes(*spiv) & APIC_ENABLED != 0)
 }
 
 pub(super) fn capture_msrs(vcpu: &VcpuFd, spec: &CaptureSpec, state: &mut VcpuState) -> Result<(), StateError> {
@@ -351,10 +312,6 @@ pub(super) const fn chip(state: &mut VmState, piece: VmPiece) -> &mut Option<kvm
         VmPiece::IoApic => &mut state.ioapic,
         VmPiece::PicMaster | VmPiece::Pit2 | VmPiece::Clock => &mut state.pic_master,
     }
-}
-
-pub(super) fn failed(ioctl: &'static str, piece: &'static str, vcpu: Option<u32>) -> impl Fn(kvm_ioctls::Error) -> StateError {
-    move |error| StateError::Ioctl { ioctl, piece, vcpu, source: error.into() }
 }
 
 /// Before 6.5 (commit ab322c43cce9), `KVM_GET_CPUID2` leaves the number of entries as it was asked

@@ -99,3 +99,8 @@ pub enum StateError {
 fn of_vcpu(vcpu: Option<u32>) -> String {
     vcpu.map(|vcpu| format!(" of vCPU {vcpu}")).unwrap_or_default()
 }
+
+/// What came of the call `ioctl`, for `piece` of vCPU `vcpu`, or of the VM.
+pub(super) fn failed(ioctl: &'static str, piece: &'static str, vcpu: Option<u32>) -> impl Fn(kvm_ioctls::Error) -> StateError {
+    move |error| StateError::Ioctl { ioctl, piece, vcpu, source: error.into() }
+}

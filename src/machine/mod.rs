@@ -34,19 +34,21 @@ pub mod fit;
 mod msrs;
 mod order;
 mod rewind;
+mod run_registers;
 mod spec;
 mod state;
 #[cfg(test)]
 mod tests;
 mod unhalt;
 
-pub use capture::{apply_vcpu, apply_vm, capture_vcpu, capture_vm, leave_registers, notify_paused};
+pub use capture::{apply_vcpu, apply_vm, capture_vcpu, capture_vm, notify_paused};
 pub use error::StateError;
 pub use order::{
     APPLY_CONSTRAINTS, APPLY_ORDER, CAPTURE_CONSTRAINTS, CAPTURE_ORDER, Constraint, NOT_CAPTURED, VM_APPLY_CONSTRAINTS,
     VM_APPLY_ORDER, VM_CAPTURE_CONSTRAINTS, VM_CAPTURE_ORDER, VcpuPiece, VmPiece,
 };
 pub use rewind::Rewinder;
+pub use run_registers::leave_registers;
 pub use spec::CaptureSpec;
 pub use state::{DeviceState, MachineState, VcpuState, VmState};
 pub use unhalt::unhalt_vcpus;

@@ -10,10 +10,11 @@ use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_clock_data, kvm_lapic_state, kvm_m
 use kvm_ioctls::{VcpuFd, VmFd};
 use zerocopy::IntoBytes;
 
-use super::capture::{capture_msrs, chip, chip_id, counter_far_from, failed, given, left_registers, refuse_nested};
-use super::error::StateError;
+use super::capture::{capture_msrs, chip, chip_id, counter_far_from, given, refuse_nested};
+use super::error::{StateError, failed};
 use super::msrs::{all_msrs, msr_list};
 use super::order::{APPLY_ORDER, VM_APPLY_ORDER, VcpuPiece, VmPiece};
+use super::run_registers;
 use super::spec::{ASYNC_PF_EN, CaptureSpec, TSC, TSC_DEADLINE, xsave_error};
 use super::state::{VcpuState, VmState};
 use crate::kvm::xsave;
@@ -62,6 +63,10 @@ impl Rewinder {
     /// The vCPU does not run, and its last exit is complete. The kernel may write guest memory. The
     /// time stamp counter goes on from where it was, as at a restore.
     ///
+    /// General and special registers and events may be left in `kvm_run`, for the next entry to
+    /// take: until then the kernel's own calls tell those from before.
+    /// [`capture_vcpu`](super::capture_vcpu) tells the new ones.
+    ///
     /// # Errors
     /// [`StateError::Unsupported`] where the vCPU runs a guest of its own by now, found before
     /// anything is written; [`StateError::Size`] for state of another machine;
@@ -69,22 +74,26 @@ impl Rewinder {
     /// must not run.
     pub fn vcpu(&mut self, vcpu: &mut VcpuFd, spec: &CaptureSpec, state: &VcpuState) -> Result<(), StateError> {
         let index = Some(state.index);
+        run_registers::settle(vcpu, state.index)?;
         let found = &mut self.vcpu;
         found.index = state.index;
         // First, for it takes INIT and SIPI that came since: they would be taken at the next entry
         // otherwise.
         found.mp_state = vcpu.get_mp_state().map_err(failed("KVM_GET_MP_STATE", VcpuPiece::MpState.name(), index))?;
         // Since the last exit nothing can have turned nested virtualization on.
-        found.sregs = match left_registers(vcpu, spec) {
+        let left = run_registers::left(vcpu, spec);
+        found.sregs = match &left {
             Some(left) => left.sregs,
             None => vcpu.get_sregs().map_err(failed("KVM_GET_SREGS", VcpuPiece::Sregs.name(), index))?,
         };
         refuse_nested(vcpu, spec, found)?;
+        let waits = left.is_some_and(|left| run_registers::can_wait(state, &left));
         for piece in APPLY_ORDER.iter().copied().filter(|piece| spec.has(*piece)) {
             let failed = |ioctl| failed(ioctl, piece.name(), index);
             match piece {
                 // Fixed since the vCPU first ran.
                 VcpuPiece::Cpuid | VcpuPiece::TscKhz => {}
+                VcpuPiece::Sregs | VcpuPiece::Regs | VcpuPiece::Events if waits => {}
                 // The kernel resets the MMU only if what that depends on differs.
                 VcpuPiece::Sregs => vcpu.set_sregs(&state.sregs).map_err(failed("KVM_SET_SREGS"))?,
                 VcpuPiece::Xcrs => {
@@ -98,9 +107,13 @@ impl Rewinder {
                 }
                 VcpuPiece::Regs => vcpu.set_regs(&state.regs).map_err(failed("KVM_SET_REGS"))?,
                 VcpuPiece::Lapic => {
-                    let found = vcpu.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
-                    let other = |lapic: &&kvm_lapic_state| **lapic != found || timer_may_run(lapic);
-                    given(&state.lapic.as_ref().filter(other), |lapic| vcpu.set_lapic(lapic)).map_err(failed("KVM_SET_LAPIC"))?;
+                    let stands = match &state.lapic {
+                        // Time goes on in it.
+                        Some(lapic) if timer_may_run(lapic) => false,
+                        lapic => *lapic == Some(vcpu.get_lapic().map_err(failed("KVM_GET_LAPIC"))?),
+                    };
+                    given(&state.lapic.as_ref().filter(|_| !stands), |lapic| vcpu.set_lapic(lapic))
+                        .map_err(failed("KVM_SET_LAPIC"))?;
                 }
                 VcpuPiece::Msrs => self.msrs(vcpu, spec, state)?,
                 VcpuPiece::DebugRegs => vcpu.set_debug_regs(&state.debugregs).map_err(failed("KVM_SET_DEBUGREGS"))?,
@@ -111,9 +124,10 @@ impl Rewinder {
                 VcpuPiece::MpState => vcpu.set_mp_state(state.mp_state).map_err(failed("KVM_SET_MP_STATE"))?,
             }
         }
-        // What the last exit left are not the vCPU's registers any more.
-        if spec.registers_at_exit {
-            vcpu.sync_regs_mut().regs.rflags = 0;
+        if waits {
+            run_registers::give(vcpu, state)
+        } else {
+            run_registers::forget(vcpu, spec)
         }
         Ok(())
     }

@@ -43,7 +43,8 @@ const fn rank(index: u32) -> u8 {
 /// What `KVM_CAP_SYNC_REGS` answers where it has both sets of registers that
 /// [`super::leave_registers`] asks for. Both bits are small.
 #[expect(clippy::cast_possible_wrap, reason = "two low bits")]
-const REGISTERS_AT_EXIT: i32 = (kvm_bindings::KVM_SYNC_X86_REGS | kvm_bindings::KVM_SYNC_X86_SREGS) as i32;
+const REGISTERS_AT_EXIT: i32 =
+    (kvm_bindings::KVM_SYNC_X86_REGS | kvm_bindings::KVM_SYNC_X86_SREGS | kvm_bindings::KVM_SYNC_X86_EVENTS) as i32;
 
 /// What there is to capture on a VM and its vCPUs, found out once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +62,8 @@ pub struct CaptureSpec {
     /// The counter can be scaled to another frequency in hardware.
     pub(super) tsc_scaling: bool,
     pub(super) nested: bool,
-    /// The kernel can leave general and special registers in `kvm_run` at each exit.
+    /// The kernel can leave general and special registers in `kvm_run` at each exit, and take them
+    /// and events from there at each entry.
     pub(super) registers_at_exit: bool,
 }
 

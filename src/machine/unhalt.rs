@@ -4,8 +4,7 @@ use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, kvm_cpuid_entry2,
 use kvm_ioctls::VmFd;
 use zerocopy::IntoBytes;
 
-use super::capture::failed;
-use super::error::StateError;
+use super::error::{StateError, failed};
 use super::order::VcpuPiece;
 use super::spec::CaptureSpec;
 use super::state::VcpuState;

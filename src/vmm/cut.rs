@@ -89,7 +89,7 @@ impl Guest for Cutting<'_> {
         // The VM comes before the vCPUs: see `machine`, "Order".
         capture_vm(&machine.vm, &machine.capture, vm)?;
         Ok(machine.gate.capture(self.me, vcpus, |index, state| {
-            machine.handles.get(index).map_or(Ok(()), |fd| capture_vcpu(&lock(fd), &machine.capture, state))
+            machine.handles.get(index).map_or(Ok(()), |fd| capture_vcpu(&mut lock(fd), &machine.capture, state))
         })?)
     }
 

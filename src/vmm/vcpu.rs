@@ -57,7 +57,7 @@ impl<'s> VcpuThread<'s> {
             if shared.vcpus.gate.is_closed() {
                 self.complete()?;
             }
-            let Self { fd, index, .. } = &self;
+            let Self { fd, index, .. } = &mut self;
             if !shared.vcpus.gate.pass(*index, |state| capture_vcpu(fd, &shared.vcpus.capture, state)) {
                 return Ok(());
             }

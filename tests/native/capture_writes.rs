@@ -32,7 +32,7 @@ const PAGES: u64 = (16 << 20) / PAGE_SIZE_U64;
 /// The guest, which the calling thread runs: its first vCPU works, and others never run.
 struct Saved<'a> {
     vm: &'a VmFd,
-    vcpus: &'a [VcpuFd],
+    vcpus: &'a mut [VcpuFd],
     spec: &'a CaptureSpec,
     memory: &'a GuestMemory,
     written: &'a mut u64,
@@ -57,7 +57,7 @@ impl Guest for Saved<'_> {
     fn capture(&mut self, _parked: &Parked<'_>, into: &mut MachineState) -> Result<(), GuestError> {
         into.vcpus.resize_with(self.vcpus.len(), VcpuState::default);
         capture_vm(self.vm, self.spec, &mut into.vm)?;
-        for ((state, vcpu), index) in into.vcpus.iter_mut().zip(self.vcpus).zip(0..) {
+        for ((state, vcpu), index) in into.vcpus.iter_mut().zip(self.vcpus.iter_mut()).zip(0..) {
             state.index = index;
             capture_vcpu(vcpu, self.spec, state)?;
         }
@@ -128,11 +128,11 @@ fn check(by: By, vcpus: u64, epochs: u64) {
     let mut engine = Engine::new(memory.clone(), tracker, Box::new(writer), Start::Fresh, options).unwrap();
     let spec = CaptureSpec::probe(&kvm, &vm, &fds[0]).unwrap();
     let mut written = 0;
-    let mut cut = |fds: &[VcpuFd], trigger| {
+    let mut cut = |fds: &mut [VcpuFd], trigger| {
         let mut guest = Saved { vm: &vm, vcpus: fds, spec: &spec, memory: &memory, written: &mut written };
         u64::from(matches!(engine.cut(&mut guest, trigger).unwrap(), Cut::Taken { .. }))
     };
-    let mut taken = cut(&fds, Trigger::Request);
+    let mut taken = cut(&mut fds, Trigger::Request);
     // Kicks end epochs where rings do not: pages that are left writable never fill them.
     install_handler(default_signal()).unwrap();
     let kick = Kick::new(&fds[0], default_signal()).unwrap();
@@ -161,10 +161,10 @@ fn check(by: By, vcpus: u64, epochs: u64) {
                 }
                 Err(error) => panic!("{error}"),
             };
-            taken += cut(&fds, trigger);
+            taken += cut(&mut fds, trigger);
         }
     });
-    cut(&fds, Trigger::Final);
+    cut(&mut fds, Trigger::Final);
     let finished = engine.finish();
     assert!(finished.error.is_none(), "{:?}", finished.error);
     let report = finished.report;

@@ -51,10 +51,10 @@ impl Machine {
         Self { vm, vcpus, spec }
     }
 
-    fn capture(&self) -> MachineState {
+    fn capture(&mut self) -> MachineState {
         let mut state = MachineState::new(2);
         capture_vm(&self.vm, &self.spec, &mut state.vm).unwrap();
-        for (vcpu, state) in self.vcpus.iter().zip(&mut state.vcpus) {
+        for (vcpu, state) in self.vcpus.iter_mut().zip(&mut state.vcpus) {
             capture_vcpu(vcpu, &self.spec, state).unwrap();
         }
         state
@@ -161,7 +161,7 @@ fn without_time(state: &mut MachineState) -> (Vec<u64>, Option<u64>) {
 }
 
 fn round_trip(kvm: &Kvm, chips: bool, cpuid: bool) {
-    let first = Machine::new(kvm, chips, cpuid);
+    let mut first = Machine::new(kvm, chips, cpuid);
     for (vcpu, n) in first.vcpus.iter().zip(0..) {
         distinguish(vcpu, n, &first.spec);
     }
@@ -196,7 +196,7 @@ fn round_trip(kvm: &Kvm, chips: bool, cpuid: bool) {
     let records = before.to_records();
     drop(first);
 
-    let second = Machine::new(kvm, chips, cpuid);
+    let mut second = Machine::new(kvm, chips, cpuid);
     let mut fresh = second.capture();
     second.apply(&MachineState::from_records(&records, 2).unwrap());
     let mut after = second.capture();
@@ -243,8 +243,46 @@ fn a_machine_without_chips_and_cpuid_is_captured_and_applied() {
     }
 }
 
+/// How the kernel gets registers and events of a vCPU that is put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Given {
+    /// By calls at once: no exit left any.
+    AtOnce,
+    /// By calls before a capture that comes before any entry.
+    BeforeCapture,
+    /// By the next entry.
+    AtEntry,
+}
+
+/// The field of an XSAVE area that says which components are in use.
+const XSTATE_BV: std::ops::Range<usize> = 512..520;
+
+/// Enters the vCPU and leaves it at once.
+fn enter(vcpu: &mut VcpuFd) {
+    vcpu.set_kvm_immediate_exit(1);
+    assert_eq!(vcpu.run().map(|exit| format!("{exit:?}")).unwrap_err().errno(), libc::EINTR);
+    vcpu.set_kvm_immediate_exit(0);
+}
+
+/// Piece by piece, for all of it is pages of numbers.
+fn same_vcpu(found: &VcpuState, saved: &VcpuState, given: Given) {
+    let vcpu = saved.index;
+    assert_eq!((found.mp_state, found.events), (saved.mp_state, saved.events), "{given:?}, vCPU {vcpu}");
+    assert_eq!((found.regs, found.sregs), (saved.regs, saved.sregs), "{given:?}, vCPU {vcpu}");
+    assert_eq!(found.debugregs, saved.debugregs, "{given:?}, vCPU {vcpu}");
+    let msrs = |state: &VcpuState| state.msrs.as_ref().unwrap().as_slice().to_vec();
+    for (found, saved) in msrs(found).iter().zip(&msrs(saved)) {
+        assert_eq!(found, saved, "{given:?}, vCPU {vcpu}: {:#x}", saved.index);
+    }
+    let place = found.lapic.unwrap_or_default().regs.iter().zip(&saved.lapic.unwrap_or_default().regs).position(|(a, b)| a != b);
+    assert_eq!(place, None, "{given:?}, vCPU {vcpu}: the place in the local APIC");
+    let place = found.xsave.iter().zip(&saved.xsave).position(|(a, b)| a != b);
+    assert_eq!(place, None, "{given:?}, vCPU {vcpu}: the place in the XSAVE area");
+    assert!(found == saved, "{given:?}, vCPU {vcpu}");
+}
+
 /// Whatever a vCPU has come to since, a rewinder leaves it as writing all of the state does.
-fn rewound(kvm: &Kvm, chips: bool, cpuid: bool) {
+fn rewound(kvm: &Kvm, chips: bool, cpuid: bool, given: Given) {
     let mut machine = Machine::new(kvm, chips, cpuid);
     for (vcpu, n) in machine.vcpus.iter().zip(0..) {
         distinguish(vcpu, n, &machine.spec);
@@ -278,17 +316,37 @@ fn rewound(kvm: &Kvm, chips: bool, cpuid: bool) {
         let mut other = machine.capture();
         let Machine { vm, vcpus, spec } = &mut machine;
         for (vcpu, state) in vcpus.iter_mut().zip(&saved.vcpus) {
+            if given != Given::AtOnce {
+                leave_registers(vcpu, spec);
+                enter(vcpu);
+            }
             rewinder.vcpu(vcpu, spec, state).unwrap();
+            // All others are written at once: one without a local APIC, one that halts.
+            let waits = given != Given::AtOnce && spec.registers_at_exit && chips && state.index == 0;
+            assert_eq!(vcpu.get_kvm_run().kvm_dirty_regs != 0, waits, "{given:?}, vCPU {}", state.index);
+            assert_eq!(vcpu.get_regs().unwrap() == state.regs, !waits);
+            if given == Given::AtEntry {
+                enter(vcpu);
+                // From here on registers are asked for.
+                leave_registers(vcpu, spec);
+            }
         }
         rewinder.vm(vm, spec, &saved.vm).unwrap();
         let (mut found, mut saved) = (machine.capture(), saved.clone());
         let ((_, clock), (_, after), _) = (without_time(&mut saved), without_time(&mut found), without_time(&mut other));
         assert!((clock..clock.map(|ns| ns + 60_000_000_000)).contains(&after), "the clock went back: {clock:?}, {after:?}");
-        assert_eq!(found, saved);
+        for (found, saved) in found.vcpus.iter_mut().zip(&saved.vcpus) {
+            if given == Given::AtEntry {
+                // The processor had the area: it says of more components that they are in use.
+                found.xsave[XSTATE_BV].copy_from_slice(&saved.xsave[XSTATE_BV]);
+            }
+            same_vcpu(found, saved, given);
+        }
+        assert!(found.vm == saved.vm);
         machine.apply(&saved_again(&saved, clock));
         let mut applied = machine.capture();
         without_time(&mut applied);
-        assert_eq!(found, applied);
+        assert!(found == applied, "{given:?}");
         for (other, saved) in other.vcpus.iter().zip(&saved.vcpus) {
             assert!(other.regs != saved.regs && other.sregs != saved.sregs && other.msrs != saved.msrs);
             assert!(other.xsave != saved.xsave && other.debugregs != saved.debugregs && other.events != saved.events);
@@ -306,8 +364,10 @@ fn saved_again(state: &MachineState, clock: Option<u64>) -> MachineState {
 #[test]
 fn a_machine_that_went_on_is_put_back() {
     if let Some(kvm) = kvm("a_machine_that_went_on_is_put_back") {
-        rewound(&kvm, true, true);
-        rewound(&kvm, false, false);
+        for given in [Given::AtOnce, Given::BeforeCapture, Given::AtEntry] {
+            rewound(&kvm, true, true, given);
+            rewound(&kvm, false, false, given);
+        }
     }
 }
 
@@ -317,17 +377,17 @@ fn a_machine_that_went_on_is_put_back() {
 fn time_stamp_counters_go_back_however_little() {
     let Some(kvm) = kvm("time_stamp_counters_go_back_however_little") else { return };
     let Machine { mut vcpus, spec, .. } = Machine::new(&kvm, true, true);
-    let capture = |vcpus: &[VcpuFd]| -> Vec<VcpuState> {
+    let capture = |vcpus: &mut [VcpuFd]| -> Vec<VcpuState> {
         let mut states = vec![VcpuState::new(0), VcpuState::new(1)];
-        vcpus.iter().zip(&mut states).for_each(|(vcpu, state)| capture_vcpu(vcpu, &spec, state).unwrap());
+        vcpus.iter_mut().zip(&mut states).for_each(|(vcpu, state)| capture_vcpu(vcpu, &spec, state).unwrap());
         states
     };
     let counter = |state: &VcpuState| state.msrs.as_ref().unwrap().as_slice().iter().find(|msr| msr.index == TSC).unwrap().data;
-    let saved = capture(&vcpus);
+    let saved = capture(&mut vcpus);
     let Some(khz) = saved[0].tsc_khz else { return };
     let ahead = kvm_msr_entry { index: TSC, data: counter(&saved[0]) + (1 << 50), ..Default::default() };
     vcpus[0].set_msrs(&Msrs::from_entries(&[ahead]).unwrap()).unwrap();
-    if counter(&capture(&vcpus)[0]) < ahead.data {
+    if counter(&capture(&mut vcpus)[0]) < ahead.data {
         return println!("this KVM takes counters and sets none: the guest reads the host's");
     }
     let mut rewinder = Rewinder::default();
@@ -338,7 +398,7 @@ fn time_stamp_counters_go_back_however_little() {
         }
         let start = Instant::now();
         vcpus.iter_mut().zip(&saved).for_each(|(vcpu, state)| rewinder.vcpu(vcpu, &spec, state).unwrap());
-        let found = capture(&vcpus);
+        let found = capture(&mut vcpus);
         let most = u64::try_from(start.elapsed().as_millis() + 50).unwrap() * u64::from(khz);
         for (found, saved) in found.iter().zip(&saved) {
             let passed = counter(found).wrapping_sub(counter(saved));
@@ -350,7 +410,7 @@ fn time_stamp_counters_go_back_however_little() {
 #[test]
 fn state_that_does_not_fit_the_machine_is_refused_before_it_is_written() {
     let Some(kvm) = kvm("state_that_does_not_fit_the_machine_is_refused_before_it_is_written") else { return };
-    let (with, without) = (Machine::new(&kvm, true, true), Machine::new(&kvm, false, true));
+    let (mut with, without) = (Machine::new(&kvm, true, true), Machine::new(&kvm, false, true));
     let state = with.capture();
     let vcpu = |edit: &dyn Fn(&mut VcpuState)| {
         let mut vcpu = state.vcpus[0].clone();
@@ -408,7 +468,7 @@ fn a_host_without_xsave_has_the_fpu() {
     for machine in &mut machines {
         (machine.spec.xsave, machine.spec.xcrs) = (None, false);
     }
-    let [first, second] = machines;
+    let [mut first, second] = machines;
     let mut fpu = first.vcpus[1].get_fpu().unwrap();
     fpu.xmm[3] = [7; 16];
     first.vcpus[1].set_fpu(&fpu).unwrap();
@@ -421,8 +481,8 @@ fn a_host_without_xsave_has_the_fpu() {
 #[test]
 fn what_is_not_captured_is_refused_where_it_shows() {
     let Some(kvm) = kvm("what_is_not_captured_is_refused_where_it_shows") else { return };
-    let machine = Machine::new(&kvm, true, true);
-    let vcpu = &machine.vcpus[0];
+    let mut machine = Machine::new(&kvm, true, true);
+    let vcpu = &mut machine.vcpus[0];
     let mut events = vcpu.get_vcpu_events().unwrap();
     events.smi.smm = 1;
     if let Err(error) = vcpu.set_vcpu_events(&events) {
@@ -449,7 +509,7 @@ fn a_kick_that_no_state_has_is_given_after_a_restore() {
     let Some(kvm) = kvm("a_kick_that_no_state_has_is_given_after_a_restore") else { return };
     let mp_state = |machine: &Machine, vcpu: usize| machine.vcpus[vcpu].get_mp_state().unwrap().mp_state;
     for told in [true, false] {
-        let [first, second] = [(); 2].map(|()| Machine::new(&kvm, true, told));
+        let [mut first, second] = [(); 2].map(|()| Machine::new(&kvm, true, told));
         let halted = kvm_bindings::kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
         first.vcpus[0].set_mp_state(halted).unwrap();
         let state = first.capture();
@@ -462,22 +522,23 @@ fn a_kick_that_no_state_has_is_given_after_a_restore() {
         let kicked = if told { KVM_MP_STATE_RUNNABLE } else { KVM_MP_STATE_HALTED };
         assert_eq!((mp_state(&second, 0), mp_state(&second, 1)), (kicked, waiting), "offered: {told}");
     }
-    let without = Machine::new(&kvm, false, true);
-    unhalt_vcpus(&without.vm, &without.spec, &without.capture().vcpus).unwrap();
+    let mut without = Machine::new(&kvm, false, true);
+    let vcpus = without.capture().vcpus;
+    unhalt_vcpus(&without.vm, &without.spec, &vcpus).unwrap();
 }
 
 #[test]
 fn a_buffer_is_used_again() {
     let Some(kvm) = kvm("a_buffer_is_used_again") else { return };
-    let machine = Machine::new(&kvm, true, true);
+    let mut machine = Machine::new(&kvm, true, true);
     let mut state = VcpuState::new(1);
-    capture_vcpu(&machine.vcpus[1], &machine.spec, &mut state).unwrap();
+    capture_vcpu(&mut machine.vcpus[1], &machine.spec, &mut state).unwrap();
     let places = |state: &VcpuState| (state.xsave.as_ptr(), state.msrs.as_ref().unwrap().as_slice().as_ptr());
     let before = places(&state);
     let mut times = Vec::new();
     for _ in 0..200 {
         let start = Instant::now();
-        capture_vcpu(&machine.vcpus[1], &machine.spec, &mut state).unwrap();
+        capture_vcpu(&mut machine.vcpus[1], &machine.spec, &mut state).unwrap();
         times.push(start.elapsed());
     }
     times.sort();
@@ -485,7 +546,7 @@ fn a_buffer_is_used_again() {
     assert_eq!(places(&state), before);
     // A list of registers from elsewhere is replaced.
     state.msrs = Some(Msrs::from_entries(&[kvm_msr_entry { index: STAR, ..Default::default() }]).unwrap());
-    capture_vcpu(&machine.vcpus[1], &machine.spec, &mut state).unwrap();
+    capture_vcpu(&mut machine.vcpus[1], &machine.spec, &mut state).unwrap();
     assert_eq!(state.msrs.unwrap().as_slice().len(), machine.spec.msrs().len());
 }
 
@@ -516,27 +577,27 @@ fn registers_that_an_exit_left_are_those_of_the_vcpu() {
     // Asked for, and nothing left yet: the kernel is asked.
     leave_registers(&mut machine.vcpus[0], &machine.spec);
     let mut state = VcpuState::new(0);
-    capture_vcpu(&machine.vcpus[0], &machine.spec, &mut state).unwrap();
+    capture_vcpu(&mut machine.vcpus[0], &machine.spec, &mut state).unwrap();
     assert_eq!(state.regs, regs);
     // Left by an exit. What is set behind its back does not show: so it is what the exit left.
     leave(&mut machine);
     let sregs = machine.vcpus[0].get_sregs().unwrap();
     machine.vcpus[0].set_regs(&kvm_bindings::kvm_regs { rbx: 1, ..regs }).unwrap();
     let mut state = VcpuState::new(0);
-    capture_vcpu(&machine.vcpus[0], &machine.spec, &mut state).unwrap();
+    capture_vcpu(&mut machine.vcpus[0], &machine.spec, &mut state).unwrap();
     assert_eq!((state.regs, state.sregs), (regs, sregs));
     // Reading a pending exception may have changed them: the kernel is asked.
     let mut events = machine.vcpus[0].get_vcpu_events().unwrap();
     (events.exception.injected, events.exception.nr) = (1, 6);
     machine.vcpus[0].set_vcpu_events(&events).unwrap();
-    capture_vcpu(&machine.vcpus[0], &machine.spec, &mut state).unwrap();
+    capture_vcpu(&mut machine.vcpus[0], &machine.spec, &mut state).unwrap();
     assert_eq!(state.regs.rbx, 1);
     events.exception.injected = 0;
     machine.vcpus[0].set_vcpu_events(&events).unwrap();
-    capture_vcpu(&machine.vcpus[0], &machine.spec, &mut state).unwrap();
+    capture_vcpu(&mut machine.vcpus[0], &machine.spec, &mut state).unwrap();
     assert_eq!(state.regs.rbx, regs.rbx);
     leave_registers(&mut machine.vcpus[0], &machine.spec);
-    capture_vcpu(&machine.vcpus[0], &machine.spec, &mut state).unwrap();
+    capture_vcpu(&mut machine.vcpus[0], &machine.spec, &mut state).unwrap();
     assert_eq!(state.regs.rbx, 1);
 }
 
@@ -556,12 +617,12 @@ fn registers_from_before_an_init_are_not_taken() {
     assert_eq!(machine.vm.signal_msi(msi(0x500)).unwrap(), 1);
     assert_eq!(machine.vm.signal_msi(msi(0x608)).unwrap(), 1);
     let mut state = VcpuState::new(1);
-    capture_vcpu(&machine.vcpus[1], &machine.spec, &mut state).unwrap();
+    capture_vcpu(&mut machine.vcpus[1], &machine.spec, &mut state).unwrap();
     assert_eq!((state.regs.rbx, state.regs.rip, state.sregs.cs.base), (0, 0, 0x8000));
     assert_eq!((state.regs, state.sregs), (machine.vcpus[1].get_regs().unwrap(), machine.vcpus[1].get_sregs().unwrap()));
     // And the other one's are still good.
     let mut state = VcpuState::new(0);
-    capture_vcpu(&machine.vcpus[0], &machine.spec, &mut state).unwrap();
+    capture_vcpu(&mut machine.vcpus[0], &machine.spec, &mut state).unwrap();
     assert_eq!(state.regs, machine.vcpus[0].get_regs().unwrap());
 }
 
@@ -570,7 +631,7 @@ fn registers_from_before_an_init_are_not_taken() {
 #[test]
 fn a_small_counter_is_restored() {
     let Some(kvm) = kvm("a_small_counter_is_restored") else { return };
-    let machine = Machine::new(&kvm, true, true);
+    let mut machine = Machine::new(&kvm, true, true);
     let Ok(khz) = machine.vcpus[0].get_tsc_khz() else { return };
     let ticks = |time: Duration| u64::from(khz) * u64::try_from(time.as_micros()).unwrap() / 1000;
     let mut state = machine.capture();
@@ -607,7 +668,7 @@ fn clocks_that_were_put_forward_agree() {
         msrs.filter(|msr| msr.index == TSC).map(|msr| msr.data).collect::<Vec<_>>().try_into().unwrap()
     };
     for forward in [Duration::from_millis(300), Duration::from_secs(86_400)] {
-        let machine = Machine::new(&kvm, true, true);
+        let mut machine = Machine::new(&kvm, true, true);
         let saved = machine.capture();
         let (before, clock) = (counters(&saved), saved.vm.clock.unwrap().clock);
         let counts_from_zero = before[0] < ticks(Duration::from_secs(60));
@@ -616,7 +677,7 @@ fn clocks_that_were_put_forward_agree() {
         state.vcpus.iter_mut().for_each(|vcpu| vcpu.advance_counter(ns));
         state.vm.advance_clock(ns);
         let start = Instant::now();
-        let restored = Machine::new(&kvm, true, true);
+        let mut restored = Machine::new(&kvm, true, true);
         restored.apply(&state);
         let found = restored.capture();
         let took = start.elapsed() + Duration::from_millis(50);
@@ -648,7 +709,7 @@ fn a_frequency_that_can_not_be_had_is_refused() {
         (khz + khz / 1000, false),
         (khz - khz / 1000, false),
     ] {
-        let machine = Machine::new(&kvm, true, true);
+        let mut machine = Machine::new(&kvm, true, true);
         let mut state = machine.capture().vcpus.remove(0);
         state.tsc_khz = Some(wanted);
         let applied = apply_vcpu(&machine.vcpus[0], &machine.spec, &state);
