@@ -15,6 +15,7 @@ mod cut;
 mod error;
 mod exits;
 mod gate;
+mod links;
 mod monitor;
 #[cfg(test)]
 mod native_tests;
@@ -31,6 +32,7 @@ pub use clocks::Clocks;
 pub use error::VmmError;
 pub use exits::exit_times;
 pub use guests::{GuestSpec, GuestSpecError};
+pub use links::{LinkError, Mac, MacError, NetBackend, NetSpec, NetSpecError, check_nets};
 pub use monitor::{GuestReport, Paced};
 pub use run::{Outcome, Protection, Running};
 pub use shared::Limits;
