@@ -8,6 +8,7 @@
 pub mod boot;
 pub mod devices;
 pub mod guests;
+pub mod vsock;
 
 mod alarm;
 mod clocks;
