@@ -90,3 +90,8 @@ fn index() {
 fn state() {
     replay("state", 6_000);
 }
+
+#[test]
+fn vsock() {
+    replay("vsock", 5_000);
+}

@@ -13,6 +13,7 @@ mod index;
 mod repair;
 mod scratch;
 mod state;
+mod vsock;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,12 +34,13 @@ pub(crate) type Bytes<'a> = &'a mut dyn FnMut(&mut Vec<u8>);
 
 /// All targets. A new decoder has its place here, a file beside this one, and one in
 /// `fuzz_targets/`.
-pub(crate) const TARGETS: [Target; 5] = [
+pub(crate) const TARGETS: [Target; 6] = [
     Target { name: "chain", check: chain::check, mutate: chain::mutate, seeds: chain::seeds },
     Target { name: "frame", check: frame::check, mutate: frame::mutate, seeds: frame::seeds },
     Target { name: "description", check: description::check, mutate: description::mutate, seeds: description::seeds },
     Target { name: "index", check: index::check, mutate: index::mutate, seeds: index::seeds },
     Target { name: "state", check: state::check, mutate: state::mutate, seeds: state::seeds },
+    Target { name: "vsock", check: vsock::check, mutate: vsock::mutate, seeds: vsock::seeds },
 ];
 
 /// splitmix64.

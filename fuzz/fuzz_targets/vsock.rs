@@ -1,0 +1,4 @@
+//! See `tests/fuzz/decoders/vsock.rs`.
+#![no_main]
+
+slackwater_fuzz::target!("vsock");
