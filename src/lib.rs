@@ -86,6 +86,9 @@ pub mod store;
 pub mod restore;
 
 #[cfg(feature = "vmm")]
+pub mod ledger;
+
+#[cfg(feature = "vmm")]
 pub mod vmm;
 
 #[cfg(feature = "bench")]
