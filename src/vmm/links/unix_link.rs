@@ -61,7 +61,7 @@ impl LinkSender for UnixSender {
             return Ok(());
         };
         let mut prefix = &prefix[..];
-        while !self.is_ended && !(prefix.is_empty() && frame.is_empty()) {
+        while !(self.is_ended || prefix.is_empty() && frame.is_empty()) {
             let parts = [IoSlice::new(prefix), IoSlice::new(frame)];
             match sendmsg(&*self.socket, &parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
                 Ok(count) => {
