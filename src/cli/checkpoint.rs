@@ -23,8 +23,9 @@ pub(super) struct Checkpoint {
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
     /// The built-in guest: `churn` or `churn:key=value,...` (pages, pattern, hot, content, burst,
-    /// every, seed), which checks itself; or `touch:...` (pages, pattern, lists, words, cut, every,
-    /// seed), which is made for measuring and checks nothing.
+    /// every, seed), which checks itself; `touch:...` (pages, pattern, lists, words, cut, every,
+    /// seed), which is made for measuring and checks nothing; or `ledger:...` (pages, ip, port,
+    /// every), which answers `slackwater ledger-client`.
     #[arg(long, value_name = "GUEST", default_value = "churn", conflicts_with = "kernel")]
     guest: GuestSpec,
     #[command(flatten)]

@@ -184,7 +184,9 @@ impl CliError {
             Self::Usage(_) | Self::NotNewest { .. } | Self::BranchExists { .. } => USAGE,
             Self::Repair(RepairError::NotNewest { .. }) => USAGE,
             Self::Vmm(error) => match error {
-                VmmError::Guest(_) | VmmError::Touch(_) | VmmError::Budget(_) | VmmError::Vcpus { .. } => USAGE,
+                VmmError::Guest(_) | VmmError::Touch(_) | VmmError::Ledger(_) | VmmError::Budget(_) | VmmError::Vcpus { .. } => {
+                    USAGE
+                }
                 VmmError::Ring(RingError::TooLarge { .. } | RingError::Size { .. }) => USAGE,
                 VmmError::Memory(MemoryError::Empty | MemoryError::Range { .. }) => USAGE,
                 VmmError::Linux(

@@ -112,7 +112,7 @@ impl Check<'_> {
         let state = state_of(&chain, epoch, machine.vcpus)?;
         let runs_kernels = match machine.guest {
             GuestSpec::Linux(_) => Some(runs_kernels(self.kvm).is_ok()),
-            GuestSpec::Churn(_) | GuestSpec::Touch(_) => None,
+            GuestSpec::Churn(_) | GuestSpec::Touch(_) | GuestSpec::Ledger(_) => None,
         };
         let fit = compare(&state, &host, Wishes { tsc: self.tsc.into(), ring: self.ring, runs_kernels });
         let can_run = fit.can_run();

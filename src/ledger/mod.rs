@@ -24,4 +24,5 @@ pub use checker::{Accepted, Checker, Violation, WINDOW_COUNTS};
 pub use protocol::{
     ANSWER_BYTES, Answer, CLIENTS_MAX, PAYLOAD_BYTES_MAX, ProtocolError, REQUEST_HEADER_BYTES, REQUEST_PAGES_MAX, Request, Tally,
 };
+pub(crate) use protocol::{ANSWER_MAGIC, HASH_FACTOR, REQUEST_MAGIC, request_at};
 pub use server::Server;

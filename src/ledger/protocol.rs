@@ -16,10 +16,10 @@ pub const REQUEST_HEADER_BYTES: usize = size_of::<RequestHeader>();
 pub const ANSWER_BYTES: usize = size_of::<AnswerBytes>();
 
 /// The first bytes of a request and of an answer.
-const REQUEST_MAGIC: u64 = u64::from_le_bytes(*b"ledger?1");
-const ANSWER_MAGIC: u64 = u64::from_le_bytes(*b"ledger!1");
+pub(crate) const REQUEST_MAGIC: u64 = u64::from_le_bytes(*b"ledger?1");
+pub(crate) const ANSWER_MAGIC: u64 = u64::from_le_bytes(*b"ledger!1");
 /// What the hash is multiplied by for each word.
-const HASH_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) const HASH_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Why bytes are not a request or an answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -79,6 +79,17 @@ struct AnswerBytes {
     hash_before: U64,
     count_after: U64,
     hash_after: U64,
+}
+
+/// Offsets in a request, in bytes, for the program in assembly.
+pub(crate) mod request_at {
+    use super::RequestHeader;
+
+    /// From here on to its end a request is hashed.
+    pub(crate) const CLIENT: usize = std::mem::offset_of!(RequestHeader, client);
+    pub(crate) const NUMBER: usize = std::mem::offset_of!(RequestHeader, number);
+    pub(crate) const PAGES: usize = std::mem::offset_of!(RequestHeader, pages);
+    pub(crate) const PAYLOAD_BYTES: usize = std::mem::offset_of!(RequestHeader, payload_bytes);
 }
 
 /// A request, within its bounds.
@@ -165,7 +176,7 @@ impl Request {
     #[must_use]
     pub fn extend(&self, hash: u64) -> u64 {
         let header = self.header();
-        let words = header.as_bytes().get(std::mem::offset_of!(RequestHeader, client)..).unwrap_or_default().chunks(8);
+        let words = header.as_bytes().get(request_at::CLIENT..).unwrap_or_default().chunks(8);
         words.chain(self.payload.chunks(8)).fold(hash, |hash, bytes| {
             let mut word = [0; 8];
             word.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);

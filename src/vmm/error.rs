@@ -3,6 +3,7 @@
 use super::boot::LinuxError;
 use super::devices::{DeviceError, DiskBaseError};
 use super::guests::churn::{ChurnError, Inconsistency};
+use super::guests::ledger::LedgerError;
 use super::guests::touch::TouchError;
 use crate::epoch::EngineError;
 use crate::kvm::host::HostError;
@@ -53,6 +54,9 @@ pub enum VmmError {
     /// The guest `touch` does not fit the machine.
     #[error(transparent)]
     Touch(#[from] TouchError),
+    /// The guest `ledger` does not fit the machine.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// A Linux guest can't be booted.
     #[error(transparent)]
     Linux(#[from] LinuxError),

@@ -149,7 +149,7 @@ impl Vm {
         let memory_end = guest_regions.last().and_then(|run| run.end()).map_or(0, |end| end.0.saturating_mul(PAGE_SIZE_U64));
         let processors = match &spec.guest {
             GuestSpec::Linux(options) => Some(Processors::new(&hypervisor, spec.vcpus, options.cpu, memory_end)?),
-            GuestSpec::Churn(_) | GuestSpec::Touch(_) => None,
+            GuestSpec::Churn(_) | GuestSpec::Touch(_) | GuestSpec::Ledger(_) => None,
         };
         let mut vcpus = Vec::new();
         for index in 0..spec.vcpus {

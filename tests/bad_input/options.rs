@@ -37,6 +37,8 @@ fn no_verb_or_another() {
         &["diff"],
         &["diff", "--store", "x", "1"],
         &["checkpoint"],
+        &["ledger-client"],
+        &["ledger-client", "--unix", "x", "--udp", "127.0.0.1:1"],
     ] {
         finish(&mut slackwater(args)).refused(2, &["Usage: slackwater"]);
     }
@@ -115,7 +117,7 @@ fn vcpus() {
 #[test]
 fn guests() {
     for (guest, text) in [
-        ("linux", "there is no guest `linux`: expected `churn` or `touch`"),
+        ("linux", "there is no guest `linux`: expected `churn`, `touch` or `ledger`"),
         ("touch:hot=4", "`hot` is not an option of `touch`: there are pages, pattern, lists, words, cut, every, seed"),
         ("touch:pages=0", "1 to 1048576 pages"),
         ("churn:page=4", "`page` is not an option of `churn`: there are pages, pattern, hot, content, burst, every, seed"),

@@ -36,7 +36,7 @@ pub(super) const GENERATION_IRQ: u32 = 15;
 pub(in crate::vmm) const SLEEP_TYPE_S5: u8 = 5;
 
 /// The registers of virtio devices: those of the list, and then each disk's.
-pub(super) const VIRTIO: u64 = 0xd000_0000;
+pub(in crate::vmm) const VIRTIO: u64 = 0xd000_0000;
 /// From one device's to the next one's.
 pub(super) const VIRTIO_STRIDE: u64 = 0x1000;
 /// The first virtio device's interrupt, above those of the ISA. Each has its own.

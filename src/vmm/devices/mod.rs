@@ -27,7 +27,7 @@ mod virtio;
 
 pub(in crate::vmm) use addresses::{
     GENERATION_ID, PM1_CONTROL_PORT, PM1_CONTROL_PORTS, PM1_EVENT_PORT, PM1_EVENT_PORTS, RESET_PORT, RESET_VALUE, RTC_CENTURY,
-    SCI_IRQ, SLEEP_TYPE_S5,
+    SCI_IRQ, SLEEP_TYPE_S5, VIRTIO,
 };
 pub use console::Console;
 pub(in crate::vmm) use device::Wish;

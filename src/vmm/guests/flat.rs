@@ -36,6 +36,8 @@ pub const MEMORY_MIN: u64 = 4 * MIB;
 pub const MEMORY_MAX: u64 = 64 * GIB;
 /// The unit of the identity map.
 pub(super) const LARGE_PAGE: u64 = 2 * MIB;
+/// Bytes of an entry of a page table.
+const ENTRY_BYTES: u64 = 8;
 /// Everything here lies below.
 pub(super) const END: u64 = PAGE_DIRECTORIES + (MEMORY_MAX / GIB + 1) * PAGE_SIZE_U64;
 
@@ -190,6 +192,20 @@ impl Segments {
             open = !zero;
             at += page.len() as u64;
         }
+    }
+
+    /// Lets the guest reach registers of a device at `address`, which lies in the hole.
+    pub(super) fn map_registers(&mut self, address: u64, memory_bytes: u64) {
+        debug_assert!(HOLE.contains(&address));
+        // With memory behind the hole, all of the hole is mapped.
+        if memory_bytes > HOLE.start {
+            return;
+        }
+        let directory = address / GIB;
+        let table = PAGE_DIRECTORIES + directory * PAGE_SIZE_U64;
+        self.put(PDPT + directory * ENTRY_BYTES, &(table | TABLE).to_le_bytes());
+        let leaf = address / LARGE_PAGE * LARGE_PAGE;
+        self.put(table + leaf % GIB / LARGE_PAGE * ENTRY_BYTES, &(leaf | LARGE_PAGE_ENTRY).to_le_bytes());
     }
 
     /// An identity map of pages of 2 MiB, for user code. Accessed and dirty are set, so that no one

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::churn::{Inconsistency, PrivatePage, private_page_address};
 use super::flat::FlatImage;
 use super::options::{OptionsError, as_text};
-use super::{churn, linux, touch};
+use super::{churn, ledger, linux, touch};
 use crate::kvm::probe::{Refused, runs_kernels};
 use crate::page::PageBytes;
 use crate::vmm::boot::LinuxError;
@@ -26,6 +26,8 @@ pub enum GuestSpec {
     /// The built-in guest that writes to listed pages, for measuring. It checks nothing, and so is
     /// always well.
     Touch(#[serde(with = "as_text")] touch::Options),
+    /// The built-in guest that serves requests over a network. It checks nothing: its clients do.
+    Ledger(#[serde(with = "as_text")] ledger::Options),
     /// A stock Linux kernel. It checks nothing either.
     Linux(linux::Options),
 }
@@ -35,7 +37,7 @@ pub enum GuestSpec {
 #[non_exhaustive]
 pub enum GuestSpecError {
     /// Another name.
-    #[error("there is no guest `{found}`: expected `churn` or `touch`, or one with options as in `churn:pages=16M`")]
+    #[error("there is no guest `{found}`: expected `churn`, `touch` or `ledger`, or one with options as in `churn:pages=16M`")]
     Name {
         /// The name before the colon.
         found: String,
@@ -52,6 +54,7 @@ impl GuestSpec {
         match self {
             Self::Churn(options) => options.every(),
             Self::Touch(options) => options.every(),
+            Self::Ledger(options) => options.every(),
             Self::Linux(_) => Duration::ZERO,
         }
     }
@@ -66,7 +69,7 @@ impl GuestSpec {
     pub(in crate::vmm) fn disks(&self) -> &[DiskBase] {
         match self {
             Self::Linux(options) => &options.disks,
-            Self::Churn(_) | Self::Touch(_) => &[],
+            Self::Churn(_) | Self::Touch(_) | Self::Ledger(_) => &[],
         }
     }
 
@@ -75,7 +78,7 @@ impl GuestSpec {
         match self {
             Self::Linux(options) => share_pages_min(options.disks.len()),
             // It has no devices.
-            Self::Churn(_) | Self::Touch(_) => 0,
+            Self::Churn(_) | Self::Touch(_) | Self::Ledger(_) => 0,
         }
     }
 
@@ -91,6 +94,8 @@ impl GuestSpec {
                 let control = page(touch::control_address(options));
                 (control.map_or(0, |control| touch::passes(&control, vcpus)), None)
             }
+            // A request is its pass.
+            Self::Ledger(_) => (page(ledger::state_address()).map_or(0, |state| ledger::requests(&state)), None),
             Self::Linux(_) => (0, None),
         }
     }
@@ -103,7 +108,7 @@ impl GuestSpec {
                 Refused::Host(error) => error.into(),
                 refused => LinuxError::Kvm(refused).into(),
             }),
-            Self::Churn(_) | Self::Touch(_) => Ok(()),
+            Self::Churn(_) | Self::Touch(_) | Self::Ledger(_) => Ok(()),
         }
     }
 
@@ -111,7 +116,7 @@ impl GuestSpec {
     pub(in crate::vmm) fn fits(&self, memory_bytes: u64, vcpus: u32) -> Result<(), VmmError> {
         match self {
             Self::Linux(options) => Ok(options.check(vcpus)?),
-            Self::Churn(_) | Self::Touch(_) => self.image(memory_bytes, vcpus).map(drop),
+            Self::Churn(_) | Self::Touch(_) | Self::Ledger(_) => self.image(memory_bytes, vcpus).map(drop),
         }
     }
 
@@ -120,6 +125,7 @@ impl GuestSpec {
         Ok(match self {
             Self::Churn(options) => churn::Image::build(options, memory_bytes, vcpus)?.into_flat(),
             Self::Touch(options) => touch::Image::build(options, memory_bytes, vcpus)?.into_flat(),
+            Self::Ledger(options) => ledger::Image::build(options, memory_bytes, vcpus)?.into_flat(),
             Self::Linux(_) => return Err(LinuxError::NotBuiltIn.into()),
         })
     }
@@ -132,6 +138,7 @@ impl FromStr for GuestSpec {
         match text.split(':').next().unwrap_or_default() {
             "churn" => Ok(Self::Churn(text.parse()?)),
             "touch" => Ok(Self::Touch(text.parse()?)),
+            "ledger" => Ok(Self::Ledger(text.parse()?)),
             found => Err(GuestSpecError::Name { found: found.to_owned() }),
         }
     }
@@ -142,6 +149,7 @@ impl fmt::Display for GuestSpec {
         match self {
             Self::Churn(options) => options.fmt(f),
             Self::Touch(options) => options.fmt(f),
+            Self::Ledger(options) => options.fmt(f),
             Self::Linux(_) => f.write_str("linux"),
         }
     }
@@ -155,10 +163,11 @@ mod tests {
 
     #[test]
     fn a_guest_is_named_before_the_colon() {
-        for text in ["churn", "churn:pages=16", "touch", "touch:pages=60,cut=0"] {
+        for text in ["churn", "churn:pages=16", "touch", "touch:pages=60,cut=0", "ledger", "ledger:pages=60,port=9"] {
             assert_eq!(text.parse::<GuestSpec>().map(|guest| guest.to_string()), Ok(text.to_owned()));
         }
-        let message = "there is no guest `linux`: expected `churn` or `touch`, or one with options as in `churn:pages=16M`";
+        let message =
+            "there is no guest `linux`: expected `churn`, `touch` or `ledger`, or one with options as in `churn:pages=16M`";
         assert_eq!("linux:pages=1".parse::<GuestSpec>().map_err(|error| error.to_string()), Err(message.to_owned()));
         assert!(matches!(
             "touch:hot=1".parse::<GuestSpec>(),
@@ -170,6 +179,7 @@ mod tests {
     fn a_built_in_guest_is_its_text_in_json() {
         for (text, json) in [
             ("touch:pages=60", r#"{"touch":"touch:pages=60"}"#),
+            ("ledger:ip=10.0.0.1", r#"{"ledger":"ledger:ip=10.0.0.1"}"#),
             ("churn:pattern=hotcold,hot=3,every=50ms", r#"{"churn":"churn:pattern=hotcold,hot=3,every=50ms"}"#),
         ] {
             let guest: GuestSpec = text.parse().unwrap();

@@ -1,7 +1,8 @@
-//! The guests of the reference VMM: a stock Linux kernel ([`linux`]), and two small programs of its
-//! own, [`churn`] and [`touch`].
+//! The guests of the reference VMM: a stock Linux kernel ([`linux`]), and three small programs of
+//! its own, [`churn`], [`touch`] and [`ledger`].
 
 pub mod churn;
+pub mod ledger;
 pub mod linux;
 pub mod touch;
 
