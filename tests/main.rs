@@ -8,6 +8,7 @@ mod export;
 mod fixtures;
 mod fuzz;
 mod house;
+mod ledger;
 mod limits;
 mod native;
 mod place;

@@ -22,6 +22,7 @@ mod export;
 mod fit;
 mod host;
 mod keep;
+mod ledger_client;
 mod linux;
 mod log;
 mod output;
@@ -70,6 +71,7 @@ enum Verb {
     Host(host::HostVerb),
     Bench(bench::Bench),
     Advise(advise::Advise),
+    LedgerClient(ledger_client::LedgerClient),
 }
 
 /// Runs the command of this process's arguments. `process_start` is what times are counted from.
@@ -103,6 +105,7 @@ pub fn main(process_start: Instant) -> ExitCode {
         Verb::Host(verb) => verb.run(),
         Verb::Bench(verb) => verb.run(),
         Verb::Advise(verb) => verb.run(),
+        Verb::LedgerClient(verb) => verb.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -123,7 +126,7 @@ mod tests {
             let name = verb.get_name();
             assert!(verb.get_arguments().any(|argument| argument.get_long() == Some("json")), "{name} has --json");
             assert!(schemas.contains(&format!("[`{name}`]({name}.schema.json)")), "docs/schema/README.md has a row for {name}");
-            let described = command.split(|c: char| !c.is_alphanumeric()).any(|word| word == name);
+            let described = command.split(|c: char| !c.is_alphanumeric() && c != '-').any(|word| word == name);
             assert!(described, "docs/command.md describes {name}");
         }
     }
