@@ -14,7 +14,8 @@ use crate::epoch::Start;
 use crate::page::PAGE_SIZE_U64;
 use crate::store::{NewChain, Writer};
 use crate::vmm::guests::linux;
-use crate::vmm::{GuestSpec, MachineSpec, Running, Vm, VmmError};
+use crate::vmm::vsock::VsockSpec;
+use crate::vmm::{BuildOptions, GuestSpec, MachineSpec, NetSpec, Running, Vm, VmmError};
 
 /// Run a guest under continuous checkpoints, into a new store.
 #[derive(Debug, Args)]
@@ -36,6 +37,14 @@ pub(super) struct Checkpoint {
     /// vCPUs.
     #[arg(long, value_name = "N", default_value_t = 1)]
     vcpus: u32,
+    /// A network device, connected to a tap (`tap=NAME`) or a Unix stream socket (`unix=PATH`), with
+    /// `,mac=MAC` and `,mtu=BYTES`. May be given several times for Linux, once for `ledger`.
+    #[arg(long, value_name = "LINK")]
+    net: Vec<NetSpec>,
+    /// A socket device for a Linux guest: `cid=N,path=PATH`. The host reaches the guest's ports by
+    /// `CONNECT PORT` on the Unix socket PATH, and is reached at `PATH_PORT`.
+    #[arg(long, value_name = "SOCKET", requires = "kernel")]
+    vsock: Option<VsockSpec>,
     /// The KVM device.
     #[arg(long, value_name = "FILE", default_value = crate::kvm::host::KVM_PATH)]
     kvm: PathBuf,
@@ -55,9 +64,11 @@ impl Checkpoint {
         Writer::check_place(&self.store)?;
         let boot = self.linux.read(self.memory, self.vcpus)?;
         let guest = boot.as_ref().map_or(self.guest, |boot| GuestSpec::Linux(linux::Options::of(boot)));
-        let spec = MachineSpec { memory_bytes: self.memory, vcpus: self.vcpus, guest };
+        let spec = MachineSpec { memory_bytes: self.memory, vcpus: self.vcpus, guest, nets: self.net, vsock: self.vsock };
         // The machine comes first: if it can't be built, no store is made.
-        let mut vm = Vm::build(&self.kvm, spec, self.protect.tracking()?)?;
+        let (holds_outputs, holds_console) = (self.protect.holds_outputs(), self.protect.holds_console());
+        let options = BuildOptions { holds_outputs, holds_console, ..BuildOptions::default() };
+        let mut vm = Vm::build_with(&self.kvm, spec, self.protect.tracking()?, &options)?;
         match &boot {
             Some(boot) => vm.boot(boot)?,
             None => vm.load()?,

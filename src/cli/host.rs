@@ -176,7 +176,8 @@ fn self_check(kvm: &Path, tracker: &'static str, tracking: Tracking) -> SelfChec
 /// Returns audits, how often tracking was lost, and how many audits differ.
 fn checked_run(kvm: &Path, store: &Path, tracking: Tracking) -> Result<(u64, u64, u64), CliError> {
     let guest: churn::Options = CHECK_PAGES.parse().map_err(|error: churn::OptionsError| CliError::Usage(error.to_string()))?;
-    let spec = MachineSpec { memory_bytes: CHECK_MEMORY, vcpus: 1, guest: GuestSpec::Churn(guest) };
+    let spec =
+        MachineSpec { memory_bytes: CHECK_MEMORY, vcpus: 1, guest: GuestSpec::Churn(guest), nets: Vec::new(), vsock: None };
     let mut vm = Vm::build(kvm, spec, tracking)?;
     let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
     let new = NewChain { memory: memory_regions(CHECK_MEMORY), device_runs: 0, vcpus: 1, machine };

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use super::error::CliError;
 use crate::vmm::boot::{Boot, CpuLevel};
 use crate::vmm::devices::{Console, DiskBase};
-use crate::vmm::{Stop, Vm, VmmError, memory_regions};
+use crate::vmm::{GuestSpec, Stop, Vm, VmmError, memory_regions};
 
 /// A Linux guest.
 #[derive(Debug, Args)]
@@ -75,6 +75,7 @@ impl LinuxArgs {
 /// Connects standard input with the guest's serial port, where it has one.
 pub(super) fn attach_console(vm: &Vm, stop: &Stop) -> Result<Option<Console>, CliError> {
     let attach = |devices| Console::attach(devices, stop.clone());
-    let console = vm.devices().cloned().map(attach).transpose();
+    let is_linux = matches!(vm.spec().guest, GuestSpec::Linux(_));
+    let console = vm.devices().filter(|_| is_linux).cloned().map(attach).transpose();
     console.map_err(|source| CliError::System { step: "connecting standard input with the guest", source })
 }

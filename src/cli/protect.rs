@@ -19,7 +19,7 @@ use crate::page::PAGE_SIZE_U64;
 use crate::store::{Writer, WriterOptions};
 use crate::track::HotPages;
 use crate::vmm::devices::GuestEnd;
-use crate::vmm::{GuestReport, Limits, Outcome, Protection, Stop, Tracking, Vm, VmmError};
+use crate::vmm::{GuestReport, Limits, NetworkReport, Outcome, Protection, Stop, Tracking, Vm, VmmError};
 
 /// When an epoch ends at the latest, unless told otherwise. The hot set fills no ring, nor does a
 /// guest whose working set is smaller than the rings.
@@ -36,6 +36,14 @@ enum Interval {
 
 fn interval(text: &str) -> Result<Interval, String> {
     if text == "off" { Ok(Interval::Off) } else { time_above_zero(text).map(Interval::Time) }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OutputsName {
+    /// They wait: a machine that goes on from a checkpoint has said nothing that it does not know.
+    Held,
+    /// They leave at once.
+    Free,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -119,6 +127,17 @@ pub(super) struct ProtectArgs {
     /// What to do when an epoch can't be stored.
     #[arg(long, value_enum, default_value_t = OnStorageErrorName::Stop)]
     on_storage_error: OnStorageErrorName,
+    /// Whether packets wait until the epoch that has them is released: durable, or in the chain with
+    /// `--durability none`.
+    #[arg(long, value_enum, default_value_t = OutputsName::Free)]
+    outputs: OutputsName,
+    /// Whether a Linux guest's console output waits as packets do. If it does not, a terminal may
+    /// show again after a restore what it has shown before.
+    #[arg(long, value_enum, default_value_t = OutputsName::Free)]
+    console: OutputsName,
+    /// What waits for its epoch has it end after this time at the latest.
+    #[arg(long, value_name = "TIME", default_value = "200us", value_parser = time_above_zero)]
+    output_delay: Duration,
     #[command(flatten)]
     keep: KeepArgs,
     /// End after this time.
@@ -165,6 +184,16 @@ impl ProtectArgs {
             Some(Interval::Time(time)) => Some(time),
             Some(Interval::Off) => None,
         }
+    }
+
+    /// Whether what leaves the machine waits for its epoch.
+    pub(super) const fn holds_outputs(&self) -> bool {
+        matches!(self.outputs, OutputsName::Held)
+    }
+
+    /// Whether the console's output does.
+    pub(super) const fn holds_console(&self) -> bool {
+        matches!(self.console, OutputsName::Held)
     }
 
     /// Whether pages are taken before an epoch ends.
@@ -222,8 +251,9 @@ impl ProtectArgs {
     /// The engine for `vm`, which gives its epochs to `writer`.
     pub(super) fn protect(&self, vm: &mut Vm, writer: Writer, start: Start) -> Result<Protection, CliError> {
         let share_pages = vm.share_pages();
-        // With `none` nothing is promised, and nobody waits for it.
-        let holding = vm.devices().filter(|_| self.durability != Durability::None).map(|devices| devices.hold_until_durable());
+        // With `none` no answer promises anything, and nobody waits for it.
+        let holds_answers = self.durability != Durability::None;
+        let holding = vm.devices().map(|devices| devices.hold_until_released(holds_answers, self.output_delay));
         let on_release = holding.transpose().map_err(|source| CliError::System { step: "starting a thread", source })?;
         let options = EngineOptions {
             budget_pages: usize::try_from(self.budget).unwrap_or(usize::MAX),
@@ -286,6 +316,9 @@ pub(super) struct RunReport {
     #[serde(flatten)]
     pub(super) engine: Report,
     pub(super) guest: GuestReport,
+    /// What went over the network, where the machine has network devices.
+    #[serde(flatten)]
+    pub(super) network: Option<NetworkReport>,
     /// How a Linux guest ended its own run, if it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) guest_end: Option<GuestEnd>,
@@ -301,6 +334,7 @@ impl RunReport {
         Some(Self {
             engine: outcome.report.clone()?,
             guest: outcome.guest,
+            network: outcome.network,
             guest_end: outcome.end,
             elapsed_s,
             syncs: options.durability != Durability::None,
@@ -346,6 +380,15 @@ impl RunReport {
                 "  durable       p50 {} us after the cut, p99 {} us",
                 durable_after_us.p50, durable_after_us.p99
             ))?;
+        }
+        if let Some(NetworkReport { sent_packets, received_packets, output_delay_us, .. }) = self.network {
+            output::line(format_args!("  network       {received_packets} packets came, {sent_packets} left"))?;
+            if sent_packets > 0 {
+                output::line(format_args!(
+                    "  they waited   p50 {} us, p95 {} us, p99 {} us",
+                    output_delay_us.p50, output_delay_us.p95, output_delay_us.p99
+                ))?;
+            }
         }
         if self.engine.tracking_lost > 0 {
             output::line(format_args!("  tracking      LOST {} times; all memory was compared", self.engine.tracking_lost))?;
@@ -403,7 +446,7 @@ mod tests {
     use crate::page::EpochId;
 
     fn report(engine: Report, guest: GuestReport, syncs: bool) -> RunReport {
-        RunReport { engine, guest, guest_end: None, elapsed_s: 1.0, syncs }
+        RunReport { engine, guest, network: None, guest_end: None, elapsed_s: 1.0, syncs }
     }
 
     const CHURN: GuestReport = GuestReport { passes: 7, checks: 0, checks_itself: true, ok: true };

@@ -25,7 +25,8 @@ use crate::page::EpochId;
 use crate::restore::{FillReport, PageMap, Plan};
 use crate::store::{Chain, StoreError, Writer};
 use crate::vmm::devices::GuestEnd;
-use crate::vmm::{BuildOptions, Clocks, HotCheck, MachineSpec, Running, Tracking, Vm, VmmError};
+use crate::vmm::vsock::VsockSpec;
+use crate::vmm::{BuildOptions, Clocks, HotCheck, MachineSpec, NetSpec, Running, Tracking, Vm, VmmError};
 
 /// How the guest's clocks go on.
 #[derive(Clone, Copy, Debug, ValueEnum, Serialize)]
@@ -76,6 +77,13 @@ pub(super) struct Restore {
     /// is built. Exit code 1 where it can't.
     #[arg(long)]
     check: bool,
+    /// What a network device is connected to now, if not to what it was: `tap=NAME` or `unix=PATH`.
+    /// May be given for each, in their order.
+    #[arg(long, value_name = "LINK")]
+    net: Vec<NetSpec>,
+    /// What the socket device is connected to now, if not to what it was: `cid=N,path=PATH`.
+    #[arg(long, value_name = "SOCKET")]
+    vsock: Option<VsockSpec>,
     /// The KVM device.
     #[arg(long, value_name = "FILE", default_value = crate::kvm::host::KVM_PATH)]
     kvm: PathBuf,
@@ -203,7 +211,16 @@ impl Restore {
     }
 
     fn build_options(&self, hot_check: HotCheck) -> BuildOptions {
-        BuildOptions { hot_check, images: self.disk.clone() }
+        // Without an engine nothing is ever released.
+        let goes_on = self.r#continue || self.branch.is_some();
+        BuildOptions {
+            hot_check,
+            images: self.disk.clone(),
+            nets: self.net.clone(),
+            vsock: self.vsock.clone(),
+            holds_outputs: goes_on && self.protect.holds_outputs(),
+            holds_console: goes_on && self.protect.holds_console(),
+        }
     }
 
     fn open(&self, from: &str, into: Option<&str>, tracking: Tracking) -> Result<Opened, CliError> {

@@ -256,7 +256,9 @@ impl<C: CapturedState> Pipeline<C> {
 
     /// What the first sink that has every epoch has done.
     pub(super) fn progress(&self) -> Progress {
-        self.shared.lock().leading()
+        let progress = self.shared.lock().leading();
+        // A number may be of an epoch that failed.
+        Progress { released_epochs: self.shared.released().min(progress.epochs), ..progress }
     }
 
     /// What all sinks that follow have reached.

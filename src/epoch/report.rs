@@ -71,6 +71,8 @@ pub struct Report {
     pub epochs: u64,
     /// Of these, durable ones.
     pub durable_epochs: u64,
+    /// Of these, those whose outputs may leave.
+    pub released_epochs: u64,
     /// Epochs that were cut and could not be stored; their pages are in later ones.
     pub failed_epochs: u64,
     /// Pages captured.
@@ -267,6 +269,7 @@ impl Counts {
             durable_after_us,
             epochs: progress.epochs,
             durable_epochs: progress.durable_epochs,
+            released_epochs: progress.released_epochs,
             failed_epochs: progress.failed_epochs,
             bytes_written: progress.bytes_written,
             zero_pages: progress.zero_pages,

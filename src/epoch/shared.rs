@@ -46,6 +46,7 @@ pub(super) struct Progress {
     pub(super) reached: Reached,
     pub(super) epochs: u64,
     pub(super) durable_epochs: u64,
+    pub(super) released_epochs: u64,
     pub(super) bytes_written: u64,
     pub(super) zero_pages: u64,
     pub(super) unchanged_pages: u64,
@@ -127,6 +128,8 @@ struct Releases {
     rule: Release,
     on_release: Option<OnRelease>,
     released: EpochId,
+    /// What was released before the first epoch of the engine's own.
+    begun: EpochId,
 }
 
 /// See the module.
@@ -138,7 +141,7 @@ pub(super) struct Shared<C> {
 
 impl<C> Shared<C> {
     pub(super) fn new(state: State<C>, rule: Release, on_release: Option<OnRelease>) -> Self {
-        let releases = Mutex::new(Releases { rule, on_release, released: EpochId::NONE });
+        let releases = Mutex::new(Releases { rule, on_release, released: EpochId::NONE, begun: EpochId::NONE });
         Self { state: Mutex::new(state), changed: Condvar::new(), releases }
     }
 
@@ -165,10 +168,13 @@ impl<C> Shared<C> {
     pub(super) fn add_sink(&self, sink: SinkState) {
         let mut state = self.lock();
         state.sinks.push(sink);
-        let reached = reached_of(&state);
+        let (reached, is_first) = (reached_of(&state), state.sinks.len() == 1);
         drop(state);
         let mut releases = lock(&self.releases);
         releases.released = releases.released.max(releases.rule.newest(&reached));
+        if is_first {
+            releases.begun = releases.released;
+        }
     }
 
     /// Releases what has come far enough. The state must not be locked by the caller.
@@ -183,6 +189,12 @@ impl<C> Shared<C> {
         if let Some(on_release) = &mut releases.on_release {
             on_release(newest);
         }
+    }
+
+    /// How many numbers of epochs were released.
+    pub(super) fn released(&self) -> u64 {
+        let releases = lock(&self.releases);
+        releases.released.0.saturating_sub(releases.begun.0)
     }
 
     /// A sink has told that `epoch` is durable.

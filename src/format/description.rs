@@ -136,8 +136,8 @@ impl Description {
             return Err(FormatError::field("second line", end, format!("{:?}", hash.trim()), format!("{:?}", found.trim())));
         }
         // A field that nobody knows is not looked into: as bytes it could be anything.
-        let line = std::str::from_utf8(line)
-            .map_err(|error| FormatError::field("first line", error.valid_up_to(), "UTF-8", error))?;
+        let line =
+            std::str::from_utf8(line).map_err(|error| FormatError::field("first line", error.valid_up_to(), "UTF-8", error))?;
         let description: Self = serde_json::from_str(line)
             .map_err(|error| FormatError::field("first line", error.column(), "the fields of a description", error))?;
         description.check().map_err(|(field, expected, found)| FormatError::Field { field, offset: 0, expected, found })?;

@@ -453,6 +453,7 @@ mod tests {
                 }
                 // One answer at least is lost that a client has, and one client at least that the
                 // server can go on with.
+                world.give(world.held.len())?;
                 world.snapshot = world.server.clone();
                 for _ in 0.. {
                     world.send();

@@ -5,6 +5,8 @@ use super::devices::{DeviceError, DiskBaseError};
 use super::guests::churn::{ChurnError, Inconsistency};
 use super::guests::ledger::LedgerError;
 use super::guests::touch::TouchError;
+use super::links::{LinkError, NetSpecError};
+use super::vsock::VsockError;
 use crate::epoch::EngineError;
 use crate::kvm::host::HostError;
 use crate::kvm::probe::Refused;
@@ -57,6 +59,37 @@ pub enum VmmError {
     /// The guest `ledger` does not fit the machine.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// Network devices that a machine can't have.
+    #[error(transparent)]
+    Net(#[from] NetSpecError),
+    /// The guest drives no network device, or not so many.
+    #[error("`{guest}` has no driver for {found} network devices")]
+    NoDriver {
+        /// The guest.
+        guest: String,
+        /// Asked for.
+        found: usize,
+    },
+    /// The host's side of a socket device.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// The guest has no driver for a socket device, or the machine has none.
+    #[error("`{guest}` has no socket device")]
+    NoVsock {
+        /// The guest.
+        guest: String,
+    },
+    /// Links for more network devices than the machine has.
+    #[error("links for {found} network devices: the machine has {most}")]
+    Nets {
+        /// Given.
+        found: usize,
+        /// What the machine has.
+        most: usize,
+    },
+    /// A link can't be opened.
+    #[error(transparent)]
+    Link(#[from] LinkError),
     /// A Linux guest can't be booted.
     #[error(transparent)]
     Linux(#[from] LinuxError),

@@ -11,6 +11,8 @@ pub mod guests;
 pub mod vsock;
 
 mod alarm;
+mod attention;
+mod carriers;
 mod clocks;
 mod cut;
 mod error;
@@ -20,6 +22,9 @@ mod links;
 mod monitor;
 #[cfg(test)]
 mod native_tests;
+mod network;
+mod nic;
+mod outputs;
 mod rounds;
 mod run;
 mod shared;
@@ -28,13 +33,16 @@ mod stop;
 mod tracking;
 mod vcpu;
 mod vm;
+mod vsock_side;
 
 pub use clocks::Clocks;
 pub use error::VmmError;
 pub use exits::exit_times;
 pub use guests::{GuestSpec, GuestSpecError};
-pub use links::{LinkError, Mac, MacError, NetBackend, NetSpec, NetSpecError, check_nets};
+pub use links::{LinkError, Mac, MacError, NetBackend, NetSpec, NetSpecError};
 pub use monitor::{GuestReport, Paced};
+pub use network::NetworkReport;
+pub use nic::OutputDelay;
 pub use run::{Outcome, Protection, Running};
 pub use shared::Limits;
 pub use spec::{MachineSpec, memory_regions};

@@ -95,7 +95,13 @@ fn boot(dir: &Path, program: &[&[u8]]) -> Boot {
 }
 
 fn machine(boot: &Boot, vcpus: u32) -> Vm {
-    let spec = MachineSpec { memory_bytes: MEMORY, vcpus, guest: GuestSpec::Linux(linux::Options::of(boot)) };
+    let spec = MachineSpec {
+        memory_bytes: MEMORY,
+        vcpus,
+        guest: GuestSpec::Linux(linux::Options::of(boot)),
+        nets: Vec::new(),
+        vsock: None,
+    };
     let tracking = Tracking::Bitmap { manual_protect: false };
     Vm::build_unchecked(Path::new(KVM_PATH), spec, tracking, &BuildOptions::default()).unwrap()
 }

@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::alarm::Alarm;
+use super::carriers::Carriers;
 use super::cut::Vcpus;
 use super::devices::GuestEnd;
 use super::error::{VmmError, kvm, system};
 use super::gate::Gate;
+use super::guests::GuestSpec;
 use super::monitor::{GuestReport, Monitor, Paced};
+use super::network::NetworkReport;
 use super::rounds;
 use super::shared::{Limits, Shared};
 use super::stop::Stop;
@@ -49,6 +52,8 @@ pub struct Protection {
 pub struct Outcome {
     /// What the engine did, where there was one.
     pub report: Option<Report>,
+    /// What went over the network, where the machine has network devices.
+    pub network: Option<NetworkReport>,
     /// What the guest says.
     pub guest: GuestReport,
     /// How a Linux guest ended its own run, if it did.
@@ -72,6 +77,7 @@ pub struct Running {
     filling: Option<OnDemand>,
     late_check: Option<JoinHandle<()>>,
     rounds: Option<JoinHandle<()>>,
+    carriers: Carriers,
     interval: Option<Duration>,
     started: Instant,
     passes_at_start: u64,
@@ -85,7 +91,8 @@ impl Running {
     /// [`VmmError`]: threads, or the base epoch.
     pub fn start(vm: Vm, protection: Option<Protection>, limits: Limits, stop: Stop) -> Result<Self, VmmError> {
         let memory = vm.memory().clone();
-        let Vm { fd, vcpus, capture, spec, help, filling, late_check, devices, kvm_path, .. } = vm;
+        let Vm { fd, vcpus, capture, spec, help, filling, late_check, devices, network, console_outlet, vsock, kvm_path, .. } =
+            vm;
         let signal = kick::default_signal();
         kick::install_handler(signal).map_err(system("sigaction for the kick signal"))?;
         let handles = vcpus.iter().map(|vcpu| second_handle(&fd, vcpu).map(Mutex::new)).collect::<Result<Vec<_>, _>>()?;
@@ -101,6 +108,7 @@ impl Running {
             vcpus: Vcpus { gate: Gate::closed(kicks, help), vm: fd, capture, handles, rewinder: Mutex::default(), devices },
             monitor: Monitor::new(memory.clone(), &spec),
             guest_period: spec.guest.every(),
+            is_linux: matches!(spec.guest, GuestSpec::Linux(_)),
             memory,
             engine,
             share_pages,
@@ -126,6 +134,7 @@ impl Running {
             filling,
             late_check: None,
             rounds: None,
+            carriers: Carriers::default(),
             interval,
             started: Instant::now(),
             passes_at_start,
@@ -156,6 +165,7 @@ impl Running {
             shared.vcpus.gate.open();
         }
         running.started = Instant::now();
+        running.carriers = Carriers::start(&shared, network, console_outlet, vsock)?;
         if shared.engine.is_some() {
             let shared = shared.clone();
             let thread = Builder::new().name("slackwater-round".to_owned()).spawn(move || rounds::run(&shared));
@@ -182,26 +192,30 @@ impl Running {
         let shared = &self.shared;
         let over = || shared.stop.is_asked() || shared.vcpus.gate.is_halted();
         while !over() && end.is_none_or(|end| Instant::now() < end) {
-            let Some(interval) = self.interval else {
-                shared.stop.wait_until(end, over);
-                continue;
+            let due = || {
+                let interval = self.interval.map(|interval| *lock(&shared.last_cut) + interval);
+                interval.into_iter().chain(shared.output_due()).min()
             };
-            let due = || *lock(&shared.last_cut) + interval;
-            if Instant::now() < due() {
-                shared.stop.wait_until(Some(end.map_or(due(), |end| end.min(due()))), over);
+            let is_due = || due().is_some_and(|due| due <= Instant::now());
+            if !is_due() {
+                let next = end.into_iter().chain(due()).min();
+                // An output that came meanwhile may not wait so long.
+                let sooner = || shared.output_due().is_some_and(|due| next.is_none_or(|next| due < next));
+                shared.stop.wait_until(next, || over() || sooner());
                 continue;
             }
             // What is left by now is the cut's.
             shared.round(Place::BeforeCut);
             if shared.vcpus.gate.lead() {
                 // Another cut may have come first.
-                if Instant::now() < due() {
+                if !is_due() {
                     shared.vcpus.gate.open();
                     continue;
                 }
                 shared.cut(Trigger::Interval, None);
-                if due() <= Instant::now() {
+                if is_due() {
                     // Storage is behind, and nothing was cut: try again in a moment.
+                    let interval = self.interval.unwrap_or_default();
                     let moment = (interval / 8).clamp(Duration::from_micros(200), Duration::from_millis(10));
                     shared.stop.wait_until(Some(Instant::now() + moment), over);
                 }
@@ -292,6 +306,7 @@ impl Running {
         let elapsed = self.started.elapsed();
         self.halt();
         self.shared.rounds.end();
+        self.carriers.end_input();
         if let Some(thread) = self.rounds.take() {
             // It tells what fails, and panics with an engine that nobody trusts then.
             let _ = thread.join();
@@ -320,9 +335,11 @@ impl Running {
             }
             finished.report
         });
+        // All that is ever released is by now.
+        let network = self.carriers.finish();
         let fill = self.filling.map(OnDemand::finish);
         let ok = guest.ok && !matches!(error, Some(VmmError::Inconsistent(_)));
-        Outcome { report, guest: GuestReport { ok, ..guest }, end, elapsed, first_entry, fill, error }
+        Outcome { report, network, guest: GuestReport { ok, ..guest }, end, elapsed, first_entry, fill, error }
     }
 
     fn halt(&self) {

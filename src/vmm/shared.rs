@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::alarm::Alarm;
 use super::cut::{Cutting, Vcpus};
+use super::devices::{Devices, Wish};
 use super::error::VmmError;
 use super::monitor::Monitor;
 use super::stop::Stop;
@@ -31,6 +32,7 @@ pub(super) struct Shared {
     pub(super) vcpus: Vcpus,
     pub(super) monitor: Monitor,
     pub(super) guest_period: Duration,
+    pub(super) is_linux: bool,
     pub(super) memory: GuestMemory,
     pub(super) engine: Option<EngineLock<MachineState>>,
     pub(super) share_pages: u64,
@@ -60,6 +62,42 @@ impl Shared {
     /// Pages that the VMM may write between two cuts, where there is a bound.
     pub(super) fn room_pages(&self) -> Option<u64> {
         self.engine.is_some().then_some(self.share_pages)
+    }
+
+    /// The devices that answer at ports. Those of built-in guests are the VMM's own.
+    pub(super) fn devices_at_ports(&self) -> Option<&Devices> {
+        self.vcpus.devices.as_deref().filter(|_| self.is_linux)
+    }
+
+    /// When an output wants the epoch in hand to end.
+    pub(super) fn output_due(&self) -> Option<Instant> {
+        self.vcpus.devices.as_ref().filter(|_| self.engine.is_some()).and_then(|devices| devices.cut_due())
+    }
+
+    pub(super) fn output_is_due(&self) -> bool {
+        self.output_due().is_some_and(|due| due <= Instant::now())
+    }
+
+    /// Attends to the devices on a thread that is no vCPU's: packets came in, or there is room for
+    /// those that go out.
+    pub(super) fn attend_beside(&self) {
+        let Some(devices) = &self.vcpus.devices else { return };
+        devices.call();
+        // Whoever has closed the gate has every vCPU look after the devices before it runs on.
+        while devices.is_busy() && !self.vcpus.gate.is_closed() && !self.vcpus.gate.is_halted() {
+            match devices.attend(self.room_pages(), &|| self.vcpus.gate.is_closed()) {
+                Ok(Wish::Nothing) => {}
+                Ok(Wish::Epoch) => self.announce(),
+                Ok(Wish::Room) => {
+                    if !self.vcpus.gate.try_lead() {
+                        return;
+                    }
+                    self.cut(Trigger::RingFull, None);
+                }
+                Ok(Wish::End) => return self.stop.ask(),
+                Err(error) => return self.fail(error.into()),
+            }
+        }
     }
 
     pub(super) fn vmm_share_is_used(&self) -> bool {

@@ -2,9 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::devices::{DiskBase, device_regions};
+use super::devices::{DiskBase, check_virtio, device_regions, share_pages_min, share_pages_of_nets};
 use super::error::VmmError;
 use super::guests::GuestSpec;
+use super::links::{NetSpec, check_nets};
+use super::vsock::VsockSpec;
 use crate::page::{Gfn, PAGE_SIZE_U64, PageRun};
 
 /// Where memory below 4 GiB ends, if there is more: behind it are the interrupt controllers and
@@ -22,6 +24,12 @@ pub struct MachineSpec {
     pub vcpus: u32,
     /// What runs on it.
     pub guest: GuestSpec,
+    /// Its network devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<NetSpec>,
+    /// Its socket device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockSpec>,
 }
 
 impl MachineSpec {
@@ -30,7 +38,55 @@ impl MachineSpec {
     /// # Errors
     /// What does not fit.
     pub fn check(&self) -> Result<(), VmmError> {
-        self.guest.fits(self.memory_bytes, self.vcpus)
+        self.guest.fits(self.memory_bytes, self.vcpus)?;
+        self.check_nets()
+    }
+
+    /// Connects its network devices with other links, and its socket device with another socket.
+    ///
+    /// # Errors
+    /// [`VmmError::Nets`], [`VmmError::NoVsock`]: it has not so many.
+    pub(super) fn connect(&mut self, nets: &[NetSpec], vsock: Option<&VsockSpec>) -> Result<(), VmmError> {
+        match (&mut self.vsock, vsock) {
+            (Some(own), Some(other)) => *own = other.clone(),
+            (None, Some(_)) => return Err(VmmError::NoVsock { guest: self.guest.to_string() }),
+            (_, None) => {}
+        }
+        if nets.len() > self.nets.len() {
+            return Err(VmmError::Nets { found: nets.len(), most: self.nets.len() });
+        }
+        for (own, other) in self.nets.iter_mut().zip(nets) {
+            own.backend = other.backend.clone();
+            own.mac = own.mac.or(other.mac);
+        }
+        Ok(())
+    }
+
+    /// Whether it can have its network devices.
+    ///
+    /// # Errors
+    /// [`VmmError::Net`], [`VmmError::NoDriver`], [`VmmError::Linux`] where there are too many
+    /// devices.
+    pub(super) fn check_nets(&self) -> Result<(), VmmError> {
+        check_nets(&self.nets)?;
+        if self.vsock.is_some() && !matches!(self.guest, GuestSpec::Linux(_)) {
+            return Err(VmmError::NoVsock { guest: self.guest.to_string() });
+        }
+        match (&self.guest, self.nets.len()) {
+            (GuestSpec::Linux(_), nets) => Ok(check_virtio(self.disks().len(), nets + usize::from(self.vsock.is_some()))?),
+            (guest, found) if found <= guest.nets_max() => Ok(()),
+            (guest, found) => Err(VmmError::NoDriver { guest: guest.to_string(), found }),
+        }
+    }
+
+    /// Pages that the machine's devices have to be able to write between two cuts.
+    pub(super) fn share_pages_min(&self) -> u64 {
+        match (&self.guest, self.nets.len()) {
+            (GuestSpec::Linux(_), nets) => share_pages_min(self.disks().len(), nets + usize::from(self.vsock.is_some())),
+            // It has no devices.
+            (_, 0) => 0,
+            (_, nets) => share_pages_of_nets(nets),
+        }
     }
 
     /// The disks of a Linux guest.

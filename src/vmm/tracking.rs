@@ -108,7 +108,7 @@ pub(super) fn ring_plan(
     let (max, _) = ring::support(vm).ok_or(RingError::Unsupported)?;
     // Besides what devices need, a part of what the smallest rings leave: the more, the less often
     // disks end an epoch.
-    let least = spec.guest.share_pages_min();
+    let least = spec.share_pages_min();
     let rings = u64::from(RingSize::MIN.entries()).saturating_mul(spec.vcpus.into());
     let share = if least == 0 { 0 } else { least.max((budget / 4).min(budget.saturating_sub(rings))) };
     let plan = |hot| RingPlan::new(RingWish { budget, vcpus: spec.vcpus, share_min: share, ring, hot, early }, max);

@@ -73,10 +73,7 @@ impl<'s> VcpuThread<'s> {
                         self.cut(Trigger::RingFull)?;
                         continue;
                     }
-                    Wish::Epoch => {
-                        self.cut(Trigger::Request)?;
-                        continue;
-                    }
+                    Wish::Epoch => shared.announce(),
                     Wish::End => {
                         shared.stop.ask();
                         self.rests_until = Some(Instant::now() + UNTIL_THE_END);
@@ -86,6 +83,10 @@ impl<'s> VcpuThread<'s> {
                 if shared.vcpus.gate.is_closed() {
                     continue;
                 }
+            }
+            if shared.output_is_due() {
+                self.cut(Trigger::Interval)?;
+                continue;
             }
             shared.note_first_entry();
             match self.enter()? {
@@ -105,7 +106,7 @@ impl<'s> VcpuThread<'s> {
             Ok(VcpuExit::Unsupported(EXIT_RING_FULL)) => Ok(Next::RingFull),
             Ok(VcpuExit::IoOut(port, data)) => {
                 self.incomplete = true;
-                if let Some(devices) = &self.shared.vcpus.devices {
+                if let Some(devices) = self.shared.devices_at_ports() {
                     devices.write_port(port, data)?;
                     return Ok(Next::Enter);
                 }
@@ -119,7 +120,7 @@ impl<'s> VcpuThread<'s> {
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 self.incomplete = true;
-                if let Some(devices) = &self.shared.vcpus.devices {
+                if let Some(devices) = self.shared.devices_at_ports() {
                     devices.read_port(port, data);
                     return Ok(Next::Enter);
                 }

@@ -1,13 +1,14 @@
 //! Building a machine.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{VcpuFd, VmFd};
+use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::boot::{Boot, LinuxError, Processors};
@@ -15,12 +16,18 @@ use super::clocks::{Clocks, Since};
 use super::devices::{self, Devices, IrqLine, Parts};
 use super::error::{VmmError, kvm, system};
 use super::guests::GuestSpec;
+use super::links::NetSpec;
+use super::network::Network;
+use super::outputs::{ConsoleOut, Outlet};
 use super::spec::{MachineSpec, memory_regions};
 use super::tracking::{Checked, HotCheck, LateCheck, Tracking, larger_rings, ring_plan};
+use super::vsock::VsockSpec;
+use super::vsock_side::VsockSide;
 use crate::epoch::Tracker;
 use crate::kvm::VmHandle;
 use crate::kvm::host;
 use crate::kvm::ring::{ResetHelp, RingError, VmRings};
+use crate::lock::lock;
 use crate::machine::{CaptureSpec, MachineState, apply_vcpu, apply_vm, notify_paused, unhalt_vcpus};
 use crate::memory::GuestMemory;
 use crate::page::PAGE_SIZE_U64;
@@ -46,8 +53,12 @@ pub struct Vm {
     pub(super) filling: Option<OnDemand>,
     pub(super) late_check: Option<LateCheck>,
     setup: Setup,
-    /// A built-in guest has none.
+    /// Most built-in guests have none.
     pub(super) devices: Option<Arc<Devices>>,
+    pub(super) network: Network,
+    /// Where the console's output leaves, where it waits.
+    pub(super) console_outlet: Option<Arc<Outlet>>,
+    pub(super) vsock: Option<Arc<VsockSide>>,
 }
 
 /// How a machine is built, besides what it is.
@@ -58,6 +69,15 @@ pub struct BuildOptions {
     /// Where the base images of disks are, in the order of the disks, as far as they are not where
     /// they were.
     pub images: Vec<PathBuf>,
+    /// What network devices are connected to, in their order, as far as it is something else than
+    /// the machine says. They keep the addresses that they have.
+    pub nets: Vec<NetSpec>,
+    /// What the socket device is connected to, if it is something else than the machine says.
+    pub vsock: Option<VsockSpec>,
+    /// Packets wait until their epoch is released. Without an engine none ever is.
+    pub holds_outputs: bool,
+    /// The console's output waits, too.
+    pub holds_console: bool,
 }
 
 /// How long the kernel's part of building a machine took: what no VMM can save.
@@ -107,7 +127,7 @@ impl Vm {
 
     pub(super) fn build_unchecked(
         kvm_path: &Path,
-        spec: MachineSpec,
+        mut spec: MachineSpec,
         tracking: Tracking,
         options: &BuildOptions,
     ) -> Result<Self, VmmError> {
@@ -116,6 +136,9 @@ impl Vm {
         if spec.vcpus == 0 || spec.vcpus > max {
             return Err(VmmError::Vcpus { found: spec.vcpus, max });
         }
+        spec.connect(&options.nets, options.vsock.as_ref())?;
+        spec.check_nets()?;
+        let network = Network::open(&mut spec.nets, options.holds_outputs)?;
         let mut setup = Setup::default();
         let start = Instant::now();
         let fd = hypervisor.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
@@ -130,7 +153,7 @@ impl Vm {
             }
             rings => (plan, rings?),
         };
-        let share_pages = plan.map_or_else(|| spec.guest.share_pages_min(), |plan| plan.share);
+        let share_pages = plan.map_or_else(|| spec.share_pages_min(), |plan| plan.share);
         let share = usize::try_from(share_pages).unwrap_or(usize::MAX).min(1 << 20);
         let guest_regions = memory_regions(spec.memory_bytes);
         let memory = GuestMemory::with_devices(&guest_regions, &spec.device_regions(), share)?;
@@ -149,7 +172,7 @@ impl Vm {
         let memory_end = guest_regions.last().and_then(|run| run.end()).map_or(0, |end| end.0.saturating_mul(PAGE_SIZE_U64));
         let processors = match &spec.guest {
             GuestSpec::Linux(options) => Some(Processors::new(&hypervisor, spec.vcpus, options.cpu, memory_end)?),
-            GuestSpec::Churn(_) | GuestSpec::Touch(_) | GuestSpec::Ledger(_) => None,
+            _ => None,
         };
         let mut vcpus = Vec::new();
         for index in 0..spec.vcpus {
@@ -186,20 +209,35 @@ impl Vm {
             (None, None) => None,
         };
         let fd = Arc::new(fd);
-        let devices = match processors {
-            Some(_) => {
-                let list = devices::make(&Parts {
-                    memory: &memory,
-                    line: &|number| Arc::new(IrqLine { vm: fd.clone(), number }),
-                    output: &|| Box::new(std::io::stdout()),
-                    guest: &guest_regions,
-                    disks: spec.disks(),
-                    images: &options.images,
-                })?;
-                Some(Arc::new(Devices::new(list, memory.clone())))
-            }
-            None => None,
+        let (console, console_outlet) = ConsoleOut::new();
+        let console_outlet = options.holds_console.then_some(console_outlet);
+        let console = Mutex::new(console_outlet.as_ref().map(|_| console));
+        let vsock = spec.vsock.clone().map(|vsock| {
+            let mut port = [0; 4];
+            // Without random bytes it is always the same one.
+            let _ = getrandom(&mut port, GetRandomFlags::empty());
+            Arc::new(VsockSide::new(vsock, u32::from_le_bytes(port), options.holds_outputs))
+        });
+        let parts = Parts {
+            memory: &memory,
+            line: &|number| Arc::new(IrqLine { vm: fd.clone(), number }),
+            output: &|| lock(&console).take().map_or_else(|| Box::new(std::io::stdout()) as _, |held| Box::new(held) as _),
+            guest: &guest_regions,
+            disks: spec.disks(),
+            images: &options.images,
+            nics: network.nics(),
+            vsock: vsock.as_ref(),
         };
+        let list = match &spec.guest {
+            GuestSpec::Linux(_) => devices::make(&parts)?,
+            _ => devices::make_nets(&parts, 0),
+        };
+        let has_devices = !list.is_empty();
+        let devices = has_devices.then(|| {
+            let outputs = console_outlet.iter().fold(network.outputs(), |outputs, outlet| outputs.with(outlet.clone()));
+            let outputs = vsock.iter().fold(outputs, |outputs, side| outputs.with(side.outlet.clone()));
+            Arc::new(Devices::new(list, memory.clone(), outputs, console_outlet.clone()))
+        });
         Ok(Self {
             fd,
             vcpus,
@@ -214,6 +252,9 @@ impl Vm {
             late_check,
             setup,
             devices,
+            network,
+            console_outlet,
+            vsock,
         })
     }
 
@@ -334,7 +375,7 @@ impl Vm {
         &self.memory
     }
 
-    /// The devices of a Linux guest, for its [`Console`](super::devices::Console).
+    /// The devices, where the machine has some.
     #[must_use]
     pub const fn devices(&self) -> Option<&Arc<Devices>> {
         self.devices.as_ref()

@@ -218,7 +218,7 @@ fn a_page_that_is_left_out_is_found() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
     let guest = "churn:pages=1500,content=counter".parse().unwrap();
-    let spec = MachineSpec { memory_bytes: 16 << 20, vcpus: 2, guest: GuestSpec::Churn(guest) };
+    let spec = MachineSpec { memory_bytes: 16 << 20, vcpus: 2, guest: GuestSpec::Churn(guest), nets: Vec::new(), vsock: None };
     let mut vm =
         Vm::build(Path::new("/dev/kvm"), spec, Tracking::Ring { budget: 512, ring: None, hot: HotPages::Off, early: false })
             .unwrap();

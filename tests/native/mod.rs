@@ -11,6 +11,7 @@ mod full;
 mod hosts;
 mod kill;
 mod lazy;
+mod ledger;
 mod limits;
 mod linux;
 mod linux_core;

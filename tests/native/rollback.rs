@@ -99,7 +99,8 @@ fn check(seen: &[Seen]) -> usize {
 
 /// A machine that runs, and what is seen of its memory.
 fn start(guest: &str, vcpus: u32, tracking: Tracking, sink: Option<&Path>) -> (Running, Arc<Mutex<Vec<Seen>>>) {
-    let spec = MachineSpec { memory_bytes: MEMORY, vcpus, guest: guest.parse::<GuestSpec>().unwrap() };
+    let spec =
+        MachineSpec { memory_bytes: MEMORY, vcpus, guest: guest.parse::<GuestSpec>().unwrap(), nets: Vec::new(), vsock: None };
     let mut vm = Vm::build(KVM_PATH.as_ref(), spec, tracking).unwrap();
     let machine = serde_json::to_value(vm.spec()).unwrap();
     let new = NewChain { memory: memory_regions(MEMORY), device_runs: 0, vcpus, machine };
@@ -236,7 +237,8 @@ fn without_a_plan_there_is_no_rollback_and_the_guest_runs_on() {
     if !kvm_or_skip("native::rollback::without_a_plan_there_is_no_rollback_and_the_guest_runs_on") {
         return;
     }
-    let spec = MachineSpec { memory_bytes: MEMORY, vcpus: 1, guest: "churn:pages=100".parse().unwrap() };
+    let spec =
+        MachineSpec { memory_bytes: MEMORY, vcpus: 1, guest: "churn:pages=100".parse().unwrap(), nets: Vec::new(), vsock: None };
     let mut vm =
         Vm::build(KVM_PATH.as_ref(), spec, Tracking::Ring { budget: 512, ring: None, hot: HotPages::Off, early: false }).unwrap();
     vm.load().unwrap();

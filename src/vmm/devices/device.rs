@@ -159,7 +159,8 @@ pub(in crate::vmm) enum Wish {
     Nothing,
     /// That the epoch ends, for what they would write next does not fit.
     Room,
-    /// That an epoch is taken, for an answer waits until it is durable.
+    /// That an epoch is taken in a moment ([`Devices::cut_due`](super::Devices::cut_due)), for
+    /// something waits for it that leaves the machine.
     Epoch,
     /// The end of the run.
     End,

@@ -82,8 +82,8 @@ pub enum DiskBaseError {
         /// What it is.
         found: String,
     },
-    /// More disks than there is room for.
-    #[error("{found} disks: a machine has at most {most}")]
+    /// More disks and network devices than there is room for.
+    #[error("{found} disks and network devices: a machine has at most {most}")]
     TooMany {
         /// Asked for.
         found: usize,

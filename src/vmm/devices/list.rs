@@ -10,7 +10,7 @@ use super::addresses::VIRTIO_MAX;
 use super::device::Device;
 use super::disk::{Disk, DiskBase, DiskBaseError, device_regions};
 use super::parts::{Entry, Parts};
-use super::virtio::{ANSWERS_PAGES, Block, REQUEST_PAGES_MAX, entropy};
+use super::virtio::{ANSWERS_PAGES, Block, Net, REQUEST_PAGES_MAX, Vsock, entropy};
 use super::{generation_id, power, rtc, serial};
 
 /// The devices of every machine. Disks come behind them.
@@ -51,21 +51,33 @@ fn virtio_devices() -> usize {
 /// # Errors
 /// [`DiskBaseError::TooMany`], [`DiskBaseError::Size`].
 pub(in crate::vmm) fn check_disks(disks: &[DiskBase]) -> Result<(), DiskBaseError> {
-    let most = VIRTIO_MAX - virtio_devices();
-    if disks.len() > most {
-        return Err(DiskBaseError::TooMany { found: disks.len(), most });
-    }
+    check_virtio(disks.len(), 0)?;
     disks.iter().try_for_each(DiskBase::check)
 }
 
-/// Pages that the VMM has to be able to write within an epoch of a machine with so many disks:
-/// those of a request, of the answers that wait, and what else each device writes.
-pub(in crate::vmm) fn share_pages_min(disks: usize) -> u64 {
-    let of_list: u64 = LIST.iter().map(|entry| entry.pages).sum();
-    REQUEST_PAGES_MAX + of_list + disks as u64 * ANSWERS_PAGES
+/// Whether a machine can have so many disks and network devices.
+///
+/// # Errors
+/// [`DiskBaseError::TooMany`].
+pub(in crate::vmm) fn check_virtio(disks: usize, nets: usize) -> Result<(), DiskBaseError> {
+    let (found, most) = (disks.saturating_add(nets), VIRTIO_MAX - virtio_devices());
+    if found > most { Err(DiskBaseError::TooMany { found, most }) } else { Ok(()) }
 }
 
-/// Makes the devices, in the order of the list, and behind them the disks.
+/// Pages that the VMM has to be able to write within an epoch of a machine with so many disks and
+/// network devices: those of a request, of the answers that wait, and what else each device writes.
+pub(in crate::vmm) fn share_pages_min(disks: usize, nets: usize) -> u64 {
+    let of_list: u64 = LIST.iter().map(|entry| entry.pages).sum();
+    of_list + disks as u64 * ANSWERS_PAGES + share_pages_of_nets(nets)
+}
+
+/// As [`share_pages_min`], of a machine that has only network devices.
+pub(in crate::vmm) fn share_pages_of_nets(nets: usize) -> u64 {
+    REQUEST_PAGES_MAX + nets as u64 * ANSWERS_PAGES
+}
+
+/// Makes the devices, in the order of the list, behind them the disks, behind those the network
+/// devices, and last the socket device.
 ///
 /// # Errors
 /// [`DiskBaseError`], of the disks' base images.
@@ -81,7 +93,16 @@ pub(in crate::vmm) fn make(parts: &Parts<'_>) -> Result<Vec<Box<dyn Device>>, Di
         let disk = Disk::open(base, image, parts.memory.clone(), run)?;
         devices.push(Block::make(parts, virtio + index, disk, index));
     }
+    virtio = virtio.saturating_add(u32::try_from(parts.disks.len()).unwrap_or(u32::MAX));
+    devices.extend(make_nets(parts, virtio));
+    virtio = virtio.saturating_add(u32::try_from(parts.nics.len()).unwrap_or(u32::MAX));
+    devices.extend(parts.vsock.map(|side| Vsock::make(parts, virtio, side.clone())));
     Ok(devices)
+}
+
+/// Makes the network devices. There are `virtio` virtio devices before them.
+pub(in crate::vmm) fn make_nets(parts: &Parts<'_>, virtio: u32) -> Vec<Box<dyn Device>> {
+    parts.nics.iter().zip(0_u32..).map(|(nic, index)| Net::make(parts, virtio + index, nic.clone(), index)).collect()
 }
 
 #[cfg(test)]
@@ -113,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_share_grows_with_the_disks() {
-        assert_eq!((share_pages_min(0), share_pages_min(3)), (256 + 66 + 1, 256 + 4 * 66 + 1));
+        assert_eq!((share_pages_min(0, 0), share_pages_min(1, 2)), (256 + 66 + 1, 256 + 4 * 66 + 1));
         assert_eq!(VIRTIO_MAX - virtio_devices(), 7);
     }
 

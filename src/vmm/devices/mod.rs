@@ -37,7 +37,7 @@ pub use disk::{DiskBase, DiskBaseError};
 pub use disk_image::{DiskImageError, write_disk_image};
 pub(in crate::vmm) use irq_line::IrqLine;
 pub use list::DeviceName;
-pub(in crate::vmm) use list::{check_disks, make, share_pages_min};
+pub(in crate::vmm) use list::{check_disks, check_virtio, make, make_nets, share_pages_min, share_pages_of_nets};
 pub(in crate::vmm) use parts::Parts;
 pub(in crate::vmm) use record::unknown;
 pub use set::Devices;

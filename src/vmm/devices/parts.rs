@@ -10,6 +10,8 @@ use super::disk::DiskBase;
 use super::irq_line::Line;
 use crate::memory::GuestMemory;
 use crate::page::PageRun;
+use crate::vmm::nic::Nic;
+use crate::vmm::vsock_side::VsockSide;
 
 /// Where the guest's output goes.
 pub(in crate::vmm) type Output = Box<dyn Write + Send>;
@@ -28,6 +30,10 @@ pub(in crate::vmm) struct Parts<'p> {
     pub(in crate::vmm) disks: &'p [DiskBase],
     /// Where their base images are, in the same order, as far as they are not where they were.
     pub(in crate::vmm) images: &'p [PathBuf],
+    /// The network interfaces.
+    pub(in crate::vmm) nics: &'p [Arc<Nic>],
+    /// What is behind the socket device.
+    pub(in crate::vmm) vsock: Option<&'p Arc<VsockSide>>,
 }
 
 /// A line of the list of devices.

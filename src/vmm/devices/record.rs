@@ -98,6 +98,11 @@ impl<'s> Fields<'s> {
         self.bytes().map(i64::from_le_bytes)
     }
 
+    /// Where the next field begins.
+    pub(super) const fn at(&self) -> usize {
+        self.at
+    }
+
     /// All bytes that are left.
     pub(super) fn rest(&mut self) -> &'s [u8] {
         let rest = self.saved.data.get(self.at..).unwrap_or_default();

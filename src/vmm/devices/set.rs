@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::Builder;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::bus::{Bus, Space};
 use super::device::{Device, DeviceError, GuestEnd, NOTHING, Progress, When, Wish};
@@ -16,6 +16,7 @@ use crate::lock::lock;
 use crate::machine::{DeviceState, StateError};
 use crate::memory::GuestMemory;
 use crate::page::EpochId;
+use crate::vmm::outputs::{CutDue, Outlet, Outputs};
 
 type List = Vec<Box<dyn Device>>;
 
@@ -31,8 +32,13 @@ pub struct Devices {
     is_busy: AtomicBool,
     /// Answers that promise durability are held.
     holds: AtomicBool,
-    /// The newest epoch that is known to be durable.
-    durable: AtomicU64,
+    /// The newest epoch that is known to be released.
+    released: AtomicU64,
+    outputs: Outputs,
+    /// Where the console's output leaves, where it waits.
+    console: Option<Arc<Outlet>>,
+    /// When an output wants the epoch in hand to end.
+    cut_due: CutDue,
 }
 
 /// Devices that stand still: no input comes in, no interrupt is raised, nothing is written.
@@ -52,12 +58,14 @@ impl Quiet<'_> {
             }
             device.note_capture();
         }
+        self.devices.console.iter().for_each(|outlet| outlet.note_capture());
         states
     }
 
     /// As [`Devices::restore`].
     pub(in crate::vmm) fn restore(&mut self, saved: &[DeviceState]) -> Result<(), StateError> {
         self.devices.is_busy.store(true, Ordering::Release);
+        self.devices.console.iter().for_each(|outlet| outlet.roll_back());
         restore(&mut self.list, saved)
     }
 
@@ -86,7 +94,8 @@ fn restore(list: &mut List, saved: &[DeviceState]) -> Result<(), StateError> {
 }
 
 impl Devices {
-    pub(in crate::vmm) fn new(list: List, memory: GuestMemory) -> Self {
+    /// `console` is where the console's output leaves, where it waits; it is among the `outputs`.
+    pub(in crate::vmm) fn new(list: List, memory: GuestMemory, outputs: Outputs, console: Option<Arc<Outlet>>) -> Self {
         Self {
             bus: Bus::new(list.iter().map(|device| device.ranges())),
             list: Mutex::new(list),
@@ -94,7 +103,10 @@ impl Devices {
             memory,
             is_busy: AtomicBool::new(false),
             holds: AtomicBool::new(false),
-            durable: AtomicU64::new(EpochId::NONE.0),
+            released: AtomicU64::new(EpochId::NONE.0),
+            outputs,
+            console,
+            cut_due: CutDue::default(),
         }
     }
 
@@ -134,7 +146,9 @@ impl Devices {
         let Some(target) = self.bus.find(space, address) else { return Ok(()) };
         let Some(device) = list.get_mut(target.device) else { return Ok(()) };
         device.write(target.base, target.offset, data)?;
-        if device.is_busy() {
+        // A console whose output waits is attended to for the cut that it wants.
+        let waits = self.console.as_ref().is_some_and(|outlet| self.cut_due.at().is_none() && outlet.wants_epoch());
+        if waits || device.is_busy() {
             self.is_busy.store(true, Ordering::Release);
         }
         Ok(())
@@ -161,8 +175,8 @@ impl Devices {
     pub(in crate::vmm) fn attend(&self, share_pages: Option<u64>, leave_off: &dyn Fn() -> bool) -> Result<Wish, DeviceError> {
         let mut list = lock(&self.list);
         self.is_busy.store(false, Ordering::Release);
-        let durable = EpochId(self.durable.load(Ordering::Acquire));
-        list.iter_mut().try_for_each(|device| device.give_answers(durable))?;
+        let released = EpochId(self.released.load(Ordering::Acquire));
+        list.iter_mut().try_for_each(|device| device.give_answers(released))?;
         let mut held: usize = list.iter().map(|device| device.held()).sum();
         let hold = self.holds.load(Ordering::Acquire);
         let mut wish = Wish::Nothing;
@@ -181,9 +195,7 @@ impl Devices {
                 wish = Wish::Room;
             }
         }
-        if list.iter().any(|device| device.wants_epoch()) {
-            // Until one is taken.
-            self.is_busy.store(true, Ordering::Release);
+        if self.wants_epoch(&list) && self.cut_due.ask() {
             wish = Wish::Epoch;
         }
         if end(&list).is_some() {
@@ -194,12 +206,13 @@ impl Devices {
         Ok(wish)
     }
 
-    /// From now on answers that promise durability are held until what is returned is called with
-    /// an epoch that has what they are about.
+    /// From now on outputs are held until what is returned is called with an epoch that has them;
+    /// with `holds_answers` also answers that promise durability. Each asks for an epoch that ends
+    /// within `delay`.
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn hold_until_durable(self: &Arc<Self>) -> io::Result<OnRelease> {
+    pub fn hold_until_released(self: &Arc<Self>, holds_answers: bool, delay: Duration) -> io::Result<OnRelease> {
         // Whoever leads a cut may wait for the storage with the devices held still: so it is not
         // the storage's thread that waits for the devices.
         let (tell, told) = channel();
@@ -207,18 +220,38 @@ impl Devices {
         Builder::new().name("slackwater-answers".to_owned()).spawn(move || {
             while let Ok(epoch) = told.recv() {
                 let Some(devices) = devices.upgrade() else { return };
-                devices.note_durable(epoch);
+                devices.note_released(epoch);
             }
         })?;
-        self.holds.store(true, Ordering::Release);
+        self.holds.store(holds_answers, Ordering::Release);
+        self.cut_due.set_delay(delay);
+        let outputs = self.outputs.clone();
         Ok(Box::new(move |epoch| {
-            // It fails once the machine is gone.
-            let _ = tell.send(epoch);
+            outputs.release(epoch);
+            if holds_answers {
+                // It fails once the machine is gone.
+                let _ = tell.send(epoch);
+            }
         }))
     }
 
-    fn note_durable(&self, epoch: EpochId) {
-        self.durable.fetch_max(epoch.0, Ordering::AcqRel);
+    /// When the epoch in hand is to end because an output waits for that.
+    pub(in crate::vmm) fn cut_due(&self) -> Option<Instant> {
+        self.cut_due.at()
+    }
+
+    /// There is something to [attend](Self::attend) to.
+    pub(in crate::vmm) fn call(&self) {
+        self.is_busy.store(true, Ordering::Release);
+    }
+
+    /// Whether an output waits for an epoch to be taken.
+    fn wants_epoch(&self, list: &List) -> bool {
+        list.iter().any(|device| device.wants_epoch()) || self.console.as_ref().is_some_and(|outlet| outlet.wants_epoch())
+    }
+
+    fn note_released(&self, epoch: EpochId) {
+        self.released.fetch_max(epoch.0, Ordering::AcqRel);
         self.give_answers(&mut lock(&self.list));
     }
 
@@ -226,13 +259,16 @@ impl Devices {
     pub(in crate::vmm) fn note_taken(&self, epoch: EpochId) {
         let mut list = lock(&self.list);
         list.iter_mut().for_each(|device| device.note_taken(epoch));
+        self.console.iter().for_each(|outlet| outlet.note_taken(epoch));
+        // What came since then was attended to under the same lock.
+        self.cut_due.taken(self.wants_epoch(&list));
         self.give_answers(&mut list);
     }
 
     fn give_answers(&self, list: &mut List) {
-        let durable = EpochId(self.durable.load(Ordering::Acquire));
+        let released = EpochId(self.released.load(Ordering::Acquire));
         for device in list.iter_mut() {
-            if let Err(error) = device.give_answers(durable) {
+            if let Err(error) = device.give_answers(released) {
                 tracing::warn!(error = &error as &dyn std::error::Error, "an answer can't be given to the guest");
             }
         }
@@ -312,7 +348,7 @@ mod tests {
 
     fn devices(disks: usize) -> Devices {
         let Machine { devices, memory, .. } = Machine::new(disks);
-        Devices::new(devices, memory)
+        Devices::new(devices, memory, Outputs::default(), None)
     }
 
     fn port(devices: &Devices, port: u16) -> u8 {

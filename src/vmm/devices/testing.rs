@@ -49,6 +49,8 @@ impl Machine {
             guest: &guest,
             disks: &disks,
             images: &[],
+            nics: &[],
+            vsock: None,
         };
         let devices = list::make(&parts).unwrap();
         Self { devices, memory, _dir: dir }

@@ -11,8 +11,6 @@ use super::mac::Mac;
 
 /// The most addresses that are kept, of each family.
 const ADDRESSES_MAX: usize = 4;
-/// The most bytes of a saved record: each family's number of addresses and the addresses.
-pub(in crate::vmm) const ENCODED_BYTES_MAX: usize = 2 + ADDRESSES_MAX * (4 + 16);
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// What ff02::1 is on Ethernet.
@@ -71,7 +69,7 @@ impl Neighbours {
         }
     }
 
-    /// What `decode` takes: at most [`ENCODED_BYTES_MAX`].
+    /// What `decode` takes: each family's number of addresses, and the addresses.
     pub(in crate::vmm) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![number(self.ipv4.len())];
         self.ipv4.iter().for_each(|address| bytes.extend(address.octets()));
@@ -381,7 +379,7 @@ mod tests {
         let expected = known(&["10.0.0.3", "10.0.0.2", "10.0.0.4", "10.0.0.5"], &["fd00::3", "fd00::2", "fd00::4", "fd00::5"]);
         assert_eq!(neighbours, expected);
         let encoded = neighbours.encode();
-        assert_eq!(encoded.len(), ENCODED_BYTES_MAX);
+        assert_eq!(encoded.len(), 2 + ADDRESSES_MAX * (4 + 16));
         assert_eq!(Neighbours::decode(&encoded), Ok(expected));
     }
 

@@ -122,7 +122,7 @@ pub(super) fn is_tap_name(name: &str) -> bool {
 ///
 /// # Errors
 /// [`NetSpecError::SameMac`], [`NetSpecError::SameBackend`].
-pub fn check_nets(nets: &[NetSpec]) -> Result<(), NetSpecError> {
+pub(in crate::vmm) fn check_nets(nets: &[NetSpec]) -> Result<(), NetSpecError> {
     for (second, net) in nets.iter().enumerate() {
         for (first, other) in nets.iter().enumerate().take(second) {
             if let (Some(mac), Some(same)) = (net.mac, other.mac)

@@ -132,7 +132,7 @@ impl VirtioDevice for Block {
         if readable_bytes > HEADER_BYTES as u64 { Disk::pages_written(readable_bytes) } else { 0 }
     }
 
-    fn handle(&mut self, mut request: Request<'_>, features: u64) -> Result<Handled, MemoryError> {
+    fn handle(&mut self, _queue: usize, mut request: Request<'_>, features: u64) -> Result<Handled, MemoryError> {
         // The last byte of the answer is its status.
         let Some(room) = request.writable.available_bytes().checked_sub(1) else { return Ok(Handled::Answered(0)) };
         let Ok(mut status_byte) = request.writable.split_at(room) else { return Ok(Handled::Answered(0)) };

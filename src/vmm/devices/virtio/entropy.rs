@@ -45,7 +45,7 @@ impl VirtioDevice for Entropy {
         0
     }
 
-    fn handle(&mut self, mut request: Request<'_>, _features: u64) -> Result<Handled, MemoryError> {
+    fn handle(&mut self, _queue: usize, mut request: Request<'_>, _features: u64) -> Result<Handled, MemoryError> {
         let mut bytes = vec![0; request.writable.available_bytes().min(ANSWER_BYTES_MAX)];
         if random::fill(&mut bytes).is_err() {
             return Ok(Handled::Answered(0));

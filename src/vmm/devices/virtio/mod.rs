@@ -1,4 +1,4 @@
-//! Virtio devices behind memory-mapped registers: the transport with its one queue, and the
+//! Virtio devices behind memory-mapped registers: the transport with its queues, and the
 //! devices.
 //!
 //! Requests are handled on the thread of a vCPU, so that none is under way while a checkpoint is
@@ -8,12 +8,22 @@
 
 mod block;
 pub(super) mod entropy;
-mod held_answers;
+mod net;
 mod transport;
 mod virtio_device;
+mod virtqueue;
+mod vsock;
 
 pub(super) use block::Block;
+pub(super) use net::Net;
 pub(super) use virtio_device::{ANSWERS_PAGES, REQUEST_PAGES_MAX};
+pub(super) use vsock::Vsock;
 
 #[cfg(test)]
+mod net_tests;
+#[cfg(test)]
+mod queue_driver;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vsock_tests;

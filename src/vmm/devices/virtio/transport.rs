@@ -1,4 +1,4 @@
-//! The memory-mapped registers of a virtio device, its queue and its interrupt (Virtual I/O Device
+//! The memory-mapped registers of a virtio device, its queues and its interrupt (Virtual I/O Device
 //! 1.2, "Virtio Over MMIO").
 
 use std::io;
@@ -10,21 +10,21 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_mmio::{
-    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_DEVICE_FEATURES, VIRTIO_MMIO_DEVICE_FEATURES_SEL, VIRTIO_MMIO_DEVICE_ID,
-    VIRTIO_MMIO_DRIVER_FEATURES, VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING,
-    VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE, VIRTIO_MMIO_QUEUE_AVAIL_HIGH,
-    VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH, VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NOTIFY,
-    VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL,
+    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES, VIRTIO_MMIO_DEVICE_FEATURES_SEL,
+    VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES, VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INT_CONFIG,
+    VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE,
+    VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH, VIRTIO_MMIO_QUEUE_DESC_LOW,
+    VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL,
     VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_SHM_LEN_HIGH, VIRTIO_MMIO_SHM_LEN_LOW,
     VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
 };
-use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueState, QueueT};
+use virtio_queue::{Error as QueueError, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::held_answers::{Answer, HeldAnswers};
-use super::virtio_device::{Handled, QUEUE_SIZE, REQUEST_PAGES_MAX, Request, VirtioDevice};
+use super::virtio_device::{Handled, Input, QUEUE_SIZE, QueueUse, REQUEST_PAGES_MAX, Request, VirtioDevice};
+use super::virtqueue::{Chain, USED_PAGES, Virtqueue};
 use crate::machine::StateError;
-use crate::memory::{GuestMemory, MemoryError};
+use crate::memory::{GuestMemory, GuestRam, MemoryError};
 use crate::page::{EpochId, PAGE_SIZE_U64};
 use crate::vmm::devices::addresses::{VIRTIO, VIRTIO_IRQ, VIRTIO_STRIDE};
 use crate::vmm::devices::bus::BusRange;
@@ -32,6 +32,7 @@ use crate::vmm::devices::device::{Device, DeviceError, Progress, When};
 use crate::vmm::devices::irq_line::Line;
 use crate::vmm::devices::parts::Parts;
 use crate::vmm::devices::record::{Fields, RecordName};
+use crate::vmm::outputs::Held;
 
 /// Addresses of a device's registers and of what is behind them.
 const REGISTERS_BYTES: u64 = 0x200;
@@ -40,14 +41,6 @@ const REGISTERS_VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"SLKW");
 const NOTHING: u32 = u32::MAX;
 const NO_BYTE: u8 = 0xff;
-/// Bytes of a descriptor; of the available ring besides its entries, and of an entry; of the used
-/// ring.
-const DESCRIPTOR_BYTES: u64 = 16;
-const AVAILABLE_BYTES: (u64, u64) = (6, 2);
-const USED_BYTES: (u64, u64) = (6, 8);
-/// A used ring of this size lies in at most so many pages.
-const USED_PAGES: u64 = 2;
-
 #[derive(Debug)]
 pub(super) struct Transport {
     device: Box<dyn VirtioDevice>,
@@ -63,10 +56,22 @@ pub(super) struct Transport {
     queue_select: u32,
     /// The interrupt line is high while one of these is set.
     interrupt: u32,
-    queue: Queue,
-    held: HeldAnswers,
-    /// The driver may have added requests since the queue was last found empty.
+    /// The generation of the device's own registers.
+    config_generation: u32,
+    queues: Vec<Virtqueue>,
+    /// Answers of the first queue that wait until something is durable.
+    held: Held<Answer>,
+    /// The driver may have added requests since the queues were last found empty.
     notified: bool,
+}
+
+/// An answer that is to be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Answer {
+    /// The request's first descriptor.
+    head: u16,
+    /// The guest physical address of the byte that says how it went.
+    status: u64,
 }
 
 /// What a driver does to its queue that no device can make sense of.
@@ -116,6 +121,7 @@ impl Transport {
         line: Arc<dyn Line>,
         index: u32,
     ) -> Self {
+        let queues = device.queues().iter().map(|purpose| Virtqueue::new(*purpose)).collect();
         Self {
             device,
             record,
@@ -128,8 +134,9 @@ impl Transport {
             driver_features: 0,
             queue_select: 0,
             interrupt: 0,
-            queue: Queue::new(QUEUE_SIZE).expect("a power of two up to 32768"),
-            held: HeldAnswers::default(),
+            config_generation: 0,
+            queues,
+            held: Held::default(),
             notified: false,
         }
     }
@@ -143,26 +150,30 @@ impl Transport {
         self.device.features() | 1 << VIRTIO_F_VERSION_1
     }
 
+    fn selected(&self) -> Option<&Virtqueue> {
+        usize::try_from(self.queue_select).ok().and_then(|select| self.queues.get(select))
+    }
+
     fn register(&self, offset: u64) -> u32 {
         let half = |value: u64, select| match select {
             0 => low(value),
             1 => low(value >> 32),
             _ => 0,
         };
-        let has_queue = self.queue_select == 0;
+        let selected = self.selected();
         match u32::try_from(offset).unwrap_or(NOTHING) {
             VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
             VIRTIO_MMIO_VERSION => REGISTERS_VERSION,
             VIRTIO_MMIO_DEVICE_ID => self.device.kind(),
             VIRTIO_MMIO_VENDOR_ID => VENDOR,
             VIRTIO_MMIO_DEVICE_FEATURES => half(self.features(), self.device_features_select),
-            VIRTIO_MMIO_QUEUE_NUM_MAX if has_queue => QUEUE_SIZE.into(),
-            VIRTIO_MMIO_QUEUE_READY => u32::from(has_queue && self.queue.ready()),
+            VIRTIO_MMIO_QUEUE_NUM_MAX if selected.is_some() => QUEUE_SIZE.into(),
+            VIRTIO_MMIO_QUEUE_READY => u32::from(selected.is_some_and(|selected| selected.queue.ready())),
             VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt,
             VIRTIO_MMIO_STATUS => self.status,
             // No shared memory.
             VIRTIO_MMIO_SHM_LEN_LOW | VIRTIO_MMIO_SHM_LEN_HIGH => NOTHING,
-            // Among the others is the generation of the device's own registers, which never change.
+            VIRTIO_MMIO_CONFIG_GENERATION => self.config_generation,
             _ => 0,
         }
     }
@@ -171,14 +182,19 @@ impl Transport {
         if value == 0 {
             self.status = 0;
             self.driver_features = 0;
-            self.queue.reset();
+            self.queues.iter_mut().for_each(|queue| queue.queue.reset());
             self.held.clear();
+            self.device.reset();
             self.notified = false;
             return self.set_interrupt(0);
         }
         let known = self.driver_features & !self.features() == 0 && self.driver_features >> VIRTIO_F_VERSION_1 & 1 == 1;
         let refused = if known { 0 } else { VIRTIO_CONFIG_S_FEATURES_OK };
+        let was_live = self.is_live();
         self.status = value & 0xff & !refused | self.status & VIRTIO_CONFIG_S_NEEDS_RESET;
+        if self.is_live() && !was_live {
+            self.device.begin(self.driver_features);
+        }
         self.notified |= self.status & VIRTIO_CONFIG_S_DRIVER_OK != 0;
         Ok(())
     }
@@ -199,54 +215,141 @@ impl Transport {
         self.status & (VIRTIO_CONFIG_S_DRIVER_OK | VIRTIO_CONFIG_S_NEEDS_RESET) == VIRTIO_CONFIG_S_DRIVER_OK
     }
 
-    /// Brings the pages of the queue.
-    fn bring_queue(&self) -> Result<(), MemoryError> {
-        let entries = u64::from(self.queue.size());
-        let of = |(fixed, each)| fixed + entries * each;
-        self.memory.bring_range(self.queue.desc_table(), entries * DESCRIPTOR_BYTES)?;
-        self.memory.bring_range(self.queue.avail_ring(), of(AVAILABLE_BYTES))?;
-        self.memory.bring_range(self.queue.used_ring(), of(USED_BYTES))
+    /// Works on all queues, until there is nothing more to do on any. Returns whether the driver is
+    /// to be told of answers, and how far it came.
+    fn work_on_queues(&mut self, when: &When<'_>) -> (bool, Result<Progress, Fault>) {
+        let (mut tell, mut worst) = (false, Progress::Idle);
+        for index in 0..self.queues.len() {
+            let used = |queues: &[Virtqueue]| queues.get(index).map(|queue| queue.queue.next_used());
+            let before = used(&self.queues);
+            let worked = self.work_on_queue(index, when);
+            let answered = used(&self.queues) != before;
+            tell |= answered && self.queues.get(index).is_some_and(|queue| queue.wants_interrupts(self.memory.ram()));
+            match worked {
+                Ok(Progress::Idle) => {}
+                Ok(progress) => worst = progress,
+                Err(fault) => return (tell, Err(fault)),
+            }
+        }
+        (tell, Ok(worst))
     }
 
-    fn work_on_queue(&mut self, when: &When<'_>) -> Result<Progress, Fault> {
-        if !self.is_live() || !self.queue.ready() {
+    fn work_on_queue(&mut self, index: usize, when: &When<'_>) -> Result<Progress, Fault> {
+        let is_live = self.is_live();
+        let Some(queue) = self.queues.get(index).filter(|queue| is_live && queue.queue.ready()) else {
             return Ok(Progress::Idle);
-        }
-        self.bring_queue()?;
-        if !self.queue.is_valid(self.memory.ram()) {
+        };
+        queue.bring(&self.memory)?;
+        if !queue.queue.is_valid(self.memory.ram()) {
             return Err(QueueError::QueueNotReady.into());
         }
+        match queue.purpose {
+            QueueUse::Requests => self.work_on_requests(index, when),
+            QueueUse::Input => self.work_on_input(index, when),
+        }
+    }
+
+    fn work_on_requests(&mut self, index: usize, when: &When<'_>) -> Result<Progress, Fault> {
         let memory = self.memory.clone();
         let ram = memory.ram();
         loop {
             if (when.leave_off)() {
                 return Ok(Progress::LeftOff);
             }
-            let Some(chain) = self.queue.iter(ram)?.next() else { return Ok(Progress::Idle) };
+            // Who makes it take more says so.
+            if !self.device.takes(index) {
+                return Ok(Progress::Idle);
+            }
+            let Some(queue) = self.queues.get_mut(index) else { return Ok(Progress::Idle) };
+            let Some(chain) = queue.take(ram)? else { return Ok(Progress::Idle) };
             let head = chain.head_index();
             let sizes = self.sizes(chain.clone())?;
             let written = self.device.pages_written(sizes.readable_bytes) + sizes.answer_pages + USED_PAGES;
             debug_assert!(sizes.bytes > self.device.request_bytes_max() || written <= REQUEST_PAGES_MAX, "{written}");
+            let Some(queue) = self.queues.get_mut(index) else { return Ok(Progress::Idle) };
             if written.min(REQUEST_PAGES_MAX) > (when.room_pages)() {
-                self.queue.go_to_previous_position();
+                queue.put_back(1);
                 return Ok(Progress::NoRoom);
             }
             if sizes.bytes > self.device.request_bytes_max() {
-                self.queue.add_used(ram, head, 0)?;
+                queue.publish(ram, &[(head, 0)])?;
                 continue;
             }
             let request = Request { readable: chain.clone().reader(ram)?, writable: chain.writer(ram)? };
-            match (self.device.handle(request, self.driver_features)?, sizes.last) {
-                (Handled::Answered(bytes), _) => self.queue.add_used(ram, head, bytes)?,
-                (Handled::WhenDurable, Some(status)) if when.hold => self.held.push(Answer { head, status }),
-                (Handled::WhenDurable, Some(status)) => self.answer(Answer { head, status })?,
-                (Handled::WhenDurable, None) => self.queue.add_used(ram, head, 0)?,
+            let bytes = match (self.device.handle(index, request, self.driver_features)?, sizes.last) {
+                (Handled::Answered(bytes), _) => bytes,
+                (Handled::WhenDurable, Some(status)) if when.hold && index == 0 => {
+                    self.held.push(Answer { head, status });
+                    continue;
+                }
+                (Handled::WhenDurable, Some(status)) => {
+                    write_status(ram, status)?;
+                    1
+                }
+                (Handled::WhenDurable, None) => 0,
+            };
+            queue.publish(ram, &[(head, bytes)])?;
+        }
+    }
+
+    /// Fills buffers with what there is for the guest. What there are no buffers for waits: the
+    /// driver says when there are.
+    fn work_on_input(&mut self, index: usize, when: &When<'_>) -> Result<Progress, Fault> {
+        let memory = self.memory.clone();
+        let ram = memory.ram();
+        loop {
+            if (when.leave_off)() {
+                return Ok(Progress::LeftOff);
             }
+            let mut buffers: Vec<(Chain<'_>, usize)> = Vec::new();
+            let (mut room, mut pages) = (0, USED_PAGES);
+            let mut input = None;
+            while input.is_none_or(|input: Input| room < input.bytes && input.is_mergeable) {
+                let Some(queue) = self.queues.get_mut(index) else { return Ok(Progress::Idle) };
+                let Some(chain) = queue.take(ram)? else { break };
+                let sizes = self.sizes(chain.clone())?;
+                let bytes = usize::try_from(sizes.bytes.saturating_sub(sizes.readable_bytes)).unwrap_or(usize::MAX);
+                (room, pages) = (room.saturating_add(bytes), pages + sizes.answer_pages);
+                buffers.push((chain, bytes));
+                if input.is_none() {
+                    input = self.device.next_input(index, self.driver_features, room);
+                    if input.is_none() {
+                        break;
+                    }
+                }
+            }
+            let Some(queue) = self.queues.get_mut(index) else { return Ok(Progress::Idle) };
+            let Some(input) = input.filter(|input| room >= input.bytes || !input.is_mergeable) else {
+                queue.put_back(buffers.len());
+                return Ok(Progress::Idle);
+            };
+            if room < input.bytes {
+                // A buffer that it does not fit in never grows.
+                queue.put_back(buffers.len());
+                self.device.input_is_done(index, false);
+                continue;
+            }
+            if pages.min(REQUEST_PAGES_MAX) > (when.room_pages)() {
+                queue.put_back(buffers.len());
+                return Ok(Progress::NoRoom);
+            }
+            let mut bytes = self.device.input(index, u16::try_from(buffers.len()).unwrap_or(u16::MAX));
+            let mut used = Vec::with_capacity(buffers.len());
+            for (chain, room) in buffers {
+                let (here, rest) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
+                let head = chain.head_index();
+                // What is writable of it has so much room: it fails at nothing.
+                let written = std::io::Write::write(&mut chain.writer(ram)?, here).unwrap_or_default();
+                used.push((head, u32::try_from(written).unwrap_or_default()));
+                bytes = rest;
+            }
+            queue.publish(ram, &used)?;
+            self.device.input_is_done(index, true);
         }
     }
 
     /// Looks over a request and brings its pages. Of one that is too large not all is looked at.
-    fn sizes(&self, chain: virtio_queue::DescriptorChain<&crate::memory::GuestRam>) -> Result<Sizes, Fault> {
+    fn sizes(&self, chain: Chain<'_>) -> Result<Sizes, Fault> {
         let mut sizes = Sizes { readable_bytes: 0, bytes: 0, answer_pages: 0, last: None };
         for descriptor in chain {
             let (address, bytes) = (descriptor.addr().0, u64::from(descriptor.len()));
@@ -271,9 +374,14 @@ impl Transport {
     /// Gives an answer that says that all is well.
     fn answer(&mut self, answer: Answer) -> Result<(), Fault> {
         let ram = self.memory.ram();
-        ram.write_obj(0_u8, GuestAddress(answer.status)).map_err(|_| QueueError::FindMemoryRegion)?;
-        Ok(self.queue.add_used(ram, answer.head, 1)?)
+        write_status(ram, answer.status)?;
+        Ok(self.queues.first_mut().map_or(Ok(()), |queue| queue.publish(ram, &[(answer.head, 1)]))?)
     }
+}
+
+/// Writes that all went well.
+fn write_status(ram: &GuestRam, status: u64) -> Result<(), QueueError> {
+    ram.write_obj(0_u8, GuestAddress(status)).map_err(|_| QueueError::FindMemoryRegion)
 }
 
 impl Device for Transport {
@@ -298,28 +406,33 @@ impl Device for Transport {
         let Ok(data) = <[u8; 4]>::try_from(data) else { return Ok(()) };
         let value = u32::from_le_bytes(data);
         let is_agreed = self.status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
-        // A queue in use stays as it is until a reset.
-        let sets_up = is_agreed && self.queue_select == 0 && !self.queue.ready();
-        match u32::try_from(offset).unwrap_or(NOTHING) {
-            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_select = value,
-            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_select = value,
-            VIRTIO_MMIO_DRIVER_FEATURES if !is_agreed => match self.driver_features_select {
+        let selected = usize::try_from(self.queue_select).ok().and_then(|select| self.queues.get_mut(select));
+        let selected = selected.map(|selected| &mut selected.queue).filter(|_| is_agreed);
+        let register = u32::try_from(offset).unwrap_or(NOTHING);
+        match (register, selected) {
+            (VIRTIO_MMIO_DEVICE_FEATURES_SEL, _) => self.device_features_select = value,
+            (VIRTIO_MMIO_DRIVER_FEATURES_SEL, _) => self.driver_features_select = value,
+            (VIRTIO_MMIO_DRIVER_FEATURES, _) if !is_agreed => match self.driver_features_select {
                 0 => self.driver_features = self.driver_features >> 32 << 32 | u64::from(value),
                 1 => self.driver_features = u64::from(low(self.driver_features)) | u64::from(value) << 32,
                 _ => {}
             },
-            VIRTIO_MMIO_QUEUE_SEL => self.queue_select = value,
-            VIRTIO_MMIO_QUEUE_NUM if sets_up => self.queue.set_size(u16::try_from(value).unwrap_or_default()),
-            VIRTIO_MMIO_QUEUE_DESC_LOW if sets_up => self.queue.set_desc_table_address(Some(value), None),
-            VIRTIO_MMIO_QUEUE_DESC_HIGH if sets_up => self.queue.set_desc_table_address(None, Some(value)),
-            VIRTIO_MMIO_QUEUE_AVAIL_LOW if sets_up => self.queue.set_avail_ring_address(Some(value), None),
-            VIRTIO_MMIO_QUEUE_AVAIL_HIGH if sets_up => self.queue.set_avail_ring_address(None, Some(value)),
-            VIRTIO_MMIO_QUEUE_USED_LOW if sets_up => self.queue.set_used_ring_address(Some(value), None),
-            VIRTIO_MMIO_QUEUE_USED_HIGH if sets_up => self.queue.set_used_ring_address(None, Some(value)),
-            VIRTIO_MMIO_QUEUE_READY if self.queue_select == 0 && is_agreed => self.queue.set_ready(value == 1),
-            VIRTIO_MMIO_QUEUE_NOTIFY => self.notified = true,
-            VIRTIO_MMIO_INTERRUPT_ACK => self.set_interrupt(self.interrupt & !value)?,
-            VIRTIO_MMIO_STATUS => self.set_status(value)?,
+            (VIRTIO_MMIO_QUEUE_SEL, _) => self.queue_select = value,
+            (VIRTIO_MMIO_QUEUE_READY, Some(queue)) => queue.set_ready(value == 1),
+            (VIRTIO_MMIO_QUEUE_NOTIFY, _) => self.notified = true,
+            (VIRTIO_MMIO_INTERRUPT_ACK, _) => self.set_interrupt(self.interrupt & !value)?,
+            (VIRTIO_MMIO_STATUS, _) => self.set_status(value)?,
+            // A queue in use stays as it is until a reset.
+            (_, Some(queue)) if !queue.ready() => match register {
+                VIRTIO_MMIO_QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or_default()),
+                VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
+                VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
+                VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.set_avail_ring_address(Some(value), None),
+                VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.set_avail_ring_address(None, Some(value)),
+                VIRTIO_MMIO_QUEUE_USED_LOW => queue.set_used_ring_address(Some(value), None),
+                VIRTIO_MMIO_QUEUE_USED_HIGH => queue.set_used_ring_address(None, Some(value)),
+                _ => {}
+            },
             _ => {}
         }
         Ok(())
@@ -347,23 +460,18 @@ impl Device for Transport {
     }
 
     fn save(&self) -> Vec<u8> {
-        let QueueState { next_avail, next_used, size, ready, desc_table, avail_ring, used_ring, .. } = self.queue.state();
         let mut data = Vec::new();
         for field in [self.status, self.device_features_select, self.driver_features_select, self.queue_select, self.interrupt] {
             data.extend(field.to_le_bytes());
         }
         data.extend(self.driver_features.to_le_bytes());
-        for field in [size, next_avail, next_used, u16::from(ready)] {
-            data.extend(field.to_le_bytes());
-        }
-        for field in [desc_table, avail_ring, used_ring] {
-            data.extend(field.to_le_bytes());
-        }
+        self.queues.iter().for_each(|queue| queue.save(&mut data));
         data.extend(u16::try_from(self.held.len()).unwrap_or(u16::MAX).to_le_bytes());
         for answer in self.held.iter() {
             data.extend(answer.head.to_le_bytes());
             data.extend(answer.status.to_le_bytes());
         }
+        data.extend(self.device.save());
         data
     }
 
@@ -376,45 +484,38 @@ impl Device for Transport {
         if status & VIRTIO_CONFIG_S_FEATURES_OK != 0 && driver_features & !self.features() != 0 {
             return Err(fields.malformed("features that the device offers"));
         }
-        let [size, next_avail, next_used] = [fields.u16()?, fields.u16()?, fields.u16()?];
-        let ready = match fields.u16()? {
-            0 => false,
-            1 => true,
-            _ => return Err(fields.malformed("0 or 1")),
-        };
-        let [desc_table, avail_ring, used_ring] = [fields.u64()?, fields.u64()?, fields.u64()?];
-        let state = QueueState {
-            max_size: QUEUE_SIZE,
-            next_avail,
-            next_used,
-            event_idx_enabled: false,
-            size,
-            ready,
-            desc_table,
-            avail_ring,
-            used_ring,
-        };
-        let queue = Queue::try_from(state).map_err(|_| fields.malformed("a queue that there can be"))?;
+        let purposes = self.device.queues().iter();
+        let queues = purposes.map(|purpose| Virtqueue::restored(*purpose, &mut fields)).collect::<Result<Vec<_>, _>>()?;
         let count = fields.u16()?;
-        if count > size {
+        if count > queues.first().map_or(0, |queue| queue.queue.size()) {
             return Err(fields.malformed("no more answers than the queue has places"));
         }
         let mut held = Vec::new();
         for _ in 0..count {
             held.push(Answer { head: fields.u16()?, status: fields.u64()? });
         }
-        fields.end()?;
+        self.device.restore(fields)?;
         self.status = status;
         self.device_features_select = device_features_select;
         self.driver_features_select = driver_features_select;
         self.driver_features = driver_features;
         self.queue_select = queue_select;
         self.interrupt = interrupt;
-        self.queue = queue;
-        self.held = HeldAnswers::restored(held);
+        self.queues = queues;
+        self.held = Held::restored(held);
         self.notified = true;
+        if self.is_live() {
+            self.device.begin(driver_features);
+        }
         // The controllers' saved state does not say which lines are high.
         self.set_line().map_err(|source| StateError::Ioctl { ioctl: "KVM_IRQ_LINE", piece: "device.virtio", vcpu: None, source })
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        if self.is_live() {
+            self.device.resume(self.driver_features);
+        }
+        Ok(())
     }
 
     fn is_busy(&self) -> bool {
@@ -423,11 +524,16 @@ impl Device for Transport {
 
     /// Handles requests. A driver that breaks the rules stops its own device.
     fn work(&mut self, when: &When<'_>) -> Result<Progress, DeviceError> {
-        let next_used = self.queue.next_used();
-        let worked = self.work_on_queue(when);
+        let (tell, worked) = self.work_on_queues(when);
         let mut interrupt = self.interrupt;
-        if self.queue.next_used() != next_used {
+        if tell {
             interrupt |= VIRTIO_MMIO_INT_VRING;
+        }
+        if self.device.take_config_change() {
+            self.config_generation = self.config_generation.wrapping_add(1);
+            if self.is_live() {
+                interrupt |= VIRTIO_MMIO_INT_CONFIG;
+            }
         }
         let progress = match worked {
             Ok(progress) => progress,
@@ -451,23 +557,24 @@ impl Device for Transport {
     }
 
     fn wants_epoch(&self) -> bool {
-        self.held.want_epoch()
+        self.held.want_epoch() || self.device.wants_epoch()
     }
 
     fn note_capture(&mut self) {
         self.held.note_capture();
+        self.device.note_capture();
     }
 
     fn note_taken(&mut self, epoch: EpochId) {
         self.held.note_taken(epoch);
+        self.device.note_taken(epoch);
     }
 
     fn give_answers(&mut self, durable: EpochId) -> Result<(), DeviceError> {
-        let answers = self.held.take_durable(durable);
-        if answers.is_empty() || !self.is_live() {
-            return Ok(());
-        }
-        self.bring_queue()?;
+        self.held.release(durable);
+        let answers: Vec<_> = std::iter::from_fn(|| self.held.pop_released()).collect();
+        let Some(queue) = self.queues.first().filter(|_| !answers.is_empty() && self.is_live()) else { return Ok(()) };
+        queue.bring(&self.memory)?;
         for answer in answers {
             self.memory.bring_range(answer.status, 1)?;
             match self.answer(answer) {

@@ -54,7 +54,13 @@ impl Tracker for Noting {
 /// Runs the guest for so many epochs into `store`, each with a digest of all memory. Returns the
 /// pages that each cut found, and the control page at the end.
 fn run(store: &Path, guest: &str, vcpus: u32, tracking: Tracking, epochs: u64) -> (Vec<BTreeSet<u64>>, [u8; PAGE_SIZE]) {
-    let spec = MachineSpec { memory_bytes: MEMORY, vcpus, guest: GuestSpec::Touch(guest.parse().unwrap()) };
+    let spec = MachineSpec {
+        memory_bytes: MEMORY,
+        vcpus,
+        guest: GuestSpec::Touch(guest.parse().unwrap()),
+        nets: Vec::new(),
+        vsock: None,
+    };
     let mut vm = Vm::build(Path::new(crate::kvm::host::KVM_PATH), spec, tracking).unwrap();
     let machine = serde_json::to_value(vm.spec()).unwrap();
     let writer = Writer::create(

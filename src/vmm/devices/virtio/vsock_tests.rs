@@ -1,0 +1,185 @@
+//! A driver of a socket device, with programs of the host at its sockets.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+
+use super::queue_driver::{QueueDriver, SIZE};
+use super::vsock::Vsock;
+use crate::page::EpochId;
+use crate::vmm::attention::Attention;
+use crate::vmm::devices::device::Device;
+use crate::vmm::devices::record::{Fields, RecordName};
+use crate::vmm::outputs::Outputs;
+use crate::vmm::vsock::{HEADER_BYTES, HOST_CID, Header, Op, TYPE_STREAM};
+use crate::vmm::vsock_side::VsockSide;
+
+const RECORD: RecordName = RecordName::only("vsock", 1);
+const RX: usize = 0;
+const TX: usize = 1;
+const EVENT: usize = 2;
+const CID: u64 = 7;
+const LIMIT: Duration = Duration::from_secs(30);
+
+struct Driver {
+    queues: QueueDriver,
+    side: Arc<VsockSide>,
+    outputs: Outputs,
+    dir: tempfile::TempDir,
+    carrier: Option<JoinHandle<()>>,
+    epoch: u64,
+}
+
+impl Driver {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = format!("cid={CID},path={}", dir.path().join("vsock").display()).parse().unwrap();
+        let side = Arc::new(VsockSide::new(spec, 5, true));
+        let attention = Arc::new(Attention::default());
+        side.listen(&attention).unwrap();
+        let (carried, outputs) = (side.clone(), Outputs::default().with(side.outlet.clone()));
+        let carrier = Some(std::thread::spawn(move || carried.carry(&attention)));
+        let queues = QueueDriver::new(Box::new(Vsock::new(side.clone())), RECORD, 1 << VIRTIO_F_VERSION_1);
+        let mut driver = Self { queues, side, outputs, dir, carrier, epoch: 0 };
+        (0..SIZE).for_each(|slot| driver.queues.add(RX, slot, &[(0x20000 + u64::from(slot) * 2048, 2048, true)]));
+        driver
+    }
+
+    /// The next packet for the guest.
+    fn next(&mut self) -> (Header, Vec<u8>) {
+        let begun = Instant::now();
+        loop {
+            self.queues.work();
+            if let Some((slot, bytes)) = self.queues.used(RX) {
+                let address = 0x20000 + u64::from(slot) * 2048;
+                let bytes = self.queues.read(address, usize::try_from(bytes).unwrap());
+                self.queues.add(RX, u16::try_from(slot).unwrap(), &[(address, 2048, true)]);
+                return (Header::decode(&bytes).unwrap(), bytes[HEADER_BYTES..].to_vec());
+            }
+            assert!(begun.elapsed() < LIMIT, "no packet");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn send(&mut self, op: Op, (guest, host): (u32, u32), payload: &[u8]) {
+        let header = Header {
+            src_cid: CID,
+            dst_cid: HOST_CID,
+            src_port: guest,
+            dst_port: host,
+            length: u32::try_from(payload.len()).unwrap(),
+            kind: TYPE_STREAM,
+            op: op.number(),
+            buf_alloc: 4096,
+            ..Header::default()
+        };
+        let packet = [&header.encode()[..], payload].concat();
+        self.queues.write(0x60000, &packet);
+        self.queues.add(TX, 0, &[(0x60000, u32::try_from(packet.len()).unwrap(), false)]);
+        self.queues.work();
+        assert!(self.queues.used(TX).is_some());
+    }
+
+    fn cut(&mut self) {
+        self.epoch += 1;
+        self.queues.device.note_capture();
+        self.queues.device.note_taken(EpochId(self.epoch));
+    }
+
+    fn release(&self) {
+        self.outputs.release(EpochId(self.epoch));
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.side.outlet.end();
+        self.carrier.take().unwrap().join().unwrap();
+        self.side.close();
+    }
+}
+
+/// That nothing comes, as far as it would have by now: something sent later through the same thread
+/// came.
+fn is_silent(stream: &UnixStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    let silent = (&mut &*stream).read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+    stream.set_nonblocking(false).unwrap();
+    silent
+}
+
+fn line(stream: &mut UnixStream) -> String {
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        line.push(byte[0]);
+    }
+    String::from_utf8(line).unwrap()
+}
+
+#[test]
+fn what_the_guest_says_reaches_the_host_when_its_epoch_is_released() {
+    let mut driver = Driver::new();
+    let mut host = UnixStream::connect(driver.dir.path().join("vsock")).unwrap();
+    host.set_read_timeout(Some(LIMIT)).unwrap();
+    host.write_all(b"CONNECT 5000\n").unwrap();
+    let (request, _) = driver.next();
+    assert_eq!((request.op(), request.dst_port, request.dst_cid), (Ok(Op::Request), 5000, CID));
+    let ports = (5000, request.src_port);
+    driver.send(Op::Response, ports, b"");
+    assert!(driver.queues.device.wants_epoch());
+    driver.cut();
+    driver.send(Op::Data, ports, b"later");
+    assert!(is_silent(&host));
+    driver.release();
+    assert_eq!(line(&mut host), format!("OK {}\n", request.src_port));
+    assert!(is_silent(&host), "it is of the next epoch");
+    // Input does not wait.
+    host.write_all(b"hello").unwrap();
+    let (data, payload) = driver.next();
+    assert_eq!((data.op(), payload.as_slice()), (Ok(Op::Data), &b"hello"[..]));
+    driver.cut();
+    driver.release();
+    let mut later = [0; 5];
+    host.read_exact(&mut later).unwrap();
+    assert_eq!(&later, b"later");
+}
+
+#[test]
+fn a_restore_resets_all_connections_and_the_driver_is_told() {
+    let mut driver = Driver::new();
+    let listener = UnixListener::bind(driver.dir.path().join("vsock_80")).unwrap();
+    driver.send(Op::Request, (1000, 80), b"");
+    driver.cut();
+    driver.release();
+    let (mut host, _) = listener.accept().unwrap();
+    host.set_read_timeout(Some(LIMIT)).unwrap();
+    assert_eq!(driver.next().0.op(), Ok(Op::Response));
+    driver.queues.add(EVENT, 0, &[(0x70000, 4, true)]);
+    driver.queues.write(0x70000, &[0xff; 4]);
+    driver.queues.work();
+    assert_eq!(driver.queues.used(EVENT), None, "it is told of nothing else");
+    let saved = RECORD.with(driver.queues.device.save());
+    // What was said since then never was.
+    driver.send(Op::Data, (1000, 80), b"never");
+    driver.queues.device.restore(Fields::of(&saved, RECORD).unwrap()).unwrap();
+    driver.queues.device.resume().unwrap();
+    driver.queues.work();
+    assert_eq!(driver.queues.used(EVENT), Some((0, 4)));
+    assert_eq!(driver.queues.read(0x70000, 4), [0; 4]);
+    driver.cut();
+    driver.release();
+    let mut rest = Vec::new();
+    host.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty(), "{rest:?}");
+    // A packet of a connection that is gone.
+    driver.send(Op::Data, (1000, 80), b"x");
+    assert_eq!(driver.next().0.op(), Ok(Op::Reset));
+}

@@ -1,0 +1,95 @@
+//! Packets on their way to the guest.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use crate::lock::lock;
+
+/// How much waits at most: what comes in while a cut holds the devices still, at full speed.
+const PACKETS_MAX: usize = 512;
+const BYTES_MAX: usize = 1 << 20;
+/// Larger buffers are not kept.
+const SPARE_BYTES_MAX: usize = 4096;
+
+#[derive(Debug, Default)]
+struct State {
+    packets: VecDeque<Vec<u8>>,
+    bytes: usize,
+    /// Buffers of packets that the guest has.
+    spare: Vec<Vec<u8>>,
+    ended: bool,
+}
+
+/// Packets that came in, oldest first. While it is full, nobody takes more from the link: a link
+/// that can't wait drops them.
+#[derive(Debug, Default)]
+pub(in crate::vmm) struct Inlet {
+    state: Mutex<State>,
+    /// There is room again.
+    changed: Condvar,
+    is_up: AtomicBool,
+}
+
+impl Inlet {
+    /// Whether the link is there.
+    pub(in crate::vmm) fn is_up(&self) -> bool {
+        self.is_up.load(Ordering::Acquire)
+    }
+
+    pub(in crate::vmm) fn set_up(&self, is_up: bool) {
+        self.is_up.store(is_up, Ordering::Release);
+    }
+
+    /// An empty buffer for a packet.
+    pub(in crate::vmm) fn buffer(&self) -> Vec<u8> {
+        lock(&self.state).spare.pop().unwrap_or_default()
+    }
+
+    /// Puts a packet in, once there is room. False once the end was asked for.
+    pub(in crate::vmm) fn push(&self, packet: Vec<u8>) -> bool {
+        let mut state = lock(&self.state);
+        while !state.ended && (state.packets.len() >= PACKETS_MAX || state.bytes >= BYTES_MAX) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.ended {
+            return false;
+        }
+        state.bytes += packet.len();
+        state.packets.push_back(packet);
+        true
+    }
+
+    /// Takes the oldest.
+    pub(in crate::vmm) fn pop(&self) -> Option<Vec<u8>> {
+        let mut state = lock(&self.state);
+        let packet = state.packets.pop_front()?;
+        state.bytes -= packet.len();
+        drop(state);
+        self.changed.notify_one();
+        Some(packet)
+    }
+
+    /// Takes a buffer back.
+    pub(in crate::vmm) fn recycle(&self, mut packet: Vec<u8>) {
+        packet.clear();
+        let mut state = lock(&self.state);
+        if state.spare.len() < PACKETS_MAX && packet.capacity() <= SPARE_BYTES_MAX {
+            state.spare.push(packet);
+        }
+    }
+
+    /// Nobody is there to take what is there.
+    pub(in crate::vmm) fn clear(&self) {
+        let mut state = lock(&self.state);
+        (state.packets, state.bytes) = (VecDeque::new(), 0);
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// There is to be no more.
+    pub(in crate::vmm) fn end(&self) {
+        lock(&self.state).ended = true;
+        self.changed.notify_all();
+    }
+}
