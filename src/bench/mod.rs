@@ -16,6 +16,7 @@ mod floor;
 pub mod hot;
 mod interleave;
 pub mod machine;
+pub mod outputs;
 mod prose;
 mod record;
 pub mod report;
@@ -82,6 +83,15 @@ pub enum BenchError {
         #[source]
         source: std::io::Error,
     },
+    /// Requests that can't be asked.
+    #[error(transparent)]
+    Load(crate::ledger::LoadError),
+    /// The wire to the guest.
+    #[error(transparent)]
+    Wire(crate::ledger::WireError),
+    /// The guest's answers contradict each other: outputs that left were taken back.
+    #[error(transparent)]
+    Violation(crate::ledger::Violation),
     /// A chart of the report.
     #[error(transparent)]
     Plot(#[from] report::PlotError),

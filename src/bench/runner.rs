@@ -165,7 +165,8 @@ pub fn measure_exits(kvm: &Path, rounds: usize, time: Duration) -> Result<Vec<f6
     const AT_ONCE: usize = 500;
     let guest = "touch:pages=1,pattern=same";
     let guest = GuestSpec::Touch(parse(guest)?);
-    let mut vm = Vm::build(kvm, MachineSpec { memory_bytes: 16 << 20, vcpus: 1, guest }, Tracking::None)?;
+    let mut vm =
+        Vm::build(kvm, MachineSpec { memory_bytes: 16 << 20, vcpus: 1, guest, nets: Vec::new(), vsock: None }, Tracking::None)?;
     vm.load()?;
     let start = Instant::now();
     let mut times = Vec::new();
@@ -225,7 +226,11 @@ impl Lane {
 
     fn vm(kvm: &Path, point: &Point, options: touch::Options, tracking: Tracking) -> Result<Vm, BenchError> {
         let Point { memory_bytes, vcpus, .. } = *point;
-        let mut vm = Vm::build(kvm, MachineSpec { memory_bytes, vcpus, guest: GuestSpec::Touch(options) }, tracking)?;
+        let mut vm = Vm::build(
+            kvm,
+            MachineSpec { memory_bytes, vcpus, guest: GuestSpec::Touch(options), nets: Vec::new(), vsock: None },
+            tracking,
+        )?;
         vm.load()?;
         Ok(vm)
     }

@@ -10,6 +10,7 @@ use super::effort::{Costs, rate_time, stream_time};
 use super::endtoend::{self, RatePoint, RateRow, rate_points};
 use super::hot::{self, HotPoint, HotRow, hot_points};
 use super::machine::Machine;
+use super::outputs::{self, OutputPoint, OutputRow, output_points};
 use super::results::{Row, rows};
 use super::runner::{measure, measure_exits, measure_fault};
 use super::stats::Spread;
@@ -46,6 +47,8 @@ pub enum Line {
     Early(StreamRow),
     /// The choice of the hot set.
     Hot(HotRow),
+    /// Requests with outputs held and free.
+    Outputs(OutputRow),
 }
 
 /// All that was measured.
@@ -75,6 +78,11 @@ impl Results {
         self.lines.iter().filter_map(|line| if let Line::Hot(row) = line { Some(row) } else { None })
     }
 
+    /// The rows of outputs that wait.
+    pub fn outputs(&self) -> impl Iterator<Item = &OutputRow> {
+        self.lines.iter().filter_map(|line| if let Line::Outputs(row) = line { Some(row) } else { None })
+    }
+
     /// The rows of the whole engine at a rate.
     pub fn rates(&self) -> impl Iterator<Item = &RateRow> {
         self.lines.iter().filter_map(|line| if let Line::Rate(row) = line { Some(row) } else { None })
@@ -88,6 +96,7 @@ pub struct Steps {
     streams: Vec<StreamPoint>,
     rates: Vec<RatePoint>,
     hot: Vec<HotPoint>,
+    outputs: Vec<OutputPoint>,
 }
 
 impl Plan {
@@ -99,6 +108,7 @@ impl Plan {
             streams: stream_points(self.extent, &self.axes),
             rates: rate_points(self.extent, &self.axes),
             hot: hot_points(self.extent, &self.axes),
+            outputs: output_points(self.extent, &self.axes),
         }
     }
 
@@ -108,7 +118,7 @@ impl Plan {
     /// The first step that fails ends the run: [`BenchError`], or what `progress` returns.
     pub fn run<E: From<BenchError>>(&self, mut progress: impl FnMut(&[Line], usize) -> Result<(), E>) -> Result<Results, E> {
         let start = Instant::now();
-        let Steps { points, streams, rates, hot } = self.steps();
+        let Steps { points, streams, rates, hot, outputs } = self.steps();
         let kvm: &Path = &self.kvm;
         let machine = Machine::probe(kvm)?;
         let exit_us = Spread::of(measure_exits(kvm, EXITS, EXITS_TIME)?);
@@ -138,6 +148,10 @@ impl Plan {
             let row = hot::measure(kvm, &self.dir, point, costs.fault_us, stream_time(self.extent))?;
             step(&mut results, vec![Line::Hot(row)])?;
         }
+        for point in &outputs {
+            let row = outputs::measure(kvm, &self.dir, point, stream_time(self.extent))?;
+            step(&mut results, vec![Line::Outputs(row)])?;
+        }
         Ok(results)
     }
 }
@@ -146,7 +160,7 @@ impl Steps {
     /// How many.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.points.len() + self.streams.len() + self.rates.len() + self.hot.len()
+        self.points.len() + self.streams.len() + self.rates.len() + self.hot.len() + self.outputs.len()
     }
 
     /// Whether there are none.

@@ -3,6 +3,7 @@
 use super::endtoend::{RatePoint, RateRow};
 use super::hot::{HotPoint, HotRow, hot_points};
 use super::machine::Machine;
+use super::outputs::{AnswerTimes, OutputPoint, OutputRow, output_points};
 use super::results::{Row, rows};
 use super::runner::{Measured, Sample};
 use super::session::{Line, Results};
@@ -115,6 +116,26 @@ fn hot_row(point: &HotPoint) -> HotRow {
     }
 }
 
+fn output_row(point: &OutputPoint) -> OutputRow {
+    OutputRow {
+        axes: vec!["outputs"],
+        durability: "none",
+        request_pages: point.pages,
+        clients: point.clients as u64,
+        requests: 3000,
+        held_per_s: 1500.0,
+        free_per_s: 2500.0,
+        throughput_share: 0.6,
+        held_us: AnswerTimes { p50: 600.0, p95: 900.0, p99: 1500.0 },
+        free_us: AnswerTimes { p50: 200.0, p95: 300.0, p99: 500.0 },
+        floor_us: 450.0,
+        over_floor_p50: 1.33,
+        over_floor_p99: 3.33,
+        pause_us: 50.0,
+        packets_per_cut: 1.5,
+    }
+}
+
 /// A run over all axes.
 pub(super) fn results(extent: Extent) -> Results {
     let cuts = points(extent, &Axis::ALL).iter().flat_map(rows_of).map(Line::Cuts).collect::<Vec<_>>();
@@ -139,6 +160,7 @@ pub(super) fn results(extent: Extent) -> Results {
             .chain(streams.iter().flat_map(stream_rows).map(Line::Early))
             .chain(rates.iter().map(rate_row).map(Line::Rate))
             .chain(hot.iter().map(hot_row).map(Line::Hot))
+            .chain(output_points(extent, &Axis::ALL).iter().map(output_row).map(Line::Outputs))
             .collect(),
     }
 }

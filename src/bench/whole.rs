@@ -85,7 +85,14 @@ pub(super) struct Protected {
 }
 
 /// Removes the store when it is not needed any more.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
+
+impl Scratch {
+    /// A directory within `dir` that is not there yet.
+    pub(super) fn new(dir: &Path) -> Self {
+        Self(dir.join(format!("slackwater-bench-{}", std::process::id())))
+    }
+}
 
 impl Drop for Scratch {
     fn drop(&mut self) {
@@ -96,7 +103,7 @@ impl Drop for Scratch {
 
 impl Machine<'_> {
     fn spec(&self) -> MachineSpec {
-        MachineSpec { memory_bytes: self.memory_bytes, vcpus: 1, guest: self.guest.clone() }
+        MachineSpec { memory_bytes: self.memory_bytes, vcpus: 1, guest: self.guest.clone(), nets: Vec::new(), vsock: None }
     }
 
     fn limits(&self) -> Limits {
@@ -138,7 +145,7 @@ impl Machine<'_> {
         under: Under,
         wrap: impl FnOnce(Box<dyn Tracker>) -> Box<dyn Tracker>,
     ) -> Result<Protected, BenchError> {
-        let scratch = Scratch(dir.join(format!("slackwater-bench-{}", std::process::id())));
+        let scratch = Scratch::new(dir);
         let mut vm = Vm::build(self.kvm, self.spec(), under.tracking)?;
         let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
         let new = NewChain { memory: memory_regions(self.memory_bytes), device_runs: 0, vcpus: 1, machine };

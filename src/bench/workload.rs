@@ -35,12 +35,14 @@ pub enum Axis {
     Early,
     /// The choice of the hot set, against the best.
     Hot,
+    /// Outputs that wait, or do not: the whole engine with a network.
+    Outputs,
 }
 
 impl Axis {
     /// All of them, in the order in which they are measured.
-    pub const ALL: [Self; 8] =
-        [Self::Memory, Self::Pages, Self::Pattern, Self::Vcpus, Self::Budget, Self::Rate, Self::Early, Self::Hot];
+    pub const ALL: [Self; 9] =
+        [Self::Memory, Self::Pages, Self::Pattern, Self::Vcpus, Self::Budget, Self::Rate, Self::Early, Self::Hot, Self::Outputs];
 
     /// The name on the command line and in reports.
     #[must_use]
@@ -54,6 +56,7 @@ impl Axis {
             Self::Rate => "rate",
             Self::Early => "early",
             Self::Hot => "hot",
+            Self::Outputs => "outputs",
         }
     }
 }
@@ -235,7 +238,7 @@ fn axis_points(extent: Extent, axis: Axis) -> Vec<Point> {
     let middle = Point::middle(axis);
     let at = |memory_bytes, pages| Point { memory_bytes, pages, ..middle.clone() };
     match (axis, extent) {
-        (Axis::Rate | Axis::Early | Axis::Hot, _) => Vec::new(),
+        (Axis::Rate | Axis::Early | Axis::Hot | Axis::Outputs, _) => Vec::new(),
         (Axis::Memory, Extent::Tiny) => vec![at(64 * MIB, 60)],
         (_, Extent::Tiny) => Vec::new(),
         (Axis::Memory, Extent::Full) => [(60, Pattern::Sequential), (60, Pattern::Uniform), (512, Pattern::Uniform)]

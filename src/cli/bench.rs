@@ -30,6 +30,8 @@ enum AxisName {
     Early,
     /// The choice of the hot set, against the least that any could cost.
     Hot,
+    /// Outputs that wait: how much later requests over a network are answered.
+    Outputs,
 }
 
 impl From<AxisName> for Axis {
@@ -43,6 +45,7 @@ impl From<AxisName> for Axis {
             AxisName::Rate => Self::Rate,
             AxisName::Early => Self::Early,
             AxisName::Hot => Self::Hot,
+            AxisName::Outputs => Self::Outputs,
         }
     }
 }
@@ -164,6 +167,7 @@ impl Bench {
             Line::Cuts(_) => "cuts",
             Line::Early(_) => "early",
             Line::Hot(_) => "hot",
+            Line::Outputs(_) => "outputs",
             Line::Rate(_) => "rate",
         };
         if shown.replace(kind) != Some(kind) {

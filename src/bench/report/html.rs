@@ -33,6 +33,7 @@ pub fn html(results: &Results, summary: &Summary) -> Result<String, PlotError> {
     page.push_str(&engine_table("All runs with rounds and without", &of(|line| matches!(line, Line::Early(_)))));
     page.push_str(&engine_table("All runs of the whole engine at a rate", &of(|line| matches!(line, Line::Rate(_)))));
     page.push_str(&engine_table("Hot sets against the best", &of(|line| matches!(line, Line::Hot(_)))));
+    page.push_str(&engine_table("Outputs that wait", &of(|line| matches!(line, Line::Outputs(_)))));
     page.push_str("</main>\n</body>\n</html>\n");
     Ok(page)
 }

@@ -2,6 +2,7 @@
 
 use crate::bench::endtoend::RateRow;
 use crate::bench::hot::HotRow;
+use crate::bench::outputs::OutputRow;
 use crate::bench::prose::{bytes, time};
 use crate::bench::results::Row;
 use crate::bench::session::Line;
@@ -55,6 +56,24 @@ pub fn head(line: &Line) -> String {
             "{:>8} {:>6} {:>7} {:>8} {:>8} {:>9} {:>9} {:>9} {:>6} {:>9} {:>10}  {}",
             "wanted/s", "epochs", "pages", "fault", "copy", "none", "chosen", "least", "over", "slower %", "none: %", "guest"
         ),
+        Line::Outputs(_) => format!(
+            "{:<10} {:>5} {:>7} {:>8} {:>8} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6} {:>6} {:>8} {:>9}",
+            "durability",
+            "pages",
+            "clients",
+            "held/s",
+            "free/s",
+            "share",
+            "free",
+            "floor",
+            "held",
+            "p95",
+            "p99",
+            "over",
+            "p99",
+            "pause",
+            "packets"
+        ),
     }
 }
 
@@ -66,6 +85,7 @@ pub fn line(line: &Line) -> String {
         Line::Rate(row) => rate(row),
         Line::Early(row) => stream(row),
         Line::Hot(row) => hot(row),
+        Line::Outputs(row) => outputs(row),
     }
 }
 
@@ -126,6 +146,27 @@ fn stream(row: &StreamRow) -> String {
         row.durable_after_us.p99,
         row.stretch_percent,
         row.guest
+    )
+}
+
+fn outputs(row: &OutputRow) -> String {
+    format!(
+        "{:<10} {:>5} {:>7} {:>8.0} {:>8.0} {:>6.2} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>6.2} {:>6.2} {:>8.1} {:>9.2}",
+        row.durability,
+        row.request_pages,
+        row.clients,
+        row.held_per_s,
+        row.free_per_s,
+        row.throughput_share,
+        row.free_us.p50,
+        row.floor_us,
+        row.held_us.p50,
+        row.held_us.p95,
+        row.held_us.p99,
+        row.over_floor_p50,
+        row.over_floor_p99,
+        row.pause_us,
+        row.packets_per_cut
     )
 }
 
