@@ -37,8 +37,8 @@ pub(super) struct Checkpoint {
     /// vCPUs.
     #[arg(long, value_name = "N", default_value_t = 1)]
     vcpus: u32,
-    /// A network device, connected to a tap (`tap=NAME`) or a Unix stream socket (`unix=PATH`), with
-    /// `,mac=MAC` and `,mtu=BYTES`. May be given several times for Linux, once for `ledger`.
+    /// A network device, connected to a tap (`tap=NAME`) or a Unix stream socket (`unix=PATH`),
+    /// with `,mac=MAC` and `,mtu=BYTES`. May be given several times for Linux, once for `ledger`.
     #[arg(long, value_name = "LINK")]
     net: Vec<NetSpec>,
     /// A socket device for a Linux guest: `cid=N,path=PATH`. The host reaches the guest's ports by

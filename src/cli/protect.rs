@@ -127,8 +127,8 @@ pub(super) struct ProtectArgs {
     /// What to do when an epoch can't be stored.
     #[arg(long, value_enum, default_value_t = OnStorageErrorName::Stop)]
     on_storage_error: OnStorageErrorName,
-    /// Whether packets wait until the epoch that has them is released: durable, or in the chain with
-    /// `--durability none`.
+    /// Whether packets wait until the epoch that has them is released: durable, or in the chain
+    /// with `--durability none`.
     #[arg(long, value_enum, default_value_t = OutputsName::Free)]
     outputs: OutputsName,
     /// Whether a Linux guest's console output waits as packets do. If it does not, a terminal may

@@ -70,6 +70,12 @@ pub enum VmmError {
         /// Asked for.
         found: usize,
     },
+    /// The guest does nothing without a network device.
+    #[error("`{guest}` needs a network device: it answers requests that come over one")]
+    NeedsNet {
+        /// The guest.
+        guest: String,
+    },
     /// The host's side of a socket device.
     #[error(transparent)]
     Vsock(#[from] VsockError),

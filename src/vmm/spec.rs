@@ -65,17 +65,19 @@ impl MachineSpec {
     /// Whether it can have its network devices.
     ///
     /// # Errors
-    /// [`VmmError::Net`], [`VmmError::NoDriver`], [`VmmError::Linux`] where there are too many
-    /// devices.
+    /// [`VmmError::Net`], [`VmmError::NoDriver`], [`VmmError::NeedsNet`], [`VmmError::NoVsock`],
+    /// [`VmmError::Linux`] where there are too many devices.
     pub(super) fn check_nets(&self) -> Result<(), VmmError> {
         check_nets(&self.nets)?;
         if self.vsock.is_some() && !matches!(self.guest, GuestSpec::Linux(_)) {
             return Err(VmmError::NoVsock { guest: self.guest.to_string() });
         }
-        match (&self.guest, self.nets.len()) {
-            (GuestSpec::Linux(_), nets) => Ok(check_virtio(self.disks().len(), nets + usize::from(self.vsock.is_some()))?),
-            (guest, found) if found <= guest.nets_max() => Ok(()),
-            (guest, found) => Err(VmmError::NoDriver { guest: guest.to_string(), found }),
+        let (found, (least, most)) = (self.nets.len(), self.guest.nets());
+        match &self.guest {
+            GuestSpec::Linux(_) => Ok(check_virtio(self.disks().len(), found + usize::from(self.vsock.is_some()))?),
+            guest if found < least => Err(VmmError::NeedsNet { guest: guest.to_string() }),
+            guest if found > most => Err(VmmError::NoDriver { guest: guest.to_string(), found }),
+            _ => Ok(()),
         }
     }
 

@@ -73,12 +73,12 @@ impl GuestSpec {
         }
     }
 
-    /// Network devices that it has drivers for.
-    pub(in crate::vmm) const fn nets_max(&self) -> usize {
+    /// The fewest and the most network devices that it can have.
+    pub(in crate::vmm) const fn nets(&self) -> (usize, usize) {
         match self {
-            Self::Churn(_) | Self::Touch(_) => 0,
-            Self::Ledger(_) => 1,
-            Self::Linux(_) => usize::MAX,
+            Self::Churn(_) | Self::Touch(_) => (0, 0),
+            Self::Ledger(_) => (1, 1),
+            Self::Linux(_) => (0, usize::MAX),
         }
     }
 
@@ -166,7 +166,8 @@ mod tests {
         for text in ["churn", "churn:pages=16", "touch", "touch:pages=60,cut=0", "ledger", "ledger:pages=60,port=9"] {
             assert_eq!(text.parse::<GuestSpec>().map(|guest| guest.to_string()), Ok(text.to_owned()));
         }
-        let message = "there is no guest `linux`: expected `churn` or `touch`, or one with options as in `churn:pages=16M`";
+        let message =
+            "there is no guest `linux`: expected `churn`, `touch` or `ledger`, or one with options as in `churn:pages=16M`";
         assert_eq!("linux:pages=1".parse::<GuestSpec>().map_err(|error| error.to_string()), Err(message.to_owned()));
         assert!(matches!(
             "touch:hot=1".parse::<GuestSpec>(),

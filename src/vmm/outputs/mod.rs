@@ -2,10 +2,10 @@
 //!
 //! An output belongs to the epoch in hand when the guest made it. It goes when that epoch is
 //! released: a machine that is put back to an earlier instant has then told the world nothing that
-//! this instant does not know. [`Held`] is the rule, pure. An [`Outlet`] is a place where packets or
-//! a stream leave, with a thread that sends them. Answers that promise something to the guest follow
-//! the same rule, and stay with their device; the end of a run by the guest waits for the last
-//! epoch.
+//! this instant does not know. [`Held`] is the rule, pure. An [`Outlet`] is a place where packets
+//! or a stream leave, with a thread that sends them. Answers that promise something to the guest
+//! follow the same rule, and stay with their device; the end of a run by the guest waits for the
+//! last epoch.
 
 mod console_out;
 mod cut_due;

@@ -1,5 +1,5 @@
-//! All connections of a guest: a packet goes in, what it means for the host comes out, and the other
-//! way round. No I/O and no clock.
+//! All connections of a guest: a packet goes in, what it means for the host comes out, and the
+//! other way round. No I/O and no clock.
 //!
 //! Bounded whatever the guest does: connections in number, and the bytes of each in both
 //! directions. A connection counts until the guest and the host's socket are done with it, so what
@@ -106,8 +106,8 @@ impl Connections {
     }
 
     /// Takes a packet of the guest, and says what it means for the host. Whatever is wrong with it
-    /// is answered to the guest with a reset; a packet with other addresses than the guest's and the
-    /// host's is ignored.
+    /// is answered to the guest with a reset; a packet with other addresses than the guest's and
+    /// the host's is ignored.
     pub fn from_guest(&mut self, header: &Header, payload: &[u8]) -> Option<Output> {
         if header.src_cid != self.guest_cid || header.dst_cid != HOST_CID {
             return None;

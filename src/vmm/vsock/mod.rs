@@ -5,9 +5,9 @@
 //! accepted; then bytes flow. A guest that connects to a port of the host reaches the program that
 //! listens at `PATH_PORT`.
 //!
-//! Everything that leaves the guest waits until its epoch is released. So the core ([`Connections`])
-//! writes to no socket: it makes [`Output`]s, which the device puts into its queue of outputs and
-//! gives to the sockets when they are released.
+//! Everything that leaves the guest waits until its epoch is released. So the core
+//! ([`Connections`]) writes to no socket: it makes [`Output`]s, which the device puts into its
+//! queue of outputs and gives to the sockets when they are released.
 
 mod connection;
 mod connections;

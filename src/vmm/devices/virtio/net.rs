@@ -261,8 +261,8 @@ impl VirtioDevice for Net {
         Ok(())
     }
 
-    /// The network learns where the guest is now, by the host at once, and by the guest itself where
-    /// its driver can.
+    /// The network learns where the guest is now, by the host at once, and by the guest itself
+    /// where its driver can.
     fn resume(&mut self, features: u64) {
         for frame in Mac::new(self.mac).iter().flat_map(|mac| self.neighbours.announcements(*mac)) {
             self.nic.outlet.push_own([&[0; HEADER_BYTES][..], &frame].concat());

@@ -20,7 +20,7 @@ pub const PAGES_MAX: u64 = 1 << 19;
 /// | `pages` | pages that requests dirty, in turn: a number, or a size as `16M` | 1024 |
 /// | `ip` | the guest's IPv4 address | 10.77.0.2 |
 /// | `port` | the UDP port that it serves | 7077 |
-/// | `every` | a time, of which each has at most one look for work while there is none; 0 to look all the time | 0 |
+/// | `every` | how long to wait between two looks for work while there is none; 0: not at all | 0 |
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Options {
     pages: u64,
