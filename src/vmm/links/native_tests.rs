@@ -8,12 +8,14 @@ use std::io::Write;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socket_with};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::ioctl::{self, InterfaceName};
 use super::link::{HEADER_BYTES, Link, LinkError, Offloads};
@@ -23,6 +25,9 @@ use super::net_spec::NetBackend;
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const ALL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 255);
+
+/// Nothing that these tests wait for takes so long.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `test` in a new network namespace, with a tap's name that nobody else has. Where there can
 /// be none, says loudly that it is skipped.
@@ -36,7 +41,18 @@ fn in_namespace(test: &'static str, run: impl FnOnce(&str, &Arc<OwnedFd>) + Send
             return Some(error);
         }
         let end = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
-        run(&format!("sw{}", std::process::id()), &end);
+        thread::scope(|scope| {
+            let (done, over) = mpsc::channel::<()>();
+            let asked = end.clone();
+            // Who still waits for a packet then finds the end in its place.
+            scope.spawn(move || {
+                if over.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    ask(&asked);
+                }
+            });
+            run(&format!("sw{}", std::process::id()), &end);
+            drop(done);
+        });
         None
     };
     let skipped = thread::scope(|scope| scope.spawn(inside).join()).unwrap();
@@ -45,8 +61,24 @@ fn in_namespace(test: &'static str, run: impl FnOnce(&str, &Arc<OwnedFd>) + Send
     }
 }
 
+fn ask(end: &OwnedFd) {
+    rustix::io::write(end, &1_u64.to_le_bytes()).unwrap();
+}
+
 fn open(name: &str, end: &Arc<OwnedFd>) -> Result<Link, LinkError> {
     Link::open(&NetBackend::Tap { name: name.to_owned() }, end)
+}
+
+/// Makes a tap that stays, and that is for root and one other user.
+fn make_lasting(name: &str) {
+    const SOMEBODY: libc::c_int = 12_345;
+    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
+    ioctl::set_interface(tun.as_fd(), InterfaceName::new(name), libc::IFF_TAP | libc::IFF_NO_PI).unwrap();
+    for (request, number) in [(libc::TUNSETPERSIST, 1), (libc::TUNSETOWNER, SOMEBODY)] {
+        // SAFETY: the request takes a number.
+        let result = unsafe { libc::ioctl(tun.as_raw_fd(), request, number) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    }
 }
 
 /// Gives the interface the address of the host, in a network of 256.
@@ -195,26 +227,36 @@ fn a_tap_is_used_by_one() {
 #[test]
 fn a_tap_that_is_there_is_used_as_it_is() {
     in_namespace("a_tap_that_is_there_is_used_as_it_is", |name, end| {
-        let interface = InterfaceName::new(name);
-        let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
-        ioctl::set_interface(tun.as_fd(), interface, libc::IFF_TAP | libc::IFF_NO_PI).unwrap();
-        // SAFETY: the request takes a number.
-        let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST, 1) };
-        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-        drop(tun);
+        make_lasting(name);
         let before = index(name);
         let mut link = open(name, end).unwrap();
         assert_eq!(index(name), before);
         // It is down, as nobody brought it up: a cable that is not plugged in.
         link.sender.send(&question()).unwrap();
         assert_eq!(link.sender.dropped(), 1);
-        ioctl::bring_up(interface).unwrap();
+        ioctl::bring_up(InterfaceName::new(name)).unwrap();
         give_address(name);
         link.sender.send(&question()).unwrap();
         receive(&mut link, 2000, is_answer);
         assert_eq!(link.sender.dropped(), 1);
         drop(link);
         assert_eq!(index(name), before, "it stays");
+    });
+}
+
+#[test]
+fn an_error_says_what_this_user_may_not() {
+    in_namespace("an_error_says_what_this_user_may_not", |name, end| {
+        make_lasting(name);
+        // This thread's alone.
+        let mut sets = capabilities(None).unwrap();
+        sets.effective.remove(CapabilitySet::NET_ADMIN);
+        set_capabilities(None, sets).unwrap();
+        assert!(matches!(open(name, end), Err(LinkError::TapPermission { .. })));
+        let other = format!("{name}x");
+        let error = open(&other, end).unwrap_err();
+        assert!(matches!(error, LinkError::NoTap { .. }), "{error}");
+        assert!(error.to_string().starts_with(&format!("there is no tap `{other}`")), "{error}");
     });
 }
 
@@ -258,7 +300,7 @@ fn the_end_wakes_who_waits() {
                 let mut buffer = [0; 2000];
                 while link.receiver.receive(&mut buffer).unwrap().is_some() {}
             });
-            rustix::io::write(&**end, &1_u64.to_le_bytes()).unwrap();
+            ask(end);
             receiver.join().unwrap();
         });
         assert_eq!(link.receiver.receive(&mut [0; 2000]).unwrap(), None);
