@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::attention::Attention;
-use super::error::{VmmError, system};
 use super::links::{HEADER_BYTES, Link, LinkReceiver, LinkSender, NetBackend, Offloads};
 use super::network::{Connected, Network, NetworkReport};
 use super::nic::Nic;
@@ -50,18 +49,19 @@ impl Carriers {
     /// and of its socket device.
     ///
     /// # Errors
-    /// A thread can't be started, or nobody can listen for the socket device.
+    /// A thread can't be started.
     pub(super) fn start(
         shared: &Arc<Shared>,
         network: Network,
         console: Option<Arc<Outlet>>,
         vsock: Option<Arc<VsockSide>>,
-    ) -> Result<Self, VmmError> {
+        attention: Arc<Attention>,
+    ) -> io::Result<Self> {
         let (nics, end) = (network.nics().to_vec(), Some(network.end.clone()));
-        let mut carriers = Self { nics, end, console, vsock, ..Self::default() };
+        let mut carriers = Self { nics, end, console, vsock, attention, ..Self::default() };
         if let Some(outlet) = carriers.console.clone() {
             let thread = Builder::new().name("slackwater-out".to_owned()).spawn(move || print(&outlet));
-            carriers.senders.push(thread.map_err(no_thread())?);
+            carriers.senders.push(thread?);
         }
         if network.connected.is_empty() && carriers.vsock.is_none() {
             return Ok(carriers);
@@ -69,23 +69,22 @@ impl Carriers {
         let machine = shared.clone();
         carriers.attention.begin(move || machine.attend_beside());
         if let Some(vsock) = carriers.vsock.clone() {
-            vsock.listen(&carriers.attention)?;
             let attention = carriers.attention.clone();
             let thread = Builder::new().name("slackwater-vsock-tx".to_owned()).spawn(move || vsock.carry(&attention));
-            carriers.senders.push(thread.map_err(no_thread())?);
+            carriers.senders.push(thread?);
         }
         for (Connected { nic, backend, link }, index) in network.connected.into_iter().zip(0_u32..) {
             let sending: Sending = Arc::new(Mutex::new(Some(link.sender)));
             let (attention, out, to) = (carriers.attention.clone(), nic.clone(), sending.clone());
             let thread = Builder::new().name(format!("slackwater-tx-{index}")).spawn(move || send(&out, &to, &attention));
-            carriers.senders.push(thread.map_err(no_thread())?);
+            carriers.senders.push(thread?);
             let receiving = Receiving { nic, backend, end: network.end.clone(), sending, attention: carriers.attention.clone() };
             let thread = Builder::new().name(format!("slackwater-rx-{index}")).spawn(move || receiving.run(link.receiver));
-            carriers.receivers.push(thread.map_err(no_thread())?);
+            carriers.receivers.push(thread?);
         }
         let attention = carriers.attention.clone();
         let thread = Builder::new().name("slackwater-attend".to_owned()).spawn(move || attention.wait_on());
-        carriers.attendant = Some(thread.map_err(no_thread())?);
+        carriers.attendant = Some(thread?);
         Ok(carriers)
     }
 
@@ -116,10 +115,6 @@ impl Carriers {
         self.vsock.iter().for_each(|vsock| vsock.close());
         NetworkReport::of(&self.nics)
     }
-}
-
-fn no_thread() -> impl FnOnce(io::Error) -> VmmError {
-    system("starting a thread")
 }
 
 /// Sends what may leave. While the link is gone it is lost, as on a cable that was pulled.

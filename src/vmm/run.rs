@@ -91,8 +91,22 @@ impl Running {
     /// [`VmmError`]: threads, or the base epoch.
     pub fn start(vm: Vm, protection: Option<Protection>, limits: Limits, stop: Stop) -> Result<Self, VmmError> {
         let memory = vm.memory().clone();
-        let Vm { fd, vcpus, capture, spec, help, filling, late_check, devices, network, console_outlet, vsock, kvm_path, .. } =
-            vm;
+        let Vm {
+            fd,
+            vcpus,
+            capture,
+            spec,
+            help,
+            filling,
+            late_check,
+            devices,
+            network,
+            console_outlet,
+            vsock,
+            attention,
+            kvm_path,
+            ..
+        } = vm;
         let signal = kick::default_signal();
         kick::install_handler(signal).map_err(system("sigaction for the kick signal"))?;
         let handles = vcpus.iter().map(|vcpu| second_handle(&fd, vcpu).map(Mutex::new)).collect::<Result<Vec<_>, _>>()?;
@@ -165,7 +179,8 @@ impl Running {
             shared.vcpus.gate.open();
         }
         running.started = Instant::now();
-        running.carriers = Carriers::start(&shared, network, console_outlet, vsock)?;
+        running.carriers =
+            Carriers::start(&shared, network, console_outlet, vsock, attention).map_err(system("starting a thread"))?;
         if shared.engine.is_some() {
             let shared = shared.clone();
             let thread = Builder::new().name("slackwater-round".to_owned()).spawn(move || rounds::run(&shared));

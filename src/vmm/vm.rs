@@ -11,6 +11,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::attention::Attention;
 use super::boot::{Boot, LinuxError, Processors};
 use super::clocks::{Clocks, Since};
 use super::devices::{self, Devices, IrqLine, Parts};
@@ -59,6 +60,8 @@ pub struct Vm {
     /// Where the console's output leaves, where it waits.
     pub(super) console_outlet: Option<Arc<Outlet>>,
     pub(super) vsock: Option<Arc<VsockSide>>,
+    /// Looks after the devices once the machine runs.
+    pub(super) attention: Arc<Attention>,
 }
 
 /// How a machine is built, besides what it is.
@@ -218,6 +221,8 @@ impl Vm {
             let _ = getrandom(&mut port, GetRandomFlags::empty());
             Arc::new(VsockSide::new(vsock, u32::from_le_bytes(port), options.holds_outputs))
         });
+        let attention = Arc::new(Attention::default());
+        vsock.iter().try_for_each(|side| side.listen(&attention))?;
         let parts = Parts {
             memory: &memory,
             line: &|number| Arc::new(IrqLine { vm: fd.clone(), number }),
@@ -255,6 +260,7 @@ impl Vm {
             network,
             console_outlet,
             vsock,
+            attention,
         })
     }
 
