@@ -62,7 +62,7 @@ impl PageSource for AtHandSource<'_> {
 }
 
 fn make_chain(store: &Path) -> Result<(), Box<dyn Error>> {
-    let spec = MachineSpec { memory_bytes: MEMORY, vcpus: VCPUS, guest: GUEST.parse()? };
+    let spec = MachineSpec { memory_bytes: MEMORY, vcpus: VCPUS, guest: GUEST.parse()?, nets: Vec::new(), vsock: None };
     let mut vm =
         Vm::build(Path::new(KVM_PATH), spec, Tracking::Ring { budget: 65_536, ring: None, hot: HotPages::Off, early: false })?;
     let new =

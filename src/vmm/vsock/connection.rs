@@ -107,7 +107,7 @@ impl Connection {
     }
 
     /// Bytes of the guest that no host socket took.
-    pub(super) const fn of_guest_bytes(&self) -> u32 {
+    pub(super) const fn held_bytes(&self) -> u32 {
         self.credit.held()
     }
 

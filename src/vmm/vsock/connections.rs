@@ -95,7 +95,7 @@ impl Connections {
     /// them.
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
-        self.slots.values().map(|slot| u64::from(slot.connection.of_guest_bytes())).sum()
+        self.slots.values().map(|slot| u64::from(slot.connection.held_bytes())).sum()
     }
 
     /// Whether there is room for the answer to a packet of the guest. Where there is none, its
@@ -114,7 +114,7 @@ impl Connections {
         }
         let ports = Ports { host: header.dst_port, guest: header.src_port };
         let known = self.by_ports.get(&ports).copied().filter(|_| header.kind == TYPE_STREAM);
-        let Some(id) = known else { return self.take_of_stranger(ports, header, payload) };
+        let Some(id) = known else { return self.receive_stray(ports, header, payload) };
         let slot = self.slots.get_mut(&id)?;
         let kind = slot.connection.receive(header, payload);
         self.tidy(id);
@@ -122,7 +122,7 @@ impl Connections {
     }
 
     /// A packet of no connection.
-    fn take_of_stranger(&mut self, ports: Ports, header: &Header, payload: &[u8]) -> Option<Output> {
+    fn receive_stray(&mut self, ports: Ports, header: &Header, payload: &[u8]) -> Option<Output> {
         let is_request = header.kind == TYPE_STREAM && header.op() == Ok(Op::Request) && header.check_length(payload).is_ok();
         if is_request && self.slots.len() < CONNECTIONS_MAX {
             let id = self.add(ports, Connection::of_guest(header));

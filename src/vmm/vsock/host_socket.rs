@@ -167,3 +167,87 @@ impl AsFd for HostSocket {
         self.socket.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A socket, and the program's end, which does not wait for ever.
+    fn pair(make: fn(OwnedFd) -> HostSocket) -> (HostSocket, UnixStream) {
+        let (own, program) = UnixStream::pair().unwrap();
+        program.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        (make(own.into()), program)
+    }
+
+    #[test]
+    fn only_the_guests_bytes_are_counted() {
+        let (mut socket, mut program) = pair(HostSocket::waiting);
+        assert!(!socket.is_readable());
+        socket.accept(7);
+        assert!(socket.is_readable());
+        assert_eq!(socket.add(b"abc".to_vec()), 0);
+        assert_eq!(socket.write(), (3, false));
+        let mut got = [0; 8];
+        program.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"OK 7\nabc");
+    }
+
+    #[test]
+    fn a_half_is_closed_behind_its_bytes_and_the_other_stays_open() {
+        let (mut socket, mut program) = pair(HostSocket::open);
+        socket.send_no_more();
+        socket.add(b"last".to_vec());
+        assert_eq!(socket.write(), (4, false));
+        let mut got = Vec::new();
+        program.read_to_end(&mut got).unwrap();
+        assert_eq!(got, b"last");
+        assert!(!socket.is_finished());
+        program.write_all(b"on").unwrap();
+        let mut bytes = [0; 8];
+        assert_eq!(socket.read(&mut bytes), Read::Bytes(2));
+        assert_eq!(socket.read(&mut bytes), Read::Nothing);
+        drop(program);
+        assert_eq!(socket.read(&mut bytes), Read::End);
+        assert!(socket.is_finished());
+    }
+
+    #[test]
+    fn a_socket_that_closes_first_gives_what_it_has() {
+        let (mut socket, mut program) = pair(HostSocket::open);
+        let mut given = 0;
+        while socket.interest(false) == Some(PollFlags::empty()) {
+            given += 1 << 16;
+            socket.add(vec![1; 1 << 16]);
+            socket.write();
+        }
+        socket.close();
+        assert!(!socket.is_finished());
+        let mut got = 0;
+        while !socket.is_finished() {
+            got += program.read(&mut [0; 1 << 16]).unwrap();
+            socket.write();
+        }
+        drop(socket);
+        let mut rest = Vec::new();
+        program.read_to_end(&mut rest).unwrap();
+        assert_eq!(got + rest.len(), given);
+    }
+
+    #[test]
+    fn a_socket_whose_program_is_gone_is_not_waited_for() {
+        let (mut socket, program) = pair(HostSocket::waiting);
+        socket.accept(7);
+        drop(program);
+        assert_eq!(socket.interest(false), Some(PollFlags::OUT));
+        assert_eq!(socket.add(b"abc".to_vec()), 0);
+        assert_eq!(socket.write(), (3, true));
+        assert_eq!(socket.add(b"de".to_vec()), 2);
+        assert_eq!((socket.interest(false), socket.interest(true)), (None, Some(PollFlags::IN)));
+        assert_eq!(socket.read(&mut [0; 8]), Read::End);
+        assert_eq!(socket.interest(true), None);
+    }
+}

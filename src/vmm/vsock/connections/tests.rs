@@ -262,9 +262,12 @@ fn a_packet_of_no_connection_is_answered_with_a_reset() {
     assert_eq!(device.len(), 1);
     // A reset is not answered, and other addresses are not this guest's.
     device.from_guest(&packet(Op::Reset, 1, 5), &[]);
-    device.from_guest(&Header { src_cid: 4, ..packet(Op::Data, 1000, 5) }, &[]);
-    device.from_guest(&Header { dst_cid: 1, ..packet(Op::Data, 1000, 5) }, &[]);
-    device.from_guest(&Header { dst_cid: HOST_CID | 1 << 32, ..packet(Op::Data, 1000, 5) }, &[]);
+    for port in [1, 1000] {
+        let request = packet(Op::Request, port, 5);
+        assert_eq!(device.from_guest(&Header { src_cid: 4, ..request }, &[]), None);
+        assert_eq!(device.from_guest(&Header { dst_cid: 1, ..request }, &[]), None);
+        assert_eq!(device.from_guest(&Header { dst_cid: HOST_CID | 1 << 32, ..request }, &[]), None);
+    }
     assert_eq!(device.next_for_guest(0), None);
     assert_eq!(device.len(), 1);
 }
