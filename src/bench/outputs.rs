@@ -12,12 +12,10 @@ use super::BenchError;
 use super::stats::round;
 use super::whole::Scratch;
 use super::workload::{Axis, Extent, TrackerKind};
-use crate::epoch::{Durability, Engine, EngineOptions, Report, Start};
+use crate::epoch::{Durability, EngineOptions, Report};
 use crate::ledger::{Load, LoadOptions, LoadReport, UnixWire, Verdict, WireError, run};
-use crate::store::{NewChain, Writer, WriterOptions};
 use crate::vmm::{
     BuildOptions, GuestSpec, Limits, MachineSpec, NetBackend, NetSpec, NetworkReport, Protection, Running, Stop, Vm, VmmError,
-    memory_regions,
 };
 
 const GUEST: &str = "ledger:pages=4096";
@@ -142,9 +140,6 @@ fn measure_with(kvm: &Path, dir: &Path, point: &OutputPoint, time: Duration, hol
     let options = BuildOptions { holds_outputs: holds, ..BuildOptions::default() };
     let tracking = TrackerKind::RingHot.tracking_with(BUDGET_PAGES, None, true);
     let mut vm = Vm::build_with(kvm, spec, tracking, &options)?;
-    let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
-    let new = NewChain { memory: memory_regions(MEMORY_BYTES), device_runs: 0, vcpus: 1, machine };
-    let writer = Writer::create(scratch.0.join("store"), &new, WriterOptions::default())?;
     vm.load()?;
     let share_pages = vm.share_pages();
     let on_release = vm.devices().map(|devices| devices.hold_until_released(false, OUTPUT_DELAY)).transpose();
@@ -156,8 +151,7 @@ fn measure_with(kvm: &Path, dir: &Path, point: &OutputPoint, time: Duration, hol
         on_release,
         ..EngineOptions::default()
     };
-    let tracker = vm.take_tracker().ok_or(VmmError::Ring(crate::kvm::ring::RingError::Unsupported))?;
-    let engine = Engine::new(vm.memory().clone(), tracker, Box::new(writer), Start::Fresh, options)?;
+    let engine = super::whole::engine(&mut vm, &scratch.0.join("store"), options, |tracker| tracker)?;
     let protection = Protection { engine, interval: Some(INTERVAL), base_first: true, share_pages };
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();

@@ -9,6 +9,7 @@ use super::cpu::{Group, Usage};
 use super::runner::Sample;
 use crate::epoch::{Durability, Early, Engine, EngineOptions, Report, Start, Tracker};
 use crate::format::Compression;
+use crate::machine::MachineState;
 use crate::store::{Chain, NewChain, Writer, WriterOptions};
 use crate::vmm::{GuestSpec, Limits, MachineSpec, Paced, Protection, Running, Stop, Tracking, Vm, VmmError, memory_regions};
 
@@ -18,6 +19,21 @@ const PASS_LIMIT: Duration = Duration::from_secs(20);
 /// The guest whose options are `text`.
 pub(super) fn guest(text: &str) -> Result<GuestSpec, BenchError> {
     text.parse().map_err(|error: crate::vmm::GuestSpecError| BenchError::Guest { guest: text.to_owned(), source: error.into() })
+}
+
+/// The engine of `vm`, which has one vCPU and its memory loaded. Its chain is new, at `store`. The
+/// tracker is made of the machine's.
+pub(super) fn engine(
+    vm: &mut Vm,
+    store: &Path,
+    options: EngineOptions,
+    wrap: impl FnOnce(Box<dyn Tracker>) -> Box<dyn Tracker>,
+) -> Result<Engine<MachineState>, BenchError> {
+    let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
+    let new = NewChain { memory: memory_regions(vm.spec().memory_bytes), device_runs: 0, vcpus: 1, machine };
+    let writer = Writer::create(store, &new, WriterOptions::default())?;
+    let tracker = vm.take_tracker().ok_or(VmmError::Ring(crate::kvm::ring::RingError::Unsupported))?;
+    Ok(Engine::new(vm.memory().clone(), wrap(tracker), Box::new(writer), Start::Fresh, options)?)
 }
 
 /// What a guest did in a run.
@@ -147,9 +163,6 @@ impl Machine<'_> {
     ) -> Result<Protected, BenchError> {
         let scratch = Scratch::new(dir);
         let mut vm = Vm::build(self.kvm, self.spec(), under.tracking)?;
-        let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
-        let new = NewChain { memory: memory_regions(self.memory_bytes), device_runs: 0, vcpus: 1, machine };
-        let writer = Writer::create(&scratch.0, &new, WriterOptions::default())?;
         vm.load()?;
         let options = EngineOptions {
             budget_pages: usize::try_from(under.budget_pages).unwrap_or(usize::MAX),
@@ -158,8 +171,7 @@ impl Machine<'_> {
             early: under.early,
             ..EngineOptions::default()
         };
-        let tracker = vm.take_tracker().ok_or(VmmError::Ring(crate::kvm::ring::RingError::Unsupported))?;
-        let engine = Engine::new(vm.memory().clone(), wrap(tracker), Box::new(writer), Start::Fresh, options)?;
+        let engine = engine(&mut vm, &scratch.0, options, wrap)?;
         let protection = Protection { engine, interval: under.interval, base_first: true, share_pages: 0 };
         let usage_before = Usage::now();
         let mut running = Running::start(vm, Some(protection), self.limits(), Stop::default())?;
