@@ -47,12 +47,6 @@ pub(super) fn time_above_zero(text: &str) -> Result<Duration, String> {
     if time.is_zero() { Err("must be more than nothing".to_owned()) } else { Ok(time) }
 }
 
-/// Nanoseconds as microseconds, to a tenth.
-#[expect(clippy::cast_precision_loss, reason = "times below 2^52 ns are exact, and this is for people")]
-pub(super) fn us(ns: u64) -> f64 {
-    (ns as f64 / 100.0).round() / 10.0
-}
-
 /// Reads a share as a percentage, above 0% and below 100%: `5%` is 0.05.
 pub(super) fn percent(text: &str) -> Result<f64, String> {
     let what = || "a share is a percentage above 0% and below 100%, such as `5%` or `0.5%`".to_owned();

@@ -37,7 +37,7 @@ mod shared;
 mod sink;
 mod slot;
 mod staging;
-mod times;
+pub(crate) mod times;
 mod tracker;
 mod tracking;
 mod versions;

@@ -16,36 +16,46 @@ pub struct Distribution {
 
 /// Times up to an hour, to three digits.
 #[derive(Clone, Debug)]
-pub(super) struct Times(Histogram<u64>);
+pub(crate) struct Times(Histogram<u64>);
 
 impl Times {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let histogram = Histogram::new_with_bounds(1, 3_600_000_000_000, 3);
         Self(histogram.expect("1 ns to an hour with 3 digits are bounds that the histogram takes"))
     }
 
-    pub(super) fn record(&mut self, ns: u64) {
+    pub(crate) fn record(&mut self, ns: u64) {
         self.0.saturating_record(ns);
     }
 
-    fn us(&self, quantile: f64) -> f64 {
-        us(self.0.value_at_quantile(quantile))
+    /// Adds all the times of `other`.
+    #[cfg(feature = "vmm")]
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.0 += &other.0;
+    }
+
+    /// How many there are.
+    #[cfg(feature = "vmm")]
+    pub(crate) fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// A quantile in microseconds, or 0 of no times.
+    pub(crate) fn us(&self, quantile: f64) -> f64 {
+        if self.0.is_empty() { 0.0 } else { us(self.0.value_at_quantile(quantile)) }
     }
 
     pub(super) fn distribution(&self) -> Distribution {
-        if self.0.is_empty() {
-            return Distribution::default();
-        }
         Distribution { p50: self.us(0.5), p99: self.us(0.99), max: us(self.0.max()) }
     }
 
     pub(super) fn median(&self) -> f64 {
-        if self.0.is_empty() { 0.0 } else { self.us(0.5) }
+        self.us(0.5)
     }
 }
 
 /// Nanoseconds as microseconds, to a tenth.
 #[expect(clippy::cast_precision_loss, reason = "times below 2^52 ns are exact, and this is for people")]
-pub(super) fn us(ns: u64) -> f64 {
+pub(crate) fn us(ns: u64) -> f64 {
     (ns as f64 / 100.0).round() / 10.0
 }
