@@ -125,7 +125,7 @@ impl GuestSpec {
         Ok(match self {
             Self::Churn(options) => churn::Image::build(options, memory_bytes, vcpus)?.into_flat(),
             Self::Touch(options) => touch::Image::build(options, memory_bytes, vcpus)?.into_flat(),
-            Self::Ledger(options) => ledger::Image::build(options, memory_bytes, vcpus)?.into_flat(),
+            Self::Ledger(options) => ledger::build(options, memory_bytes, vcpus)?,
             Self::Linux(_) => return Err(LinuxError::NotBuiltIn.into()),
         })
     }

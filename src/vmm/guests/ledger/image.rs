@@ -53,49 +53,28 @@ pub enum LedgerError {
     },
 }
 
-/// The guest for one size of memory and number of vCPUs, ready to be put into memory that is
-/// otherwise zero.
-#[derive(Clone, Debug)]
-pub struct Image {
-    flat: FlatImage,
-}
-
-impl Image {
-    /// Makes the guest that `options` ask for, for `memory_bytes` (4 MiB to 64 GiB, in whole pages)
-    /// and `vcpus` (1 to 64).
-    ///
-    /// # Errors
-    /// Each variant of [`LedgerError`], which names the bound that does not hold.
-    pub fn build(options: &Options, memory_bytes: u64, vcpus: u32) -> Result<Self, LedgerError> {
-        flat::check("ledger", memory_bytes, vcpus)?;
-        let end = AREA + options.pages() * PAGE_SIZE_U64;
-        if end > memory_bytes {
-            let needed = end.next_multiple_of(MIB).max(flat::MEMORY_MIN);
-            return Err(LedgerError::TooSmall { pages: options.pages(), found: memory_bytes, needed });
-        }
-        let mut segments = Segments::flat(program::bytes(), memory_bytes, STATE);
-        segments.map_registers(VIRTIO, memory_bytes);
-        for vcpu in 0..vcpus {
-            segments.put(TOLD + u64::from(vcpu) * PAGE_SIZE_U64, &told(options, vcpu));
-        }
-        segments.put(STATE, &state());
-        segments.put(RECEIVE_QUEUE, &queue(RECEIVE_BUFFERS, RECEIVE_BUFFER_SHIFT, Side::Receive));
-        segments.put(TRANSMIT_QUEUE, &queue(TRANSMIT_BUFFERS, TRANSMIT_BUFFER_SHIFT, Side::Transmit));
-        let regs = (0..vcpus).map(|vcpu| kvm_regs { rbx: TOLD + u64::from(vcpu) * PAGE_SIZE_U64, ..flat::initial_regs() });
-        Ok(Self { flat: FlatImage::new(segments, regs.collect()) })
+/// Makes the guest that `options` ask for, for `memory_bytes` (4 MiB to 64 GiB, in whole pages)
+/// and `vcpus` (1 to 64).
+///
+/// # Errors
+/// Each variant of [`LedgerError`], which names the bound that does not hold.
+pub fn build(options: &Options, memory_bytes: u64, vcpus: u32) -> Result<FlatImage, LedgerError> {
+    flat::check("ledger", memory_bytes, vcpus)?;
+    let end = AREA + options.pages() * PAGE_SIZE_U64;
+    if end > memory_bytes {
+        let needed = end.next_multiple_of(MIB).max(flat::MEMORY_MIN);
+        return Err(LedgerError::TooSmall { pages: options.pages(), found: memory_bytes, needed });
     }
-
-    /// What the loader writes, and the vCPUs' first registers.
-    #[must_use]
-    pub const fn flat(&self) -> &FlatImage {
-        &self.flat
+    let mut segments = Segments::flat(program::bytes(), memory_bytes, STATE);
+    segments.map_registers(VIRTIO, memory_bytes);
+    for vcpu in 0..vcpus {
+        segments.put(TOLD + u64::from(vcpu) * PAGE_SIZE_U64, &told(options, vcpu));
     }
-
-    /// The same.
-    #[must_use]
-    pub fn into_flat(self) -> FlatImage {
-        self.flat
-    }
+    segments.put(STATE, &state());
+    segments.put(RECEIVE_QUEUE, &queue(RECEIVE_BUFFERS, RECEIVE_BUFFER_SHIFT, Side::Receive));
+    segments.put(TRANSMIT_QUEUE, &queue(TRANSMIT_BUFFERS, TRANSMIT_BUFFER_SHIFT, Side::Transmit));
+    let regs = (0..vcpus).map(|vcpu| kvm_regs { rbx: TOLD + u64::from(vcpu) * PAGE_SIZE_U64, ..flat::initial_regs() });
+    Ok(FlatImage::new(segments, regs.collect()))
 }
 
 /// Guest physical address of the page with the guest's state. What lies below is read only for the
@@ -174,7 +153,7 @@ mod tests {
     use crate::vmm::guests::flat::MEMORY_MAX;
 
     fn error(text: &str, memory_bytes: u64, vcpus: u32) -> String {
-        Image::build(&text.parse().unwrap(), memory_bytes, vcpus).unwrap_err().to_string()
+        build(&text.parse().unwrap(), memory_bytes, vcpus).unwrap_err().to_string()
     }
 
     #[test]
@@ -183,25 +162,25 @@ mod tests {
         assert!(error("ledger", MEMORY_MAX + 4096, 1).ends_with("in whole pages of 4096, not 68719480832"));
         let message = "`ledger` with pages=1024 needs at least 7M of memory, 6291456 bytes are too little";
         assert_eq!(error("ledger", 6 * MIB, 1), message);
-        Image::build(&"ledger".parse().unwrap(), 7 * MIB, 64).unwrap();
-        Image::build(&"ledger:pages=1".parse().unwrap(), 4 * MIB, 1).unwrap();
+        build(&"ledger".parse().unwrap(), 7 * MIB, 64).unwrap();
+        build(&"ledger:pages=1".parse().unwrap(), 4 * MIB, 1).unwrap();
         let most: Options = format!("ledger:pages={PAGES_MAX}").parse().unwrap();
-        Image::build(&most, 3 << 30, 1).unwrap();
+        build(&most, 3 << 30, 1).unwrap();
         assert!(program::bytes().len() < flat::CODE_BYTES_MAX);
     }
 
     /// The page directory's entry for the registers, from the root on.
     fn registers_entry(memory_bytes: u64) -> u64 {
-        let image = Image::build(&"ledger:pages=1".parse().unwrap(), memory_bytes, 1).unwrap();
+        let image = build(&"ledger:pages=1".parse().unwrap(), memory_bytes, 1).unwrap();
         let mut end = 0;
-        for segment in image.flat().segments() {
+        for segment in image.segments() {
             assert!(segment.address >= end, "{:#x} overlaps or is out of order", segment.address);
             end = segment.address + segment.bytes.len() as u64;
         }
         let word = |address: u64| {
             let holds =
                 |segment: &&flat::Segment| (segment.address..segment.address + segment.bytes.len() as u64).contains(&address);
-            let segment = image.flat().segments().iter().find(holds).unwrap();
+            let segment = image.segments().iter().find(holds).unwrap();
             let at = usize::try_from(address - segment.address).unwrap();
             u64::from_le_bytes(*segment.bytes[at..].first_chunk().unwrap())
         };

@@ -41,7 +41,7 @@ mod program;
 #[cfg(test)]
 mod native_tests;
 
-pub use image::{Image, LedgerError, state_address};
+pub use image::{LedgerError, build, state_address};
 pub use layout::requests;
 pub use options::{Options, PAGES_MAX};
 

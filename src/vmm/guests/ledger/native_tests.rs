@@ -195,7 +195,7 @@ struct Machine {
 impl Machine {
     /// A machine before its first instruction.
     fn new(vcpus: u32, device: TestDevice) -> Self {
-        let image = Image::build(&OPTIONS.parse().unwrap(), MEMORY as u64, vcpus).unwrap();
+        let image = build(&OPTIONS.parse().unwrap(), MEMORY as u64, vcpus).unwrap();
         let vm = Kvm::new().unwrap().create_vm().unwrap();
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let region = kvm_userspace_memory_region {
@@ -209,15 +209,15 @@ impl Machine {
         // are fields of the machine.
         unsafe { vm.set_user_memory_region(region) }.unwrap();
         vm.create_irq_chip().unwrap();
-        for segment in image.flat().segments() {
+        for segment in image.segments() {
             memory.write_slice(&segment.bytes, GuestAddress(segment.address)).unwrap();
         }
         let vcpus = (0..vcpus)
             .map(|index| {
                 let vcpu = vm.create_vcpu(u64::from(index)).unwrap();
-                vcpu.set_sregs(&image.flat().initial_sregs(vcpu.get_sregs().unwrap())).unwrap();
-                vcpu.set_regs(&image.flat().initial_regs(index).unwrap()).unwrap();
-                vcpu.set_mp_state(image.flat().initial_mp_state()).unwrap();
+                vcpu.set_sregs(&image.initial_sregs(vcpu.get_sregs().unwrap())).unwrap();
+                vcpu.set_regs(&image.initial_regs(index).unwrap()).unwrap();
+                vcpu.set_mp_state(image.initial_mp_state()).unwrap();
                 vcpu
             })
             .collect();
