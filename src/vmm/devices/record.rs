@@ -82,6 +82,26 @@ impl<'s> Fields<'s> {
         self.bytes().map(u8::from_le_bytes)
     }
 
+    /// A byte that says yes or no.
+    pub(super) fn flag(&mut self) -> Result<bool, StateError> {
+        let byte = self.u8()?;
+        self.is_set(byte.into())
+    }
+
+    /// As [`flag`](Self::flag), in two bytes.
+    pub(super) fn wide_flag(&mut self) -> Result<bool, StateError> {
+        let word = self.u16()?;
+        self.is_set(word)
+    }
+
+    fn is_set(&self, field: u16) -> Result<bool, StateError> {
+        match field {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(self.malformed("0 or 1")),
+        }
+    }
+
     pub(super) fn u16(&mut self) -> Result<u16, StateError> {
         self.bytes().map(u16::from_le_bytes)
     }

@@ -96,11 +96,11 @@ impl Net {
     }
 
     fn transmit(&mut self, mut request: Request<'_>) {
-        let mut packet = self.nic.outlet.buffer();
+        let mut packet = self.nic.buffers.take();
         let bytes = request.readable.available_bytes();
         packet.resize(bytes, 0);
         if bytes < HEADER_BYTES + FRAME_BYTES_MIN || request.readable.read_exact(&mut packet).is_err() {
-            return self.nic.outlet.recycle(packet);
+            return self.nic.buffers.put(packet);
         }
         if let (Ok(mac), Some(frame)) = (Mac::new(self.mac), packet.get(HEADER_BYTES..)) {
             self.neighbours.learn(mac, frame);
@@ -205,7 +205,7 @@ impl VirtioDevice for Net {
 
     fn input_is_done(&mut self, _queue: usize, given: bool) {
         if let Some(packet) = self.input.take() {
-            self.nic.inlet.recycle(packet);
+            self.nic.buffers.put(packet);
         }
         self.nic.count_received(given);
     }
@@ -248,11 +248,7 @@ impl VirtioDevice for Net {
 
     fn restore(&mut self, mut saved: Fields<'_>) -> Result<(), StateError> {
         let mac = saved.bytes()?;
-        let announces = match saved.u8()? {
-            0 => false,
-            1 => true,
-            _ => return Err(saved.malformed("0 or 1")),
-        };
+        let announces = saved.flag()?;
         let at = saved.at();
         let neighbours = Neighbours::decode(saved.rest()).map_err(|it| saved.malformed_at(at + it.offset, it.expected))?;
         (self.mac, self.neighbours, self.announces, self.input) = (mac, neighbours, announces, None);

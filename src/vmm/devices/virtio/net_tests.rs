@@ -14,7 +14,8 @@ use virtio_bindings::virtio_mmio::{
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF};
 
 use super::net::Net;
-use super::queue_driver::{QueueDriver, SIZE, parts};
+use super::queue_driver::{QueueDriver, parts};
+use super::virtio_device::QUEUE_SIZE;
 use crate::page::EpochId;
 use crate::vmm::devices::device::{Device, Progress};
 use crate::vmm::devices::record::{Fields, RecordName};
@@ -67,7 +68,7 @@ impl Driver {
 
     /// Sends a frame of so many bytes.
     fn send(&mut self, bytes: usize, content: u8) {
-        let slot = self.added[TX] % SIZE;
+        let slot = self.added[TX] % QUEUE_SIZE;
         let address = 0x40000 + u64::from(slot) * 2048;
         let packet = packet(bytes, content);
         self.write(address, &packet);
@@ -156,7 +157,7 @@ fn packets_come_in_and_wait_for_buffers_and_room() {
         assert_eq!(driver.work(), Progress::Idle);
         assert_eq!(driver.used(RX), None);
         driver.add(RX, 0, &[(0x20000, 2048, true)]);
-        assert_eq!(driver.work_with(2), Progress::NoRoom);
+        assert_eq!(driver.work_with(2, true), Progress::NoRoom);
         assert_eq!(driver.work(), Progress::Idle);
         assert_eq!(driver.used(RX), Some((0, 72)));
         let mut expected = packet(60, 7);

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::sync::Arc;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
@@ -13,31 +13,30 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_mmio::{
-    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES, VIRTIO_MMIO_DRIVER_FEATURES_SEL,
-    VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE, VIRTIO_MMIO_QUEUE_AVAIL_LOW,
-    VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX,
-    VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VERSION,
+    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE,
+    VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_STATUS,
+    VIRTIO_MMIO_VERSION,
 };
 use vm_memory::{Bytes, GuestAddress};
 
 use super::block::Block;
 use super::entropy::Entropy;
+use super::queue_driver::{GUEST, QueueDriver, parts};
 use super::transport::Transport;
-use super::virtio_device::{QUEUE_SIZE, REQUEST_PAGES_MAX, VirtioDevice};
+use super::virtio_device::{QUEUE_SIZE, REQUEST_PAGES_MAX};
 use crate::machine::{DeviceState, StateError};
 use crate::memory::GuestMemory;
-use crate::page::{EpochId, Gfn, PageRun};
+use crate::page::{EpochId, PAGE_SIZE_U64};
 use crate::parked::Parked;
-use crate::vmm::devices::device::{Device, Progress, When};
+use crate::vmm::devices::device::{Device, Progress};
 use crate::vmm::devices::disk::{Disk, DiskBase, device_regions};
 use crate::vmm::devices::record::{Fields, RecordName};
-use crate::vmm::devices::testing::FakeLine;
 
-const DESCRIPTORS: u64 = 0x1000;
-const AVAILABLE: u64 = 0x2000;
-const USED: u64 = 0x3000;
+const DESCRIPTORS: u64 = parts(0)[0];
+const AVAILABLE: u64 = parts(0)[1];
+const USED: u64 = parts(0)[2];
 const BUFFERS: u64 = 0x10000;
-const GUEST_BYTES: u64 = 1 << 20;
+const GUEST_BYTES: u64 = GUEST.count * PAGE_SIZE_U64;
 const BOTH: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_BLK_F_FLUSH;
 
 const RECORD: RecordName = RecordName::only("disk", 1);
@@ -50,14 +49,24 @@ fn restore(device: &mut Transport, saved: &DeviceState) -> Result<(), StateError
     device.restore(Fields::of(saved, RECORD)?)
 }
 
-/// A driver as simple as there can be.
+/// A driver of a device with one queue.
 struct Driver {
     _dir: Option<tempfile::TempDir>,
-    device: Transport,
-    memory: GuestMemory,
-    line: FakeLine,
-    added: u16,
-    seen: u16,
+    queues: QueueDriver,
+}
+
+impl Deref for Driver {
+    type Target = QueueDriver;
+
+    fn deref(&self) -> &QueueDriver {
+        &self.queues
+    }
+}
+
+impl DerefMut for Driver {
+    fn deref_mut(&mut self) -> &mut QueueDriver {
+        &mut self.queues
+    }
 }
 
 fn content(bytes: usize) -> Vec<u8> {
@@ -65,15 +74,9 @@ fn content(bytes: usize) -> Vec<u8> {
 }
 
 impl Driver {
-    fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory, dir: Option<tempfile::TempDir>) -> Self {
-        let line = FakeLine::default();
-        let device = Transport::with_line(device, RECORD, memory.clone(), Arc::new(line.clone()), 0);
-        Self { _dir: dir, device, memory, line, added: 0, seen: 0 }
-    }
-
     fn entropy() -> Self {
-        let memory = GuestMemory::anonymous(&[PageRun { first: Gfn(0), count: GUEST_BYTES / 4096 }], 64).unwrap();
-        Self::new(Box::new(Entropy), memory, None)
+        let memory = GuestMemory::anonymous(&[GUEST], 64).unwrap();
+        Self { _dir: None, queues: QueueDriver::of(Box::new(Entropy), RECORD, memory) }
     }
 
     /// A disk of 1 MiB.
@@ -82,80 +85,26 @@ impl Driver {
         let path = dir.path().join("base");
         fs::write(&path, content(1 << 20)).unwrap();
         let base = DiskBase::read(&path).unwrap();
-        let guest = [PageRun { first: Gfn(0), count: GUEST_BYTES / 4096 }];
-        let regions = device_regions(&guest, std::slice::from_ref(&base));
-        let memory = GuestMemory::with_devices(&guest, &regions, 64).unwrap();
+        let regions = device_regions(&[GUEST], std::slice::from_ref(&base));
+        let memory = GuestMemory::with_devices(&[GUEST], &regions, 64).unwrap();
         let disk = Disk::open(&base, None, memory.clone(), regions[0]).unwrap();
-        Self::new(Box::new(Block::new(disk, 0)), memory, Some(dir))
+        Self { _dir: Some(dir), queues: QueueDriver::of(Box::new(Block::new(disk, 0)), RECORD, memory) }
     }
 
-    fn get(&mut self, register: u32) -> u32 {
-        let mut value = [0; 4];
-        self.device.read(0, register.into(), &mut value);
-        u32::from_le_bytes(value)
-    }
-
-    fn put(&mut self, register: u32, value: u64) {
-        self.device.write(0, register.into(), &u32::try_from(value).unwrap().to_le_bytes()).unwrap();
-    }
-
-    fn set_up(&mut self, features: u64) {
-        for status in [1, 3] {
-            self.put(VIRTIO_MMIO_STATUS, status);
-        }
-        for select in [0, 1] {
-            self.put(VIRTIO_MMIO_DRIVER_FEATURES_SEL, select);
-            self.put(VIRTIO_MMIO_DRIVER_FEATURES, features >> (32 * select) & 0xffff_ffff);
-        }
-        self.put(VIRTIO_MMIO_STATUS, 11);
-        for (register, value) in [
-            (VIRTIO_MMIO_QUEUE_NUM, u64::from(QUEUE_SIZE)),
-            (VIRTIO_MMIO_QUEUE_DESC_LOW, DESCRIPTORS),
-            (VIRTIO_MMIO_QUEUE_AVAIL_LOW, AVAILABLE),
-            (VIRTIO_MMIO_QUEUE_USED_LOW, USED),
-            (VIRTIO_MMIO_QUEUE_READY, 1),
-        ] {
-            self.put(register, value);
-        }
-        self.put(VIRTIO_MMIO_STATUS, 15);
-    }
-
-    fn describe(&self, index: u16, address: u64, bytes: u32, flags: u16, next: u16) {
-        let at = GuestAddress(DESCRIPTORS + u64::from(index) * 16);
-        let descriptor = [&address.to_le_bytes()[..], &bytes.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
-        self.memory.ram().write_slice(&descriptor, at).unwrap();
-    }
-
-    /// Adds a request of (address, bytes, device writes it), its descriptors from `first` on.
     fn add(&mut self, first: u16, buffers: &[(u64, u32, bool)]) {
-        for ((address, bytes, is_write), index) in buffers.iter().zip(first..) {
-            let is_last = usize::from(index - first) + 1 == buffers.len();
-            self.describe(index, *address, *bytes, u16::from(!is_last) | u16::from(*is_write) << 1, index + 1);
-        }
-        let ram = self.memory.ram();
-        ram.write_obj(first, GuestAddress(AVAILABLE + 4 + u64::from(self.added % QUEUE_SIZE) * 2)).unwrap();
-        self.added = self.added.wrapping_add(1);
-        ram.write_obj(self.added, GuestAddress(AVAILABLE + 2)).unwrap();
-        self.put(VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+        self.queues.add(0, first, buffers);
     }
 
-    fn work(&mut self) -> Progress {
-        self.work_with(u64::MAX, true)
-    }
-
-    fn work_with(&mut self, room: u64, hold: bool) -> Progress {
-        self.device.work(&When { room_pages: &|| room, leave_off: &|| false, hold }).unwrap()
-    }
-
-    /// The next request that was answered, and how many bytes the answer has.
     fn used(&mut self) -> Option<(u32, u32)> {
-        let ram = self.memory.ram();
-        if ram.read_obj::<u16>(GuestAddress(USED + 2)).unwrap() == self.seen {
-            return None;
+        self.queues.used(0)
+    }
+
+    /// The device was reset: its queue is empty again.
+    fn start_again(&mut self) {
+        (self.added[0], self.seen[0]) = (0, 0);
+        for ring in [AVAILABLE, USED] {
+            self.memory.ram().write_obj(0_u16, GuestAddress(ring + 2)).unwrap();
         }
-        let at = USED + 4 + u64::from(self.seen % QUEUE_SIZE) * 8;
-        self.seen = self.seen.wrapping_add(1);
-        Some((ram.read_obj(GuestAddress(at)).unwrap(), ram.read_obj(GuestAddress(at + 4)).unwrap()))
     }
 
     /// A disk's request with data at [`BUFFERS`], and its status, which lies behind the data.
@@ -181,9 +130,7 @@ impl Driver {
     }
 
     fn data(&self, bytes: usize) -> Vec<u8> {
-        let mut data = vec![0; bytes];
-        self.memory.ram().read_slice(&mut data, GuestAddress(BUFFERS)).unwrap();
-        data
+        self.read(BUFFERS, bytes)
     }
 }
 
@@ -273,7 +220,7 @@ fn an_answer_that_promises_durability_waits_for_it() {
 
     driver.memory.ram().write_obj(0xff_u8, GuestAddress(status)).unwrap();
     restore(&mut driver.device, &saved).unwrap();
-    driver.seen = 0;
+    driver.seen[0] = 0;
     driver.memory.ram().write_obj(0_u16, GuestAddress(USED + 2)).unwrap();
     assert!(!driver.device.wants_epoch());
     driver.device.note_taken(EpochId::NONE);
@@ -286,8 +233,7 @@ fn an_answer_that_promises_durability_waits_for_it() {
     assert_eq!((driver.used(), driver.byte(status)), (Some((0, 1)), 0));
     // A driver that knows no flush gets it with each write.
     driver.put(VIRTIO_MMIO_STATUS, 0);
-    (driver.added, driver.seen) = (0, 0);
-    driver.memory.ram().write_obj(0_u16, GuestAddress(USED + 2)).unwrap();
+    driver.start_again();
     driver.set_up(1 << VIRTIO_F_VERSION_1);
     let status = driver.request(VIRTIO_BLK_T_FLUSH, 0, 0);
     driver.work();
@@ -339,7 +285,7 @@ fn a_driver_that_breaks_the_rules_stops_its_device_only() {
             "a loop",
             |driver| {
                 driver.add(0, &[(BUFFERS, 16, false)]);
-                driver.describe(0, BUFFERS, 16, 1, 0);
+                driver.describe(0, 0, BUFFERS, 16, 1, 0);
             },
             false,
         ),
@@ -357,10 +303,7 @@ fn a_driver_that_breaks_the_rules_stops_its_device_only() {
         assert_eq!(driver.used().is_some(), !stops, "{what}");
         // A reset mends it.
         driver.put(VIRTIO_MMIO_STATUS, 0);
-        (driver.added, driver.seen) = (0, 0);
-        for ring in [AVAILABLE, USED] {
-            driver.memory.ram().write_obj(0_u16, GuestAddress(ring + 2)).unwrap();
-        }
+        driver.start_again();
         driver.set_up(BOTH);
         let status = driver.request(VIRTIO_BLK_T_IN, 0, 512);
         driver.work();

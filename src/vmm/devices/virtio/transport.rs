@@ -108,6 +108,32 @@ struct Sizes {
     last: Option<u64>,
 }
 
+impl Sizes {
+    /// Looks over a request and brings its pages. Of one of more than `bytes_max` not all is looked
+    /// at.
+    fn of(chain: &Chain<'_>, memory: &GuestMemory, bytes_max: u64) -> Result<Self, Fault> {
+        let mut sizes = Self { readable_bytes: 0, bytes: 0, answer_pages: 0, last: None };
+        for descriptor in chain.clone() {
+            let (address, bytes) = (descriptor.addr().0, u64::from(descriptor.len()));
+            sizes.bytes += bytes;
+            if sizes.bytes > bytes_max {
+                break;
+            }
+            let Some(last) = address.checked_add(bytes.saturating_sub(1)) else { return Err(QueueError::AddressOverflow.into()) };
+            memory.bring_range(address, bytes)?;
+            if descriptor.is_write_only() {
+                if bytes > 0 {
+                    sizes.answer_pages += last / PAGE_SIZE_U64 - address / PAGE_SIZE_U64 + 1;
+                    sizes.last = Some(last);
+                }
+            } else {
+                sizes.readable_bytes += bytes;
+            }
+        }
+        Ok(sizes)
+    }
+}
+
 impl Transport {
     /// A device whose record is `record`. There are `index` virtio devices before it.
     pub(super) fn new(device: Box<dyn VirtioDevice>, record: RecordName, parts: &Parts<'_>, index: u32) -> Self {
@@ -250,36 +276,35 @@ impl Transport {
     }
 
     fn work_on_requests(&mut self, index: usize, when: &When<'_>) -> Result<Progress, Fault> {
-        let memory = self.memory.clone();
+        let Self { memory, device, queues, driver_features, held, .. } = self;
+        let Some(queue) = queues.get_mut(index) else { return Ok(Progress::Idle) };
         let ram = memory.ram();
         loop {
             if (when.leave_off)() {
                 return Ok(Progress::LeftOff);
             }
             // Who makes it take more says so.
-            if !self.device.takes(index) {
+            if !device.takes(index) {
                 return Ok(Progress::Idle);
             }
-            let Some(queue) = self.queues.get_mut(index) else { return Ok(Progress::Idle) };
             let Some(chain) = queue.take(ram)? else { return Ok(Progress::Idle) };
             let head = chain.head_index();
-            let sizes = self.sizes(chain.clone())?;
-            let written = self.device.pages_written(sizes.readable_bytes) + sizes.answer_pages + USED_PAGES;
-            debug_assert!(sizes.bytes > self.device.request_bytes_max() || written <= REQUEST_PAGES_MAX, "{written}");
-            let Some(queue) = self.queues.get_mut(index) else { return Ok(Progress::Idle) };
+            let sizes = Sizes::of(&chain, memory, device.request_bytes_max())?;
+            let written = device.pages_written(sizes.readable_bytes) + sizes.answer_pages + USED_PAGES;
+            debug_assert!(sizes.bytes > device.request_bytes_max() || written <= REQUEST_PAGES_MAX, "{written}");
             if written.min(REQUEST_PAGES_MAX) > (when.room_pages)() {
                 queue.put_back(1);
                 return Ok(Progress::NoRoom);
             }
-            if sizes.bytes > self.device.request_bytes_max() {
+            if sizes.bytes > device.request_bytes_max() {
                 queue.publish(ram, &[(head, 0)])?;
                 continue;
             }
             let request = Request { readable: chain.clone().reader(ram)?, writable: chain.writer(ram)? };
-            let bytes = match (self.device.handle(index, request, self.driver_features)?, sizes.last) {
+            let bytes = match (device.handle(index, request, *driver_features)?, sizes.last) {
                 (Handled::Answered(bytes), _) => bytes,
                 (Handled::WhenDurable, Some(status)) if when.hold && index == 0 => {
-                    self.held.push(Answer { head, status });
+                    held.push(Answer { head, status });
                     continue;
                 }
                 (Handled::WhenDurable, Some(status)) => {
@@ -295,7 +320,8 @@ impl Transport {
     /// Fills buffers with what there is for the guest. What there are no buffers for waits: the
     /// driver says when there are.
     fn work_on_input(&mut self, index: usize, when: &When<'_>) -> Result<Progress, Fault> {
-        let memory = self.memory.clone();
+        let Self { memory, device, queues, driver_features, .. } = self;
+        let Some(queue) = queues.get_mut(index) else { return Ok(Progress::Idle) };
         let ram = memory.ram();
         loop {
             if (when.leave_off)() {
@@ -305,20 +331,18 @@ impl Transport {
             let (mut room, mut pages) = (0, USED_PAGES);
             let mut input = None;
             while input.is_none_or(|input: Input| room < input.bytes && input.is_mergeable) {
-                let Some(queue) = self.queues.get_mut(index) else { return Ok(Progress::Idle) };
                 let Some(chain) = queue.take(ram)? else { break };
-                let sizes = self.sizes(chain.clone())?;
+                let sizes = Sizes::of(&chain, memory, device.request_bytes_max())?;
                 let bytes = usize::try_from(sizes.bytes.saturating_sub(sizes.readable_bytes)).unwrap_or(usize::MAX);
                 (room, pages) = (room.saturating_add(bytes), pages + sizes.answer_pages);
                 buffers.push((chain, bytes));
                 if input.is_none() {
-                    input = self.device.next_input(index, self.driver_features, room);
+                    input = device.next_input(index, *driver_features, room);
                     if input.is_none() {
                         break;
                     }
                 }
             }
-            let Some(queue) = self.queues.get_mut(index) else { return Ok(Progress::Idle) };
             let Some(input) = input.filter(|input| room >= input.bytes || !input.is_mergeable) else {
                 queue.put_back(buffers.len());
                 return Ok(Progress::Idle);
@@ -326,14 +350,14 @@ impl Transport {
             if room < input.bytes {
                 // A buffer that it does not fit in never grows.
                 queue.put_back(buffers.len());
-                self.device.input_is_done(index, false);
+                device.input_is_done(index, false);
                 continue;
             }
             if pages.min(REQUEST_PAGES_MAX) > (when.room_pages)() {
                 queue.put_back(buffers.len());
                 return Ok(Progress::NoRoom);
             }
-            let mut bytes = self.device.input(index, u16::try_from(buffers.len()).unwrap_or(u16::MAX));
+            let mut bytes = device.input(index, u16::try_from(buffers.len()).unwrap_or(u16::MAX));
             let mut used = Vec::with_capacity(buffers.len());
             for (chain, room) in buffers {
                 let (here, rest) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
@@ -344,31 +368,8 @@ impl Transport {
                 bytes = rest;
             }
             queue.publish(ram, &used)?;
-            self.device.input_is_done(index, true);
+            device.input_is_done(index, true);
         }
-    }
-
-    /// Looks over a request and brings its pages. Of one that is too large not all is looked at.
-    fn sizes(&self, chain: Chain<'_>) -> Result<Sizes, Fault> {
-        let mut sizes = Sizes { readable_bytes: 0, bytes: 0, answer_pages: 0, last: None };
-        for descriptor in chain {
-            let (address, bytes) = (descriptor.addr().0, u64::from(descriptor.len()));
-            sizes.bytes += bytes;
-            if sizes.bytes > self.device.request_bytes_max() {
-                break;
-            }
-            let Some(last) = address.checked_add(bytes.saturating_sub(1)) else { return Err(QueueError::AddressOverflow.into()) };
-            self.memory.bring_range(address, bytes)?;
-            if descriptor.is_write_only() {
-                if bytes > 0 {
-                    sizes.answer_pages += last / PAGE_SIZE_U64 - address / PAGE_SIZE_U64 + 1;
-                    sizes.last = Some(last);
-                }
-            } else {
-                sizes.readable_bytes += bytes;
-            }
-        }
-        Ok(sizes)
     }
 
     /// Gives an answer that says that all is well.

@@ -91,11 +91,7 @@ impl Virtqueue {
 
     pub(super) fn restored(purpose: QueueUse, fields: &mut Fields<'_>) -> Result<Self, StateError> {
         let [size, next_avail, next_used] = [fields.u16()?, fields.u16()?, fields.u16()?];
-        let ready = match fields.u16()? {
-            0 => false,
-            1 => true,
-            _ => return Err(fields.malformed("0 or 1")),
-        };
+        let ready = fields.wide_flag()?;
         let [desc_table, avail_ring, used_ring] = [fields.u64()?, fields.u64()?, fields.u64()?];
         let state = QueueState {
             max_size: QUEUE_SIZE,

@@ -142,11 +142,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn restore(&mut self, mut saved: Fields<'_>) -> Result<(), StateError> {
-        let tells_reset = match saved.u8()? {
-            0 => false,
-            1 => true,
-            _ => return Err(saved.malformed("0 or 1")),
-        };
+        let tells_reset = saved.flag()?;
         saved.end()?;
         (self.input, self.tells_reset) = (None, tells_reset);
         self.side.reset();

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
-use super::queue_driver::{QueueDriver, SIZE};
+use super::queue_driver::QueueDriver;
+use super::virtio_device::QUEUE_SIZE;
 use super::vsock::Vsock;
 use crate::page::EpochId;
 use crate::vmm::attention::Attention;
@@ -47,7 +48,7 @@ impl Driver {
         let carrier = Some(std::thread::spawn(move || carried.carry(&attention)));
         let queues = QueueDriver::new(Box::new(Vsock::new(side.clone())), RECORD, 1 << VIRTIO_F_VERSION_1);
         let mut driver = Self { queues, side, outputs, dir, carrier, epoch: 0 };
-        (0..SIZE).for_each(|slot| driver.queues.add(RX, slot, &[(0x20000 + u64::from(slot) * 2048, 2048, true)]));
+        (0..QUEUE_SIZE).for_each(|slot| driver.queues.add(RX, slot, &[(0x20000 + u64::from(slot) * 2048, 2048, true)]));
         driver
     }
 
