@@ -139,7 +139,7 @@ fn send(nic: &Nic, sending: &Sending, attention: &Attention) {
             agreed = None;
         }
         drop(sending);
-        nic.outlet.recycle(packet.output);
+        nic.buffers.put(packet.output);
         if packet.was_full {
             attention.alarm.wake();
         }
@@ -212,7 +212,7 @@ impl Receiving {
     /// False once the end was asked for.
     fn receive_one(&self, from: &mut dyn LinkReceiver, room: &mut [u8]) -> io::Result<bool> {
         let Some(bytes) = from.receive(room)? else { return Ok(false) };
-        let mut packet = self.nic.inlet.buffer();
+        let mut packet = self.nic.buffers.take();
         packet.extend_from_slice(room.get(..bytes).unwrap_or_default());
         let more = self.nic.inlet.push(packet);
         self.attention.attend();

@@ -1,8 +1,8 @@
 //! Building a machine.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,6 @@ use crate::epoch::Tracker;
 use crate::kvm::VmHandle;
 use crate::kvm::host;
 use crate::kvm::ring::{ResetHelp, RingError, VmRings};
-use crate::lock::lock;
 use crate::machine::{CaptureSpec, MachineState, apply_vcpu, apply_vm, notify_paused, unhalt_vcpus};
 use crate::memory::GuestMemory;
 use crate::page::PAGE_SIZE_U64;
@@ -212,9 +211,7 @@ impl Vm {
             (None, None) => None,
         };
         let fd = Arc::new(fd);
-        let (console, console_outlet) = ConsoleOut::new();
-        let console_outlet = options.holds_console.then_some(console_outlet);
-        let console = Mutex::new(console_outlet.as_ref().map(|_| console));
+        let console_outlet = options.holds_console.then(ConsoleOut::outlet);
         let vsock = spec.vsock.clone().map(|vsock| {
             let mut port = [0; 4];
             // Without random bytes it is always the same one.
@@ -226,7 +223,8 @@ impl Vm {
         let parts = Parts {
             memory: &memory,
             line: &|number| Arc::new(IrqLine { vm: fd.clone(), number }),
-            output: &|| lock(&console).take().map_or_else(|| Box::new(std::io::stdout()) as _, |held| Box::new(held) as _),
+            output: &|| Box::new(std::io::stdout()),
+            console: console_outlet.as_ref(),
             guest: &guest_regions,
             disks: spec.disks(),
             images: &options.images,
@@ -241,7 +239,7 @@ impl Vm {
         let devices = has_devices.then(|| {
             let outputs = console_outlet.iter().fold(network.outputs(), |outputs, outlet| outputs.with(outlet.clone()));
             let outputs = vsock.iter().fold(outputs, |outputs, side| outputs.with(side.outlet.clone()));
-            Arc::new(Devices::new(list, memory.clone(), outputs, console_outlet.clone()))
+            Arc::new(Devices::new(list, memory.clone(), outputs))
         });
         Ok(Self {
             fd,

@@ -11,6 +11,7 @@ use super::irq_line::Line;
 use crate::memory::GuestMemory;
 use crate::page::PageRun;
 use crate::vmm::nic::Nic;
+use crate::vmm::outputs::Outlet;
 use crate::vmm::vsock_side::VsockSide;
 
 /// Where the guest's output goes.
@@ -22,8 +23,10 @@ pub(in crate::vmm) struct Parts<'p> {
     pub(in crate::vmm) memory: &'p GuestMemory,
     /// An interrupt line, by its number.
     pub(in crate::vmm) line: &'p dyn Fn(u32) -> Arc<dyn Line>,
-    /// Where the console's output goes.
+    /// Where the console's output goes that does not wait.
     pub(in crate::vmm) output: &'p dyn Fn() -> Output,
+    /// Where it leaves, where it waits.
+    pub(in crate::vmm) console: Option<&'p Arc<Outlet>>,
     /// The runs of the guest's memory.
     pub(in crate::vmm) guest: &'p [PageRun],
     /// The disks.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{Device as AmlDevice, EISAName, IO, Interrupt, Name, ResourceTemplate, ZERO};
@@ -15,6 +16,8 @@ use super::irq_line::Pulse;
 use super::parts::{Entry, Output, Parts};
 use super::record::{Fields, RecordName};
 use crate::machine::StateError;
+use crate::page::EpochId;
+use crate::vmm::outputs::{ConsoleOut, Outlet};
 
 pub(super) const ENTRY: Entry =
     Entry { name: "serial", is_virtio: false, pages: 0, make: |parts, _| Box::new(SerialPort::new(parts)) };
@@ -56,6 +59,8 @@ impl Write for Lenient {
 struct SerialPort {
     line: Pulse,
     port: Serial<Pulse, NoEvents, Lenient>,
+    /// Where its output leaves, where it waits.
+    outlet: Option<Arc<Outlet>>,
 }
 
 impl fmt::Debug for SerialPort {
@@ -67,8 +72,9 @@ impl fmt::Debug for SerialPort {
 impl SerialPort {
     fn new(parts: &Parts<'_>) -> Self {
         let line = Pulse((parts.line)(SERIAL_IRQ));
-        let output = Lenient { output: (parts.output)(), failed: false };
-        Self { line: line.clone(), port: Serial::new(line, output) }
+        let outlet = parts.console.cloned();
+        let output = outlet.clone().map_or_else(parts.output, |outlet| Box::new(ConsoleOut::new(outlet)));
+        Self { line: line.clone(), port: Serial::new(line, Lenient { output, failed: false }), outlet }
     }
 }
 
@@ -138,11 +144,24 @@ impl Device for SerialPort {
         })?;
         std::mem::swap(port.writer_mut(), self.port.writer_mut());
         self.port = port;
+        self.outlet.iter().for_each(|outlet| outlet.roll_back());
         Ok(())
     }
 
     fn receive(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.port.fifo_capacity() == 0 { Ok(0) } else { self.port.enqueue_raw_bytes(bytes).map_err(failed) }
+    }
+
+    fn wants_epoch(&self) -> bool {
+        self.outlet.as_ref().is_some_and(|outlet| outlet.wants_epoch())
+    }
+
+    fn note_capture(&mut self) {
+        self.outlet.iter().for_each(|outlet| outlet.note_capture());
+    }
+
+    fn note_taken(&mut self, epoch: EpochId) {
+        self.outlet.iter().for_each(|outlet| outlet.note_taken(epoch));
     }
 }
 

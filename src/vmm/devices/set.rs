@@ -16,7 +16,7 @@ use crate::lock::lock;
 use crate::machine::{DeviceState, StateError};
 use crate::memory::GuestMemory;
 use crate::page::EpochId;
-use crate::vmm::outputs::{CutDue, Outlet, Outputs};
+use crate::vmm::outputs::{CutDue, Outputs};
 
 type List = Vec<Box<dyn Device>>;
 
@@ -35,8 +35,6 @@ pub struct Devices {
     /// The newest epoch that is known to be released.
     released: AtomicU64,
     outputs: Outputs,
-    /// Where the console's output leaves, where it waits.
-    console: Option<Arc<Outlet>>,
     /// When an output wants the epoch in hand to end.
     cut_due: CutDue,
 }
@@ -58,14 +56,12 @@ impl Quiet<'_> {
             }
             device.note_capture();
         }
-        self.devices.console.iter().for_each(|outlet| outlet.note_capture());
         states
     }
 
     /// As [`Devices::restore`].
     pub(in crate::vmm) fn restore(&mut self, saved: &[DeviceState]) -> Result<(), StateError> {
         self.devices.is_busy.store(true, Ordering::Release);
-        self.devices.console.iter().for_each(|outlet| outlet.roll_back());
         restore(&mut self.list, saved)
     }
 
@@ -94,8 +90,7 @@ fn restore(list: &mut List, saved: &[DeviceState]) -> Result<(), StateError> {
 }
 
 impl Devices {
-    /// `console` is where the console's output leaves, where it waits; it is among the `outputs`.
-    pub(in crate::vmm) fn new(list: List, memory: GuestMemory, outputs: Outputs, console: Option<Arc<Outlet>>) -> Self {
+    pub(in crate::vmm) fn new(list: List, memory: GuestMemory, outputs: Outputs) -> Self {
         Self {
             bus: Bus::new(list.iter().map(|device| device.ranges())),
             list: Mutex::new(list),
@@ -105,7 +100,6 @@ impl Devices {
             holds: AtomicBool::new(false),
             released: AtomicU64::new(EpochId::NONE.0),
             outputs,
-            console,
             cut_due: CutDue::default(),
         }
     }
@@ -146,9 +140,8 @@ impl Devices {
         let Some(target) = self.bus.find(space, address) else { return Ok(()) };
         let Some(device) = list.get_mut(target.device) else { return Ok(()) };
         device.write(target.base, target.offset, data)?;
-        // A console whose output waits is attended to for the cut that it wants.
-        let waits = self.console.as_ref().is_some_and(|outlet| self.cut_due.at().is_none() && outlet.wants_epoch());
-        if waits || device.is_busy() {
+        // One whose output waits is attended to for the cut that it wants.
+        if device.is_busy() || self.cut_due.at().is_none() && device.wants_epoch() {
             self.is_busy.store(true, Ordering::Release);
         }
         Ok(())
@@ -195,7 +188,7 @@ impl Devices {
                 wish = Wish::Room;
             }
         }
-        if self.wants_epoch(&list) && self.cut_due.ask() {
+        if wants_epoch(&list) && self.cut_due.ask() {
             wish = Wish::Epoch;
         }
         if end(&list).is_some() {
@@ -245,11 +238,6 @@ impl Devices {
         self.is_busy.store(true, Ordering::Release);
     }
 
-    /// Whether an output waits for an epoch to be taken.
-    fn wants_epoch(&self, list: &List) -> bool {
-        list.iter().any(|device| device.wants_epoch()) || self.console.as_ref().is_some_and(|outlet| outlet.wants_epoch())
-    }
-
     fn note_released(&self, epoch: EpochId) {
         self.released.fetch_max(epoch.0, Ordering::AcqRel);
         self.give_answers(&mut lock(&self.list));
@@ -259,9 +247,8 @@ impl Devices {
     pub(in crate::vmm) fn note_taken(&self, epoch: EpochId) {
         let mut list = lock(&self.list);
         list.iter_mut().for_each(|device| device.note_taken(epoch));
-        self.console.iter().for_each(|outlet| outlet.note_taken(epoch));
         // What came since then was attended to under the same lock.
-        self.cut_due.taken(self.wants_epoch(&list));
+        self.cut_due.taken(wants_epoch(&list));
         self.give_answers(&mut list);
     }
 
@@ -326,6 +313,11 @@ impl Devices {
     }
 }
 
+/// Whether an output waits for an epoch to be taken.
+fn wants_epoch(list: &List) -> bool {
+    list.iter().any(|device| device.wants_epoch())
+}
+
 /// How the guest ended its run, if it did.
 fn end(list: &List) -> Option<GuestEnd> {
     list.iter().find_map(|device| device.end())
@@ -348,7 +340,7 @@ mod tests {
 
     fn devices(disks: usize) -> Devices {
         let Machine { devices, memory, .. } = Machine::new(disks);
-        Devices::new(devices, memory, Outputs::default(), None)
+        Devices::new(devices, memory, Outputs::default())
     }
 
     fn port(devices: &Devices, port: u16) -> u8 {

@@ -46,6 +46,7 @@ impl Machine {
             memory: &memory,
             line: &|_| Arc::new(FakeLine::default()),
             output: &|| Box::new(io::sink()),
+            console: None,
             guest: &guest,
             disks: &disks,
             images: &[],

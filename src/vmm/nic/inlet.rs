@@ -9,15 +9,11 @@ use crate::lock::lock;
 /// How much waits at most: what comes in while a cut holds the devices still, at full speed.
 const PACKETS_MAX: usize = 512;
 const BYTES_MAX: usize = 1 << 20;
-/// Larger buffers are not kept.
-const SPARE_BYTES_MAX: usize = 4096;
 
 #[derive(Debug, Default)]
 struct State {
     packets: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// Buffers of packets that the guest has.
-    spare: Vec<Vec<u8>>,
     ended: bool,
 }
 
@@ -39,11 +35,6 @@ impl Inlet {
 
     pub(in crate::vmm) fn set_up(&self, is_up: bool) {
         self.is_up.store(is_up, Ordering::Release);
-    }
-
-    /// An empty buffer for a packet.
-    pub(in crate::vmm) fn buffer(&self) -> Vec<u8> {
-        lock(&self.state).spare.pop().unwrap_or_default()
     }
 
     /// Puts a packet in, once there is room. False once the end was asked for.
@@ -68,15 +59,6 @@ impl Inlet {
         drop(state);
         self.changed.notify_one();
         Some(packet)
-    }
-
-    /// Takes a buffer back.
-    pub(in crate::vmm) fn recycle(&self, mut packet: Vec<u8>) {
-        packet.clear();
-        let mut state = lock(&self.state);
-        if state.spare.len() < PACKETS_MAX && packet.capacity() <= SPARE_BYTES_MAX {
-            state.spare.push(packet);
-        }
     }
 
     /// Nobody is there to take what is there.

@@ -1,5 +1,6 @@
 //! Network interfaces: what lies between a machine's virtio-net devices and the host's links.
 
+mod buffers;
 mod delays;
 mod inlet;
 
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use super::links::Mac;
 use super::outputs::{Bounds, Outlet};
+use buffers::Buffers;
 pub(in crate::vmm) use delays::Delays;
 pub use delays::OutputDelay;
 
@@ -28,6 +30,8 @@ pub(in crate::vmm) struct Nic {
     pub(in crate::vmm) has_offloads: bool,
     pub(in crate::vmm) inlet: Inlet,
     pub(in crate::vmm) outlet: Arc<Outlet>,
+    /// Of packets in both directions.
+    pub(in crate::vmm) buffers: Buffers,
     /// The features that the driver has accepted.
     features: AtomicU64,
     received: AtomicU64,
@@ -44,6 +48,7 @@ impl Nic {
             has_offloads,
             inlet: Inlet::default(),
             outlet: Arc::new(Outlet::new(BOUNDS, holds)),
+            buffers: Buffers::default(),
             features: AtomicU64::new(0),
             received: AtomicU64::new(0),
             dropped: AtomicU64::new(0),

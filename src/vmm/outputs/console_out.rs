@@ -18,9 +18,13 @@ pub(in crate::vmm) struct ConsoleOut {
 }
 
 impl ConsoleOut {
-    pub(in crate::vmm) fn new() -> (Self, Arc<Outlet>) {
-        let outlet = Arc::new(Outlet::new(BOUNDS, true));
-        (Self { outlet: outlet.clone(), overran: AtomicBool::new(false) }, outlet)
+    /// An outlet for a console.
+    pub(in crate::vmm) fn outlet() -> Arc<Outlet> {
+        Arc::new(Outlet::new(BOUNDS, true))
+    }
+
+    pub(in crate::vmm) const fn new(outlet: Arc<Outlet>) -> Self {
+        Self { outlet, overran: AtomicBool::new(false) }
     }
 }
 

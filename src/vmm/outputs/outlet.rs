@@ -47,14 +47,12 @@ struct State<T> {
     bytes: usize,
     /// What the VMM itself says. It belongs to no epoch, and goes first.
     own: VecDeque<T>,
-    /// What has left, for its memory.
-    spare: Vec<T>,
     ended: bool,
 }
 
 impl<T> Default for State<T> {
     fn default() -> Self {
-        Self { held: Held::default(), bytes: 0, own: VecDeque::new(), spare: Vec::new(), ended: false }
+        Self { held: Held::default(), bytes: 0, own: VecDeque::new(), ended: false }
     }
 }
 
@@ -178,11 +176,6 @@ impl<T: Output> Outlet<T> {
 }
 
 impl Outlet {
-    /// An empty buffer for a packet.
-    pub(in crate::vmm) fn buffer(&self) -> Vec<u8> {
-        lock(&self.state).spare.pop().unwrap_or_default()
-    }
-
     /// Puts bytes of a stream in: behind those that came before, where these belong to the same
     /// epoch. Returns how many there was room for.
     pub(in crate::vmm) fn append(&self, bytes: &[u8]) -> usize {
@@ -201,17 +194,6 @@ impl Outlet {
         }
         *all += taken.len();
         taken.len()
-    }
-
-    /// Takes the buffer of a packet that was sent back.
-    pub(in crate::vmm) fn recycle(&self, mut bytes: Vec<u8>) {
-        const SPARE: usize = 64;
-        const BYTES_MAX: usize = 4096;
-        bytes.clear();
-        let mut state = lock(&self.state);
-        if state.spare.len() < SPARE && bytes.capacity() <= BYTES_MAX {
-            state.spare.push(bytes);
-        }
     }
 }
 
