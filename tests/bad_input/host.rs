@@ -134,7 +134,6 @@ fn native_a_store_in_use() {
         .refused(1, &["already holds a store"]);
     finish(&mut slackwater(["log", "--store", store]));
     first.signal(libc::SIGINT);
-    let ended = first.wait().expect(0);
-    assert!(ended.stdout.contains("no inconsistency"), "{ended}");
+    first.wait().expect(0);
     finish(&mut slackwater(["verify", "--store", store])).expect(0);
 }
