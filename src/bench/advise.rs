@@ -16,6 +16,9 @@ use serde::Serialize;
 use super::stats::{median, quantile, round, sorted};
 use crate::format::{Commit, Trigger};
 
+/// Epochs behind the first one of a chain that are not like those that follow: rounds learn, and
+/// staging is touched for the first time.
+const EPOCHS_COLD: usize = 3;
 /// Fewer epochs say nothing.
 pub const EPOCHS_LEAST: usize = 20;
 /// Epochs for which 99 of 100 can be spoken of.
@@ -50,8 +53,8 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The epochs of a chain that say something: neither a base nor a recovery nor the last, whose
-    /// lengths have other reasons.
+    /// The epochs of a chain that say something: neither a base nor the first few behind it nor a
+    /// recovery nor the last, whose lengths have other reasons.
     #[must_use]
     pub fn of<'c>(commits: impl IntoIterator<Item = &'c Commit>) -> Vec<Self> {
         let says =
@@ -62,7 +65,13 @@ impl Seen {
             let pages = commit.captured_pages as f64;
             Self { pages, run: sample.run, pause: sample.pause(), full: commit.trigger == Trigger::RingFull }
         };
-        commits.into_iter().filter(says).map(seen).collect()
+        let mut cold = 0;
+        let is_warm = |commit: &&Commit| {
+            let is_cold = cold > 0;
+            cold = if commit.base { EPOCHS_COLD } else { cold.saturating_sub(1) };
+            !is_cold
+        };
+        commits.into_iter().filter(is_warm).filter(says).map(seen).collect()
     }
 }
 
@@ -449,6 +458,24 @@ mod tests {
     }
 
     #[test]
+    fn with_rounds_a_pause_asks_for_no_smaller_epochs() {
+        // Pauses are what a cut has left, whatever the epoch.
+        let seen: Vec<Seen> = (0..400)
+            .map(|index| {
+                let pages = 1_000.0 + f64::from(index * 7919 % 1000) * 19.0;
+                Seen { pages, run: pages * 10.0, pause: 60.0 + f64::from(index * 31 % 40), full: false }
+            })
+            .collect();
+        let advice = advise(&seen, Wanted::Pause(200.0), 0.0).unwrap();
+        assert!(advice.budget_pages >= 19_000 && advice.interval_us.is_none(), "{advice:?}");
+        assert!(advice.expected_pause_us <= 110.0, "{advice:?}");
+        // It is not promised of epochs that nobody has seen.
+        assert_eq!(advice.sureness, Sureness::Beyond);
+        let error = advise(&seen, Wanted::Pause(50.0), 0.0).unwrap_err();
+        assert!(matches!(error, AdviseError::PauseTooShort { .. }), "{error}");
+    }
+
+    #[test]
     fn only_epochs_that_say_something_count() {
         let epoch = |trigger, base, recovery, captured_pages| Commit {
             trigger,
@@ -458,13 +485,17 @@ mod tests {
             run_ns: 2000,
             ..Commit::default()
         };
-        let commits = [
-            epoch(Trigger::Request, true, false, 5),
-            epoch(Trigger::RingFull, false, true, 5),
-            epoch(Trigger::Final, false, false, 5),
-            epoch(Trigger::Interval, false, false, 0),
-            epoch(Trigger::Interval, false, false, 7),
-        ];
+        let cold = (0..EPOCHS_COLD).map(|_| epoch(Trigger::Interval, false, false, 5));
+        let commits: Vec<_> = [epoch(Trigger::Request, true, false, 5)]
+            .into_iter()
+            .chain(cold)
+            .chain([
+                epoch(Trigger::RingFull, false, true, 5),
+                epoch(Trigger::Final, false, false, 5),
+                epoch(Trigger::Interval, false, false, 0),
+                epoch(Trigger::Interval, false, false, 7),
+            ])
+            .collect();
         assert_eq!(Seen::of(&commits), [Seen { pages: 7.0, run: 2.0, pause: 0.0, full: false }]);
     }
 }

@@ -14,7 +14,7 @@ fn its_chain_restores_and_gives_advice() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
     let store = store.display();
-    let epochs = if nested() { 24 } else { 60 };
+    let epochs = if nested() { 30 } else { 60 };
     let guest = "touch:pages=100,pattern=zipf,words=4";
     let report = run(&format!(
         "checkpoint --store {store} --guest {guest} --memory 32M --vcpus 2 --budget 2048 --interval off --audit 5 --epochs {epochs} --json"
