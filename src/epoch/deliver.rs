@@ -213,6 +213,9 @@ impl<C> Delivery<C> {
             None => {
                 self.sink.append(epoch, frames)?;
                 self.open_epoch = Some(epoch);
+                if self.durability != Durability::None {
+                    self.sink.begin_sync();
+                }
             }
         }
         Ok(end.is_some())

@@ -48,6 +48,10 @@ pub trait Sink: Send {
     /// After any error the epoch is gone, as after [`abort`](Self::abort).
     fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError>;
 
+    /// Some of an epoch was appended and a sync will come: what was appended may begin its way to
+    /// the medium, so that the sync has less to wait for. Advice.
+    fn begin_sync(&mut self) {}
+
     /// Takes the last frames of an epoch, and the commit frame that makes it complete. The epoch is
     /// appended then. How far it is durable is told by the marks, later.
     ///

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -115,6 +116,8 @@ struct Inode {
     pending: Vec<FileOp>,
     /// Space was taken up to here, used or not.
     reserved: u64,
+    /// What the system was asked to begin writing.
+    begun: Vec<Range<u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -227,13 +230,18 @@ impl Disk {
         Chain::open_on(Path::new("disk"), &(Arc::new(Self::open(&self.state, AWAY)) as Arc<dyn Medium>), branch)
     }
 
+    /// What the system was asked to begin writing, of all files.
+    pub(crate) fn syncs_begun(&self) -> Vec<Range<u64>> {
+        self.state().inodes.iter().flat_map(|inode| inode.begun.clone()).collect()
+    }
+
     /// A disk that holds these files, durable.
     pub(crate) fn holding(files: &BTreeMap<String, Vec<u8>>) -> Self {
         let disk = Self::new();
         {
             let mut state = disk.state();
             for (inode, (name, bytes)) in files.iter().enumerate() {
-                state.inodes.push(Inode { live: bytes.clone(), durable: bytes.clone(), pending: Vec::new(), reserved: 0 });
+                state.inodes.push(Inode { live: bytes.clone(), durable: bytes.clone(), ..Inode::default() });
                 let name = format!("{STORE}{name}");
                 state.live.insert(name.clone(), inode);
                 state.durable.insert(name, inode);
@@ -469,7 +477,7 @@ impl State {
                     let name = format!("{STORE}{name}");
                     self.live.insert(name.clone(), self.inodes.len());
                     self.durable.insert(name, self.inodes.len());
-                    self.inodes.push(Inode { durable: live.clone(), live, pending: Vec::new(), reserved: 0 });
+                    self.inodes.push(Inode { durable: live.clone(), live, ..Inode::default() });
                 }
             }
             Meddling::Unlock(place) => {
@@ -767,6 +775,10 @@ impl WritableFile for DiskFile {
             }
         }
         if fault { Err(io::Error::other("input/output error")) } else { Ok(()) }
+    }
+
+    fn begin_sync(&self, bytes: Range<u64>) {
+        self.disk.state().inodes[self.inode].begun.push(bytes);
     }
 
     fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -685,3 +685,25 @@ fn a_store_that_is_in_no_directory_is_verified_and_repaired() {
     model.check(&disk.chain().unwrap());
     assert_eq!(repair(&disk), 0);
 }
+
+#[test]
+fn parts_begin_their_way_to_the_medium_once_there_is_enough_of_them() {
+    const PART: usize = 600 << 10;
+    let disk = Disk::new();
+    let mut writer = disk.create(&new_chain(), WriterOptions { background: false, ..WriterOptions::default() }).unwrap();
+    let at = disk.files().iter().find_map(|(name, bytes)| name.starts_with("segment").then_some(bytes.len() as u64)).unwrap();
+    let part = PART as u64;
+    let mut append = |parts| {
+        for _ in 0..parts {
+            writer.append(EpochId(1), &[7; PART]).unwrap();
+            writer.begin_sync();
+        }
+        writer.abort().unwrap();
+    };
+    append(5);
+    let expected = [at..at + 2 * part, at + 2 * part..at + 4 * part];
+    assert_eq!(disk.syncs_begun(), expected);
+    // What was cut off is written anew.
+    append(2);
+    assert_eq!(disk.syncs_begun(), [&expected[..], &expected[..1]].concat());
+}

@@ -363,6 +363,8 @@ struct DiskState {
     life: usize,
     marks: Option<Marks>,
     syncs_later: bool,
+    /// How often a sync was said to come.
+    syncs_begun: u64,
     /// The engine may not have heard yet that it is latched.
     told_failure: bool,
 }
@@ -471,6 +473,10 @@ impl Disk {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed
+    }
+
+    pub(crate) fn syncs_begun(&self) -> u64 {
+        self.lock().syncs_begun
     }
 
     pub(crate) fn part_pages(&self) -> Vec<usize> {
@@ -756,6 +762,10 @@ impl Sink for DiskSink {
         state.extend(epoch, frames);
         self.disk.events.push(Event::Append(epoch.0));
         Ok(())
+    }
+
+    fn begin_sync(&mut self) {
+        self.disk.lock().syncs_begun += 1;
     }
 
     fn complete(&mut self, frames: &[u8], epoch: &Complete) -> Result<(), SinkError> {

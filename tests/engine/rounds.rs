@@ -379,3 +379,22 @@ fn loom_finds_a_round_that_copies_and_then_resets() {
         page.reset().then_some(copy)
     });
 }
+
+#[test]
+fn parts_begin_their_way_to_the_medium_before_the_epoch_ends() {
+    for (durability, begins) in
+        [(Durability::Epoch, true), (Durability::Group(Duration::from_secs(60)), true), (Durability::None, false)]
+    {
+        let mut world = World::new();
+        let mut engine = begun(&mut world, EngineOptions { durability, ..early() });
+        let before = world.disk.syncs_begun();
+        world.write_all([1, 2, 3]);
+        rounds(&mut engine, 3);
+        if begins {
+            wait_until("the sync does not begin", || world.disk.syncs_begun() > before);
+        }
+        world.take(&mut engine, Trigger::Request);
+        world.finish(engine);
+        assert_eq!(world.disk.syncs_begun() > 0, begins, "{durability:?}");
+    }
+}

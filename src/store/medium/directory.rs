@@ -2,6 +2,7 @@
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, IoSlice, Read, Seek, Write};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::mapped_file::MappedFile;
 use super::traits::{Displaced, FileId, HeldLock, Lock, Medium, MediumFile, Named, WritableFile, WritableMedium};
+use super::writeback::begin_writeback;
 use crate::format::IndexBytes;
 use crate::store::error::StoreError;
 
@@ -332,6 +334,10 @@ impl WritableFile for File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+
+    fn begin_sync(&self, bytes: Range<u64>) {
+        begin_writeback(self, bytes);
     }
 
     fn preallocate(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -7,6 +7,7 @@ mod mapped_file;
 mod mounts;
 mod place;
 mod traits;
+mod writeback;
 
 pub(in crate::store) use chain_at::ChainAt;
 pub(in crate::store) use directory::Directory;

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -86,6 +87,9 @@ pub(crate) trait WritableFile: MediumFile {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes the content and the length durable.
     fn sync(&self) -> io::Result<()>;
+    /// Has the system begin to write these bytes to the medium, and does not wait for it. Advice:
+    /// nothing is durable by it.
+    fn begin_sync(&self, bytes: Range<u64>);
     /// Takes space without changing the length. `Unsupported` where that is not possible.
     fn preallocate(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Asks for later reads to come from the medium and not from what the system keeps of it.

@@ -25,6 +25,8 @@ pub(super) struct Active {
     pub(super) at: u64,
     /// Where the file ended at the last sync that nothing was wrong with.
     pub(super) synced: u64,
+    /// The system was asked to begin writing what is before this.
+    pub(super) sync_begun: u64,
     /// Space was taken up to here.
     pub(super) reserved: u64,
 }
@@ -43,6 +45,7 @@ impl Active {
             epoch_at: end,
             at: end,
             synced: end,
+            sync_begun: end,
             reserved: end,
         }
     }

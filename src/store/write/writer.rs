@@ -619,6 +619,7 @@ impl Writer {
         if self.segment.at > self.segment.end {
             self.segment.file.set_len(self.segment.end)?;
             self.segment.at = self.segment.end;
+            self.segment.sync_begun = self.segment.sync_begun.min(self.segment.end);
             self.segment.reserved = self.segment.end;
         }
         Ok(())
@@ -641,6 +642,7 @@ impl Writer {
                 // else.
                 self.stay()?;
                 self.segment.synced = self.segment.at;
+                self.segment.sync_begun = self.segment.at;
                 let said = Mark { epoch: tip, identity };
                 self.mark.durable(said);
                 // Somebody may have come in between.
@@ -670,6 +672,15 @@ impl Writer {
     pub fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {
         self.begin(epoch)?;
         self.write(&[frames])
+    }
+
+    /// As [`Sink::begin_sync`], once there is enough of it.
+    pub fn begin_sync(&mut self) {
+        let Active { at, sync_begun, .. } = self.segment;
+        if self.latched.is_none() && at.saturating_sub(sync_begun) >= SYNC_BEGINS_BYTES {
+            self.segment.file.begin_sync(sync_begun..at);
+            self.segment.sync_begun = at;
+        }
     }
 
     /// Takes the last frames of an epoch and its commit frame.
@@ -808,6 +819,10 @@ impl Sink for Writer {
         Self::append(self, epoch, frames)
     }
 
+    fn begin_sync(&mut self) {
+        Self::begin_sync(self);
+    }
+
     fn complete(&mut self, frames: &[u8], epoch: &Complete) -> Result<(), SinkError> {
         Self::complete(self, frames, epoch)
     }
@@ -856,6 +871,10 @@ const SEALED_AT_CLOSE_BYTES: u64 = 1 << 20;
 
 /// Where epochs are dropped, segments are at least this long.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
+/// The system is asked to begin writing parts of an epoch once they come to so much: less would be
+/// more calls than the sync saves.
+const SYNC_BEGINS_BYTES: u64 = 1 << 20;
 
 const CREATED_BY: &str = concat!("slackwater ", env!("CARGO_PKG_VERSION"));
 
