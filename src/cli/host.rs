@@ -29,8 +29,6 @@ use crate::vmm::{GuestSpec, Limits, MachineSpec, Protection, Running, Stop, Trac
 const RINGS: [u32; 4] = [256, 1024, 4096, 65_536];
 const CHECK_MEMORY: u64 = 16 << 20;
 const CHECK_PAGES: &str = "churn:pages=1024,content=words";
-/// Entries that the kernel keeps free in every ring (`KVM_DIRTY_RING_RSVD_ENTRIES`).
-const RING_RESERVE: u32 = 64;
 /// What a bitmap is checked with.
 const CHECK_BUDGET: u64 = 256;
 const CHECK_EPOCHS: u64 = 30;
@@ -128,7 +126,7 @@ impl HostVerb {
         let report = HostReport {
             host,
             ring_reserved_entries: reserve,
-            pml: reserve.is_some_and(|reserve| reserve > RING_RESERVE),
+            pml: reserve.is_some_and(|reserve| reserve > probe::RESERVE_LEAST),
             ring_soft_limits: RINGS.into_iter().filter_map(soft).collect(),
             self_checks: checks,
             pages_stay_writable: (!self.no_checks).then(|| pages_stay_writable(&self.kvm)),

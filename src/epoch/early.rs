@@ -133,6 +133,12 @@ impl Habits {
         if entries >= wanted && most > 0 { Choice::Take(most) } else { Choice::Wait(self.until(entries)) }
     }
 
+    /// Whether rounds of this kind may take something in the epoch in hand.
+    pub(super) const fn wants(&self, place: Place) -> bool {
+        let Self { middle, before_cut, .. } = self;
+        matches!(place, Place::Middle) && middle.rests == 0 || matches!(place, Place::BeforeCut) && before_cut.rests == 0
+    }
+
     /// When so many entries as are wanted are likely to be there.
     pub(super) fn until(&self, entries: u64) -> Duration {
         #[expect(clippy::cast_precision_loss, reason = "entries of rings")]

@@ -52,6 +52,11 @@ impl Learning {
         self.habits.costs(costs);
     }
 
+    /// Whether rounds of this kind may take something in the epoch in hand.
+    pub(super) const fn wants(&self, place: Place) -> bool {
+        self.habits.wants(place)
+    }
+
     /// What to do with the entries that are listed; at most `most` are taken at a time.
     pub(super) fn choose(&mut self, place: Place, listed: u64, most: u64) -> Choice {
         let now = Instant::now();

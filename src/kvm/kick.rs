@@ -95,6 +95,11 @@ impl Kick {
         self.immediate_exit().store(0, Ordering::SeqCst);
     }
 
+    /// Whether a kick has not had its effect yet.
+    pub fn is_pending(&self) -> bool {
+        self.immediate_exit().load(Ordering::SeqCst) != 0
+    }
+
     fn immediate_exit(&self) -> &AtomicU8 {
         // SAFETY: the mapping is a page long, so the offset lies within it.
         let field = unsafe { self.run.as_mut_ptr().add(offset_of!(kvm_run, immediate_exit)) };

@@ -149,6 +149,14 @@ impl Gate {
         self.wait_until(LEADER_SPIN, || others().all(|seat| seat.state.load(Ordering::SeqCst) != RUNNING));
     }
 
+    /// Has every vCPU that runs leave the guest once; each enters again by itself. They are waited
+    /// for, but not for long: nothing depends on it.
+    pub(super) fn call_out(&self) {
+        let runs = |seat: &&Seat| seat.state.load(Ordering::SeqCst) == RUNNING;
+        self.seats.iter().filter(runs).for_each(|seat| seat.kick.kick());
+        self.spin_until(LEADER_SPIN, || self.seats.iter().filter(runs).all(|seat| !seat.kick.is_pending()));
+    }
+
     /// For the leader, all others being parked: captures every vCPU into its place in `into`, with
     /// `capture`. A thread that is on the lookout captures its own vCPU while the leader captures
     /// `me`; for one that sleeps the leader does it: waking it would take longer.
@@ -332,5 +340,54 @@ impl Gate {
             }
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use crate::kvm::kick::{default_signal, install_handler};
+    use crate::page::PAGE_SIZE_U64;
+
+    #[test]
+    fn who_runs_is_called_out_once_and_who_is_parked_is_not() {
+        install_handler(default_signal()).unwrap();
+        // In place of a vCPU's first page.
+        let pages: Vec<_> = (0..2).map(|_| tempfile::tempfile().unwrap()).collect();
+        pages.iter().for_each(|page| page.set_len(PAGE_SIZE_U64).unwrap());
+        let kicks = || pages.iter().map(|page| Kick::new(page, default_signal()).unwrap()).collect::<Vec<_>>();
+        let (gate, seen) = (Gate::closed(kicks(), None), kicks());
+        let exits = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            // The first runs in the guest, and leaves it when it is kicked; the second is parked.
+            scope.spawn(|| {
+                gate.arrive(0);
+                while !gate.is_halted() {
+                    if seen[0].is_pending() {
+                        gate.acknowledge(0);
+                        exits.fetch_add(1, Ordering::SeqCst);
+                    }
+                    std::thread::yield_now();
+                }
+            });
+            scope.spawn(|| {
+                gate.arrive(1);
+                gate.pass(1, |_| Ok(()))
+            });
+            while gate.seats[1].state.load(Ordering::SeqCst) != PARKED {
+                std::thread::yield_now();
+            }
+            gate.call_out();
+            while exits.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            let (pending, is_parked) =
+                ([0, 1].map(|vcpu: usize| seen[vcpu].is_pending()), gate.seats[1].state.load(Ordering::SeqCst));
+            // Or a failure would wait for the others.
+            gate.halt();
+            assert_eq!((exits.load(Ordering::SeqCst), pending, is_parked), (1, [false; 2], PARKED));
+        });
     }
 }

@@ -23,7 +23,7 @@ use super::shared::{Limits, Shared};
 use super::stop::Stop;
 use super::vcpu::VcpuThread;
 use super::vm::Vm;
-use crate::epoch::{Engine, EngineLock, Place, Report, RolledBack};
+use crate::epoch::{Engine, EngineLock, Report, RolledBack};
 use crate::format::Trigger;
 use crate::kvm::duplicate;
 use crate::kvm::kick::{self, Kick};
@@ -71,7 +71,7 @@ pub struct Outcome {
 /// A machine whose vCPU threads have been started.
 #[derive(Debug)]
 pub struct Running {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     /// Outlives every access to guest memory.
     filling: Option<OnDemand>,
@@ -134,6 +134,7 @@ impl Running {
             error: Mutex::new(None),
             stop,
             rounds: Alarm::default(),
+            log_is_late: AtomicBool::new(false),
             kvm_path,
         });
         if let Some(filling) = &filling {
@@ -220,7 +221,7 @@ impl Running {
                 continue;
             }
             // What is left by now is the cut's.
-            shared.round(Place::BeforeCut);
+            shared.round_before_cut();
             if shared.vcpus.gate.lead() {
                 // Another cut may have come first.
                 if !is_due() {

@@ -45,6 +45,8 @@ pub(super) struct Shared {
     pub(super) stop: Stop,
     /// For the thread of rounds.
     pub(super) rounds: Alarm,
+    /// Processors keep a log of their own here (PML), which is in the ring only after an exit.
+    pub(super) log_is_late: AtomicBool,
     pub(super) kvm_path: PathBuf,
 }
 
@@ -167,6 +169,15 @@ impl Shared {
                 None
             }
         }
+    }
+
+    /// The round before a cut whose time has come: what it leaves is the cut's.
+    pub(super) fn round_before_cut(&self) {
+        let wants = || self.engine.as_ref().is_some_and(|engine| engine.lock().wants_round(Place::BeforeCut));
+        if self.log_is_late.load(Ordering::Relaxed) && wants() {
+            self.vcpus.gate.call_out();
+        }
+        self.round(Place::BeforeCut);
     }
 
     /// Whether the engine has learnt something. Where it failed, the run is over.

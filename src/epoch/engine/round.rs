@@ -155,6 +155,14 @@ impl<C: CapturedState> Engine<C> {
         Ok(Some(least))
     }
 
+    /// Whether a round there may take something now. Where the processor has a log of its own
+    /// (PML), what it holds is listed at the vCPU's next exit: it is worth one then, before the
+    /// round.
+    #[must_use]
+    pub fn wants_round(&mut self, place: Place) -> bool {
+        matches!(self.rounds(), Rounds::Go) && self.learning.as_ref().is_none_or(|learning| learning.wants(place))
+    }
+
     /// Takes pages of the epoch in hand beside the running guest and sends them on their way, so
     /// that the cut has fewer to copy: as many as the options say. It says when to call it again.
     /// As soon as `yields` returns true, which is asked every few pages, it leaves the rest to the

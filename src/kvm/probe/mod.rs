@@ -15,5 +15,5 @@ pub use fault_cost::fault_cost;
 pub use kernel::runs_kernels;
 pub use page_state::PageState;
 pub use refused::Refused;
-pub use reserve::ring_reserve;
+pub use reserve::{RESERVE_LEAST, ring_reserve};
 pub use stay_writable::{PagesStayWritable, pages_stay_writable};

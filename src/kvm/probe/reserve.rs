@@ -20,6 +20,10 @@ const FRAMES: u64 = 2048;
 const FIRST: u64 = 512;
 const _: () = assert!(FRAMES - FIRST > RING_ENTRIES as u64);
 
+/// Entries that every KVM keeps free in a ring (`KVM_DIRTY_RING_RSVD_ENTRIES`). With more, the
+/// processor has a log of its own.
+pub const RESERVE_LEAST: u32 = 64;
+
 /// Writes to page after page.
 const CODE: [u8; 15] = [
     0x48, 0x89, 0x07, // page: mov [rdi], rax
