@@ -242,10 +242,11 @@ impl Transport {
     }
 
     /// Works on all queues, until there is nothing more to do on any. Returns whether the driver is
-    /// to be told of answers, and how far it came.
+    /// to be told of answers, and how far it came. Begins with the last: what a driver sends may
+    /// have an answer that goes into its first queue.
     fn work_on_queues(&mut self, when: &When<'_>) -> (bool, Result<Progress, Fault>) {
         let (mut tell, mut worst) = (false, Progress::Idle);
-        for index in 0..self.queues.len() {
+        for index in (0..self.queues.len()).rev() {
             let used = |queues: &[Virtqueue]| queues.get(index).map(|queue| queue.queue.next_used());
             let before = used(&self.queues);
             let worked = self.work_on_queue(index, when);
@@ -323,6 +324,7 @@ impl Transport {
         let Self { memory, device, queues, driver_features, .. } = self;
         let Some(queue) = queues.get_mut(index) else { return Ok(Progress::Idle) };
         let ram = memory.ram();
+        device.note_offered(index, queue.offered(ram)?);
         loop {
             if (when.leave_off)() {
                 return Ok(Progress::LeftOff);

@@ -80,6 +80,10 @@ pub(super) trait VirtioDevice: fmt::Debug + Send {
     /// answered to the driver.
     fn handle(&mut self, queue: usize, request: Request<'_>, features: u64) -> Result<Handled, MemoryError>;
 
+    /// So many buffers, modulo 2^16, the driver has given to a queue of [`QueueUse::Input`] until
+    /// now. Comes before that queue is worked on.
+    fn note_offered(&mut self, _queue: usize, _buffers: u16) {}
+
     /// The next input of a queue of [`QueueUse::Input`], where there is one. The next buffer has
     /// room for so many bytes.
     fn next_input(&mut self, _queue: usize, _features: u64, _room: usize) -> Option<Input> {

@@ -50,6 +50,11 @@ impl Virtqueue {
         Ok(self.queue.iter(ram)?.next())
     }
 
+    /// How many the driver has ever added, modulo 2^16.
+    pub(super) fn offered(&self, ram: &GuestRam) -> Result<u16, QueueError> {
+        self.queue.avail_idx(ram, Ordering::Acquire).map(|index| index.0)
+    }
+
     /// So many of the requests that were taken last were not.
     pub(super) fn put_back(&mut self, count: usize) {
         (0..count).for_each(|_| self.queue.go_to_previous_position());

@@ -30,8 +30,22 @@ pub(in crate::vmm::devices) struct Vsock {
     config: [u8; 8],
     /// What the guest gets next.
     input: Option<Vec<u8>>,
-    /// The driver is to be told that its connections are gone.
-    tells_reset: bool,
+    reset_event: ResetEvent,
+    /// Buffers for events that the driver has given.
+    offered_events: u16,
+}
+
+/// How far the driver is told that its connections are gone. It ends all that it has when it takes
+/// the event, so it gets no packet before: that of a new connection would make one for it to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ResetEvent {
+    /// It knows.
+    Taken,
+    /// The event waits for a buffer.
+    Waits,
+    /// It is in a buffer, and the driver had given so many by then. With the next one that it gives
+    /// it has taken this one: both are done by the same hand, in that order.
+    Told(u16),
 }
 
 impl Vsock {
@@ -42,7 +56,7 @@ impl Vsock {
 
     pub(super) fn new(side: Arc<VsockSide>) -> Self {
         let config = u64::from(side.spec.cid()).to_le_bytes();
-        Self { side, config, input: None, tells_reset: false }
+        Self { side, config, input: None, reset_event: ResetEvent::Taken, offered_events: 0 }
     }
 }
 
@@ -88,16 +102,28 @@ impl VirtioDevice for Vsock {
         Ok(Handled::Answered(0))
     }
 
+    fn note_offered(&mut self, queue: usize, buffers: u16) {
+        if queue != EVENT {
+            return;
+        }
+        if let ResetEvent::Told(before) = self.reset_event
+            && before != buffers
+        {
+            self.reset_event = ResetEvent::Taken;
+        }
+        self.offered_events = buffers;
+    }
+
     fn next_input(&mut self, queue: usize, _features: u64, room: usize) -> Option<Input> {
         let bytes = match queue {
-            RECEIVE => {
+            RECEIVE if self.reset_event == ResetEvent::Taken => {
                 if self.input.is_none() {
                     let next = lock(&self.side.connections).next_for_guest(room.saturating_sub(HEADER_BYTES));
                     self.input = next.map(|(header, payload)| [&header.encode()[..], &payload].concat());
                 }
                 self.input.as_ref()?.len()
             }
-            EVENT if self.tells_reset => TRANSPORT_RESET.len(),
+            EVENT if self.reset_event == ResetEvent::Waits => TRANSPORT_RESET.len(),
             _ => return None,
         };
         Some(Input { bytes, is_mergeable: false })
@@ -115,12 +141,13 @@ impl VirtioDevice for Vsock {
             self.input = None;
             self.side.note_room();
         } else {
-            self.tells_reset = false;
+            // One that no buffer has room for counts too: such a driver can't be told.
+            self.reset_event = ResetEvent::Told(self.offered_events);
         }
     }
 
     fn reset(&mut self) {
-        (self.input, self.tells_reset) = (None, false);
+        (self.input, self.reset_event) = (None, ResetEvent::Taken);
         self.side.reset();
     }
 
@@ -138,18 +165,19 @@ impl VirtioDevice for Vsock {
 
     /// Connections are not part of it: the programs at their other ends go on.
     fn save(&self) -> Vec<u8> {
-        vec![self.tells_reset.into()]
+        vec![(self.reset_event == ResetEvent::Waits).into()]
     }
 
     fn restore(&mut self, mut saved: Fields<'_>) -> Result<(), StateError> {
         let tells_reset = saved.flag()?;
         saved.end()?;
-        (self.input, self.tells_reset) = (None, tells_reset);
+        self.input = None;
+        self.reset_event = if tells_reset { ResetEvent::Waits } else { ResetEvent::Taken };
         self.side.reset();
         Ok(())
     }
 
     fn resume(&mut self, _features: u64) {
-        self.tells_reset = true;
+        self.reset_event = ResetEvent::Waits;
     }
 }

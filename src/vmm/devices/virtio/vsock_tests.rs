@@ -9,10 +9,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS;
 
 use super::queue_driver::QueueDriver;
 use super::virtio_device::QUEUE_SIZE;
 use super::vsock::Vsock;
+use crate::lock::lock;
+use crate::machine::DeviceState;
 use crate::page::EpochId;
 use crate::vmm::attention::Attention;
 use crate::vmm::devices::device::Device;
@@ -52,20 +55,48 @@ impl Driver {
         driver
     }
 
+    /// The next packet for the guest, if there is one now.
+    fn next_now(&mut self) -> Option<(Header, Vec<u8>)> {
+        self.queues.work();
+        let (slot, bytes) = self.queues.used(RX)?;
+        let address = 0x20000 + u64::from(slot) * 2048;
+        let bytes = self.queues.read(address, usize::try_from(bytes).unwrap());
+        self.queues.add(RX, u16::try_from(slot).unwrap(), &[(address, 2048, true)]);
+        Some((Header::decode(&bytes).unwrap(), bytes[HEADER_BYTES..].to_vec()))
+    }
+
     /// The next packet for the guest.
     fn next(&mut self) -> (Header, Vec<u8>) {
         let begun = Instant::now();
         loop {
-            self.queues.work();
-            if let Some((slot, bytes)) = self.queues.used(RX) {
-                let address = 0x20000 + u64::from(slot) * 2048;
-                let bytes = self.queues.read(address, usize::try_from(bytes).unwrap());
-                self.queues.add(RX, u16::try_from(slot).unwrap(), &[(address, 2048, true)]);
-                return (Header::decode(&bytes).unwrap(), bytes[HEADER_BYTES..].to_vec());
+            if let Some(found) = self.next_now() {
+                return found;
             }
             assert!(begun.elapsed() < LIMIT, "no packet");
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Waits until so many connections are known, whoever asked for them.
+    fn wait_for_connections(&self, count: usize) {
+        let begun = Instant::now();
+        while lock(&self.side.connections).len() < count {
+            assert!(begun.elapsed() < LIMIT, "no connection");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Goes back to `saved`, and on from there.
+    fn go_back(&mut self, saved: &DeviceState) {
+        self.queues.device.restore(Fields::of(saved, RECORD).unwrap()).unwrap();
+        self.queues.device.resume().unwrap();
+    }
+
+    fn connect(&self) -> UnixStream {
+        let mut host = UnixStream::connect(self.dir.path().join("vsock")).unwrap();
+        host.set_read_timeout(Some(LIMIT)).unwrap();
+        host.write_all(b"CONNECT 5000\n").unwrap();
+        host
     }
 
     fn send(&mut self, op: Op, (guest, host): (u32, u32), payload: &[u8]) {
@@ -128,9 +159,7 @@ fn line(stream: &mut UnixStream) -> String {
 #[test]
 fn what_the_guest_says_reaches_the_host_when_its_epoch_is_released() {
     let mut driver = Driver::new();
-    let mut host = UnixStream::connect(driver.dir.path().join("vsock")).unwrap();
-    host.set_read_timeout(Some(LIMIT)).unwrap();
-    host.write_all(b"CONNECT 5000\n").unwrap();
+    let mut host = driver.connect();
     let (request, _) = driver.next();
     assert_eq!((request.op(), request.dst_port, request.dst_cid), (Ok(Op::Request), 5000, CID));
     let ports = (5000, request.src_port);
@@ -170,8 +199,7 @@ fn a_restore_resets_all_connections_and_the_driver_is_told() {
     let saved = RECORD.with(driver.queues.device.save());
     // What was said since then never was.
     driver.send(Op::Data, (1000, 80), b"never");
-    driver.queues.device.restore(Fields::of(&saved, RECORD).unwrap()).unwrap();
-    driver.queues.device.resume().unwrap();
+    driver.go_back(&saved);
     driver.queues.work();
     assert_eq!(driver.queues.used(EVENT), Some((0, 4)));
     assert_eq!(driver.queues.read(0x70000, 4), [0; 4]);
@@ -182,5 +210,56 @@ fn a_restore_resets_all_connections_and_the_driver_is_told() {
     assert!(rest.is_empty(), "{rest:?}");
     // A packet of a connection that is gone.
     driver.send(Op::Data, (1000, 80), b"x");
+    driver.queues.add(EVENT, 0, &[(0x70000, 4, true)]);
     assert_eq!(driver.next().0.op(), Ok(Op::Reset));
+}
+
+/// A driver ends all that it has when it takes the event, so nothing new is among that.
+#[test]
+fn connections_of_after_a_restore_wait_until_the_driver_has_taken_the_event() {
+    let mut driver = Driver::new();
+    let listener = UnixListener::bind(driver.dir.path().join("vsock_80")).unwrap();
+    let saved = RECORD.with(driver.queues.device.save());
+    driver.go_back(&saved);
+    // Both sides ask at once.
+    let _host = driver.connect();
+    driver.wait_for_connections(1);
+    driver.send(Op::Request, (1000, 80), b"");
+    driver.cut();
+    driver.release();
+    let _guests = listener.accept().unwrap();
+    driver.wait_for_connections(2);
+    assert_eq!(driver.next_now(), None, "the event waits for a buffer");
+    for slot in 0..2_u16 {
+        driver.queues.add(EVENT, slot, &[(0x70000 + 16 * u64::from(slot), 4, true)]);
+    }
+    assert_eq!(driver.next_now(), None);
+    assert_eq!((driver.queues.used(EVENT), driver.queues.used(EVENT)), (Some((0, 4)), None), "it is told once");
+    assert_eq!(driver.next_now(), None, "it is told, and has not said that it knows");
+    // One that goes on before the driver does tells it again.
+    let told = RECORD.with(driver.queues.device.save());
+    driver.queues.add(EVENT, 0, &[(0x70000, 4, true)]);
+    let (first, _) = driver.next_now().unwrap();
+    let second = driver.next().0;
+    let mut found = [first, second].map(|header| (header.op().unwrap(), header.dst_port));
+    found.sort_by_key(|(_, port)| *port);
+    assert_eq!(found, [(Op::Response, 1000), (Op::Request, 5000)]);
+    assert_eq!(driver.queues.used(EVENT), None);
+    driver.go_back(&told);
+    driver.queues.work();
+    assert!(driver.queues.used(EVENT).is_some());
+    // A driver that begins anew has no connections, and is told of none.
+    driver.go_back(&told);
+    driver.queues.put(VIRTIO_MMIO_STATUS, 0);
+    driver.queues.set_up(1 << VIRTIO_F_VERSION_1);
+    assert_eq!(RECORD.with(driver.queues.device.save()).data.last(), Some(&0));
+}
+
+#[test]
+fn an_answer_that_a_packet_asks_for_comes_with_it() {
+    let mut driver = Driver::new();
+    driver.send(Op::Data, (1000, 80), b"x");
+    let (slot, _) = driver.queues.used(RX).unwrap();
+    let address = 0x20000 + u64::from(slot) * 2048;
+    assert_eq!(Header::decode(&driver.queues.read(address, HEADER_BYTES)).unwrap().op(), Ok(Op::Reset));
 }
