@@ -243,3 +243,26 @@ fn frames_that_are_none_are_not_sent() {
     assert!(driver.nic.outlet.next().is_none());
     assert_eq!(driver.get(VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
 }
+
+#[test]
+fn no_buffer_has_more_pages_written_than_were_counted() {
+    let mut driver = Driver::new(ALL, true);
+    // One that is larger than any packet: 17 pages of it may be written, and two of the used ring.
+    driver.nic.inlet.push(packet(20_000, 7));
+    driver.add(RX, 0, &[(0x20000, 70_000, true)]);
+    assert_eq!(driver.work_with(18, true), Progress::NoRoom);
+    assert_eq!(driver.work_with(19, true), Progress::Idle);
+    assert_eq!(driver.used(RX), Some((0, 20_012)));
+    // A table of more descriptors than the queue has, which is no table that was offered.
+    for index in 0..=QUEUE_SIZE {
+        let descriptor =
+            [&0x60000_u64.to_le_bytes()[..], &1_u32.to_le_bytes(), &3_u16.to_le_bytes(), &(index + 1).to_le_bytes()].concat();
+        driver.write(0x50000 + u64::from(index) * 16, &descriptor);
+    }
+    driver.nic.inlet.push(packet(60, 7));
+    driver.add(RX, 1, &[(0x50000, 16 * 65, true)]);
+    driver.describe(RX, 1, 0x50000, 16 * 65, 4, 0);
+    driver.work();
+    assert_eq!(driver.used(RX), None);
+    assert_ne!(driver.get(VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
+}

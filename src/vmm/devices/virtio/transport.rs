@@ -102,6 +102,8 @@ impl From<MemoryError> for Fault {
 /// The sizes of a request, and what there is to know of it before it is handled.
 struct Sizes {
     readable_bytes: u64,
+    writable_bytes: u64,
+    /// Of both, those included that nobody looks at.
     bytes: u64,
     answer_pages: u64,
     /// Where the last byte of the answer goes.
@@ -109,25 +111,34 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// Looks over a request and brings its pages. Of one of more than `bytes_max` not all is looked
-    /// at.
+    /// Looks over a request and brings its pages. Of one of more than `bytes_max` only so many are
+    /// looked at: no device reads or writes more.
     fn of(chain: &Chain<'_>, memory: &GuestMemory, bytes_max: u64) -> Result<Self, Fault> {
-        let mut sizes = Self { readable_bytes: 0, bytes: 0, answer_pages: 0, last: None };
-        for descriptor in chain.clone() {
-            let (address, bytes) = (descriptor.addr().0, u64::from(descriptor.len()));
-            sizes.bytes += bytes;
-            if sizes.bytes > bytes_max {
-                break;
+        let mut sizes = Self { readable_bytes: 0, writable_bytes: 0, bytes: 0, answer_pages: 0, last: None };
+        for (descriptor, count) in chain.clone().zip(1..) {
+            // A table of descriptors that the driver made, which no device offers to read, may have
+            // more.
+            if count > QUEUE_SIZE {
+                return Err(QueueError::InvalidChain.into());
             }
+            let (address, bytes) = (descriptor.addr().0, u64::from(descriptor.len()));
+            let is_last = sizes.bytes + bytes > bytes_max;
+            let left = bytes_max.saturating_sub(sizes.bytes);
+            sizes.bytes += bytes;
+            let bytes = bytes.min(left);
             let Some(last) = address.checked_add(bytes.saturating_sub(1)) else { return Err(QueueError::AddressOverflow.into()) };
             memory.bring_range(address, bytes)?;
             if descriptor.is_write_only() {
+                sizes.writable_bytes += bytes;
                 if bytes > 0 {
                     sizes.answer_pages += last / PAGE_SIZE_U64 - address / PAGE_SIZE_U64 + 1;
                     sizes.last = Some(last);
                 }
             } else {
                 sizes.readable_bytes += bytes;
+            }
+            if is_last {
+                break;
             }
         }
         Ok(sizes)
@@ -292,7 +303,10 @@ impl Transport {
             let head = chain.head_index();
             let sizes = Sizes::of(&chain, memory, device.request_bytes_max())?;
             let written = device.pages_written(sizes.readable_bytes) + sizes.answer_pages + USED_PAGES;
-            debug_assert!(sizes.bytes > device.request_bytes_max() || written <= REQUEST_PAGES_MAX, "{written}");
+            // A queue's own descriptors never come to so many.
+            if written > REQUEST_PAGES_MAX && sizes.bytes <= device.request_bytes_max() {
+                return Err(QueueError::InvalidChain.into());
+            }
             if written.min(REQUEST_PAGES_MAX) > (when.room_pages)() {
                 queue.put_back(1);
                 return Ok(Progress::NoRoom);
@@ -335,7 +349,7 @@ impl Transport {
             while input.is_none_or(|input: Input| room < input.bytes && input.is_mergeable) {
                 let Some(chain) = queue.take(ram)? else { break };
                 let sizes = Sizes::of(&chain, memory, device.request_bytes_max())?;
-                let bytes = usize::try_from(sizes.bytes.saturating_sub(sizes.readable_bytes)).unwrap_or(usize::MAX);
+                let bytes = usize::try_from(sizes.writable_bytes).unwrap_or(usize::MAX);
                 (room, pages) = (room.saturating_add(bytes), pages + sizes.answer_pages);
                 buffers.push((chain, bytes));
                 if input.is_none() {
@@ -355,7 +369,11 @@ impl Transport {
                 device.input_is_done(index, false);
                 continue;
             }
-            if pages.min(REQUEST_PAGES_MAX) > (when.room_pages)() {
+            // As above: all that there are hold two packets, and each has two pages that it shares.
+            if pages > REQUEST_PAGES_MAX {
+                return Err(QueueError::InvalidChain.into());
+            }
+            if pages > (when.room_pages)() {
                 queue.put_back(buffers.len());
                 return Ok(Progress::NoRoom);
             }
