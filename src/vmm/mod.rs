@@ -39,6 +39,8 @@ pub use clocks::Clocks;
 pub use error::VmmError;
 pub use exits::exit_times;
 pub use guests::{GuestSpec, GuestSpecError};
+#[doc(hidden)]
+pub use links::LoneLink;
 pub use links::{LinkError, Mac, MacError, NetBackend, NetSpec, NetSpecError};
 pub use monitor::{GuestReport, Paced};
 pub use network::NetworkReport;

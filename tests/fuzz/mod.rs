@@ -95,3 +95,18 @@ fn state() {
 fn vsock() {
     replay("vsock", 5_000);
 }
+
+#[test]
+fn net_device() {
+    replay("net_device", 3_000);
+}
+
+#[test]
+fn net_frames() {
+    replay("net_frames", 3_000);
+}
+
+#[test]
+fn vsock_device() {
+    replay("vsock_device", 3_000);
+}

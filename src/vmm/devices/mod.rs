@@ -44,3 +44,5 @@ pub use set::Devices;
 pub(in crate::vmm) use set::Quiet;
 #[cfg(test)]
 pub(in crate::vmm) use testing::{RECORDS, machine_devices};
+#[doc(hidden)]
+pub use virtio::{Left, LoneDevice, Worked};

@@ -8,6 +8,7 @@ mod announce;
 mod frame_stream;
 mod ioctl;
 mod link;
+mod lone_link;
 mod mac;
 #[cfg(test)]
 mod native_tests;
@@ -20,6 +21,8 @@ mod unix_link;
 pub(in crate::vmm) use announce::Neighbours;
 pub use link::LinkError;
 pub(in crate::vmm) use link::{HEADER_BYTES, Link, LinkReceiver, LinkSender, Offloads};
+#[doc(hidden)]
+pub use lone_link::LoneLink;
 pub use mac::{Mac, MacError};
 pub(in crate::vmm) use net_spec::check_nets;
 pub use net_spec::{NetBackend, NetSpec, NetSpecError};

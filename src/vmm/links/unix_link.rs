@@ -38,10 +38,15 @@ pub(super) fn open(path: &Path, end: &Arc<OwnedFd>) -> Result<Link, LinkError> {
         Errno::ACCESS | Errno::PERM => LinkError::SocketPermission { path: owned() },
         error => failed(error),
     })?;
+    Ok(link(socket, end))
+}
+
+/// The link over a connected socket that does not wait.
+pub(super) fn link(socket: OwnedFd, end: &Arc<OwnedFd>) -> Link {
     let socket = Arc::new(socket);
     let sender = UnixSender { socket: socket.clone(), end: end.clone(), is_ended: false, dropped: 0 };
     let receiver = UnixReceiver { socket, end: end.clone(), decoder: FrameDecoder::new(), dropped: 0 };
-    Ok(Link { sender: Box::new(sender), receiver: Box::new(receiver), mtu: None, has_offloads: false })
+    Link { sender: Box::new(sender), receiver: Box::new(receiver), mtu: None, has_offloads: false }
 }
 
 #[derive(Debug)]

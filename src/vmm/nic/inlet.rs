@@ -17,6 +17,12 @@ struct State {
     ended: bool,
 }
 
+impl State {
+    fn has_room(&self) -> bool {
+        self.packets.len() < PACKETS_MAX && self.bytes < BYTES_MAX
+    }
+}
+
 /// Packets that came in, oldest first. While it is full, nobody takes more from the link: a link
 /// that can't wait drops them.
 #[derive(Debug, Default)]
@@ -37,10 +43,15 @@ impl Inlet {
         self.is_up.store(is_up, Ordering::Release);
     }
 
+    /// Whether a packet goes in at once.
+    pub(in crate::vmm) fn has_room(&self) -> bool {
+        lock(&self.state).has_room()
+    }
+
     /// Puts a packet in, once there is room. False once the end was asked for.
     pub(in crate::vmm) fn push(&self, packet: Vec<u8>) -> bool {
         let mut state = lock(&self.state);
-        while !state.ended && (state.packets.len() >= PACKETS_MAX || state.bytes >= BYTES_MAX) {
+        while !state.ended && !state.has_room() {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.ended {

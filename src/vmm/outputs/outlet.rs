@@ -153,19 +153,33 @@ impl<T: Output> Outlet<T> {
     pub(in crate::vmm) fn next(&self) -> Option<Released<T>> {
         let mut state = lock(&self.state);
         loop {
-            if let Some(output) = state.own.pop_front() {
-                return Some(Released { output, waited: None, was_full: false });
-            }
-            let was_full = !self.room(&state);
-            if let Some(Packet { output, sent_at }) = state.held.pop_released() {
-                state.bytes -= output.bytes();
-                return Some(Released { output, waited: Some(sent_at.elapsed()), was_full });
-            }
-            if state.ended {
-                return None;
+            let next = self.take(&mut state);
+            if next.is_some() || state.ended {
+                return next;
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// The next output that may leave, if there is one now.
+    pub(in crate::vmm) fn next_now(&self) -> Option<Released<T>> {
+        self.take(&mut lock(&self.state))
+    }
+
+    fn take(&self, state: &mut State<T>) -> Option<Released<T>> {
+        if let Some(output) = state.own.pop_front() {
+            return Some(Released { output, waited: None, was_full: false });
+        }
+        let was_full = !self.room(state);
+        let Packet { output, sent_at } = state.held.pop_released()?;
+        state.bytes -= output.bytes();
+        Some(Released { output, waited: Some(sent_at.elapsed()), was_full })
+    }
+
+    /// Outputs of the guest that are here, and their bytes.
+    pub(in crate::vmm) fn waiting(&self) -> (usize, usize) {
+        let state = lock(&self.state);
+        (state.held.len(), state.bytes)
     }
 
     /// There will be no more packets, and no more releases.

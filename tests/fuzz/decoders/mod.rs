@@ -7,13 +7,17 @@
 
 mod chain;
 mod description;
+mod device;
 mod frame;
 mod frames;
 mod index;
+mod net_device;
+mod net_frames;
 mod repair;
 mod scratch;
 mod state;
 mod vsock;
+mod vsock_device;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -34,13 +38,16 @@ pub(crate) type Bytes<'a> = &'a mut dyn FnMut(&mut Vec<u8>);
 
 /// All targets. A new decoder has its place here, a file beside this one, and one in
 /// `fuzz_targets/`.
-pub(crate) const TARGETS: [Target; 6] = [
+pub(crate) const TARGETS: [Target; 9] = [
     Target { name: "chain", check: chain::check, mutate: chain::mutate, seeds: chain::seeds },
     Target { name: "frame", check: frame::check, mutate: frame::mutate, seeds: frame::seeds },
     Target { name: "description", check: description::check, mutate: description::mutate, seeds: description::seeds },
     Target { name: "index", check: index::check, mutate: index::mutate, seeds: index::seeds },
     Target { name: "state", check: state::check, mutate: state::mutate, seeds: state::seeds },
     Target { name: "vsock", check: vsock::check, mutate: vsock::mutate, seeds: vsock::seeds },
+    Target { name: "net_device", check: net_device::check, mutate: net_device::mutate, seeds: net_device::seeds },
+    Target { name: "net_frames", check: net_frames::check, mutate: net_frames::mutate, seeds: net_frames::seeds },
+    Target { name: "vsock_device", check: vsock_device::check, mutate: vsock_device::mutate, seeds: vsock_device::seeds },
 ];
 
 /// splitmix64.

@@ -8,6 +8,7 @@
 
 mod block;
 pub(super) mod entropy;
+mod lone_device;
 mod net;
 mod transport;
 mod virtio_device;
@@ -15,6 +16,7 @@ mod virtqueue;
 mod vsock;
 
 pub(super) use block::Block;
+pub use lone_device::{Left, LoneDevice, Worked};
 pub(super) use net::Net;
 pub(super) use virtio_device::{ANSWERS_PAGES, REQUEST_PAGES_MAX};
 pub(super) use vsock::Vsock;
