@@ -8,20 +8,47 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use slackwater::ledger::{Load, LoadOptions, Outcome, Received, UnixWire, Verdict, Wire, WireError, run as run_clients};
+use slackwater::ledger::{Load, LoadOptions, Outcome, Received, UdpWire, UnixWire, Verdict, Wire, WireError, run as run_clients};
 use slackwater::page::EpochId;
 use slackwater::store::Chain;
 
 use crate::support::command::{Running, number, run, slackwater};
+use crate::support::tap::with_tap;
 use crate::support::{Random, kvm_or_skip, nested, patience, rounds, skip};
 
 const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 2), 7077);
 /// Nothing that a machine does takes longer.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// The host's end of a tap.
+const HOST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+/// What a guest is connected to.
+#[derive(Clone, Copy)]
+enum Net<'n> {
+    Unix(&'n Path),
+    Tap(&'n str),
+}
+
+impl Net<'_> {
+    fn option(self) -> String {
+        match self {
+            Self::Unix(path) => format!("--net unix={}", path.display()),
+            Self::Tap(name) => format!("--net tap={name}"),
+        }
+    }
+
+    fn wire(self) -> Box<dyn Wire + Send> {
+        match self {
+            Self::Unix(path) => Box::new(UnixWire::new(path, SERVER).unwrap()),
+            Self::Tap(_) => Box::new(UdpWire::new(SERVER).unwrap()),
+        }
+    }
+}
+
 /// A wire that counts what comes.
 struct Counted {
-    wire: UnixWire,
+    wire: Box<dyn Wire + Send>,
     datagrams: Arc<AtomicU64>,
 }
 
@@ -51,9 +78,9 @@ struct Clients {
 }
 
 impl Clients {
-    fn start(socket: &Path, options: LoadOptions) -> Self {
+    fn start(net: Net<'_>, options: LoadOptions) -> Self {
         let (datagrams, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let mut wire = Counted { wire: UnixWire::new(socket, SERVER).unwrap(), datagrams: datagrams.clone() };
+        let mut wire = Counted { wire: net.wire(), datagrams: datagrams.clone() };
         let asked = stop.clone();
         let thread = std::thread::spawn(move || {
             let mut load = Load::new(options).unwrap();
@@ -86,11 +113,17 @@ impl Clients {
 /// `give_up` says give up: then others, which the guest has never heard of, get answers.
 fn killed_again_and_again(options: &str, kills: u64, give_up: Option<Duration>, random: &mut Random) -> (Outcome, u64) {
     let dir = tempfile::tempdir().unwrap();
-    let (socket, store) = (dir.path().join("net"), dir.path().join("store"));
-    let clients = Clients::start(&socket, LoadOptions { clients: 4, pages: 8, give_up, ..LoadOptions::default() });
+    killed_at(Net::Unix(&dir.path().join("net")), options, kills, give_up, random)
+}
+
+/// The same at `net`.
+fn killed_at(net: Net<'_>, options: &str, kills: u64, give_up: Option<Duration>, random: &mut Random) -> (Outcome, u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let clients = Clients::start(net, LoadOptions { clients: 4, pages: 8, give_up, ..LoadOptions::default() });
     let path = store.clone();
     let store = store.display();
-    let first = format!("checkpoint --store {store} --guest ledger --memory 16M --net unix={} {options}", socket.display());
+    let first = format!("checkpoint --store {store} --guest ledger --memory 16M {} {options}", net.option());
     // What it was started as, and with, is in the store.
     let again: Vec<_> = options.split_whitespace().collect();
     let again = again.chunks(2).filter(|option| option[0] != "--vcpus").flatten().copied().collect::<Vec<_>>().join(" ");
@@ -115,7 +148,7 @@ fn killed_again_and_again(options: &str, kills: u64, give_up: Option<Duration>, 
     clients.wait_for(20);
     let outcome = clients.finish();
     if outcome.verdict == Verdict::GaveUp {
-        let others = Clients::start(&socket, LoadOptions { first_client: 1000, ..LoadOptions::default() });
+        let others = Clients::start(net, LoadOptions { first_client: 1000, ..LoadOptions::default() });
         assert!(others.wait_for(5), "others get answers");
         assert_eq!(others.finish().verdict, Verdict::Stopped);
     }
@@ -145,7 +178,25 @@ fn what_a_client_was_told_survives_every_kill() {
     }
 }
 
-/// The test above can fail: a machine whose packets leave at once is caught at it.
+/// The same through the host's own network: the tap outlives each machine, and the next takes it.
+#[test]
+fn what_a_client_was_told_over_a_tap_survives_every_kill() {
+    const TEST: &str = "native::ledger::what_a_client_was_told_over_a_tap_survives_every_kill";
+    if !kvm_or_skip(TEST) {
+        return;
+    }
+    let mut random = Random::seeded("native::ledger::tap", 43);
+    with_tap(TEST, HOST, |tap| {
+        for durability in ["none", "group:5"] {
+            let options = format!("--outputs held --durability {durability} --vcpus 1");
+            let (outcome, killed) = killed_at(Net::Tap(tap), &options, rounds(1, 4, 50), None, &mut random);
+            assert_eq!(outcome.verdict, Verdict::Stopped, "{options}, after {killed} kills");
+            println!("{options}: {killed} kills, {:?}", outcome.report);
+        }
+    });
+}
+
+/// The tests above can fail: a machine whose packets leave at once is caught at it.
 #[test]
 fn with_outputs_that_do_not_wait_it_is_found_out() {
     const TEST: &str = "native::ledger::with_outputs_that_do_not_wait_it_is_found_out";
@@ -173,7 +224,7 @@ fn a_run_reports_what_went_over_the_network() {
     }
     let dir = tempfile::tempdir().unwrap();
     let (socket, store) = (dir.path().join("net"), dir.path().join("store"));
-    let clients = Clients::start(&socket, LoadOptions { clients: 2, ..LoadOptions::default() });
+    let clients = Clients::start(Net::Unix(&socket), LoadOptions { clients: 2, ..LoadOptions::default() });
     let line = format!(
         "checkpoint --store {} --guest ledger --memory 16M --outputs held --durability none --audit 1 --json --net unix={}",
         store.display(),

@@ -4,6 +4,7 @@ pub(crate) mod chain;
 pub(crate) mod command;
 pub(crate) mod copy;
 pub(crate) mod store;
+pub(crate) mod tap;
 
 use std::io::Write;
 use std::path::Path;
