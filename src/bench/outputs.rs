@@ -37,6 +37,17 @@ pub struct OutputPoint {
     pub clients: usize,
 }
 
+impl OutputPoint {
+    /// How rows name its durability.
+    pub(super) const fn durability_name(&self) -> &'static str {
+        match self.durability {
+            Durability::None => "none",
+            Durability::Group(_) => "group",
+            Durability::Epoch => "epoch",
+        }
+    }
+}
+
 /// The points of an extent, where the axis is asked for.
 #[must_use]
 pub fn output_points(extent: Extent, axes: &[Axis]) -> Vec<OutputPoint> {
@@ -54,6 +65,10 @@ pub fn output_points(extent: Extent, axes: &[Axis]) -> Vec<OutputPoint> {
             (group, 8, 1),
             (group, 8, 16),
             (Durability::Epoch, 8, 1),
+            (group, 1, 1),
+            (group, 64, 1),
+            (Durability::Epoch, 1, 1),
+            (Durability::Epoch, 64, 1),
         ],
         Extent::Quick => &[(none, 8, 1), (none, 8, 16)],
         Extent::Tiny => &[(none, 8, 1)],
@@ -200,11 +215,7 @@ fn row(point: &OutputPoint, free: &Measured, held: &Measured) -> OutputRow {
     let floor_us = free_us.p50 + OUTPUT_DELAY.as_secs_f64() * 1e6 + pause_us;
     OutputRow {
         axes: vec![Axis::Outputs.as_str()],
-        durability: match point.durability {
-            Durability::None => "none",
-            Durability::Group(_) => "group",
-            Durability::Epoch => "epoch",
-        },
+        durability: point.durability_name(),
         request_pages: point.pages,
         clients: point.clients as u64,
         requests: held.load.answered,

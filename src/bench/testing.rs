@@ -119,7 +119,7 @@ fn hot_row(point: &HotPoint) -> HotRow {
 fn output_row(point: &OutputPoint) -> OutputRow {
     OutputRow {
         axes: vec!["outputs"],
-        durability: "none",
+        durability: point.durability_name(),
         request_pages: point.pages,
         clients: point.clients as u64,
         requests: 3000,

@@ -4,6 +4,7 @@ use super::svg::{
     BITMAP, CLEAR, COPY, Colour, FLOOR, HARVEST, INK, KICK, Mark, PlotError, RESET, RING, RING_HOT, STATE, Scale, WIDTH, chart,
 };
 use crate::bench::endtoend::RateRow;
+use crate::bench::outputs::{AnswerTimes, OutputRow};
 use crate::bench::prose::{self, bytes, time};
 use crate::bench::results::{PAUSE_QUANTILES, Row};
 use crate::bench::session::Results;
@@ -31,6 +32,7 @@ pub(super) fn figures(results: &Results, summary: &Summary) -> Result<Vec<Figure
     let rows: Vec<&Row> = results.cuts().collect();
     let rates: Vec<&RateRow> = results.rates().collect();
     let streams: Vec<&StreamRow> = results.streams().collect();
+    let outputs: Vec<&OutputRow> = results.outputs().collect();
     let figures = [
         rounds(&streams, &rows)?,
         over_memory(&rows)?,
@@ -39,6 +41,7 @@ pub(super) fn figures(results: &Results, summary: &Summary) -> Result<Vec<Figure
         pauses(&rows)?,
         budgets(summary)?,
         slowdown(&rates)?,
+        waiting(&outputs)?,
     ];
     Ok(figures.into_iter().filter(|figure| !figure.charts.is_empty()).collect())
 }
@@ -355,5 +358,65 @@ fn slowdown(rates: &[&RateRow]) -> Result<Figure, PlotError> {
                The last point of a line is as many checkpoints as there could be.",
         charts,
         legend: tracker_legend(paced.iter().map(|row| row.tracker)),
+    })
+}
+
+/// When outputs are released, each with its meaning and colour.
+const RELEASES: [(&str, &str, Colour); 3] = [
+    ("none", "in the chain (none)", RING),
+    ("group", "durable, in groups (group)", BITMAP),
+    ("epoch", "durable, each epoch (epoch)", CLEAR),
+];
+
+type Quantile = (&'static str, fn(&AnswerTimes) -> f64);
+
+const QUANTILES: [Quantile; 3] =
+    [("median", |times| times.p50), ("95 of 100 are below", |times| times.p95), ("99 of 100 are below", |times| times.p99)];
+
+/// Less than this is drawn as this.
+const LEAST_ADDED_US: f64 = 10.0;
+
+/// What held outputs add to the time of an answer, by a quantile of both.
+fn waiting(rows: &[&OutputRow]) -> Result<Figure, PlotError> {
+    // Where one is as good as the other, it is a matter of luck which is ahead.
+    let least = |us: f64| us.max(LEAST_ADDED_US);
+    let added = |row: &OutputRow, of: fn(&AnswerTimes) -> f64| least(of(&row.held_us) - of(&row.free_us));
+    let floor = |row: &OutputRow| least(row.floor_us - row.free_us.p50);
+    let pages: Vec<u64> = different(rows.iter().map(|row| u64::from(row.request_pages)));
+    let values: Vec<f64> = pages.iter().map(|pages| number(*pages)).collect();
+    let ticks = pages.iter().map(|pages| (number(*pages), count(number(*pages)))).collect();
+    let x = Scale::log("pages that a request dirties", &values, ticks);
+    let all = rows.iter().flat_map(|row| QUANTILES.map(|(_, of)| added(row, of)).into_iter().chain([floor(row)]));
+    let y = Scale::decades("added to an answer", &all.collect::<Vec<_>>(), time);
+    let mut charts = Vec::new();
+    for clients in different(rows.iter().map(|row| row.clients)) {
+        let of_clients: Vec<&OutputRow> = rows.iter().copied().filter(|row| row.clients == clients).collect();
+        let line = |colour, dashed, of: &[&OutputRow], y: &dyn Fn(&OutputRow) -> f64| {
+            let mut points: Vec<(f64, f64)> = of.iter().map(|row| (f64::from(row.request_pages), y(row))).collect();
+            points.sort_by(|one, other| one.0.total_cmp(&other.0));
+            (!points.is_empty()).then_some(Mark::Line { colour, points, dashed })
+        };
+        let of_release =
+            |release: &str| -> Vec<&OutputRow> { of_clients.iter().copied().filter(|row| row.durability == release).collect() };
+        // The pauses that the floor has are much the same in all modes.
+        let (first, ..) = RELEASES[0];
+        for (name, of) in QUANTILES {
+            let lines = RELEASES
+                .into_iter()
+                .filter_map(|(release, _, colour)| line(colour, false, &of_release(release), &|row| added(row, of)));
+            let marks: Vec<Mark> = line(FLOOR, true, &of_release(first), &floor).into_iter().chain(lines).collect();
+            let plural = if clients == 1 { "" } else { "s" };
+            charts.push((format!("{clients} request{plural} under way, {name}"), chart(&x, &y, SIZE, &marks)?));
+        }
+    }
+    let there = |release: &str| rows.iter().any(|row| row.durability == release);
+    let legend = RELEASES.iter().filter(|(release, ..)| there(release)).map(|(_, name, colour)| (*colour, *name));
+    Ok(Figure {
+        wide: false,
+        title: "What it costs that outputs wait",
+        text: "Requests to a guest that dirties so many pages for each, over a Unix socket. The time of an answer with outputs held, less that with outputs free. \
+               The floor is the delay that is asked for and the pause of a cut. What is less than 10 µs is drawn as that.",
+        charts,
+        legend: legend.chain([(FLOOR, "delay and pause")]).collect(),
     })
 }

@@ -46,8 +46,8 @@ fn the_page_is_whole_and_needs_nothing_else() {
         let (results, summary) = run(extent);
         let page = html(&results, &summary).unwrap();
         let counts = well_formed(&page, &["section", "svg", "table", "polyline", "circle"]);
-        // Seven figures and the duels; no figure has less than a chart.
-        assert!(counts[0] == 8 && counts[1] >= 12 && counts[2] >= 2, "{extent:?}: {counts:?}");
+        // Eight figures and the duels; no figure has less than a chart.
+        assert!(counts[0] == 9 && counts[1] >= 12 && counts[2] >= 2, "{extent:?}: {counts:?}");
         assert!(counts[3] > 50 && counts[4] > 20, "{extent:?}: lines and dots: {counts:?}");
         for title in [
             "Pause over pages, with rounds and without",
@@ -57,6 +57,7 @@ fn the_page_is_whole_and_needs_nothing_else() {
             "How pauses are distributed",
             "What a budget costs",
             "Slowdown over the rate of checkpoints",
+            "What it costs that outputs wait",
             "Who wins where",
         ] {
             assert!(page.contains(&format!("<h2>{title}</h2>")), "{extent:?}: {title}");
