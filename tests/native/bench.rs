@@ -41,7 +41,8 @@ fn a_moment_of_every_kind_of_measurement() {
     assert_eq!(streams, [("ring", "off"), ("ring", "auto"), ("bitmap+clear", "off")], "{output}");
     for row in of("early") {
         assert!(row["epochs"].as_u64() > Some(0) && row["pause_us"]["p50"].as_f64() > Some(0.0), "{row}");
-        assert!(row["durable_after_us"]["p50"].as_f64() > Some(0.0) && row["stretch_percent"].as_f64() > Some(0.0), "{row}");
+        // Of two epochs on a busy machine either way may be the slower one.
+        assert!(row["durable_after_us"]["p50"].as_f64() > Some(0.0) && row["stretch_percent"].is_f64(), "{row}");
     }
     let hot = of("hot")[0];
     assert!(number(hot, "/epochs") > 0 && hot["over_least"].as_f64() >= Some(0.9), "{hot}");
