@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes a Linux guest to try the command with: a kernel, an initrd with a shell, and a disk's image with an ext4 file system.
 # usage: guest.sh DIR    writes DIR/vmlinuz, DIR/initrd and DIR/disk
-# The guest loads its virtio drivers, mounts the disk at /mnt, and gives a shell on its console. `work N` there begins a process that checks
-# what it keeps on the disk and in memory, over and over, and says so.
+# The guest loads its virtio drivers, mounts the disk at /mnt, and gives a shell on its console. With `net=ADDRESS/BITS` on the kernel's command
+# line its first network device has that address. `work N` begins a process that checks what it keeps on the disk and in memory, over and over,
+# and says so. `redis-server` is on the disk, where apt could give it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export LC_ALL=C
@@ -15,18 +16,19 @@ export PATH="$work/tools/bin:$PATH:/usr/sbin:/sbin"
 scripts/install.sh nested
 mkdir -p "$1"
 out=$(realpath "$1")
-root=$(mktemp -d)
-trap 'rm -rf "$root"' EXIT
+made=$(mktemp -d)
+trap 'rm -rf "$made"' EXIT
+root=$made/root disk=$made/disk
 
-mkdir -p "$root"/{bin,dev,proc,sys,mnt,tmp,modules}
+mkdir -p "$root"/{bin,dev,proc,sys,mnt,tmp,modules} "$disk"
 cp -L "$(command -v busybox)" "$root/bin/busybox"
 cp -L "$(command -v e2fsck.static)" "$root/bin/e2fsck"
-scripts/modules.sh "$root/modules" virtio_mmio virtio_blk virtio-rng
+scripts/modules.sh "$root/modules" virtio_mmio virtio_blk virtio-rng virtio_net
 
 cat > "$root/init" << 'INIT'
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
-export PATH=/bin HOME=/
+export PATH=/bin:/mnt/bin HOME=/
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
@@ -35,6 +37,9 @@ for module in /modules/*; do
   insmod "$module"
 done
 [ ! -b /dev/vda ] || mount -t ext4 /dev/vda /mnt
+ip link set lo up
+# The kernel puts words that it does not know into the environment.
+[ -z "${net-}" ] || { ip address add "$net" dev eth0 && ip link set eth0 up; }
 echo "guest: $(nproc) processors, Linux $(uname -r)"
 exec setsid cttyhack sh
 INIT
@@ -81,4 +86,6 @@ chmod +x "$root/init" "$root/bin/work"
 cp "$work/kernel/vmlinuz" "$out/vmlinuz"
 rm -f "$out/disk"
 truncate -s 64M "$out/disk"
-mkfs.ext4 -q -F "$out/disk"
+# Not in the initrd, which each boot unpacks.
+[ ! -d "$work/redis" ] || cp -r "$work/redis/." "$disk"
+mkfs.ext4 -q -F -d "$disk" "$out/disk"

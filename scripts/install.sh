@@ -252,6 +252,32 @@ place_vmlinux() {
   mv "$elf.new" "$elf"
 }
 
+# Redis for Linux guests: bin/redis-server, and lib/ with the program and all its libraries. It runs from /mnt, where guests have their disk.
+place_redis() {
+  local new=$work/redis.new lib=usr/lib/x86_64-linux-gnu library
+  [ ! -d "$work/redis" ] || return 0
+  rm -rf "$new"
+  # In a shell of its own: what is missing here ends no run.
+  if ! (ready_apt redis-server && apt-get -c "$work/apt/apt.conf" clean &&
+    apt-get -c "$work/apt/apt.conf" install -qy --download-only redis-server >&2); then
+    printf 'install: ******** redis-server CAN NOT BE HAD HERE: no test of a Linux guest on the network ********\n' >&2
+    return 0
+  fi
+  unpack "$new/tree" "$work/apt/cache/archives"/*.deb
+  mkdir -p "$new/redis"/{bin,lib}
+  cp -L "$new/tree/$lib/ld-linux-x86-64.so.2" "$new/tree/usr/bin/redis-server" "$new/redis/lib"
+  for library in $("$new/tree/$lib/ld-linux-x86-64.so.2" --library-path "$new/tree/$lib" --list "$new/redis/lib/redis-server" | grep -o '/[^ ]*'); do
+    cp -Ln "$library" "$new/redis/lib"
+  done
+  cat > "$new/redis/bin/redis-server" << 'WRAPPER'
+#!/bin/sh
+exec /mnt/lib/ld-linux-x86-64.so.2 --library-path /mnt/lib /mnt/lib/redis-server "$@"
+WRAPPER
+  chmod +x "$new/redis/bin/redis-server"
+  mv "$new/redis" "$work/redis"
+  rm -rf "$new"
+}
+
 # drgn, as drgn/ of the tree: from PyPI, where python3 has a pip. Nothing else is taken in its place.
 place_drgn() {
   [ ! -d "$work/drgn" ] || return 0
@@ -284,6 +310,7 @@ case ${1-} in
     place_drgn
     place_kernel
     place_vmlinux
+    place_redis
     rm -rf "$work/apt" "$work/apt-stable"
     ;;
   *)
