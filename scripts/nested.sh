@@ -41,10 +41,10 @@ for program in "$lib_tests" "$integration_tests" "$command"; do
   [ -x "$program" ] || fail "cargo did not say where it put the tests and the command"
 done
 # What is still to pass, one path of a test a line.
-# Tests of files, limits and words need a guest and not a certain KVM: where this machine has one, they run on that and not here as well.
+# Tests of files, floods, limits and words need a guest and not a certain KVM: where this machine has one, they run on that and not here as well.
 elsewhere='^$'
 if [ "$filter" = native ] && [ -e /dev/kvm ]; then
-  elsewhere='^(bad_input|place|native::(export|full|limits|outcome|upkeep))::'
+  elsewhere='^(bad_input|place|native::(export|flood|full|limits|outcome|upkeep))::'
 fi
 for tests in lib integration; do
   program=${tests}_tests

@@ -157,11 +157,17 @@ pub(super) fn last_from(numbers: u64) -> impl Fn(&str) -> Option<u64> {
 }
 
 /// No device does DMA: a large guest's bounce buffers would only be 64 MiB of zeros to write.
-const COMMAND_LINE: &str = "--cmdline=console=ttyS0 quiet panic=-1 swiotlb=noforce";
+const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 swiotlb=noforce";
 
 /// `checkpoint` of a guest whose kernel is the file `kernel` in the folder `files`.
 pub(super) fn boot(files: &Path, store: &Path, kernel: &str, options: &str) -> Command {
-    let mut command = slackwater(["checkpoint", COMMAND_LINE, "--json"].into_iter().chain(options.split_whitespace()));
+    boot_with(files, store, kernel, "", options)
+}
+
+/// The same with more `words` on the kernel's command line.
+pub(super) fn boot_with(files: &Path, store: &Path, kernel: &str, words: &str, options: &str) -> Command {
+    let line = format!("--cmdline={COMMAND_LINE} {words}");
+    let mut command = slackwater(["checkpoint", &line, "--json"].into_iter().chain(options.split_whitespace()));
     command.arg("--kernel").arg(files.join(kernel)).arg("--initrd").arg(files.join("initrd")).arg("--store").arg(store);
     command
 }

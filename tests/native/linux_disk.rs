@@ -11,7 +11,7 @@ use crate::support::command::finish;
 use crate::support::{Random, full};
 
 /// What a kernel that is not well says.
-const COMPLAINTS: &str =
+pub(super) const COMPLAINTS: &str =
     "soft lockup|rcu.*stall|BUG:|I/O error|EXT4-fs (error|warning)|clocksource.*unstable|hung task|blocked for more";
 /// Processes at work.
 const WORKERS: u64 = 2;

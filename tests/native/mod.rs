@@ -18,6 +18,7 @@ mod linux;
 mod linux_core;
 mod linux_cpu;
 mod linux_disk;
+mod linux_net;
 mod linux_report;
 mod linux_restore;
 mod linux_time;
