@@ -229,7 +229,7 @@ fn outputs_that_leave_at_once_are_found_out(mut guest: Guest, store: &Path, dir:
         let options = "--continue --outputs free --durability epoch --budget 16384 --interval 10s";
         guest = Guest::start(restore(store, options), dir, &format!("free{round}"));
         wait_for_ping(&mut guest);
-        // The connection that there was waits for ever: its two ends do not agree any more.
+        // Connections that there were are of no use: their two ends do not agree any more.
         let mut redis = Redis::connect().unwrap();
         let first = redis.increment("free").unwrap();
         if first <= last {
