@@ -243,6 +243,29 @@ fn a_run_reports_what_went_over_the_network() {
     assert_eq!((number(&verified, "/audits_failed"), number(&verified, "/audits_unchecked")), (0, 0), "{verified}");
 }
 
+/// An output asks for one cut, and whoever runs again after that for no other.
+#[test]
+fn a_packet_ends_one_epoch() {
+    if !kvm_or_skip("native::ledger::a_packet_ends_one_epoch") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, store) = (dir.path().join("net"), dir.path().join("store"));
+    let clients = Clients::start(Net::Unix(&socket), LoadOptions::default());
+    let line = format!(
+        "checkpoint --store {} --guest ledger --memory 16M --outputs held --durability none --interval off --json --net unix={}",
+        store.display(),
+        socket.display()
+    );
+    let machine = Running::start(&mut slackwater(line.split_whitespace()));
+    assert!(clients.wait_for(100));
+    machine.signal(libc::SIGTERM);
+    let report = machine.wait().expect(0).json();
+    assert_eq!(clients.finish().verdict, Verdict::Stopped);
+    // Besides those there are the base, the last one, and one of the answer that may be under way.
+    assert!(number(&report, "/epochs") <= number(&report, "/sent_packets") + 3, "{report}");
+}
+
 #[test]
 fn links_that_can_not_be_opened_are_refused_before_the_guest_starts() {
     if !kvm_or_skip("native::ledger::links_that_can_not_be_opened_are_refused_before_the_guest_starts") {

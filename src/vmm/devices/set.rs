@@ -56,12 +56,14 @@ impl Quiet<'_> {
             }
             device.note_capture();
         }
+        self.devices.cut_due.captured();
         states
     }
 
     /// As [`Devices::restore`].
     pub(in crate::vmm) fn restore(&mut self, saved: &[DeviceState]) -> Result<(), StateError> {
         self.devices.is_busy.store(true, Ordering::Release);
+        self.devices.cut_due.captured();
         restore(&mut self.list, saved)
     }
 
@@ -247,8 +249,10 @@ impl Devices {
     pub(in crate::vmm) fn note_taken(&self, epoch: EpochId) {
         let mut list = lock(&self.list);
         list.iter_mut().for_each(|device| device.note_taken(epoch));
-        // What came since then was attended to under the same lock.
-        self.cut_due.taken(wants_epoch(&list));
+        // What came since it was captured.
+        if wants_epoch(&list) {
+            self.cut_due.ask();
+        }
         self.give_answers(&mut list);
     }
 

@@ -35,13 +35,10 @@ impl CutDue {
         self.due_ns.compare_exchange(NEVER, due, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// A cut was taken. `more`: outputs wait that came after it, and keep the time that they asked
-    /// for, or ask anew.
-    pub(in crate::vmm) fn taken(&self, more: bool) {
+    /// A cut captures all outputs that wait. It comes before the guest runs again: whoever looks
+    /// then must not cut once more for them.
+    pub(in crate::vmm) fn captured(&self) {
         self.due_ns.store(NEVER, Ordering::Release);
-        if more {
-            self.ask();
-        }
     }
 
     /// When it is to be.
@@ -65,10 +62,8 @@ mod tests {
         assert!(due.ask());
         let at = due.at();
         assert!(at.is_some_and(|at| at > Instant::now()) && !due.ask() && due.at() == at);
-        due.taken(false);
+        due.captured();
         assert_eq!(due.at(), None);
-        due.ask();
-        due.taken(true);
-        assert!(due.at() >= at);
+        assert!(due.ask() && due.at() >= at);
     }
 }
