@@ -13,7 +13,7 @@ use super::stats::round;
 use super::whole::Scratch;
 use super::workload::{Axis, Extent, TrackerKind};
 use crate::epoch::{Durability, EngineOptions, Report};
-use crate::ledger::{Load, LoadOptions, LoadReport, UnixWire, Verdict, WireError, run};
+use crate::ledger::{Load, LoadOptions, LoadReport, UdpWire, UnixWire, Verdict, Wire, WireError, run};
 use crate::vmm::{
     BuildOptions, GuestSpec, Limits, MachineSpec, NetBackend, NetSpec, NetworkReport, Protection, Running, Stop, Vm, VmmError,
 };
@@ -26,9 +26,32 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// What the command has if nothing else is said.
 const OUTPUT_DELAY: Duration = Duration::from_micros(200);
 
+/// What requests go over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputLink {
+    /// A Unix socket.
+    Unix,
+    /// A tap, and the host's own network.
+    Tap,
+}
+
+impl OutputLink {
+    /// The name in tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unix => "unix",
+            Self::Tap => "tap",
+        }
+    }
+}
+
 /// What is asked of the guest, and what its answers wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutputPoint {
+    /// What requests go over.
+    pub link: OutputLink,
     /// When an epoch is released.
     pub durability: Durability,
     /// Pages that a request has the guest write.
@@ -48,9 +71,10 @@ impl OutputPoint {
     }
 }
 
-/// The points of an extent, where the axis is asked for.
+/// The points of an extent, where the axis is asked for. With a tap, those with 8 pages a request
+/// go over that as well.
 #[must_use]
-pub fn output_points(extent: Extent, axes: &[Axis]) -> Vec<OutputPoint> {
+pub fn output_points(extent: Extent, axes: &[Axis], has_tap: bool) -> Vec<OutputPoint> {
     if !axes.contains(&Axis::Outputs) {
         return Vec::new();
     }
@@ -60,6 +84,7 @@ pub fn output_points(extent: Extent, axes: &[Axis]) -> Vec<OutputPoint> {
             (none, 1, 1),
             (none, 8, 1),
             (none, 64, 1),
+            (none, 1, 16),
             (none, 8, 16),
             (none, 512, 1),
             (group, 8, 1),
@@ -73,10 +98,15 @@ pub fn output_points(extent: Extent, axes: &[Axis]) -> Vec<OutputPoint> {
         Extent::Quick => &[(none, 8, 1), (none, 8, 16)],
         Extent::Tiny => &[(none, 8, 1)],
     };
-    points
-        .iter()
-        .map(|(durability, pages, clients)| OutputPoint { durability: *durability, pages: *pages, clients: *clients })
-        .collect()
+    let over = |link| {
+        points.iter().map(move |(durability, pages, clients)| OutputPoint {
+            link,
+            durability: *durability,
+            pages: *pages,
+            clients: *clients,
+        })
+    };
+    over(OutputLink::Unix).chain(over(OutputLink::Tap).filter(|point| has_tap && point.pages == 8)).collect()
 }
 
 /// From a request's first sending to its answer, in microseconds.
@@ -95,6 +125,8 @@ pub struct AnswerTimes {
 pub struct OutputRow {
     /// `outputs`.
     pub axes: Vec<&'static str>,
+    /// What requests go over.
+    pub link: OutputLink,
     /// When an epoch is released: `none` (in the chain), `group` or `epoch` (durable).
     pub durability: &'static str,
     /// Pages that a request has the guest write.
@@ -134,23 +166,34 @@ struct Measured {
 }
 
 /// Measures `point`: both ways, one after the other, for `time` each. The chain and the socket are
-/// made in a new directory within `dir` and removed.
+/// made in a new directory within `dir` and removed. A point over a tap goes over `tap`.
 ///
 /// # Errors
 /// [`BenchError`].
-pub fn measure(kvm: &Path, dir: &Path, point: &OutputPoint, time: Duration) -> Result<OutputRow, BenchError> {
-    let free = measure_with(kvm, dir, point, time, false)?;
-    let held = measure_with(kvm, dir, point, time, true)?;
+pub fn measure(kvm: &Path, dir: &Path, tap: Option<&str>, point: &OutputPoint, time: Duration) -> Result<OutputRow, BenchError> {
+    let tap = tap.filter(|_| point.link == OutputLink::Tap);
+    let free = measure_with((kvm, dir, tap), point, time, false)?;
+    let held = measure_with((kvm, dir, tap), point, time, true)?;
     Ok(row(point, &free, &held))
 }
 
-fn measure_with(kvm: &Path, dir: &Path, point: &OutputPoint, time: Duration, holds: bool) -> Result<Measured, BenchError> {
+fn measure_with(
+    (kvm, dir, tap): (&Path, &Path, Option<&str>),
+    point: &OutputPoint,
+    time: Duration,
+    holds: bool,
+) -> Result<Measured, BenchError> {
     let scratch = Scratch::new(dir);
     std::fs::create_dir_all(&scratch.0).map_err(|source| BenchError::Wire(WireError { step: "making a directory", source }))?;
-    let socket = scratch.0.join("net");
-    let mut wire = UnixWire::new(&socket, SERVER).map_err(BenchError::Wire)?;
+    let (mut wire, backend): (Box<dyn Wire + Send>, _) = match tap {
+        Some(name) => (Box::new(UdpWire::new(SERVER).map_err(BenchError::Wire)?), NetBackend::Tap { name: name.to_owned() }),
+        None => {
+            let path = scratch.0.join("net");
+            (Box::new(UnixWire::new(&path, SERVER).map_err(BenchError::Wire)?), NetBackend::Unix { path })
+        }
+    };
     let guest: GuestSpec = super::whole::guest(GUEST)?;
-    let nets = vec![NetSpec { backend: NetBackend::Unix { path: socket }, mac: None, mtu: None }];
+    let nets = vec![NetSpec { backend, mac: None, mtu: None }];
     let spec = MachineSpec { memory_bytes: MEMORY_BYTES, vcpus: 1, guest, nets, vsock: None };
     let options = BuildOptions { holds_outputs: holds, ..BuildOptions::default() };
     let tracking = TrackerKind::RingHot.tracking_with(BUDGET_PAGES, None, true);
@@ -181,9 +224,10 @@ fn measure_with(kvm: &Path, dir: &Path, point: &OutputPoint, time: Duration, hol
     let machine_stop = Stop::default();
     let done = machine_stop.clone();
     let clients = std::thread::spawn(move || {
-        let outcome = run(&mut load, &mut wire, &|| asked.load(Ordering::Relaxed));
+        let outcome = run(&mut load, wire.as_mut(), &|| asked.load(Ordering::Relaxed));
         done.ask();
-        outcome
+        // Open for as long as the machine runs.
+        (outcome, wire)
     });
     // The clients end the run; should nothing be answered, it ends by itself.
     let limits = Limits { time: Some(time * 4 + Duration::from_secs(10)), epochs: None };
@@ -191,7 +235,8 @@ fn measure_with(kvm: &Path, dir: &Path, point: &OutputPoint, time: Duration, hol
     running.supervise();
     let outcome = running.finish();
     stop.store(true, Ordering::Relaxed);
-    let clients = clients.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(BenchError::Wire)?;
+    let (clients, _wire) = clients.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let clients = clients.map_err(BenchError::Wire)?;
     if let Some(error) = outcome.error {
         return Err(error.into());
     }
@@ -215,6 +260,7 @@ fn row(point: &OutputPoint, free: &Measured, held: &Measured) -> OutputRow {
     let floor_us = free_us.p50 + OUTPUT_DELAY.as_secs_f64() * 1e6 + pause_us;
     OutputRow {
         axes: vec![Axis::Outputs.as_str()],
+        link: point.link,
         durability: point.durability_name(),
         request_pages: point.pages,
         clients: point.clients as u64,
@@ -251,7 +297,7 @@ mod tests {
             report: Report { epochs, pause_us: Distribution { p50: 50.0, p99: 90.0, max: 90.0 }, ..Report::default() },
             network: NetworkReport { sent_packets: answered, ..NetworkReport::default() },
         };
-        let point = output_points(Extent::Full, &[Axis::Outputs])[3];
+        let point = output_points(Extent::Full, &[Axis::Outputs], false)[4];
         let row = row(&point, &run(150, 2000, 40), &run(500, 1200, 600));
         assert_eq!((row.durability, row.clients, row.held_per_s, row.free_per_s), ("none", 16, 600.0, 1000.0));
         assert_eq!((row.floor_us, row.over_floor_p50, row.over_floor_p99), (400.0, 1.25, 5.0));
@@ -260,11 +306,15 @@ mod tests {
 
     #[test]
     fn every_mode_is_there() {
-        let points = output_points(Extent::Full, &[Axis::Outputs]);
+        let points = output_points(Extent::Full, &[Axis::Outputs], false);
         for durability in [Durability::None, Durability::Epoch] {
             assert!(points.iter().any(|point| point.durability == durability));
         }
         assert!(points.iter().any(|point| matches!(point.durability, Durability::Group(_)) && point.clients == 16));
-        assert!(output_points(Extent::Full, &[Axis::Rate]).is_empty());
+        assert!(points.iter().all(|point| point.link == OutputLink::Unix));
+        let both = output_points(Extent::Full, &[Axis::Outputs], true);
+        assert_eq!(both[..points.len()], points);
+        assert!(both.len() > points.len() && both[points.len()..].iter().all(|point| point.link == OutputLink::Tap));
+        assert!(output_points(Extent::Full, &[Axis::Rate], true).is_empty());
     }
 }

@@ -33,6 +33,9 @@ pub struct Plan {
     pub extent: Extent,
     /// What is varied.
     pub axes: Vec<Axis>,
+    /// A tap that requests of the axis `outputs` go over, too. The host's network must lead
+    /// 10.77.0.2 to it.
+    pub tap: Option<String>,
 }
 
 /// A line of the results.
@@ -108,7 +111,7 @@ impl Plan {
             streams: stream_points(self.extent, &self.axes),
             rates: rate_points(self.extent, &self.axes),
             hot: hot_points(self.extent, &self.axes),
-            outputs: output_points(self.extent, &self.axes),
+            outputs: output_points(self.extent, &self.axes, self.tap.is_some()),
         }
     }
 
@@ -149,7 +152,7 @@ impl Plan {
             step(&mut results, vec![Line::Hot(row)])?;
         }
         for point in &outputs {
-            let row = outputs::measure(kvm, &self.dir, point, stream_time(self.extent))?;
+            let row = outputs::measure(kvm, &self.dir, self.tap.as_deref(), point, stream_time(self.extent))?;
             step(&mut results, vec![Line::Outputs(row)])?;
         }
         Ok(results)

@@ -119,6 +119,7 @@ fn hot_row(point: &HotPoint) -> HotRow {
 fn output_row(point: &OutputPoint) -> OutputRow {
     OutputRow {
         axes: vec!["outputs"],
+        link: point.link,
         durability: point.durability_name(),
         request_pages: point.pages,
         clients: point.clients as u64,
@@ -160,7 +161,7 @@ pub(super) fn results(extent: Extent) -> Results {
             .chain(streams.iter().flat_map(stream_rows).map(Line::Early))
             .chain(rates.iter().map(rate_row).map(Line::Rate))
             .chain(hot.iter().map(hot_row).map(Line::Hot))
-            .chain(output_points(extent, &Axis::ALL).iter().map(output_row).map(Line::Outputs))
+            .chain(output_points(extent, &Axis::ALL, true).iter().map(output_row).map(Line::Outputs))
             .collect(),
     }
 }

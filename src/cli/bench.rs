@@ -86,6 +86,10 @@ pub(super) struct Bench {
     /// The directory that chains are made in, and removed from [default: the current one].
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
+    /// Have requests of the axis `outputs` go over this tap as well, whose host has an address in
+    /// 10.77.0.0/24.
+    #[arg(long, value_name = "NAME")]
+    tap: Option<String>,
     /// Print rows as JSON, one object a line; the last has the machine, the floors and what the
     /// rows come to.
     #[arg(long, conflicts_with = "csv")]
@@ -108,7 +112,8 @@ impl Bench {
     pub(super) fn run(self) -> Result<(), CliError> {
         let axes = if self.axis.is_empty() { Axis::ALL.to_vec() } else { self.axis.iter().copied().map(Axis::from).collect() };
         let extent = if self.quick { Extent::Quick } else { self.extent.into() };
-        let plan = Plan { kvm: self.kvm.clone(), dir: self.store.clone().unwrap_or_else(|| PathBuf::from(".")), extent, axes };
+        let (dir, tap) = (self.store.clone().unwrap_or_else(|| PathBuf::from(".")), self.tap.clone());
+        let plan = Plan { kvm: self.kvm.clone(), dir, extent, axes, tap };
         if cfg!(debug_assertions) {
             stderr::note("note: built without optimisation (`cargo build --release`): the times are not to be believed");
         }

@@ -4,7 +4,7 @@ use super::svg::{
     BITMAP, CLEAR, COPY, Colour, FLOOR, HARVEST, INK, KICK, Mark, PlotError, RESET, RING, RING_HOT, STATE, Scale, WIDTH, chart,
 };
 use crate::bench::endtoend::RateRow;
-use crate::bench::outputs::{AnswerTimes, OutputRow};
+use crate::bench::outputs::{AnswerTimes, OutputLink, OutputRow};
 use crate::bench::prose::{self, bytes, time};
 use crate::bench::results::{PAUSE_QUANTILES, Row};
 use crate::bench::session::Results;
@@ -32,7 +32,7 @@ pub(super) fn figures(results: &Results, summary: &Summary) -> Result<Vec<Figure
     let rows: Vec<&Row> = results.cuts().collect();
     let rates: Vec<&RateRow> = results.rates().collect();
     let streams: Vec<&StreamRow> = results.streams().collect();
-    let outputs: Vec<&OutputRow> = results.outputs().collect();
+    let outputs: Vec<&OutputRow> = results.outputs().filter(|row| row.link == OutputLink::Unix).collect();
     let figures = [
         rounds(&streams, &rows)?,
         over_memory(&rows)?,

@@ -57,7 +57,8 @@ pub fn head(line: &Line) -> String {
             "wanted/s", "epochs", "pages", "fault", "copy", "none", "chosen", "least", "over", "slower %", "none: %", "guest"
         ),
         Line::Outputs(_) => format!(
-            "{:<10} {:>5} {:>7} {:>8} {:>8} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6} {:>6} {:>8} {:>9}",
+            "{:<4} {:<10} {:>5} {:>7} {:>8} {:>8} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6} {:>6} {:>8} {:>9}",
+            "link",
             "durability",
             "pages",
             "clients",
@@ -151,7 +152,8 @@ fn stream(row: &StreamRow) -> String {
 
 fn outputs(row: &OutputRow) -> String {
     format!(
-        "{:<10} {:>5} {:>7} {:>8.0} {:>8.0} {:>6.2} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>6.2} {:>6.2} {:>8.1} {:>9.2}",
+        "{:<4} {:<10} {:>5} {:>7} {:>8.0} {:>8.0} {:>6.2} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>6.2} {:>6.2} {:>8.1} {:>9.2}",
+        row.link.as_str(),
         row.durability,
         row.request_pages,
         row.clients,
