@@ -1,21 +1,30 @@
-//! A kernel of a few dozen instructions on the KVM at hand: it finds the devices and switches the
-//! machine off. So little of it runs on a KVM that interprets kernels, too.
+//! Whole machines on the KVM at hand. One runs a kernel of a few dozen instructions, which finds
+//! the devices and switches the machine off: so little of it runs on a KVM that interprets kernels,
+//! too.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use super::boot::Boot;
 use super::devices::{DiskBase, GuestEnd, RECORDS};
 use super::guests::{GuestSpec, linux};
-use super::{BuildOptions, Limits, MachineSpec, Outcome, Protection, Running, Stop, Tracking, Vm, VmmError, memory_regions};
-use crate::epoch::{Engine, EngineOptions, Start};
+use super::{
+    BuildOptions, Limits, MachineSpec, NetBackend, NetSpec, Outcome, Protection, Running, Stop, Tracking, Vm, VmmError,
+    memory_regions,
+};
+use crate::epoch::{Discard, Durability, Engine, EngineOptions, Marks, Sink, SinkError, SinkStart, Start};
+use crate::format::{Complete, Head};
 use crate::kvm::host::KVM_PATH;
 use crate::kvm::test_guest::kvm_or_skip;
+use crate::ledger::{Request, UnixWire, Wire};
 use crate::machine::{MachineState, StateError};
 use crate::page::EpochId;
 use crate::restore::Plan;
 use crate::store::{Chain, NewChain, Writer, WriterOptions};
+use crate::track::HotPages;
 
 const MEMORY: u64 = 64 << 20;
 
@@ -170,4 +179,112 @@ fn what_a_kernel_does_not_find_resets_the_machine() {
     let outcome = run(machine(&boot, 1), &boot, &dir.path().join("store"));
     assert!(outcome.error.is_none(), "{:?}", outcome.error);
     assert_eq!(outcome.end, Some(GuestEnd::Reset));
+}
+
+/// A sink that takes no epoch for as long as it is told so.
+#[derive(Debug)]
+struct Stuck {
+    sink: Discard,
+    is_stuck: Arc<AtomicBool>,
+}
+
+impl Sink for Stuck {
+    fn start(&mut self, marks: Marks) -> SinkStart {
+        self.sink.start(marks)
+    }
+
+    fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {
+        self.sink.append(epoch, frames)
+    }
+
+    fn complete(&mut self, frames: &[u8], epoch: &Complete) -> Result<(), SinkError> {
+        while self.is_stuck.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.sink.complete(frames, epoch)
+    }
+
+    fn abort(&mut self) -> Result<(), SinkError> {
+        self.sink.abort()
+    }
+
+    fn sync(&mut self) -> Result<(), SinkError> {
+        self.sink.sync()
+    }
+
+    fn reopen(&mut self) -> Result<Head, SinkError> {
+        self.sink.reopen()
+    }
+
+    fn close(&mut self, sync: bool) -> Result<(), SinkError> {
+        self.sink.close(sync)
+    }
+}
+
+#[test]
+fn a_guest_runs_on_while_its_outputs_wait_for_storage_that_is_behind() {
+    const LIMIT: Duration = Duration::from_secs(60);
+    if !kvm_or_skip("vmm::native_tests::a_guest_runs_on_while_its_outputs_wait_for_storage_that_is_behind") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("net");
+    let mut wire = UnixWire::new(&path, "10.77.0.2:7077".parse().unwrap()).unwrap();
+    let guest = GuestSpec::Ledger("ledger:pages=16".parse().unwrap());
+    let nets = vec![NetSpec { backend: NetBackend::Unix { path }, mac: None, mtu: None }];
+    let spec = MachineSpec { memory_bytes: 16 << 20, vcpus: 1, guest, nets, vsock: None };
+    let tracking = Tracking::Ring { budget: 2048, ring: None, hot: HotPages::Off, early: false };
+    let build = BuildOptions { holds_outputs: true, ..BuildOptions::default() };
+    let mut vm = Vm::build_with(Path::new(KVM_PATH), spec, tracking, &build).unwrap();
+    vm.load().unwrap();
+    let (is_stuck, share_pages) = (Arc::new(AtomicBool::new(false)), vm.share_pages());
+    let on_release = vm.devices().unwrap().hold_until_released(false, Duration::from_micros(200)).unwrap();
+    let options = EngineOptions {
+        budget_pages: 2048,
+        share_pages,
+        durability: Durability::None,
+        on_release: Some(on_release),
+        ..EngineOptions::default()
+    };
+    let sink = Stuck { sink: Discard::default(), is_stuck: is_stuck.clone() };
+    let engine = Engine::new(vm.memory().clone(), vm.take_tracker().unwrap(), Box::new(sink), Start::Fresh, options).unwrap();
+    let protection = Protection { engine, interval: None, base_first: true, share_pages };
+    let stop = Stop::default();
+    let mut running = Running::start(vm, Some(protection), Limits::default(), stop.clone()).unwrap();
+    let shared = running.shared.clone();
+    let asked = std::thread::scope(|scope| {
+        scope.spawn(|| running.supervise());
+        let wait_for = |what: &str, mut condition: Box<dyn FnMut() -> bool + '_>| {
+            let begun = Instant::now();
+            while !condition() {
+                if begun.elapsed() > LIMIT {
+                    return Err(what.to_owned());
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        };
+        let mut ask = || {
+            wait_for(
+                "the guest does not say where it is",
+                Box::new(|| wire.reach().unwrap() || wire.receive(Duration::from_millis(10)).is_err()),
+            )?;
+            is_stuck.store(true, Ordering::Release);
+            // More than there are slots.
+            (1..=20).try_for_each(|client| {
+                wire.send(&Request::new(client, 1, 1, Vec::new()).unwrap().encode()).unwrap();
+                let taken = || shared.monitor.read().0.passes >= client;
+                wait_for(&format!("request {client} is not taken"), Box::new(taken))
+            })
+        };
+        let asked = ask();
+        is_stuck.store(false, Ordering::Release);
+        stop.ask();
+        asked
+    });
+    drop(shared);
+    let outcome = running.finish();
+    assert!(outcome.error.is_none(), "{:?}", outcome.error);
+    asked.unwrap();
+    assert!(outcome.network.unwrap().sent_packets >= 20);
 }

@@ -41,12 +41,24 @@ pub(super) struct VcpuThread<'s> {
     /// The guest waits for its period, which begins then: a cut in between does not shorten the
     /// wait.
     rests_until: Option<Instant>,
+    /// A cut for outputs was tried before this entry. Where storage is behind there is none, and
+    /// the guest runs on meanwhile.
+    tried_cut: bool,
 }
 
 impl<'s> VcpuThread<'s> {
     pub(super) fn new(shared: &'s Shared, index: usize, mut fd: VcpuFd) -> Self {
         leave_registers(&mut fd, &shared.vcpus.capture);
-        Self { shared, index, fd, incomplete: false, next_period: Instant::now(), burst_began: None, rests_until: None }
+        Self {
+            shared,
+            index,
+            fd,
+            incomplete: false,
+            next_period: Instant::now(),
+            burst_began: None,
+            rests_until: None,
+            tried_cut: false,
+        }
     }
 
     /// Runs the vCPU until the guest is halted.
@@ -84,10 +96,12 @@ impl<'s> VcpuThread<'s> {
                     continue;
                 }
             }
-            if shared.output_is_due() {
+            if !self.tried_cut && shared.output_is_due() {
+                self.tried_cut = true;
                 self.cut(Trigger::Interval)?;
                 continue;
             }
+            self.tried_cut = false;
             shared.note_first_entry();
             match self.enter()? {
                 Next::Enter => {}
