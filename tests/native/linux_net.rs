@@ -1,6 +1,5 @@
 //! A Linux guest at work on its disk that serves clients over a tap, while it is killed and
 //! restored: whoever talks to it sees a network that stands still for a moment, and nothing else.
-#![expect(unsafe_code, reason = "a network of its own for one thread")]
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -12,13 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rustix::thread::{UnshareFlags, unshare_unsafe};
-
 use crate::native::linux::{Guest, OFTEN, all_is_sound, at_prompt, boot_with, files_or_skip, restore};
 use crate::native::linux_disk::COMPLAINTS;
+use crate::support::tap::with_tap;
 use crate::support::{Random, full, skip};
 
-const TAP: &str = "tap0";
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
 const REDIS: u16 = 6379;
@@ -26,27 +23,13 @@ const HTTP: u16 = 80;
 /// A bound for an answer that never comes.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// Runs `test` on a thread with a network of its own, where there is nothing but a tap. It is there
-/// whether a command uses it or not, as are its address and what the kernel knows of connections.
-fn on_a_network(test: &'static str, run: impl FnOnce() + Send + 'static) {
-    let body = move || {
-        // SAFETY: nothing but the network of this thread changes; descriptors stay shared.
-        if let Err(error) = unsafe { unshare_unsafe(UnshareFlags::NEWNET) } {
-            return skip(test, &format!("no network of its own: {error} (it takes root)"));
-        }
-        // By iproute2 or by busybox. Requests are repeated at even intervals: with held outputs an
-        // answer takes seconds under emulation, and doubled intervals would be minutes.
-        let script = format!(
-            "(ip tuntap add dev {TAP} mode tap 2> /dev/null || tunctl -t {TAP}) && ip address add {HOST}/24 dev {TAP} && \
-             ip link set {TAP} up && echo 1 > /proc/sys/net/ipv4/tcp_thin_linear_timeouts"
-        );
-        let made = Command::new("sh").args(["-c", &script]).output().unwrap();
-        assert!(made.status.success(), "no tap: {}", String::from_utf8_lossy(&made.stderr));
-        run();
-    };
-    if let Err(panic) = thread::spawn(body).join() {
-        std::panic::resume_unwind(panic);
-    }
+/// Runs `test` on a [tap](with_tap) whose host repeats what got lost at even intervals: with held
+/// outputs an answer takes seconds under emulation, and doubled intervals would be minutes.
+fn on_a_network(name: &str, test: impl FnOnce(&str) + Send) {
+    with_tap(name, HOST, |tap| {
+        fs::write("/proc/sys/net/ipv4/tcp_thin_linear_timeouts", "1").unwrap();
+        test(tap);
+    });
 }
 
 fn connect(port: u16) -> io::Result<TcpStream> {
@@ -154,10 +137,10 @@ impl Told {
 }
 
 /// Boots a guest with both servers, and has it work. None where it has no Redis.
-fn serve(files: &Path, store: &Path, dir: &Path, options: &str) -> Option<Guest> {
+fn serve(files: &Path, store: &Path, dir: &Path, tap: &str, options: &str) -> Option<Guest> {
     let image = dir.join("image");
     fs::copy(files.join("disk"), &image).unwrap();
-    let options = format!("--memory 128M --vcpus 2 --net tap={TAP} {options}");
+    let options = format!("--memory 128M --vcpus 2 --net tap={tap} {options}");
     let mut command = boot_with(files, store, "vmlinuz", &format!("net={GUEST}/24"), &options);
     command.arg("--disk").arg(&image);
     let mut guest = Guest::start(command, dir, "first");
@@ -182,12 +165,12 @@ fn serve(files: &Path, store: &Path, dir: &Path, options: &str) -> Option<Guest>
 fn clients_see_nothing_of_a_restore() {
     const TEST: &str = "native::linux_net::clients_see_nothing_of_a_restore";
     let Some(files) = files_or_skip(TEST) else { return };
-    on_a_network(TEST, move || {
+    on_a_network(TEST, |tap| {
         let mut random = Random::seeded(TEST, 6);
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("store");
         let options = format!("--outputs held --durability epoch --audit 50 {OFTEN}");
-        let Some(mut guest) = serve(&files, &store, dir.path(), &options) else {
+        let Some(mut guest) = serve(&files, &store, dir.path(), tap, &options) else {
             return skip(TEST, "the guest has no Redis");
         };
         wait_for_ping(&mut guest);
