@@ -135,8 +135,11 @@ impl Habits {
 
     /// Whether rounds of this kind may take something in the epoch in hand.
     pub(super) const fn wants(&self, place: Place) -> bool {
-        let Self { middle, before_cut, .. } = self;
-        matches!(place, Place::Middle) && middle.rests == 0 || matches!(place, Place::BeforeCut) && before_cut.rests == 0
+        let kind = match place {
+            Place::Middle => &self.middle,
+            Place::BeforeCut => &self.before_cut,
+        };
+        kind.rests == 0
     }
 
     /// When so many entries as are wanted are likely to be there.

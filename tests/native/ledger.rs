@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use slackwater::ledger::{Load, LoadOptions, Outcome, Received, UdpWire, UnixWire, Verdict, Wire, WireError, run as run_clients};
 use slackwater::page::EpochId;
 use slackwater::store::Chain;
@@ -216,6 +217,24 @@ fn with_outputs_that_do_not_wait_it_is_found_out() {
     println!("after {killed} kills: {:?}", outcome.verdict);
 }
 
+/// The report of a machine with held outputs that has given clients so many answers.
+fn report_of(store: &Path, options: &str, clients: usize, answers: u64) -> Value {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("net");
+    let clients = Clients::start(Net::Unix(&socket), LoadOptions { clients, ..LoadOptions::default() });
+    let line = format!(
+        "checkpoint --store {} --guest ledger --memory 16M --outputs held --durability none {options} --json --net unix={}",
+        store.display(),
+        socket.display()
+    );
+    let machine = Running::start(&mut slackwater(line.split_whitespace()));
+    assert!(clients.wait_for(answers));
+    machine.signal(libc::SIGTERM);
+    let report = machine.wait().expect(0).json();
+    assert_eq!(clients.finish().verdict, Verdict::Stopped);
+    report
+}
+
 /// What is there to be seen of a run: packets, how long they waited, which epochs were released.
 #[test]
 fn a_run_reports_what_went_over_the_network() {
@@ -223,18 +242,8 @@ fn a_run_reports_what_went_over_the_network() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let (socket, store) = (dir.path().join("net"), dir.path().join("store"));
-    let clients = Clients::start(Net::Unix(&socket), LoadOptions { clients: 2, ..LoadOptions::default() });
-    let line = format!(
-        "checkpoint --store {} --guest ledger --memory 16M --outputs held --durability none --audit 1 --json --net unix={}",
-        store.display(),
-        socket.display()
-    );
-    let machine = Running::start(&mut slackwater(line.split_whitespace()));
-    assert!(clients.wait_for(200));
-    machine.signal(libc::SIGTERM);
-    let report = machine.wait().expect(0).json();
-    assert_eq!(clients.finish().verdict, Verdict::Stopped);
+    let store = dir.path().join("store");
+    let report = report_of(&store, "--audit 1", 2, 200);
     let count = |field: &str| number(&report, field);
     assert!(count("/sent_packets") >= 200 && count("/received_packets") >= 200, "{report}");
     assert_eq!(count("/released_epochs"), count("/epochs"), "{report}");
@@ -250,18 +259,7 @@ fn a_packet_ends_one_epoch() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let (socket, store) = (dir.path().join("net"), dir.path().join("store"));
-    let clients = Clients::start(Net::Unix(&socket), LoadOptions::default());
-    let line = format!(
-        "checkpoint --store {} --guest ledger --memory 16M --outputs held --durability none --interval off --json --net unix={}",
-        store.display(),
-        socket.display()
-    );
-    let machine = Running::start(&mut slackwater(line.split_whitespace()));
-    assert!(clients.wait_for(100));
-    machine.signal(libc::SIGTERM);
-    let report = machine.wait().expect(0).json();
-    assert_eq!(clients.finish().verdict, Verdict::Stopped);
+    let report = report_of(&dir.path().join("store"), "--interval off", 1, 100);
     // Besides those there are the base, the last one, and one of the answer that may be under way.
     assert!(number(&report, "/epochs") <= number(&report, "/sent_packets") + 3, "{report}");
 }
