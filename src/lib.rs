@@ -85,6 +85,9 @@ pub mod store;
 
 pub mod restore;
 
+#[cfg(feature = "replica")]
+pub mod replica;
+
 #[cfg(feature = "vmm")]
 pub mod ledger;
 

@@ -3,9 +3,9 @@
 use super::source::{File, Tree};
 
 /// The house, from the top: each may use those before it.
-const HOUSE: [&str; 17] = [
+const HOUSE: [&str; 18] = [
     "clock", "lock", "xxh3", "page", "parked", "format", "epoch", "kvm", "memory", "machine", "track", "store", "restore",
-    "ledger", "vmm", "bench", "cli",
+    "replica", "ledger", "vmm", "bench", "cli",
 ];
 
 fn place(name: &str) -> Option<usize> {

@@ -1,0 +1,6 @@
+//! A standby that takes over: two machines of which at most one goes on.
+//!
+//! `docs/fault-tolerance.md` has the argument.
+
+pub mod register;
+pub mod witness;
