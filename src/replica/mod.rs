@@ -2,5 +2,6 @@
 //!
 //! `docs/fault-tolerance.md` has the argument.
 
+pub mod proto;
 pub mod register;
 pub mod witness;

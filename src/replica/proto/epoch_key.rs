@@ -1,0 +1,20 @@
+//! An epoch, by number and identity.
+
+use std::fmt;
+
+use crate::page::EpochId;
+
+/// An epoch of one line: the number alone may mean another epoch on another host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct EpochKey {
+    /// Its number.
+    pub epoch: EpochId,
+    /// Its identity, which covers all epochs that it follows.
+    pub identity: u128,
+}
+
+impl fmt::Display for EpochKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:032x})", self.epoch, self.identity)
+    }
+}

@@ -1,0 +1,129 @@
+//! The epochs of a running machine in the order in which they were cut, and how far each mark has
+//! come among them.
+
+use std::collections::VecDeque;
+
+use super::epoch_key::EpochKey;
+
+/// Epochs that are remembered. An engine has far fewer in flight.
+const EPOCHS_MOST: usize = 1 << 16;
+
+/// A place in the line. It rises with every epoch that is cut, also where storage failed and
+/// numbers come again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place(u64);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    epochs: VecDeque<(Place, EpochKey)>,
+    newest: Place,
+    durable: Place,
+    released: Place,
+    released_key: Option<EpochKey>,
+}
+
+impl Line {
+    /// One that goes on behind `head`, all of which may have been released.
+    pub(super) fn behind(head: Option<EpochKey>) -> Self {
+        let mut line = Self::default();
+        if let Some(head) = head {
+            line.completed(head);
+            line.release(line.newest);
+        }
+        line
+    }
+
+    /// The next epoch is complete.
+    pub(super) fn completed(&mut self, key: EpochKey) {
+        self.newest = Place(self.newest.0.saturating_add(1));
+        self.epochs.push_back((self.newest, key));
+        if self.epochs.len() > EPOCHS_MOST {
+            self.epochs.pop_front();
+        }
+    }
+
+    /// Epochs behind `key` do not exist: what they had comes again in later ones.
+    pub(super) fn went_back(&mut self, key: EpochKey) {
+        if let Some(place) = self.find(key) {
+            while self.epochs.back().is_some_and(|(at, _)| *at > place) {
+                self.epochs.pop_back();
+            }
+        }
+    }
+
+    /// Where this very epoch is; none for one of another line, or a forgotten one.
+    pub(super) fn find(&self, key: EpochKey) -> Option<Place> {
+        self.epochs.iter().rev().find(|(_, at)| *at == key).map(|(place, _)| *place)
+    }
+
+    /// As [`find`](Self::find), by number alone.
+    pub(super) fn find_number(&self, key: EpochKey) -> Option<Place> {
+        self.epochs.iter().rev().find(|(_, at)| at.epoch == key.epoch).map(|(place, _)| *place)
+    }
+
+    pub(super) fn made_durable(&mut self, key: EpochKey) {
+        if let Some(place) = self.find(key) {
+            self.durable = self.durable.max(place);
+        }
+    }
+
+    pub(super) fn release(&mut self, place: Place) {
+        if place > self.released {
+            self.released = place;
+            self.released_key = self.epochs.iter().rev().find(|(at, _)| *at == place).map(|(_, key)| *key);
+        }
+    }
+
+    pub(super) const fn newest(&self) -> Place {
+        self.newest
+    }
+
+    pub(super) const fn durable(&self) -> Place {
+        self.durable
+    }
+
+    pub(super) const fn released(&self) -> Place {
+        self.released
+    }
+
+    pub(super) const fn released_key(&self) -> Option<EpochKey> {
+        self.released_key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::EpochId;
+
+    fn key(epoch: u64, identity: u128) -> EpochKey {
+        EpochKey { epoch: EpochId(epoch), identity }
+    }
+
+    #[test]
+    fn an_epoch_is_found_by_its_identity_and_places_rise_also_where_numbers_come_again() {
+        let mut line = Line::behind(Some(key(4, 40)));
+        line.completed(key(5, 50));
+        line.completed(key(6, 60));
+        line.made_durable(key(5, 51));
+        assert_eq!(line.durable(), Place(0), "another epoch 5");
+        line.made_durable(key(5, 50));
+        let before = line.newest();
+        line.went_back(key(5, 50));
+        assert_eq!(line.find(key(6, 60)), None);
+        line.completed(key(6, 61));
+        assert!(line.find(key(6, 61)).unwrap() > before);
+        line.release(line.durable());
+        assert_eq!(line.released_key(), Some(key(5, 50)));
+    }
+
+    #[test]
+    fn it_does_not_grow() {
+        let mut line = Line::default();
+        for epoch in 1..=EPOCHS_MOST as u64 + 10 {
+            line.completed(key(epoch, u128::from(epoch)));
+        }
+        assert_eq!((line.epochs.len(), line.find(key(10, 10)), line.find(key(11, 11))), (EPOCHS_MOST, None, Some(Place(11))));
+    }
+}
