@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Provides what the test lanes need on Debian or Ubuntu, and does nothing when all of it is there.
-# usage: install.sh build|nested    build: what compiling needs; nested: that, QEMU, the tools around it, and a kernel
-# Only a missing compiler is installed. Everything else is downloaded with apt and unpacked in nested/ of cargo's target directory, as any
-# user, and leaves the system as it is.
+# usage: install.sh build|nested|witnesses    build: what compiling needs; nested: that, QEMU, the tools around it, and a kernel;
+#        witnesses: servers of etcd and S3 for the tests of witnesses
+# Only a missing compiler is installed. Everything else is downloaded with apt and unpacked in nested/ or witnesses/ of cargo's target
+# directory, as any user, and leaves the system as it is.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
@@ -291,19 +292,39 @@ place_drgn() {
   fi
 }
 
+# A server of S3, as moto/ of the tree, from PyPI. `moto[server]` would bring what all of its services need, five times as much.
+place_moto() {
+  [ ! -d "$work/moto" ] || return 0
+  rm -rf "$work/moto.new"
+  python3 -m pip install -q --disable-pip-version-check --target "$work/moto.new" 'moto[s3]==5.2.1' flask==3.1.3 flask-cors==6.0.2 >&2 &&
+    PYTHONPATH=$work/moto.new python3 -c 'import moto.server' >&2 || fail "python3 -m pip could not install moto, a server of S3"
+  mv "$work/moto.new" "$work/moto"
+}
+
+# Makes $work in cargo's target directory. Two runs that share one must not both unpack.
+begin_work() { # NAME
+  work=${CARGO_TARGET_DIR:-target}/$1
+  mkdir -p "$work"
+  work=$(realpath "$work")
+  PATH=$work/tools/bin:$PATH
+  exec 9> "$work/lock"
+  flock -w 600 9 || fail "another run has held $work/lock for 10 minutes"
+}
+
 case ${1-} in
   build)
     install_compiler
     ;;
+  witnesses)
+    install_compiler
+    begin_work witnesses
+    place_tools etcd:etcd-server
+    place_moto
+    rm -rf "$work/apt"
+    ;;
   nested)
     install_compiler
-    work=${CARGO_TARGET_DIR:-target}/nested
-    mkdir -p "$work"
-    work=$(realpath "$work")
-    PATH=$work/tools/bin:$PATH
-    # Two runs that share a target directory must not both unpack.
-    exec 9> "$work/lock"
-    flock -w 600 9 || fail "another run has held $work/lock for 10 minutes"
+    begin_work nested
     place_tools qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod modprobe:kmod xz:xz-utils zstd:zstd lz4:lz4 \
       mkfs.ext4:e2fsprogs e2fsck.static:e2fsck-static makedumpfile:makedumpfile
     correct_qemu
@@ -314,7 +335,7 @@ case ${1-} in
     rm -rf "$work/apt" "$work/apt-stable"
     ;;
   *)
-    printf 'usage: install.sh build|nested\n' >&2
+    printf 'usage: install.sh build|nested|witnesses\n' >&2
     exit 2
     ;;
 esac

@@ -136,10 +136,22 @@ give_linux() {
   export SLACKWATER_LINUX=$linux/guest
 }
 
+# Servers for the tests of witnesses. Where apt and pip can fetch them, such a test must run: a skip fails.
+give_witnesses() {
+  if ! command -v apt-get > /dev/null || ! python3 -m pip --version > /dev/null 2>&1; then
+    printf 'test: ******** NO apt-get OR NO pip HERE: witnesses are tested only with the servers that this system has ********\n' >&2
+    return 0
+  fi
+  install witnesses
+  SLACKWATER_WITNESSES=$(realpath -m "${CARGO_TARGET_DIR:-target}/witnesses")
+  export SLACKWATER_WITNESSES
+}
+
 # tests all|pure|native
 tests() {
   say "tests: $1"
   local profile=default
+  [ "$1" = native ] || give_witnesses
   if [ "$1" != pure ]; then
     if require_kvm; then
       give_linux

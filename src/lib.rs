@@ -18,8 +18,8 @@
 //! # Features
 //! Without features the library reads, verifies, repairs and exports chains, and the engine is
 //! there for a tracker and a memory of your own. No crate that knows KVM is needed then. `kvm` adds
-//! the ring, the trackers, memory and captured state, `vmm` the reference VMM, `bench` and `cli`
-//! what the command is made of.
+//! the ring, the trackers, memory and captured state, `replica` the register of who goes on and its
+//! witnesses, `vmm` the reference VMM, `bench` and `cli` what the command is made of.
 //!
 //! # Example
 //! The epochs of a chain, and what is in memory at the newest one:

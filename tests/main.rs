@@ -13,3 +13,4 @@ mod limits;
 mod native;
 mod place;
 mod support;
+mod witness;

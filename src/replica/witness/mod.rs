@@ -1,7 +1,21 @@
 //! The register outside both hosts: a [`Witness`] keeps it. A lock that expires is no witness, for
 //! its holder may be stopped just when it does.
 
+mod answer;
+mod bounded;
+mod draw;
+pub mod etcd;
+pub mod exec;
+mod fault;
+pub mod file;
+mod http;
+pub mod s3;
+mod spec;
+
 use std::fmt;
+
+pub use fault::WitnessFault;
+pub use spec::{WitnessSpec, WitnessSpecError};
 
 use super::register::Register;
 
