@@ -35,13 +35,17 @@ const HOLDS: Duration = DAY.saturating_mul(730);
 /// About the year 9900: years of a certificate have four digits.
 const NOW_MAX: Duration = Duration::from_secs(250_000_000_000);
 
-/// When the certificates that [`tls_init`] made expire.
+/// What [`tls_init`] made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Made {
-    /// That of the CA.
+    /// The directories in it that the two hosts get.
+    pub hosts: [&'static str; 2],
+    /// The file in it with the key of the CA.
+    pub ca_key: &'static str,
+    /// When the certificate of the CA expires.
     pub ca_expires: SystemTime,
-    /// Those of the two hosts.
+    /// When those of the two hosts do.
     pub expires: SystemTime,
 }
 
@@ -166,7 +170,7 @@ fn fill(new: &Path, dir: &Path) -> Result<Made, TlsInitError> {
         expires = fill_host(&host_dir, host, &ca, &issuer, now)?;
     }
     sync_dir(new)?;
-    Ok(Made { ca_expires, expires })
+    Ok(Made { hosts: HOSTS, ca_key: CA_KEY_FILE, ca_expires, expires })
 }
 
 fn fill_host(
