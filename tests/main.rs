@@ -13,4 +13,5 @@ mod limits;
 mod native;
 mod place;
 mod support;
+mod tls_init;
 mod witness;

@@ -15,6 +15,7 @@ use crate::kvm::ring::RingError;
 use crate::machine::StateError;
 use crate::memory::MemoryError;
 use crate::page::EpochId;
+use crate::replica::wire::TlsInitError;
 use crate::restore::{DiffError, ExportError, RestoreError};
 use crate::store::StoreError;
 use crate::store::repair::RepairError;
@@ -113,6 +114,8 @@ pub(super) enum CliError {
     },
     #[error(transparent)]
     Diff(DiffError),
+    #[error(transparent)]
+    TlsInit(#[from] TlsInitError),
 }
 
 impl From<BenchError> for CliError {
@@ -182,7 +185,7 @@ impl CliError {
     fn code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::NotNewest { .. } | Self::BranchExists { .. } => USAGE,
-            Self::Repair(RepairError::NotNewest { .. }) => USAGE,
+            Self::Repair(RepairError::NotNewest { .. }) | Self::TlsInit(TlsInitError::NoName { .. }) => USAGE,
             Self::Vmm(error) => match error {
                 VmmError::Guest(_) | VmmError::Touch(_) | VmmError::Ledger(_) | VmmError::Budget(_) | VmmError::Vcpus { .. } => {
                     USAGE
@@ -228,6 +231,7 @@ impl CliError {
             | Self::File { .. }
             | Self::Export { .. }
             | Self::Diff(_)
+            | Self::TlsInit(_)
             | Self::CannotRun { .. }
             | Self::Check { .. } => FAILED,
         }
@@ -302,6 +306,7 @@ impl CliError {
             }
             Self::Unsound { hint, .. } => hint,
             Self::FileExists { .. } => "`--force` replaces it",
+            Self::TlsInit(TlsInitError::NotEmpty { .. }) => "it may be what two hosts know each other by; name another directory",
             Self::Damaged { .. } | Self::DamagedBehind { .. } => "`slackwater verify` lists what is damaged",
             Self::Restore(error) if error.is_damage() => {
                 "`slackwater verify` lists what is damaged; an epoch before it may be whole"

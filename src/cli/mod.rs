@@ -35,6 +35,7 @@ mod restore;
 mod saved_machine;
 mod scratch_store;
 mod stderr;
+mod tls_init;
 mod units;
 mod verify;
 
@@ -72,6 +73,7 @@ enum Verb {
     Bench(bench::Bench),
     Advise(advise::Advise),
     LedgerClient(ledger_client::LedgerClient),
+    TlsInit(tls_init::TlsInit),
 }
 
 /// Runs the command of this process's arguments. `process_start` is what times are counted from.
@@ -106,6 +108,7 @@ pub fn main(process_start: Instant) -> ExitCode {
         Verb::Bench(verb) => verb.run(),
         Verb::Advise(verb) => verb.run(),
         Verb::LedgerClient(verb) => verb.run(),
+        Verb::TlsInit(verb) => verb.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,4 +4,5 @@
 
 pub mod proto;
 pub mod register;
+pub mod wire;
 pub mod witness;

@@ -1,0 +1,17 @@
+//! The wire between the two hosts: connections on which both ends are authenticated by
+//! certificates.
+//!
+//! `docs/fault-tolerance.md` says what is in the directory of certificates.
+
+mod tls;
+mod tls_error;
+mod tls_init;
+mod tls_stream;
+
+#[cfg(test)]
+mod tests;
+
+pub use tls::Tls;
+pub use tls_error::TlsError;
+pub use tls_init::{Made, TlsInitError, tls_init};
+pub use tls_stream::{Shutdown, TlsStream};
