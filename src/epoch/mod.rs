@@ -49,7 +49,7 @@ pub use error::{AttachError, EngineError, JoinError, LeftReason};
 pub use guest::{CapturedState, Guest, GuestError, RollbackGuest};
 pub use memory::{Memory, MemoryError};
 pub use options::{Durability, Early, EngineOptions, OnRelease, OnStorageError, WhenBehind};
-pub use release::{Need, Reached, Release};
+pub use release::{Need, Reached, Release, ReleaseRule};
 pub use report::{PhasesReport, Report, RollbackReport, Triggers};
 pub use shadow::Shadow;
 pub use sink::{Discard, Marks, Sink, SinkError, SinkStart};

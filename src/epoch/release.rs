@@ -1,4 +1,8 @@
-//! How far epochs have come in each sink, and when what came out of the guest may leave. Pure.
+//! How far epochs have come in each sink, and when what came out of the guest may leave. Pure, but
+//! for a rule that somebody else keeps.
+
+use std::fmt;
+use std::sync::Arc;
 
 use crate::page::EpochId;
 
@@ -25,13 +29,23 @@ pub enum Need {
     Acknowledged(usize),
 }
 
+/// A rule of release that changes: who may go on decides it.
+pub trait ReleaseRule: Send + Sync + fmt::Debug {
+    /// The newest epoch that is released, now that the sinks have come so far. It is asked whenever
+    /// a mark moves, one call at a time, and may say less than before: what was released stays so.
+    /// It must not tell any [`Marks`](super::Marks).
+    fn newest(&self, reached: &[Reached]) -> EpochId;
+}
+
 /// When an epoch is released: when what came out of the guest in it may leave.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Release {
     /// When it has come to all of these. Nothing is released by none.
     All(Vec<Need>),
     /// When it has come to one of them.
     Any(Vec<Need>),
+    /// When this says so.
+    By(Arc<dyn ReleaseRule>),
 }
 
 impl Release {
@@ -48,6 +62,7 @@ impl Release {
         match self {
             Self::All(needs) => needs.iter().map(come).min(),
             Self::Any(needs) => needs.iter().map(come).max(),
+            Self::By(rule) => Some(rule.newest(reached)),
         }
         .unwrap_or(EpochId::NONE)
     }
