@@ -107,6 +107,24 @@ impl Writer {
         Self::create_on(dir, open(dir)?, new, (options, Bounds::USUAL))
     }
 
+    /// Makes a chain in `dir` for the epochs of another store's: with its description, and so its
+    /// identifier. As [`create`](Self::create) in all else.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); the description of a branch.
+    pub fn create_for(dir: impl AsRef<Path>, description: &Description, options: WriterOptions) -> Result<Self, StoreError> {
+        let dir = dir.as_ref();
+        if let Some(point) = &description.branch_of {
+            return Err(StoreError::BranchName { name: point.branch.clone() });
+        }
+        Directory::make(dir).map_err(StoreError::io("make", dir))?;
+        let medium = open(dir)?;
+        check_free(dir, &medium.list().map_err(StoreError::io("list", dir))?)?;
+        let bounds = Bounds::USUAL;
+        let home = Home { root: dir.to_owned(), medium: medium.clone(), branch: MAIN_BRANCH.to_owned(), bounds };
+        Self::begin_chain(dir, medium, description.clone(), options, home)
+    }
+
     pub(in crate::store) fn create_on(
         dir: &Path,
         medium: Arc<dyn WritableMedium>,
