@@ -2,7 +2,13 @@
 //!
 //! `docs/fault-tolerance.md` has the argument.
 
+pub mod follower;
+pub mod link;
+pub mod node;
 pub mod proto;
+pub mod record_file;
 pub mod register;
+pub mod seed;
+pub mod standby;
 pub mod wire;
 pub mod witness;

@@ -1,5 +1,7 @@
 //! What a state machine wants done, and what it may be told of the witness.
 
+use std::fmt;
+
 use super::message::Message;
 use super::record::Record;
 use crate::replica::register::{Incarnation, Register};
@@ -60,4 +62,22 @@ pub enum Answer {
     Refused,
     /// The request may have been carried out, or may be later.
     Unknown,
+}
+
+impl fmt::Display for Halted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fenced(register) => {
+                write!(f, "another machine goes on, since generation {} of the witness", register.generation)
+            }
+            Self::StandbyLost => f.write_str("the standby is lost, and the machine was to stop then"),
+            Self::HandedOver(register) => {
+                write!(f, "the machine was handed over, in generation {} of the witness", register.generation)
+            }
+            Self::WitnessForgot { seen, found } => {
+                let generation = found.map_or(0, |found| found.generation.0);
+                write!(f, "the witness has forgotten something: it had generation {}, and has {generation}", seen.generation)
+            }
+        }
+    }
 }

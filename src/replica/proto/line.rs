@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use super::epoch_key::EpochKey;
+use crate::page::EpochId;
 
 /// Epochs that are remembered. An engine has far fewer in flight.
 const EPOCHS_MOST: usize = 1 << 16;
@@ -34,21 +35,19 @@ impl Line {
         line
     }
 
-    /// The next epoch is complete.
+    /// The next epoch is complete. What was said of it before changes nothing. Epochs of its number
+    /// and above do not exist any more: what they had comes again in it, and later.
     pub(super) fn completed(&mut self, key: EpochKey) {
+        if self.find(key).is_some() {
+            return;
+        }
+        while self.epochs.back().is_some_and(|(_, at)| at.epoch >= key.epoch) {
+            self.epochs.pop_back();
+        }
         self.newest = Place(self.newest.0.saturating_add(1));
         self.epochs.push_back((self.newest, key));
         if self.epochs.len() > EPOCHS_MOST {
             self.epochs.pop_front();
-        }
-    }
-
-    /// Epochs behind `key` do not exist: what they had comes again in later ones.
-    pub(super) fn went_back(&mut self, key: EpochKey) {
-        if let Some(place) = self.find(key) {
-            while self.epochs.back().is_some_and(|(at, _)| *at > place) {
-                self.epochs.pop_back();
-            }
         }
     }
 
@@ -62,9 +61,10 @@ impl Line {
         self.epochs.iter().rev().find(|(_, at)| at.epoch == key.epoch).map(|(place, _)| *place)
     }
 
-    pub(super) fn made_durable(&mut self, key: EpochKey) {
-        if let Some(place) = self.find(key) {
-            self.durable = self.durable.max(place);
+    /// The chain has all up to this number durable.
+    pub(super) fn made_durable(&mut self, epoch: EpochId) {
+        if let Some((place, _)) = self.epochs.iter().rev().find(|(_, at)| at.epoch <= epoch) {
+            self.durable = self.durable.max(*place);
         }
     }
 
@@ -95,7 +95,6 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::page::EpochId;
 
     fn key(epoch: u64, identity: u128) -> EpochKey {
         EpochKey { epoch: EpochId(epoch), identity }
@@ -106,13 +105,12 @@ mod tests {
         let mut line = Line::behind(Some(key(4, 40)));
         line.completed(key(5, 50));
         line.completed(key(6, 60));
-        line.made_durable(key(5, 51));
-        assert_eq!(line.durable(), Place(0), "another epoch 5");
-        line.made_durable(key(5, 50));
+        line.completed(key(5, 50));
+        assert_eq!(line.find(key(5, 51)), None, "another epoch 5");
+        line.made_durable(EpochId(5));
         let before = line.newest();
-        line.went_back(key(5, 50));
-        assert_eq!(line.find(key(6, 60)), None);
         line.completed(key(6, 61));
+        assert_eq!(line.find(key(6, 60)), None);
         assert!(line.find(key(6, 61)).unwrap() > before);
         line.release(line.durable());
         assert_eq!(line.released_key(), Some(key(5, 50)));

@@ -18,6 +18,20 @@ pub struct Timing {
     pub poll: Duration,
 }
 
+impl Timing {
+    /// With these, and what follows from them.
+    #[must_use]
+    pub const fn new(heartbeat: Duration, timeout: Duration) -> Self {
+        Self {
+            heartbeat,
+            timeout,
+            behind: Duration::from_secs(2),
+            retry: Duration::from_millis(20),
+            poll: Duration::from_secs(1),
+        }
+    }
+}
+
 /// What a primary does that has lost its standby.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenLost {

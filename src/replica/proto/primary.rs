@@ -13,6 +13,7 @@ use super::options::{PrimaryOptions, Timing, WhenLost};
 use super::record::Record;
 use super::standby::Promotion;
 use super::swaps::{Learnt, Swaps};
+use crate::page::EpochId;
 use crate::replica::register::{Holder, Incarnation, Register};
 
 /// Where a primary is.
@@ -76,6 +77,8 @@ struct Peer {
     heard_at: Duration,
     /// The newest epoch that it holds, as it has said in the generation of now.
     holds: Option<Place>,
+    /// The newest that it has ever said.
+    newest: Option<EpochKey>,
     /// Since when it has not come further although there is more.
     behind_since: Duration,
     /// It gets no more epochs.
@@ -123,10 +126,11 @@ impl Primary {
         primary
     }
 
-    /// The standby that was promoted. Its guest runs.
+    /// The standby that was promoted. Its guest runs from `head`: the newest epoch that it has
+    /// whole, at or behind the one of the promotion.
     #[must_use]
-    pub fn promoted(promotion: Promotion, options: PrimaryOptions, now: Duration) -> Self {
-        let Promotion { me, swaps, head, recorded } = promotion;
+    pub fn promoted(promotion: Promotion, options: PrimaryOptions, head: EpochKey, now: Duration) -> Self {
+        let Promotion { me, swaps, head: _, recorded } = promotion;
         let mut primary = Self::new(me, options, swaps, Phase::Settling, Some(head));
         primary.recorded = recorded;
         primary.runs = true;
@@ -181,6 +185,12 @@ impl Primary {
         self.peer.map(|peer| peer.who)
     }
 
+    /// The newest epoch that the standby has said to hold.
+    #[must_use]
+    pub fn held(&self) -> Option<EpochKey> {
+        self.peer.and_then(|peer| peer.newest)
+    }
+
     /// What an operator sees.
     #[must_use]
     pub const fn role(&self) -> PrimaryRole {
@@ -205,7 +215,7 @@ impl Primary {
     pub fn attach(&mut self, who: Incarnation, now: Duration) -> bool {
         let can = self.can_attach() && who != self.me;
         if can {
-            self.peer = Some(Peer { who, heard_at: now, holds: None, behind_since: now, is_cut_off: false });
+            self.peer = Some(Peer { who, heard_at: now, holds: None, newest: None, behind_since: now, is_cut_off: false });
             self.beat_at = now;
             self.drive(now);
         }
@@ -242,23 +252,19 @@ impl Primary {
         }
     }
 
-    /// An epoch is complete, the next one of this machine.
+    /// An epoch is complete, the next one of this machine. It may be told again. Where storage
+    /// failed, its number may be one that was there before: those epochs do not exist any more.
     pub fn completed(&mut self, key: EpochKey, now: Duration) {
-        if let Some(peer) = self.peer.as_mut().filter(|peer| peer.holds == Some(self.line.newest())) {
+        if let Some(peer) = self.peer.as_mut().filter(|peer| peer.holds >= Some(self.line.newest())) {
             peer.behind_since = now;
         }
         self.line.completed(key);
         self.drive(now);
     }
 
-    /// Epochs behind `key` could not be stored anywhere, and do not exist.
-    pub fn went_back(&mut self, key: EpochKey) {
-        self.line.went_back(key);
-    }
-
     /// The chain has this epoch durable, and all before it.
-    pub fn durable(&mut self, key: EpochKey, now: Duration) {
-        self.line.made_durable(key);
+    pub fn durable(&mut self, epoch: EpochId, now: Duration) {
+        self.line.made_durable(epoch);
         self.drive(now);
     }
 
@@ -290,7 +296,7 @@ impl Primary {
             if let Body::Holds(key) = message.body {
                 let place = if is_broken(Rule::HoldsByIdentity) { line.find_number(key) } else { line.find(key) };
                 if place > peer.holds {
-                    (peer.holds, peer.behind_since) = (place, now);
+                    (peer.holds, peer.newest, peer.behind_since) = (place, Some(key), now);
                 }
             }
             // It lives, and the witness was surely not asked for anything.

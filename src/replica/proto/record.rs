@@ -1,7 +1,9 @@
 //! What a store remembers of the witness, and whether it may be run again.
 
+use std::fmt;
+
 use super::broken::{Rule, is_broken};
-use crate::replica::register::{Generation, Holder, Incarnation, Register};
+use crate::replica::register::{Generation, Incarnation, Register};
 
 /// What a store that is part of a pair has on disk, beside its chain.
 ///
@@ -101,13 +103,14 @@ pub fn may_open(record: Option<&Record>, register: Option<Register>) -> Opening 
     }
 }
 
-impl WhyNot {
-    /// What the register says, where it is known who goes on.
-    #[must_use]
-    pub fn holder(&self) -> Option<Holder> {
+impl fmt::Display for WhyNot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Superseded(register) | Self::MayLose(register) => Some(register.holder),
-            Self::WitnessForgot(found) => found.map(|register| register.holder),
+            Self::Superseded(register) => {
+                write!(f, "another machine goes on, since generation {}", register.generation)
+            }
+            Self::MayLose(_) => f.write_str("outputs may have left that belong to epochs which it does not have"),
+            Self::WitnessForgot(_) => f.write_str("the witness has forgotten what this store has seen"),
         }
     }
 }

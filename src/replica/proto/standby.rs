@@ -201,8 +201,8 @@ impl Standby {
             match self.phase {
                 Phase::Hot => self.phase = Phase::Promoting,
                 Phase::Joining if is_broken(Rule::OnlyHotPromotes) && self.newest.is_some() => self.phase = Phase::Promoting,
-                // The pair may have been made, and the word of it lost: this may be all that is left
-                // of the machine.
+                // The pair may have been made, and the word of it lost: this may be all that is
+                // left of the machine.
                 Phase::Joining if self.newest.is_some() => {
                     let reads = self.swaps.read(now);
                     self.actions.extend(reads);

@@ -20,20 +20,9 @@ use rustls::{
     AlertDescription, CertificateError, ClientConfig, Connection, PeerIncompatible, RootCertStore, ServerConfig, version,
 };
 
+use super::names::{CA_FILE, CERT_FILE, KEY_FILE, NAME};
 use super::tls_error::{TlsError, time};
 use super::tls_stream::TlsStream;
-
-/// The DNS name that every certificate has.
-pub(super) const NAME: &str = "slackwater";
-
-/// The certificate of the CA, or of several.
-pub(super) const CA_FILE: &str = "ca.pem";
-
-/// The certificate of this host.
-pub(super) const CERT_FILE: &str = "cert.pem";
-
-/// The key of this host.
-pub(super) const KEY_FILE: &str = "key.pem";
 
 /// The longest file that is read.
 const FILE_BYTES_MAX: u64 = 1 << 20;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::tls::NAME;
+use super::names::NAME;
 
 /// Why certificates can't be used, or a connection was not made.
 #[derive(Debug, thiserror::Error)]

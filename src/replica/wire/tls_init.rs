@@ -13,7 +13,7 @@ use rcgen::{
 use rustix::io::retry_on_intr;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::tls::{CA_FILE, CERT_FILE, KEY_FILE, NAME};
+use super::names::{CA_FILE, CERT_FILE, KEY_FILE, NAME};
 
 /// The key of the CA.
 const CA_KEY_FILE: &str = "ca-key.pem";

@@ -177,7 +177,7 @@ impl Run {
         self.note(|| format!("host {host} opens as {me} at {head:?} from {from:?}"));
         let mut machine = Primary::open(me, self.primary_options(has_chain), from, head, draw, clock);
         if let Some(head) = head {
-            machine.durable(head, clock);
+            machine.durable(head.epoch, clock);
         }
         self.hosts[host].process =
             Process::Primary { machine: Box::new(machine), runs: false, has_run: false, guest: head, stream: None, hello: None };
@@ -227,7 +227,7 @@ impl Run {
             (process, Event::Durable(key)) => {
                 let is_there = self.hosts[host].store.as_mut().is_some_and(|store| store.make_durable(key));
                 if let (true, Process::Primary { machine, .. }) = (is_there, process) {
-                    machine.durable(key, clock);
+                    machine.durable(key.epoch, clock);
                 }
             }
             (process, Event::Recorded(record)) => {
@@ -284,15 +284,15 @@ impl Run {
         let Process::Primary { guest, .. } = &self.hosts[host].process else { unreachable!() };
         let guest = *guest;
         let clock = self.clock(host);
-        // Where nobody else has them, epochs whose storage fails come again, and so do their numbers.
+        // Where nobody else has them, epochs whose storage fails come again, and so do their
+        // numbers.
         let fails = self.random.one_in(50);
-        let Process::Primary { machine, stream, .. } = &mut self.hosts[host].process else { unreachable!() };
+        let Process::Primary { stream, .. } = &self.hosts[host].process else { unreachable!() };
         let before = match &mut self.hosts[host].store {
             None => guest,
             Some(store) => {
                 if fails && stream.is_none_or(|(_, stream)| stream.is_broken) && store.durable > 0 {
                     store.epochs.truncate(store.durable);
-                    machine.went_back(store.epochs[store.durable - 1]);
                 }
                 store.epochs.last().copied()
             }
@@ -420,9 +420,9 @@ impl Run {
                 self.seen.failovers += 1;
                 self.world.begins(me, generation, Some(head));
                 // It is the same process: what it asked for is still answered.
-                let mut machine = Primary::promoted(promotion, options, clock);
+                let mut machine = Primary::promoted(promotion, options, head, clock);
                 if self.hosts[host].store.as_ref().is_some_and(|store| store.is_durable(head)) {
-                    machine.durable(head, clock);
+                    machine.durable(head.epoch, clock);
                 } else if has_chain {
                     self.later(host, 1_000, Event::Durable(head));
                 }

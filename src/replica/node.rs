@@ -1,0 +1,528 @@
+//! One host of a pair: the state machine that it is now, and the threads that do what it wants.
+//!
+//! Whoever has something to tell locks the machine, tells it, and sees to it that what it wants
+//! then is done: calls to the witness and records on disk on threads of their own, messages by the
+//! thread that writes to the other host, all else by whoever waits for [`Node::wait`]. Nothing
+//! waits while the machine is locked.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::proto::{
+    Action, Answer, EpochKey, Halted, Message, Primary, PrimaryOptions, PrimaryRole, Record, Standby, StandbyRole,
+};
+use super::record_file::write_record;
+use super::register::{Incarnation, Register};
+use super::witness::{Swapped, Witness, WitnessError};
+use crate::epoch::{Marks, Reached, ReleaseRule};
+use crate::lock::lock;
+use crate::page::EpochId;
+
+/// What a host is.
+#[derive(Debug)]
+enum Machine {
+    Nobody,
+    Primary(Box<Primary>),
+    Standby(Box<Standby>),
+}
+
+/// What a host is, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Nothing yet.
+    Nobody,
+    /// It runs the guest.
+    Primary(PrimaryRole),
+    /// It follows.
+    Standby(StandbyRole),
+}
+
+/// What a node wants of whoever runs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// The guest is to run.
+    Run,
+    /// The guest is to be parked, and a last epoch taken.
+    Park,
+    /// This one is no standby any more: end its connections.
+    Drop(Incarnation),
+    /// The guest is to be halted for good.
+    Halt(Halted),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Call {
+    Read,
+    Swap(Option<Register>, Register),
+}
+
+struct Inner {
+    machine: Machine,
+    wishes: VecDeque<Wish>,
+    /// To the other host.
+    words: Option<SyncSender<Message>>,
+    /// Where the engine is told that something was released.
+    marks: Option<Marks>,
+    /// Where the store's record is.
+    store: Option<PathBuf>,
+    released: EpochId,
+    /// The newest epoch that a standby has said to hold.
+    held: EpochId,
+    /// When the last message came from the other host.
+    heard_at: Instant,
+    /// When the witness was asked for a swap first, since then.
+    asked_at: Option<Instant>,
+    is_over: bool,
+}
+
+/// See the module.
+pub struct Node {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    begun: Instant,
+    calls: Sender<Call>,
+    records: Sender<(PathBuf, Record)>,
+}
+
+/// The threads of a node. They end when it is dropped, but for a call to the witness that is under
+/// way.
+#[derive(Debug)]
+pub struct NodeThreads(#[expect(dead_code, reason = "whoever has it knows that they run")] Vec<JoinHandle<()>>);
+
+impl Node {
+    /// A node that is nobody yet, with the witness that it asks. Its threads start.
+    ///
+    /// # Errors
+    /// A thread that can't be started.
+    pub fn start(witness: Box<dyn Witness>) -> std::io::Result<(Arc<Self>, NodeThreads)> {
+        let (calls, asked) = channel();
+        let (records, recorded) = channel();
+        let inner = Inner {
+            machine: Machine::Nobody,
+            wishes: VecDeque::new(),
+            words: None,
+            marks: None,
+            store: None,
+            released: EpochId::NONE,
+            held: EpochId::NONE,
+            heard_at: Instant::now(),
+            asked_at: None,
+            is_over: false,
+        };
+        let begun = Instant::now();
+        let node = Arc::new(Self { inner: Mutex::new(inner), changed: Condvar::new(), begun, calls, records });
+        let mut threads = Vec::new();
+        let weak = || Arc::downgrade(&node);
+        let of = weak();
+        let asks = move || ask(witness, &asked, &|answer| of.upgrade().is_some_and(|node| node.answered(answer)));
+        threads.push(Builder::new().name("slackwater-ask".to_owned()).spawn(asks)?);
+        let of = weak();
+        let writes = move || write_records(&recorded, &|record| of.upgrade().is_some_and(|node| node.recorded(record)));
+        threads.push(Builder::new().name("slackwater-record".to_owned()).spawn(writes)?);
+        let of = weak();
+        let ticks = move || {
+            while let Some(node) = of.upgrade() {
+                let Some(pause) = node.tick() else { break };
+                drop(node);
+                std::thread::sleep(pause);
+            }
+        };
+        threads.push(Builder::new().name("slackwater-beat".to_owned()).spawn(ticks)?);
+        Ok((node, NodeThreads(threads)))
+    }
+
+    fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
+    }
+
+    /// Tells the machine something, and does what it wants then. `tells_marks` is false on a thread
+    /// that asks for the rule of release.
+    fn step<T>(&self, tells_marks: bool, tell: impl FnOnce(&mut Inner, Duration) -> T) -> T {
+        let mut inner = self.lock();
+        let told = tell(&mut inner, self.now());
+        let before = (inner.released, inner.held);
+        self.act(&mut inner);
+        let held = inner.held;
+        let marks = inner.marks.clone().filter(|_| tells_marks && (inner.released, held) != before);
+        let wishes = !inner.wishes.is_empty();
+        drop(inner);
+        if let Some(marks) = marks {
+            // What the standby holds is as durable there as was asked for. Each of these has the
+            // engine ask what is released.
+            marks.durable(held);
+            marks.acknowledged(held);
+        }
+        if wishes {
+            self.changed.notify_all();
+        }
+        told
+    }
+
+    fn act(&self, inner: &mut Inner) {
+        loop {
+            let action = match &mut inner.machine {
+                Machine::Nobody => None,
+                Machine::Primary(primary) => primary.action(),
+                Machine::Standby(standby) => standby.action(),
+            };
+            let Some(action) = action else { break };
+            match action {
+                Action::Swap { expected, new } => {
+                    tracing::info!(?expected, ?new, "the witness is asked");
+                    inner.asked_at.get_or_insert_with(Instant::now);
+                    // Its thread is there as long as the node.
+                    let _ = self.calls.send(Call::Swap(expected, new));
+                }
+                Action::Read => {
+                    let _ = self.calls.send(Call::Read);
+                }
+                Action::Record(record) => {
+                    if let Some(store) = &inner.store {
+                        let _ = self.records.send((store.clone(), record));
+                    }
+                }
+                Action::Send(message) => {
+                    if let Some(words) = &inner.words
+                        // A message may be lost.
+                        && let Err(TrySendError::Disconnected(_)) = words.try_send(message)
+                    {
+                        inner.words = None;
+                    }
+                }
+                Action::Run => inner.wishes.push_back(Wish::Run),
+                Action::Park => inner.wishes.push_back(Wish::Park),
+                Action::Drop(who) => {
+                    inner.words = None;
+                    inner.wishes.push_back(Wish::Drop(who));
+                }
+                Action::Halt(why) => inner.wishes.push_back(Wish::Halt(why)),
+            }
+        }
+        if let Machine::Primary(primary) = &inner.machine {
+            let released = primary.released().map_or(EpochId::NONE, |key| key.epoch);
+            inner.released = inner.released.max(released);
+            inner.held = primary.held().map_or(inner.held, |key| key.epoch);
+        }
+    }
+
+    /// Makes this host a primary, which `make` makes at the time that it is given. Its store's
+    /// records go to `store`.
+    pub fn become_primary(&self, store: Option<PathBuf>, make: impl FnOnce(Duration) -> Primary) {
+        self.step(true, |inner, now| {
+            inner.store = store;
+            inner.machine = Machine::Primary(Box::new(make(now)));
+        });
+    }
+
+    /// Makes this host a standby, whose messages go to `words`.
+    pub fn become_standby(&self, store: Option<PathBuf>, words: SyncSender<Message>, make: impl FnOnce(Duration) -> Standby) {
+        self.step(true, |inner, now| {
+            inner.store = store;
+            inner.words = Some(words);
+            inner.wishes.clear();
+            inner.heard_at = Instant::now();
+            inner.machine = Machine::Standby(Box::new(make(now)));
+        });
+    }
+
+    /// Makes a standby that was promoted the primary, from the epoch `head`: the newest that it has
+    /// whole, which may be one behind the last that it said to hold. Returns whether it was
+    /// promoted.
+    pub fn promoted(&self, options: PrimaryOptions, head: EpochKey) -> bool {
+        self.step(true, |inner, now| {
+            let standby = match std::mem::replace(&mut inner.machine, Machine::Nobody) {
+                Machine::Standby(standby) => standby,
+                other => {
+                    inner.machine = other;
+                    return false;
+                }
+            };
+            let Some(promotion) = standby.promotion() else { return false };
+            inner.words = None;
+            inner.released = head.epoch;
+            inner.machine = Machine::Primary(Box::new(Primary::promoted(promotion, options, head, now)));
+            true
+        })
+    }
+
+    /// This host is nobody again.
+    pub fn become_nobody(&self) {
+        self.step(true, |inner, _| {
+            inner.machine = Machine::Nobody;
+            inner.words = None;
+            inner.wishes.clear();
+        });
+    }
+
+    /// A standby was connected to, and its messages go to `words`. Returns whether it can be
+    /// attached.
+    pub fn attach(&self, who: Incarnation, words: SyncSender<Message>) -> bool {
+        self.step(true, |inner, now| {
+            let Machine::Primary(primary) = &mut inner.machine else { return false };
+            inner.words = Some(words);
+            inner.heard_at = Instant::now();
+            let can = primary.attach(who, now);
+            if !can {
+                inner.words = None;
+            }
+            can
+        })
+    }
+
+    /// Whether a standby can be attached now.
+    #[must_use]
+    pub fn can_attach(&self) -> bool {
+        matches!(&self.lock().machine, Machine::Primary(primary) if primary.can_attach())
+    }
+
+    /// Whether this one is the standby, or is to be.
+    #[must_use]
+    pub fn has_standby(&self, who: Incarnation) -> bool {
+        matches!(&self.lock().machine, Machine::Primary(primary) if primary.standby() == Some(who))
+    }
+
+    /// The machine is to end in order: the standby is not to take its place. Returns whether the
+    /// witness has said so within `limit`.
+    pub fn retire(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        loop {
+            let now = match &self.lock().machine {
+                Machine::Primary(primary) => Some((primary.standby(), primary.role())),
+                _ => None,
+            };
+            match now {
+                Some((Some(standby), _)) => self.lost(standby),
+                None | Some((None, PrimaryRole::Solo | PrimaryRole::Fenced)) => return true,
+                Some((None, _)) => {}
+            }
+            if Instant::now() >= end {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// The standby gets no more epochs.
+    pub fn lost(&self, who: Incarnation) {
+        self.step(true, |inner, now| {
+            if let Machine::Primary(primary) = &mut inner.machine {
+                primary.lost(who, now);
+            }
+        });
+    }
+
+    /// The stream of epochs to this standby ended.
+    pub fn stream_ended(&self, me: Incarnation) {
+        self.step(true, |inner, now| match &mut inner.machine {
+            Machine::Standby(standby) if standby.me() == me => standby.lost(now),
+            _ => {}
+        });
+    }
+
+    /// An epoch of this host's machine is complete.
+    pub fn completed(&self, key: EpochKey) {
+        self.step(true, |inner, now| {
+            if let Machine::Primary(primary) = &mut inner.machine {
+                primary.completed(key, now);
+            }
+        });
+    }
+
+    /// The standby `me` holds an epoch whole. Returns false where it does not follow.
+    pub fn holds(&self, me: Incarnation, key: EpochKey, parent: Option<EpochKey>) -> bool {
+        self.step(true, |inner, now| match &mut inner.machine {
+            Machine::Standby(standby) if standby.me() == me => standby.holds(key, parent, now),
+            _ => false,
+        })
+    }
+
+    /// A message came from the other host.
+    pub fn heard(&self, message: &Message) {
+        self.step(true, |inner, now| {
+            inner.heard_at = Instant::now();
+            inner.asked_at = None;
+            match &mut inner.machine {
+                Machine::Nobody => {}
+                Machine::Primary(primary) => primary.heard(message, now),
+                Machine::Standby(standby) => standby.heard(message, now),
+            }
+        });
+    }
+
+    /// Where the engine is told that something was released.
+    pub fn set_marks(&self, marks: Marks) {
+        self.lock().marks = Some(marks);
+    }
+
+    fn answered(&self, answer: Answer) -> bool {
+        self.step(true, |inner, now| match &mut inner.machine {
+            Machine::Nobody => {}
+            Machine::Primary(primary) => primary.answered(answer, now),
+            Machine::Standby(standby) => standby.answered(answer, now),
+        });
+        true
+    }
+
+    fn recorded(&self, record: Record) -> bool {
+        self.step(true, |inner, now| match &mut inner.machine {
+            Machine::Nobody => {}
+            Machine::Primary(primary) => primary.recorded(record, now),
+            Machine::Standby(standby) => standby.recorded(record, now),
+        });
+        true
+    }
+
+    /// Returns until when nothing is due; none when it is over.
+    fn tick(&self) -> Option<Duration> {
+        self.step(true, |inner, now| {
+            if inner.is_over {
+                return None;
+            }
+            let due = match &mut inner.machine {
+                Machine::Nobody => now + IDLE,
+                Machine::Primary(primary) => {
+                    primary.tick(now);
+                    primary.due(now)
+                }
+                Machine::Standby(standby) => {
+                    standby.tick(now);
+                    standby.due(now)
+                }
+            };
+            Some(due.saturating_sub(now).clamp(TICK_LEAST, IDLE))
+        })
+    }
+
+    /// What the node wants next; none within `limit`.
+    pub fn wait(&self, limit: Duration) -> Option<Wish> {
+        let inner = self.lock();
+        let waiting = |inner: &mut Inner| inner.wishes.is_empty() && !inner.is_over;
+        let (mut inner, _) = self.changed.wait_timeout_while(inner, limit, waiting).unwrap_or_else(PoisonError::into_inner);
+        inner.wishes.pop_front()
+    }
+
+    /// Ends what waits, and the threads.
+    pub fn end(&self) {
+        self.lock().is_over = true;
+        self.changed.notify_all();
+    }
+
+    /// Whether it was ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.lock().is_over
+    }
+
+    /// What the host is.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        match &self.lock().machine {
+            Machine::Nobody => Role::Nobody,
+            Machine::Primary(primary) => Role::Primary(primary.role()),
+            Machine::Standby(standby) => Role::Standby(standby.role()),
+        }
+    }
+
+    /// This incarnation, where it is anybody.
+    #[must_use]
+    pub fn me(&self) -> Option<Incarnation> {
+        match &self.lock().machine {
+            Machine::Nobody => None,
+            Machine::Primary(primary) => Some(primary.me()),
+            Machine::Standby(standby) => Some(standby.me()),
+        }
+    }
+
+    /// The newest register that is known.
+    #[must_use]
+    pub fn register(&self) -> Option<Register> {
+        match &self.lock().machine {
+            Machine::Nobody => None,
+            Machine::Primary(primary) => primary.register(),
+            Machine::Standby(standby) => standby.register(),
+        }
+    }
+
+    /// When the witness was asked for a swap first, since the other host was heard.
+    #[must_use]
+    pub fn asked_at(&self) -> Instant {
+        self.lock().asked_at.unwrap_or_else(Instant::now)
+    }
+
+    /// When the last message came from the other host.
+    #[must_use]
+    pub fn heard_at(&self) -> Instant {
+        self.lock().heard_at
+    }
+}
+
+/// Nothing is looked at more often.
+const TICK_LEAST: Duration = Duration::from_micros(200);
+/// A node that is nobody looks so often.
+const IDLE: Duration = Duration::from_millis(20);
+
+impl ReleaseRule for Node {
+    fn newest(&self, reached: &[Reached]) -> EpochId {
+        let durable = reached.first().map_or(EpochId::NONE, |reached| reached.durable);
+        self.step(false, |inner, now| {
+            if let Machine::Primary(primary) = &mut inner.machine {
+                primary.durable(durable, now);
+            }
+        });
+        self.lock().released
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("machine", &self.lock().machine).finish_non_exhaustive()
+    }
+}
+
+/// Asks the witness, one call after the other, until nobody asks any more.
+fn ask(mut witness: Box<dyn Witness>, calls: &Receiver<Call>, answered: &dyn Fn(Answer) -> bool) {
+    while let Ok(call) = calls.recv() {
+        let answer = match call {
+            Call::Read => witness.read().map(Answer::Register),
+            Call::Swap(expected, new) => witness.swap(expected.as_ref(), &new).map(|swapped| match swapped {
+                Swapped::Won => Answer::Won,
+                Swapped::Other(register) => Answer::Register(register),
+            }),
+        };
+        let answer = answer.unwrap_or_else(|error| {
+            tracing::warn!(error = &error as &dyn std::error::Error, "asking the witness");
+            match error {
+                WitnessError::Refused(_) => Answer::Refused,
+                WitnessError::Unknown(_) => Answer::Unknown,
+            }
+        });
+        if !answered(answer) {
+            break;
+        }
+    }
+}
+
+/// Writes records in their order. One that can't be written is tried again: nothing is released
+/// before.
+fn write_records(records: &Receiver<(PathBuf, Record)>, recorded: &dyn Fn(Record) -> bool) {
+    while let Ok((store, record)) = records.recv() {
+        while let Err(error) = write_record(&store, &record) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "recording who goes on: outputs wait");
+            std::thread::sleep(RETRY);
+        }
+        if !recorded(record) {
+            break;
+        }
+    }
+}
+
+const RETRY: Duration = Duration::from_millis(200);

@@ -1,0 +1,8 @@
+//! The host that follows.
+
+pub mod image;
+pub mod incoming;
+#[cfg(test)]
+mod incoming_tests;
+pub mod own_chain;
+pub mod serve;

@@ -1,0 +1,464 @@
+//! A host that waits for a primary, follows it, and takes over.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::image::Image;
+use super::incoming::{Incoming, IncomingError};
+use super::own_chain::{OnDurable, OwnChain};
+use crate::epoch::{Marks, Sink, SinkError};
+use crate::format::{Complete, Description};
+use crate::replica::link::{hear, say};
+use crate::replica::node::{Node, Role, Wish};
+use crate::replica::proto::{EpochKey, Halted, Message, Record, Standby, StandbyOptions, StandbyRole, Timing};
+use crate::replica::record_file::{RecordError, write_record};
+use crate::replica::register::{Generation, Incarnation, Nonce, Register};
+use crate::replica::wire::envelope::{Kind, read_envelope};
+use crate::replica::wire::hello::{Channel, Followed, Hello, WIRE_VERSION, Welcome, read_first, write_first};
+use crate::replica::wire::{Shutdown, Tls, TlsStream};
+
+/// Messages that wait for the connection. More are lost.
+const WORDS_MOST: usize = 64;
+/// Connections whose first words have not come, at once.
+const GREETED_MOST: usize = 16;
+/// A connection's first words come within this time.
+const GREETING: Duration = Duration::from_secs(2);
+
+/// Why a host can't follow a machine.
+pub type PlaceError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Makes what a host needs to follow the machine of this description.
+pub type MakePlace<'p, I, S> = dyn FnMut(&Description) -> Result<Place<I, S>, PlaceError> + 'p;
+
+/// What a host makes for a machine that it is to follow.
+pub struct Place<I, S> {
+    /// Its memory, all zeros.
+    pub image: I,
+    /// Its chain, empty, of the same identifier.
+    pub chain: S,
+    /// Where the chain is: for the record.
+    pub store: PathBuf,
+}
+
+impl<I, S> std::fmt::Debug for Place<I, S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+/// A standby that has the machine.
+#[derive(Debug)]
+pub struct Takeover<I, S> {
+    /// Its memory and state.
+    pub incoming: Incoming<I>,
+    /// Its chain, with the same newest epoch.
+    pub chain: S,
+    /// What it followed.
+    pub followed: Followed,
+    /// When the last message of the primary came.
+    pub heard_at: Instant,
+    /// When it was found that the primary is silent, and the witness asked.
+    pub asked_at: Instant,
+    /// When the witness's answer was there.
+    pub won_at: Instant,
+}
+
+/// Why a standby ends.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The address can't be listened at.
+    #[error("listening for a primary")]
+    Listen(#[source] io::Error),
+    /// A thread can't be started.
+    #[error("starting a thread")]
+    Thread(#[source] io::Error),
+    /// The witness has forgotten something.
+    #[error("{0}")]
+    Witness(Box<Halted>),
+    /// Its memory or its chain is not what it should be although it was to take over.
+    #[error("the machine that was to be taken over is not whole")]
+    Torn(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The record of the store.
+    #[error("recording who goes on")]
+    Record(#[from] RecordError),
+}
+
+/// Why the stream of epochs ended.
+#[derive(Debug, thiserror::Error)]
+enum StreamEnd {
+    #[error("the connection ended")]
+    Connection(#[source] io::Error),
+    #[error("what came is no epoch")]
+    Incoming(#[source] IncomingError),
+    #[error("{0:?} in a stream of epochs")]
+    Kind(Kind),
+    #[error("the chain takes nothing more")]
+    Chain,
+    #[error("epoch {0} does not follow")]
+    Order(EpochKey),
+}
+
+enum Event {
+    Came(Box<(Hello, TlsStream)>),
+    Wish(Wish),
+}
+
+/// What follows one primary.
+struct Session<I, S> {
+    number: Nonce,
+    me: Incarnation,
+    followed: Followed,
+    data: JoinHandle<(Incoming<I>, OwnChain<S>)>,
+    words: Option<Receiver<Message>>,
+    ends: Vec<Shutdown>,
+}
+
+/// A host that listens.
+#[derive(Debug)]
+pub struct Server {
+    node: Arc<Node>,
+    events: Receiver<Event>,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Listens at `address`, with the certificates of `tls`, for the node that is to follow.
+    ///
+    /// # Errors
+    /// [`ServeError::Listen`], [`ServeError::Thread`].
+    pub fn listen(node: Arc<Node>, tls: Tls, address: &str) -> Result<Self, ServeError> {
+        let listener = TcpListener::bind(address).map_err(ServeError::Listen)?;
+        let address = listener.local_addr().map_err(ServeError::Listen)?;
+        let (events, told) = sync_channel(GREETED_MOST);
+        let accepted = events.clone();
+        let accepts = move || accept(&listener, &tls, &accepted);
+        Builder::new().name("slackwater-accept".to_owned()).spawn(accepts).map_err(ServeError::Thread)?;
+        let of = node.clone();
+        let wishes = move || {
+            while !of.is_over() {
+                let Some(wish) = of.wait(Duration::from_millis(200)) else { continue };
+                // What is wanted of the primary that it is then is for somebody else.
+                let is_last = wish == Wish::Run;
+                if events.send(Event::Wish(wish)).is_err() || is_last {
+                    break;
+                }
+            }
+        };
+        Builder::new().name("slackwater-wish".to_owned()).spawn(wishes).map_err(ServeError::Thread)?;
+        Ok(Self { node, events: told, address })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Follows whatever primary comes, in memory and chain that `place` makes, until it has the
+    /// machine: `None` where it was ended before.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub fn serve<I: Image + 'static, S: Sink + 'static>(
+        &self,
+        place: &mut MakePlace<'_, I, S>,
+    ) -> Result<Option<Takeover<I, S>>, ServeError> {
+        let mut session: Option<Session<I, S>> = None;
+        while !self.node.is_over() {
+            let event = match self.events.recv_timeout(Duration::from_millis(100)) {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            match event {
+                Event::Came(came) => {
+                    let (hello, stream) = *came;
+                    if hello.channel == Channel::Epochs {
+                        self.epochs(&mut session, hello, stream, place)?;
+                    } else {
+                        self.further(session.as_mut(), &hello, stream);
+                    }
+                }
+                Event::Wish(Wish::Run) => {
+                    let won_at = Instant::now();
+                    let (heard_at, asked_at) = (self.node.heard_at(), self.node.asked_at());
+                    let Some(session) = session.take() else { continue };
+                    return self.take_over(session, (heard_at, asked_at, won_at)).map(Some);
+                }
+                Event::Wish(Wish::Drop(_)) => {
+                    if let Some(session) = session.take() {
+                        tracing::info!("the primary goes on without this standby");
+                        drop(end(session));
+                    }
+                    self.node.become_nobody();
+                }
+                Event::Wish(Wish::Halt(why)) => return Err(ServeError::Witness(Box::new(why))),
+                Event::Wish(Wish::Park) => {}
+            }
+        }
+        if let Some(session) = session {
+            drop(end(session));
+        }
+        Ok(None)
+    }
+
+    /// A primary comes.
+    fn epochs<I: Image + 'static, S: Sink + 'static>(
+        &self,
+        session: &mut Option<Session<I, S>>,
+        hello: Hello,
+        mut stream: TlsStream,
+        place: &mut MakePlace<'_, I, S>,
+    ) -> Result<(), ServeError> {
+        let Hello { session: number, from, register, machine, .. } = hello;
+        let known = self.node.register();
+        if let Some(reason) = self.refuses(register, known) {
+            refuse(&mut stream, reason, known);
+            return Ok(());
+        }
+        let Some(followed) = machine else {
+            refuse(&mut stream, "the first connection says what is to be followed".to_owned(), known);
+            return Ok(());
+        };
+        if let Some(old) = session.take() {
+            drop(end(old));
+        }
+        self.node.become_nobody();
+        let Place { image, chain, store } = match place(&followed.description) {
+            Ok(place) => place,
+            Err(error) => {
+                tracing::warn!(error = &*error as &dyn std::error::Error, "a primary is refused");
+                refuse(&mut stream, causes(&*error), known);
+                return Ok(());
+            }
+        };
+        let me = Incarnation(random().map_err(ServeError::Listen)?);
+        let record = Record { names: vec![me], generation: register.generation, covers: false };
+        write_record(&store, &record)?;
+        let mut chain = chain;
+        chain.start(Marks::nowhere());
+        let Followed { holds_on_disk, pages_most, .. } = followed;
+        let node = self.node.clone();
+        let on_durable: Option<OnDurable> = holds_on_disk.then(|| {
+            Box::new(move |key, parent| {
+                let _ = node.holds(me, key, parent);
+            }) as OnDurable
+        });
+        let own = OwnChain::start(chain, on_durable).map_err(ServeError::Thread)?;
+        let (send, words) = sync_channel(WORDS_MOST);
+        let timing = timing(&followed);
+        let options = StandbyOptions { timing, has_chain: true, holds_on_disk };
+        self.node.become_standby(Some(store), send, |now| {
+            Standby::join(me, options, (from, register), Some(record), Box::new(draw), now)
+        });
+        let welcome = Welcome { version: WIRE_VERSION, standby: Some(me), refused: None, register: known };
+        let greeted = stream.set_read_timeout(None).and_then(|()| write_first(&mut stream, &welcome));
+        if let Err(error) = greeted {
+            tracing::info!(%error, "a primary was gone before it was welcome");
+        }
+        let ends = vec![stream.shutdown_handle()];
+        let incoming = Incoming::new(followed.description.chain, image, pages_most).keeping_frames();
+        let node = self.node.clone();
+        let follows = move || follow(stream, incoming, own, &node, me, holds_on_disk);
+        let data = Builder::new().name("slackwater-follow".to_owned()).spawn(follows).map_err(ServeError::Thread)?;
+        tracing::info!(standby = %me, primary = %from, "following");
+        *session = Some(Session { number, me, followed, data, words: Some(words), ends });
+        Ok(())
+    }
+
+    /// Why a primary that comes is not followed.
+    fn refuses(&self, register: Register, known: Option<Register>) -> Option<String> {
+        let generation = known.map_or(Generation::NONE, |known| known.generation);
+        if register.generation < generation {
+            return Some(format!("generation {} is over: {generation} goes on", register.generation));
+        }
+        match self.node.role() {
+            Role::Nobody | Role::Standby(StandbyRole::Joining | StandbyRole::Stale) => None,
+            _ if register.generation > generation => None,
+            Role::Standby(_) | Role::Primary(_) => Some("it follows another primary, or runs a machine".to_owned()),
+        }
+    }
+
+    /// A further connection of the primary that is followed.
+    fn further<I, S>(&self, session: Option<&mut Session<I, S>>, hello: &Hello, mut stream: TlsStream) {
+        let known = self.node.register();
+        let Some(session) = session.filter(|session| session.number == hello.session) else {
+            return refuse(&mut stream, "there is no such session".to_owned(), known);
+        };
+        let welcome = Welcome { version: WIRE_VERSION, standby: Some(session.me), refused: None, register: known };
+        if stream.set_read_timeout(None).and_then(|()| write_first(&mut stream, &welcome)).is_err() {
+            return;
+        }
+        session.ends.push(stream.shutdown_handle());
+        let started = match (hello.channel, session.words.take()) {
+            (Channel::Answers, Some(words)) => {
+                Builder::new().name("slackwater-say".to_owned()).spawn(move || say(&mut stream, &words))
+            }
+            (_, words) => {
+                session.words = words;
+                let node = self.node.clone();
+                Builder::new().name("slackwater-hear".to_owned()).spawn(move || {
+                    if let Err(error) = hear(&mut stream, &|message| node.heard(message)) {
+                        tracing::debug!(%error, "the primary's messages ended");
+                    }
+                })
+            }
+        };
+        if let Err(error) = started {
+            tracing::warn!(%error, "starting a thread");
+        }
+    }
+
+    fn take_over<I: Image, S: Sink + 'static>(
+        &self,
+        session: Session<I, S>,
+        (heard_at, asked_at, won_at): (Instant, Instant, Instant),
+    ) -> Result<Takeover<I, S>, ServeError> {
+        let followed = session.followed.clone();
+        let (incoming, own) = end(session);
+        let torn = |error: SinkError| ServeError::Torn(error.into());
+        let mut chain = own.finish().map_err(torn)?;
+        // Whoever goes on with it takes all of it for durable.
+        chain.sync().map_err(torn)?;
+        if incoming.head().is_none() {
+            return Err(ServeError::Torn("it has no whole epoch".into()));
+        }
+        Ok(Takeover { incoming, chain, followed, heard_at, asked_at, won_at })
+    }
+}
+
+/// Ends the connections, and waits for what was under way.
+fn end<I, S>(session: Session<I, S>) -> (Incoming<I>, OwnChain<S>) {
+    session.ends.iter().for_each(Shutdown::shutdown);
+    session.data.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn timing(followed: &Followed) -> Timing {
+    Timing::new(followed.heartbeat(), followed.timeout())
+}
+
+fn refuse(stream: &mut TlsStream, reason: String, register: Option<Register>) {
+    let welcome = Welcome { version: WIRE_VERSION, standby: None, refused: Some(reason), register };
+    if let Err(error) = write_first(stream, &welcome) {
+        tracing::debug!(%error, "a connection that was refused is gone");
+    }
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// 16 random bytes.
+fn random() -> io::Result<u128> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u128::from_le_bytes(bytes))
+}
+
+/// A number that nobody else draws.
+///
+/// # Panics
+/// Where the kernel has no random numbers: nothing may be named then.
+fn draw() -> u128 {
+    random().unwrap_or_else(|error| unreachable!("getrandom without flags waits until it can: {error}"))
+}
+
+/// Takes connections, each on a thread of its own until its first words are there.
+fn accept(listener: &TcpListener, tls: &Tls, events: &SyncSender<Event>) {
+    let (free, taken): (Sender<()>, Receiver<()>) = channel();
+    for _ in 0..GREETED_MOST {
+        let _ = free.send(());
+    }
+    for stream in listener.incoming() {
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "taking a connection");
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            }
+        };
+        if taken.recv().is_err() {
+            break;
+        }
+        let (tls, events, free) = (tls.clone(), events.clone(), free.clone());
+        let greets = move || {
+            match greet(&tls, stream) {
+                Ok((hello, stream)) => {
+                    let _ = events.send(Event::Came(Box::new((hello, stream))));
+                }
+                Err(error) => tracing::warn!(error = &*error as &dyn std::error::Error, "a connection is refused"),
+            }
+            let _ = free.send(());
+        };
+        if let Err(error) = Builder::new().name("slackwater-greet".to_owned()).spawn(greets) {
+            tracing::warn!(%error, "starting a thread");
+        }
+    }
+}
+
+fn greet(tls: &Tls, stream: TcpStream) -> Result<(Hello, TlsStream), Box<dyn std::error::Error + Send + Sync>> {
+    let mut stream = tls.accept(stream, GREETING)?;
+    stream.set_read_timeout(Some(GREETING))?;
+    let hello: Hello = read_first(&mut stream)?;
+    if hello.version != WIRE_VERSION {
+        let reason = format!("this is version {WIRE_VERSION} of the protocol");
+        refuse(&mut stream, reason.clone(), None);
+        return Err(format!("{}, and the other end speaks version {}", reason, hello.version).into());
+    }
+    Ok((hello, stream))
+}
+
+/// Takes epochs until the stream ends.
+fn follow<I: Image, S: Sink + 'static>(
+    mut stream: TlsStream,
+    mut incoming: Incoming<I>,
+    own: OwnChain<S>,
+    node: &Node,
+    me: Incarnation,
+    holds_on_disk: bool,
+) -> (Incoming<I>, OwnChain<S>) {
+    let mut bytes = Vec::new();
+    let mut take = |incoming: &mut Incoming<I>| {
+        match read_envelope(&mut stream, &mut bytes).map_err(StreamEnd::Connection)? {
+            Kind::Part | Kind::Complete => {}
+            Kind::Abort => {
+                incoming.abort();
+                return if own.abort() { Ok(()) } else { Err(StreamEnd::Chain) };
+            }
+            kind => return Err(StreamEnd::Kind(kind)),
+        }
+        let held = incoming.take(&bytes).map_err(StreamEnd::Incoming)?;
+        let frames = incoming.take_frames();
+        let Some(held) = held else {
+            let epoch = incoming.epoch_in_hand();
+            return if own.frames(epoch, frames) { Ok(()) } else { Err(StreamEnd::Chain) };
+        };
+        if !holds_on_disk && !node.holds(me, held.key, held.parent) {
+            return Err(StreamEnd::Order(held.key));
+        }
+        let complete = Complete::new(incoming.chain(), held.commit);
+        if own.complete(frames, complete, held.parent) { Ok(()) } else { Err(StreamEnd::Chain) }
+    };
+    let ended = loop {
+        if let Err(ended) = take(&mut incoming) {
+            break ended;
+        }
+    };
+    tracing::info!(error = &ended as &dyn std::error::Error, "the stream of epochs ended");
+    incoming.abort();
+    node.stream_ended(me);
+    (incoming, own)
+}
