@@ -44,7 +44,7 @@ done
 # Tests of files, floods, limits and words need a guest and not a certain KVM: where this machine has one, they run on that and not here as well.
 elsewhere='^$'
 if [ "$filter" = native ] && [ -e /dev/kvm ]; then
-  elsewhere='^(bad_input|place|native::(export|flood|full|limits|outcome|upkeep))::'
+  elsewhere='^(bad_input|place|native::(export|failover|flood|full|limits|outcome|upkeep))::'
 fi
 for tests in lib integration; do
   program=${tests}_tests

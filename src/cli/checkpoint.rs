@@ -77,8 +77,14 @@ impl Checkpoint {
         let (memory, device_runs) = (vm.spec().regions(), vm.spec().device_regions().len());
         let new = NewChain { memory, device_runs, vcpus: self.vcpus, machine };
         let writer = Writer::create(&self.store, &new, self.protect.writer_options())?;
-        let protection = self.protect.protect(&mut vm, writer, Start::Fresh)?;
+        let description = writer.description().clone();
         let stop = stop_on_signals()?;
+        let paired = if self.protect.pair.is_given() { Some(self.protect.pair.start()?) } else { None };
+        if let Some(paired) = &paired {
+            paired.open_new(&self.store, &stop)?;
+        }
+        let node = paired.as_ref().map(|paired| &paired.node);
+        let protection = self.protect.protect(&mut vm, writer, Start::Fresh, node)?;
         let console = attach_console(&vm, &stop)?;
         let spinner = match console {
             // The terminal is the guest's.
@@ -86,7 +92,11 @@ impl Checkpoint {
             None => Some(stderr::spinner("the guest runs under checkpoints; Ctrl-C ends it with a last one")),
         };
         let mut running = Running::start(vm, Some(protection), self.protect.limits(), stop)?;
+        let kept = paired.as_ref().map(|paired| paired.keep(&running, description, self.protect.mentions_most())).transpose()?;
         running.supervise();
+        if let Some(kept) = kept {
+            kept.finish(&running);
+        }
         let outcome = running.finish();
         drop(console);
         if let Some(spinner) = spinner {

@@ -15,7 +15,11 @@ use crate::kvm::ring::RingError;
 use crate::machine::StateError;
 use crate::memory::MemoryError;
 use crate::page::EpochId;
-use crate::replica::wire::TlsInitError;
+use crate::replica::proto::{Halted, WhyNot};
+use crate::replica::record_file::RecordError;
+use crate::replica::standby::serve::ServeError;
+use crate::replica::wire::{TlsError, TlsInitError};
+use crate::replica::witness::{WitnessError, WitnessFault};
 use crate::restore::{DiffError, ExportError, RestoreError};
 use crate::store::StoreError;
 use crate::store::repair::RepairError;
@@ -36,6 +40,26 @@ pub(super) enum CliError {
     Usage(String),
     #[error(transparent)]
     Vmm(#[from] VmmError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Witness(#[from] WitnessFault),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error("the witness at {witness} does not let this machine run: {why}")]
+    NotOurs { witness: String, why: Box<Halted> },
+    #[error("the witness at {witness} does not let the machine of {} run: {why}", store.display())]
+    NotRun { store: PathBuf, witness: String, why: Box<WhyNot> },
+    #[error("{} was part of a pair: only its witness can say whether its machine may run", store.display())]
+    OfAPair { store: PathBuf },
+    #[error("the witness at {witness} does not say who goes on")]
+    NoAnswer {
+        witness: String,
+        #[source]
+        source: WitnessError,
+    },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -202,11 +226,13 @@ impl CliError {
                     | LinuxError::Vcpus { .. },
                 ) => USAGE,
                 VmmError::Machine(_) => DAMAGE,
+                VmmError::Fenced(why) if matches!(**why, Halted::Fenced(_) | Halted::HandedOver(_)) => FENCED,
                 VmmError::Restore(error) if error.is_damage() => DAMAGE,
                 _ => FAILED,
             },
             Self::Store(error) if error.is_damage() => DAMAGE,
             Self::Store(error) if error.is_in_use() => FENCED,
+            Self::NotOurs { .. } | Self::NotRun { .. } | Self::OfAPair { .. } => FENCED,
             Self::Restore(error) if error.is_damage() => DAMAGE,
             Self::Export { source, .. } if matches!(**source, ExportError::Audit { .. }) => DAMAGE,
             Self::Verify(VerifyError::Description { .. })
@@ -216,7 +242,12 @@ impl CliError {
             | Self::Unbuildable { .. }
             | Self::DamagedBehind { .. }
             | Self::MachineMismatch { .. } => DAMAGE,
-            Self::Bench(_)
+            Self::NoAnswer { .. }
+            | Self::Tls(_)
+            | Self::Witness(_)
+            | Self::Serve(_)
+            | Self::Record(_)
+            | Self::Bench(_)
             | Self::Advise(_)
             | Self::Restore(_)
             | Self::Store(_)

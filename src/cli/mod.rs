@@ -26,6 +26,7 @@ mod ledger_client;
 mod linux;
 mod log;
 mod output;
+mod pair;
 mod process;
 mod protect;
 mod prune;
@@ -34,6 +35,7 @@ mod repair;
 mod restore;
 mod saved_machine;
 mod scratch_store;
+mod standby;
 mod stderr;
 mod tls_init;
 mod units;
@@ -47,8 +49,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Checkpoints KVM virtual machines, driven by the dirty ring.
 ///
-/// Exit codes: 0 done, 1 failed, 2 usage, 3 damage found, 4 another writer. A reader of the output
-/// that has gone away is no failure.
+/// Exit codes: 0 done, 1 failed, 2 usage, 3 damage found, 4 another writer, or another machine that
+/// goes on. A reader of the output that has gone away is no failure.
 #[derive(Debug, Parser)]
 #[command(name = "slackwater", version, max_term_width = 100)]
 struct Command {
@@ -61,6 +63,7 @@ enum Verb {
     Demo(demo::Demo),
     Checkpoint(checkpoint::Checkpoint),
     Restore(restore::Restore),
+    Standby(standby::StandbyVerb),
     Log(log::Log),
     Verify(verify::Verify),
     Repair(repair::Repair),
@@ -96,6 +99,7 @@ pub fn main(process_start: Instant) -> ExitCode {
         Verb::Demo(verb) => verb.run(),
         Verb::Checkpoint(verb) => verb.run(),
         Verb::Restore(verb) => verb.run(process_start),
+        Verb::Standby(verb) => verb.run(),
         Verb::Log(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Repair(verb) => verb.run(),

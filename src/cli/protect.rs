@@ -1,6 +1,7 @@
 //! The options of a run under checkpoints, and what it came to.
 
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -8,14 +9,18 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::keep::KeepArgs;
+use super::pair::PairArgs;
 use super::units::{at_least_one, bytes_text, time_above_zero};
 use super::{output, units};
 use crate::epoch::{
-    Durability, Early, Engine, EngineError, EngineOptions, OnStorageError, PhasesReport, Report, Start, Triggers, WhenBehind,
+    Durability, Early, Engine, EngineError, EngineOptions, OnStorageError, PhasesReport, Release, Report, Sink, Start, Triggers,
+    WhenBehind,
 };
 use crate::format::Compression;
 use crate::kvm::ring::RingSize;
 use crate::page::PAGE_SIZE_U64;
+use crate::replica::follower::Watched;
+use crate::replica::node::Node;
 use crate::store::{Writer, WriterOptions};
 use crate::track::HotPages;
 use crate::vmm::devices::GuestEnd;
@@ -128,9 +133,12 @@ pub(super) struct ProtectArgs {
     #[arg(long, value_enum, default_value_t = OnStorageErrorName::Stop)]
     on_storage_error: OnStorageErrorName,
     /// Whether packets wait until the epoch that has them is released: durable, or in the chain
-    /// with `--durability none`.
-    #[arg(long, value_enum, default_value_t = OutputsName::Free)]
-    outputs: OutputsName,
+    /// with `--durability none`; in a pair when the standby holds it [default: free, in a pair
+    /// held].
+    #[arg(long, value_enum)]
+    outputs: Option<OutputsName>,
+    #[command(flatten)]
+    pub(super) pair: PairArgs,
     /// Whether a Linux guest's console output waits as packets do. If it does not, a terminal may
     /// show again after a restore what it has shown before.
     #[arg(long, value_enum, default_value_t = OutputsName::Free)]
@@ -187,8 +195,8 @@ impl ProtectArgs {
     }
 
     /// Whether what leaves the machine waits for its epoch.
-    pub(super) const fn holds_outputs(&self) -> bool {
-        matches!(self.outputs, OutputsName::Held)
+    pub(super) fn holds_outputs(&self) -> bool {
+        self.outputs.map_or(self.pair.is_given(), |outputs| matches!(outputs, OutputsName::Held))
     }
 
     /// Whether the console's output does.
@@ -248,8 +256,15 @@ impl ProtectArgs {
         WriterOptions { retention: self.keep.retention(), ..WriterOptions::default() }
     }
 
-    /// The engine for `vm`, which gives its epochs to `writer`.
-    pub(super) fn protect(&self, vm: &mut Vm, writer: Writer, start: Start) -> Result<Protection, CliError> {
+    /// The engine for `vm`, which gives its epochs to `writer`; `node` decides what is released,
+    /// where there is one.
+    pub(super) fn protect(
+        &self,
+        vm: &mut Vm,
+        writer: Writer,
+        start: Start,
+        node: Option<&Arc<Node>>,
+    ) -> Result<Protection, CliError> {
         let share_pages = vm.share_pages();
         // With `none` no answer promises anything, and nobody waits for it.
         let holds_answers = self.durability != Durability::None;
@@ -272,13 +287,18 @@ impl ProtectArgs {
             early: self.early(),
             audit_every: self.audit,
             on_release,
+            release: node.map(|node| Release::By(node.clone())),
             // More than the guest has pages would never be used.
             version_pages: usize::try_from(self.version_memory.min(vm.spec().memory_bytes) / PAGE_SIZE_U64).unwrap_or_default(),
             ..EngineOptions::default()
         };
         let tracker = vm.take_tracker().ok_or_else(|| CliError::Usage("the machine has no tracker".to_owned()))?;
         let interval = self.interval();
-        let engine = Engine::new(vm.memory().clone(), tracker, Box::new(writer), start, options)?;
+        let sink: Box<dyn Sink> = match node {
+            Some(node) => Box::new(Watched::new(writer, node.clone())),
+            None => Box::new(writer),
+        };
+        let engine = Engine::new(vm.memory().clone(), tracker, sink, start, options)?;
         Ok(Protection { engine, interval, base_first: start == Start::Fresh, share_pages })
     }
 
@@ -294,6 +314,11 @@ impl ProtectArgs {
             (OnStorageErrorName::Continue, error @ VmmError::Engine(EngineError::Storage { .. })) => CliError::RanOn(error),
             (_, error) => error.into(),
         }
+    }
+
+    /// Pages that an epoch mentions at most, a base apart.
+    pub(super) const fn mentions_most(&self) -> u64 {
+        self.budget.saturating_mul(2)
     }
 
     /// When the run ends by itself.

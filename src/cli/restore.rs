@@ -16,12 +16,13 @@ use super::read_again::again;
 use super::saved_machine::{machine_of, state_of};
 use super::stderr;
 use super::units::{branch, epoch};
-use crate::epoch::Start;
+use crate::epoch::{Marks, Sink, Start};
 use crate::format::MAIN_BRANCH;
 use crate::kvm::offer::Offer;
 use crate::machine::MachineState;
 use crate::machine::fit::{Counter, Wishes};
 use crate::page::EpochId;
+use crate::replica::record_file::read_record;
 use crate::restore::{FillReport, PageMap, Plan};
 use crate::store::{Chain, StoreError, Writer};
 use crate::vmm::devices::GuestEnd;
@@ -54,6 +55,10 @@ pub(super) struct Restore {
     /// userfaultfd: `slackwater host` says whether it works here.
     #[arg(long)]
     lazy: bool,
+    /// With `--witness`: go on although another machine may, or although outputs may have left that
+    /// belong to epochs which this store does not have. You vouch that no other runs.
+    #[arg(long, requires = "witness")]
+    accept_loss: bool,
     /// Go on taking checkpoints into this branch. One that there is goes on from its newest epoch.
     /// With `--epoch` or `--from`, one that there is not is made, and goes on from there beside the
     /// original.
@@ -161,6 +166,9 @@ impl Restore {
             let Self { epoch, tsc, json, .. } = self;
             return Check { store, branch, epoch, kvm, tsc, ring, json }.run();
         }
+        if into.is_some() {
+            self.check_pair()?;
+        }
         let tracking = if into.is_some() { self.protect.tracking()? } else { Tracking::None };
         let opened = if self.lazy { self.open_lazily(from, into, tracking)? } else { self.open(from, into, tracking)? };
         let Opened { mut vm, epoch, goes_on, pages, forward, counter } = opened;
@@ -170,18 +178,35 @@ impl Restore {
             // Now that the machine is there: what failed before leaves no branch.
             Some(GoesOn::New(name)) => Some(self.create_branch(&name, from, epoch)?),
         };
-        let protection = match writer {
-            Some(writer) => Some(self.protect.protect(&mut vm, writer, Start::Restored(epoch))?),
-            None => None,
+        let stop = stop_on_signals()?;
+        let paired = if into.is_some() && self.protect.pair.is_given() { Some(self.protect.pair.start()?) } else { None };
+        let (protection, description) = match writer {
+            Some(mut writer) => {
+                if let Some(paired) = &paired {
+                    let head = writer.start(Marks::nowhere()).head;
+                    paired.open_again(&self.store, head, self.accept_loss, &stop)?;
+                }
+                let description = writer.description().clone();
+                let node = paired.as_ref().map(|paired| &paired.node);
+                let protection = self.protect.protect(&mut vm, writer, Start::Restored(epoch), node)?;
+                (Some(protection), Some(description))
+            }
+            None => (None, None),
         };
         let kvm_setup_us = vm.setup().total().as_micros();
         let ram_bytes = vm.spec().memory_bytes;
-        let stop = stop_on_signals()?;
         let console = attach_console(&vm, &stop)?;
         let mut running = Running::start(vm, protection, self.protect.limits(), stop)?;
         let passes_at_restore = running.passes_at_start();
         running.check()?;
+        let kept = match (&paired, description) {
+            (Some(paired), Some(description)) => Some(paired.keep(&running, description, self.protect.mentions_most())?),
+            _ => None,
+        };
         running.supervise();
+        if let Some(kept) = kept {
+            kept.finish(&running);
+        }
         let outcome = running.finish();
         drop(console);
         let report = RestoreReport {
@@ -208,6 +233,20 @@ impl Restore {
         };
         output::unless_gone(if self.json { output::json(&report) } else { report.print() })?;
         outcome.error.map_or(Ok(()), |error| Err(self.protect.explain(error)))
+    }
+
+    /// A store that was part of a pair goes on where its witness says so, and only there.
+    fn check_pair(&self) -> Result<(), CliError> {
+        let is_given = self.protect.pair.is_given();
+        if is_given && (self.branch.is_some() || self.epoch.is_some()) {
+            return Err(CliError::Usage(
+                "`--witness` goes with `--continue` from the newest epoch: a branch is another machine".to_owned(),
+            ));
+        }
+        if !is_given && self.branch.is_none() && read_record(&self.store)?.is_some() {
+            return Err(CliError::OfAPair { store: self.store.clone() });
+        }
+        Ok(())
     }
 
     fn build_options(&self, hot_check: HotCheck) -> BuildOptions {

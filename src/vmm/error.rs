@@ -13,6 +13,7 @@ use crate::kvm::probe::Refused;
 use crate::kvm::ring::RingError;
 use crate::machine::StateError;
 use crate::memory::MemoryError;
+use crate::replica::proto::Halted;
 use crate::restore::RestoreError;
 use crate::track::BudgetError;
 use crate::track::TrackError;
@@ -158,6 +159,9 @@ pub enum VmmError {
         /// The time it had.
         seconds: u64,
     },
+    /// Another machine goes on, or this one was to stop: the witness decides.
+    #[error("{0}")]
+    Fenced(Box<Halted>),
     /// A vCPU's thread panicked.
     #[error("the thread of vCPU {vcpu} panicked")]
     Panicked {

@@ -45,7 +45,7 @@ pub use links::{LinkError, Mac, MacError, NetBackend, NetSpec, NetSpecError};
 pub use monitor::{GuestReport, Paced};
 pub use network::NetworkReport;
 pub use nic::OutputDelay;
-pub use run::{Outcome, Protection, Running};
+pub use run::{Handle, Outcome, Protection, Running};
 pub use shared::Limits;
 pub use spec::{MachineSpec, memory_regions};
 pub use stop::Stop;

@@ -23,12 +23,13 @@ use super::shared::{Limits, Shared};
 use super::stop::Stop;
 use super::vcpu::VcpuThread;
 use super::vm::Vm;
-use crate::epoch::{Engine, EngineLock, Report, RolledBack};
+use crate::epoch::{Engine, EngineLock, JoinError, Report, RolledBack, Sink};
 use crate::format::Trigger;
 use crate::kvm::duplicate;
 use crate::kvm::kick::{self, Kick};
 use crate::lock::lock;
 use crate::machine::MachineState;
+use crate::replica::seed::{SeedError, Seeds};
 use crate::restore::{FillReport, OnDemand};
 
 /// How long a guest has for its whole check.
@@ -313,6 +314,13 @@ impl Running {
         if self.shared.vcpus.gate.lead() { Ok(self.shared.rollback()?) } else { Ok(None) }
     }
 
+    /// The machine, for threads that bring its epochs elsewhere. All of them have to be gone before
+    /// [`finish`](Self::finish).
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle(self.shared.clone())
+    }
+
     /// Takes the last epoch, ends all threads and closes the chain.
     #[must_use]
     pub fn finish(mut self) -> Outcome {
@@ -361,6 +369,42 @@ impl Running {
     fn halt(&self) {
         self.shared.vcpus.gate.halt();
         self.shared.vcpus.gate.open();
+    }
+}
+
+/// A machine that runs, for threads that bring its epochs elsewhere.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Shared>);
+
+impl Handle {
+    /// Halts the guest for good: the run ends with this error.
+    pub fn fail(&self, error: VmmError) {
+        self.0.fail(error);
+    }
+}
+
+impl Seeds for Handle {
+    fn attach(&self, sink: Box<dyn Sink>) -> Result<usize, SeedError> {
+        let engine = self.0.engine.as_ref().ok_or("the machine takes no checkpoints")?;
+        Ok(engine.lock().attach(sink)?)
+    }
+
+    fn join(&self, sink: usize) -> Result<bool, SeedError> {
+        let engine = self.0.engine.as_ref().ok_or("the machine takes no checkpoints")?;
+        match engine.lock().join(sink) {
+            Ok(()) => Ok(true),
+            Err(JoinError::Busy) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn copy_base(&self) -> Result<bool, SeedError> {
+        let engine = self.0.engine.as_ref().ok_or("the machine takes no checkpoints")?;
+        Ok(engine.lock().copy_base()?)
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.vcpus.gate.is_halted()
     }
 }
 

@@ -26,13 +26,13 @@ const HOST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
 /// What a guest is connected to.
 #[derive(Clone, Copy)]
-enum Net<'n> {
+pub(super) enum Net<'n> {
     Unix(&'n Path),
     Tap(&'n str),
 }
 
 impl Net<'_> {
-    fn option(self) -> String {
+    pub(super) fn option(self) -> String {
         match self {
             Self::Unix(path) => format!("--net unix={}", path.display()),
             Self::Tap(name) => format!("--net tap={name}"),
@@ -72,14 +72,14 @@ impl Wire for Counted {
 }
 
 /// Clients that ask without end.
-struct Clients {
+pub(super) struct Clients {
     datagrams: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Outcome>,
 }
 
 impl Clients {
-    fn start(net: Net<'_>, options: LoadOptions) -> Self {
+    pub(super) fn start(net: Net<'_>, options: LoadOptions) -> Self {
         let (datagrams, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let mut wire = Counted { wire: net.wire(), datagrams: datagrams.clone() };
         let asked = stop.clone();
@@ -91,7 +91,7 @@ impl Clients {
     }
 
     /// Waits for so many answers more. False once the clients are done.
-    fn wait_for(&self, more: u64) -> bool {
+    pub(super) fn wait_for(&self, more: u64) -> bool {
         let (begun, wanted) = (Instant::now(), self.datagrams.load(Ordering::Relaxed) + more);
         while self.datagrams.load(Ordering::Relaxed) < wanted {
             if self.thread.is_finished() {
@@ -103,7 +103,7 @@ impl Clients {
         true
     }
 
-    fn finish(self) -> Outcome {
+    pub(super) fn finish(self) -> Outcome {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }

@@ -6,6 +6,7 @@ mod bound;
 mod branch;
 mod capture_writes;
 mod export;
+mod failover;
 mod flood;
 pub(crate) mod follow;
 mod full;
