@@ -76,10 +76,10 @@ impl Checkpoint {
         let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
         let (memory, device_runs) = (vm.spec().regions(), vm.spec().device_regions().len());
         let new = NewChain { memory, device_runs, vcpus: self.vcpus, machine };
+        let paired = if self.protect.pair.is_given() { Some(self.protect.pair.start()?) } else { None };
         let writer = Writer::create(&self.store, &new, self.protect.writer_options())?;
         let description = writer.description().clone();
         let stop = stop_on_signals()?;
-        let paired = if self.protect.pair.is_given() { Some(self.protect.pair.start()?) } else { None };
         if let Some(paired) = &paired {
             paired.open_new(&self.store, &stop)?;
         }

@@ -107,6 +107,10 @@ impl PairArgs {
         if self.timeout < self.heartbeat * 2 {
             return Err(CliError::Usage("`--timeout` has to be twice `--heartbeat` or more".to_owned()));
         }
+        if self.standby.is_some() {
+            // What is wrong with them is said before anything is made.
+            self.tls()?;
+        }
         let witness = self.witness()?.open(WITNESS_LIMIT)?;
         let (node, threads) = Node::start(witness).map_err(|source| CliError::System { step: "starting a thread", source })?;
         Ok(Paired { node, _threads: threads, options: self.clone() })
