@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::output;
-use super::units::{at_least_one, time_above_zero};
+use super::units::{at_least_one, time_above_zero, whole_us};
 use crate::ledger::{Load, LoadOptions, Outcome, UdpWire, UnixWire, Verdict, Violation, Wire, WireError, run};
 
 /// Send requests to the guest `ledger` and check its answers.
@@ -161,7 +161,7 @@ impl ClientReport {
             answered: report.answered,
             resent: report.resent,
             latency_us: LatencyReport { p50: latency.p50_us, p95: latency.p95_us, p99: latency.p99_us, max: latency.max_us },
-            longest_silence_us: u64::try_from(report.longest_silence.as_micros()).unwrap_or(u64::MAX),
+            longest_silence_us: whole_us(report.longest_silence),
             violation: match &outcome.verdict {
                 Verdict::Violation(violation) => Some(ViolationReport::new(violation)),
                 _ => None,

@@ -8,16 +8,17 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 
 use super::error::CliError;
-use super::units::time_above_zero;
+use super::units::{time_above_zero, whole_us};
 use crate::format::{Description, Head};
-use crate::replica::node::{Node, NodeThreads, Wish};
+use crate::replica::draw;
+use crate::replica::node::{Node, Wish};
 use crate::replica::proto::{EpochKey, Opening, Primary, PrimaryOptions, Record, Timing, WhenLost, WhyNot, may_open};
 use crate::replica::record_file::{read_record, write_record};
 use crate::replica::register::{Incarnation, Register};
 use crate::replica::seed::{Keeper, Wanted};
 use crate::replica::wire::Tls;
 use crate::replica::wire::hello::Followed;
-use crate::replica::witness::WitnessSpec;
+use crate::replica::witness::{Witness, WitnessSpec};
 use crate::vmm::{Handle, Running, Stop, VmmError};
 
 /// A call to the witness ends within this time.
@@ -71,7 +72,8 @@ pub(super) struct PairArgs {
 /// A machine that takes part in a pair.
 pub(super) struct Paired {
     pub(super) node: Arc<Node>,
-    _threads: NodeThreads,
+    /// Where a standby is to be kept.
+    tls: Option<Tls>,
     options: PairArgs,
 }
 
@@ -104,16 +106,24 @@ impl PairArgs {
 
     /// A node that asks the witness.
     pub(super) fn start(&self) -> Result<Paired, CliError> {
+        self.start_after(|_| Ok(())).map(|(paired, ())| paired)
+    }
+
+    /// The same, and what the register says before.
+    pub(super) fn start_reading(&self) -> Result<(Paired, Option<Register>), CliError> {
+        self.start_after(|witness| witness.read().map_err(|source| CliError::NoAnswer { witness: self.witness_text(), source }))
+    }
+
+    fn start_after<T>(&self, first: impl FnOnce(&mut dyn Witness) -> Result<T, CliError>) -> Result<(Paired, T), CliError> {
         if self.timeout < self.heartbeat * 2 {
             return Err(CliError::Usage("`--timeout` has to be twice `--heartbeat` or more".to_owned()));
         }
-        if self.standby.is_some() {
-            // What is wrong with them is said before anything is made.
-            self.tls()?;
-        }
-        let witness = self.witness()?.open(WITNESS_LIMIT)?;
-        let (node, threads) = Node::start(witness).map_err(|source| CliError::System { step: "starting a thread", source })?;
-        Ok(Paired { node, _threads: threads, options: self.clone() })
+        // What is wrong with them is said before anything is made.
+        let tls = if self.standby.is_some() { Some(self.tls()?) } else { None };
+        let mut witness = self.witness()?.open(WITNESS_LIMIT)?;
+        let done = first(witness.as_mut())?;
+        let node = Node::start(witness).map_err(|source| CliError::System { step: "starting a thread", source })?;
+        Ok((Paired { node, tls, options: self.clone() }, done))
     }
 
     /// How this machine behaves as a primary.
@@ -133,17 +143,23 @@ impl PairArgs {
 impl Paired {
     /// Waits until the witness lets the new machine of `store` run.
     pub(super) fn open_new(&self, store: &Path, stop: &Stop) -> Result<(), CliError> {
-        let me = Incarnation(draw());
+        let me = Incarnation(draw::another());
         self.open(store, me, (None, Record::new(me)), None, stop)
     }
 
-    /// Waits until the witness lets the machine of `store`, which ends at `head`, go on.
-    pub(super) fn open_again(&self, store: &Path, head: Head, accepts_loss: bool, stop: &Stop) -> Result<(), CliError> {
+    /// Waits until the witness, whose register has said this, lets the machine of `store`, which
+    /// ends at `head`, go on.
+    pub(super) fn open_again(
+        &self,
+        store: &Path,
+        register: Option<Register>,
+        head: Head,
+        accepts_loss: bool,
+        stop: &Stop,
+    ) -> Result<(), CliError> {
         let witness = self.options.witness_text();
-        let register = self.options.witness()?.open(WITNESS_LIMIT)?.read();
-        let register = register.map_err(|source| CliError::NoAnswer { witness: witness.clone(), source })?;
         let record = read_record(store)?;
-        let me = Incarnation(draw());
+        let me = Incarnation(draw::another());
         let from = match (may_open(record.as_ref(), register), record) {
             (Opening::GoOn(register), record) => (register, record.map_or_else(|| Record::new(me), |record| record.reopened(me))),
             (Opening::No(WhyNot::Superseded(register) | WhyNot::MayLose(register)), record) if accepts_loss => {
@@ -152,8 +168,7 @@ impl Paired {
             }
             (Opening::No(why), _) => return Err(CliError::NotRun { store: store.to_owned(), witness, why: Box::new(why) }),
         };
-        let head = EpochKey { epoch: head.epoch, identity: head.identity };
-        self.open(store, me, from, Some(head), stop)
+        self.open(store, me, from, Some(head.into()), stop)
     }
 
     fn open(
@@ -167,7 +182,7 @@ impl Paired {
         write_record(store, &record)?;
         let options = self.options.primary_options();
         self.node.become_primary(Some(store.to_owned()), |now| {
-            Primary::open(me, options, (register, Some(record)), head, Box::new(draw), now)
+            Primary::open(me, options, (register, Some(record)), head, Box::new(draw::another), now)
         });
         let begun = Instant::now();
         let mut is_told = false;
@@ -193,18 +208,17 @@ impl Paired {
         let thread = |source| CliError::System { step: "starting a thread", source };
         let handle = running.handle();
         let PairArgs { standby, heartbeat, timeout, ack, .. } = &self.options;
-        let us = |time: &Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let keeper = match standby {
+        let keeper = match standby.as_ref().zip(self.tls.clone()) {
             None => None,
-            Some(address) => {
+            Some((address, tls)) => {
                 let followed = Followed {
                     description,
                     pages_most,
                     holds_on_disk: matches!(ack, AckName::Disk),
-                    heartbeat_us: us(heartbeat),
-                    timeout_us: us(timeout),
+                    heartbeat_us: whole_us(*heartbeat),
+                    timeout_us: whole_us(*timeout),
                 };
-                let wanted = Wanted { address: address.clone(), tls: self.options.tls()?, followed };
+                let wanted = Wanted { address: address.clone(), tls, followed };
                 let engine = Arc::new(handle.clone());
                 Some(Arc::new(Keeper::start(self.node.clone(), engine, wanted).map_err(thread)?))
             }
@@ -242,12 +256,4 @@ fn wishes(node: &Node, keeper: Option<&Keeper>, handle: &Handle) {
             Some(Wish::Run | Wish::Park) | None => {}
         }
     }
-}
-
-/// A number that nobody else draws.
-pub(super) fn draw() -> u128 {
-    let mut bytes = [0; 16];
-    // Without flags it waits until it can.
-    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    u128::from_le_bytes(bytes)
 }

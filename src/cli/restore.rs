@@ -179,15 +179,16 @@ impl Restore {
             Some(GoesOn::New(name)) => Some(self.create_branch(&name, from, epoch)?),
         };
         let stop = stop_on_signals()?;
-        let paired = if into.is_some() && self.protect.pair.is_given() { Some(self.protect.pair.start()?) } else { None };
+        let is_of_a_pair = into.is_some() && self.protect.pair.is_given();
+        let paired = if is_of_a_pair { Some(self.protect.pair.start_reading()?) } else { None };
         let (protection, description) = match writer {
             Some(mut writer) => {
-                if let Some(paired) = &paired {
+                if let Some((paired, register)) = &paired {
                     let head = writer.start(Marks::nowhere()).head;
-                    paired.open_again(&self.store, head, self.accept_loss, &stop)?;
+                    paired.open_again(&self.store, *register, head, self.accept_loss, &stop)?;
                 }
                 let description = writer.description().clone();
-                let node = paired.as_ref().map(|paired| &paired.node);
+                let node = paired.as_ref().map(|(paired, _)| &paired.node);
                 let protection = self.protect.protect(&mut vm, writer, Start::Restored(epoch), node)?;
                 (Some(protection), Some(description))
             }
@@ -200,7 +201,7 @@ impl Restore {
         let passes_at_restore = running.passes_at_start();
         running.check()?;
         let kept = match (&paired, description) {
-            (Some(paired), Some(description)) => Some(paired.keep(&running, description, self.protect.mentions_most())?),
+            (Some((paired, _)), Some(description)) => Some(paired.keep(&running, description, self.protect.mentions_most())?),
             _ => None,
         };
         running.supervise();

@@ -12,12 +12,12 @@ use super::pair::{Kept, Paired};
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
 use super::saved_machine::machine_of;
 use super::stderr;
+use super::units::whole_us;
 use crate::epoch::Start;
 use crate::format::Description;
 use crate::machine::MachineState;
 use crate::memory::GuestMemory;
 use crate::page::EpochId;
-use crate::replica::proto::EpochKey;
 use crate::replica::register::{Generation, Register};
 use crate::replica::standby::serve::{Place, Server, Takeover};
 use crate::store::{Writer, WriterOptions};
@@ -193,8 +193,7 @@ impl StandbyVerb {
         let state = MachineState::from_records(incoming.state(), followed.description.vcpus);
         let state = state.map_err(|source| CliError::State { epoch: head.epoch, source })?;
         vm.apply_with(&state, Clocks::Continue)?;
-        let key = EpochKey { epoch: head.epoch, identity: head.identity };
-        paired.node.promoted(self.protect.pair.primary_options(), key);
+        paired.node.promoted(self.protect.pair.primary_options(), head.into());
         let protection = self.protect.protect(&mut vm, chain, Start::Restored(head.epoch), Some(&paired.node))?;
         let ready_at = Instant::now();
         let running = Running::start(vm, Some(protection), self.protect.limits(), stop.clone())?;
@@ -212,7 +211,7 @@ impl StandbyVerb {
 
 /// Microseconds from one instant to another.
 fn us_between(from: Instant, to: Instant) -> u64 {
-    u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
+    whole_us(to.saturating_duration_since(from))
 }
 
 /// Moves what is at `store` out of the way: it was superseded, and is kept.

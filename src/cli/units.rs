@@ -41,6 +41,11 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A time in whole microseconds: as many as a number holds, where it is longer.
+pub(super) fn whole_us(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// [`time`] that is more than nothing.
 pub(super) fn time_above_zero(text: &str) -> Result<Duration, String> {
     let time = time(text)?;

@@ -4,15 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use super::link::Link;
 use super::node::Node;
-use super::proto::EpochKey;
 use crate::epoch::{Marks, Sink, SinkError, SinkStart};
 use crate::format::{ChainId, Complete, Head};
 use crate::lock::lock;
 use crate::page::EpochId;
-
-fn key_of(complete: &Complete) -> EpochKey {
-    EpochKey { epoch: complete.commit.epoch, identity: complete.identity }
-}
 
 /// A sink whose epochs a node is told of.
 #[derive(Debug)]
@@ -44,7 +39,7 @@ impl<S: Sink> Sink for Watched<S> {
     fn complete(&mut self, frames: &[u8], epoch: &Complete) -> Result<(), SinkError> {
         self.sink.complete(frames, epoch)?;
         // Before it can be durable.
-        self.node.completed(key_of(epoch));
+        self.node.completed(epoch.head().into());
         Ok(())
     }
 
@@ -115,7 +110,7 @@ impl Sink for Follower {
 
     fn complete(&mut self, frames: &[u8], epoch: &Complete) -> Result<(), SinkError> {
         // Before the standby can say that it holds it.
-        self.node.completed(key_of(epoch));
+        self.node.completed(epoch.head().into());
         self.over(|link| {
             link.send(frames, false)?;
             link.send(&epoch.frame, true)

@@ -2,6 +2,7 @@
 //!
 //! `docs/fault-tolerance.md` has the argument.
 
+pub(crate) mod draw;
 pub mod follower;
 pub mod link;
 pub mod node;

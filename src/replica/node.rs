@@ -10,7 +10,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use super::proto::{
@@ -89,17 +89,13 @@ pub struct Node {
     records: Sender<(PathBuf, Record)>,
 }
 
-/// The threads of a node. They end when it is dropped, but for a call to the witness that is under
-/// way.
-#[derive(Debug)]
-pub struct NodeThreads(#[expect(dead_code, reason = "whoever has it knows that they run")] Vec<JoinHandle<()>>);
-
 impl Node {
-    /// A node that is nobody yet, with the witness that it asks. Its threads start.
+    /// A node that is nobody yet, with the witness that it asks. Its threads start. They end when
+    /// it is dropped, but for a call to the witness that is under way.
     ///
     /// # Errors
     /// A thread that can't be started.
-    pub fn start(witness: Box<dyn Witness>) -> std::io::Result<(Arc<Self>, NodeThreads)> {
+    pub fn start(witness: Box<dyn Witness>) -> std::io::Result<Arc<Self>> {
         let (calls, asked) = channel();
         let (records, recorded) = channel();
         let inner = Inner {
@@ -116,14 +112,13 @@ impl Node {
         };
         let begun = Instant::now();
         let node = Arc::new(Self { inner: Mutex::new(inner), changed: Condvar::new(), begun, calls, records });
-        let mut threads = Vec::new();
         let weak = || Arc::downgrade(&node);
         let of = weak();
         let asks = move || ask(witness, &asked, &|answer| of.upgrade().is_some_and(|node| node.answered(answer)));
-        threads.push(Builder::new().name("slackwater-ask".to_owned()).spawn(asks)?);
+        Builder::new().name("slackwater-ask".to_owned()).spawn(asks)?;
         let of = weak();
         let writes = move || write_records(&recorded, &|record| of.upgrade().is_some_and(|node| node.recorded(record)));
-        threads.push(Builder::new().name("slackwater-record".to_owned()).spawn(writes)?);
+        Builder::new().name("slackwater-record".to_owned()).spawn(writes)?;
         let of = weak();
         let ticks = move || {
             while let Some(node) = of.upgrade() {
@@ -132,8 +127,8 @@ impl Node {
                 std::thread::sleep(pause);
             }
         };
-        threads.push(Builder::new().name("slackwater-beat".to_owned()).spawn(ticks)?);
-        Ok((node, NodeThreads(threads)))
+        Builder::new().name("slackwater-beat".to_owned()).spawn(ticks)?;
+        Ok(node)
     }
 
     fn now(&self) -> Duration {
@@ -144,15 +139,20 @@ impl Node {
         lock(&self.inner)
     }
 
-    /// Tells the machine something, and does what it wants then. `tells_marks` is false on a thread
+    /// Tells the machine something, and does what it wants then.
+    fn step<T>(&self, tell: impl FnOnce(&mut Inner, Duration) -> T) -> T {
+        self.step_and(true, tell).0
+    }
+
+    /// The same, and the newest epoch that is released then. `tells_marks` is false on a thread
     /// that asks for the rule of release.
-    fn step<T>(&self, tells_marks: bool, tell: impl FnOnce(&mut Inner, Duration) -> T) -> T {
+    fn step_and<T>(&self, tells_marks: bool, tell: impl FnOnce(&mut Inner, Duration) -> T) -> (T, EpochId) {
         let mut inner = self.lock();
         let told = tell(&mut inner, self.now());
         let before = (inner.released, inner.held);
         self.act(&mut inner);
-        let held = inner.held;
-        let marks = inner.marks.clone().filter(|_| tells_marks && (inner.released, held) != before);
+        let (released, held) = (inner.released, inner.held);
+        let marks = inner.marks.clone().filter(|_| tells_marks && (released, held) != before);
         let wishes = !inner.wishes.is_empty();
         drop(inner);
         if let Some(marks) = marks {
@@ -164,7 +164,7 @@ impl Node {
         if wishes {
             self.changed.notify_all();
         }
-        told
+        (told, released)
     }
 
     fn act(&self, inner: &mut Inner) {
@@ -217,7 +217,7 @@ impl Node {
     /// Makes this host a primary, which `make` makes at the time that it is given. Its store's
     /// records go to `store`.
     pub fn become_primary(&self, store: Option<PathBuf>, make: impl FnOnce(Duration) -> Primary) {
-        self.step(true, |inner, now| {
+        self.step(|inner, now| {
             inner.store = store;
             inner.machine = Machine::Primary(Box::new(make(now)));
         });
@@ -225,7 +225,7 @@ impl Node {
 
     /// Makes this host a standby, whose messages go to `words`.
     pub fn become_standby(&self, store: Option<PathBuf>, words: SyncSender<Message>, make: impl FnOnce(Duration) -> Standby) {
-        self.step(true, |inner, now| {
+        self.step(|inner, now| {
             inner.store = store;
             inner.words = Some(words);
             inner.wishes.clear();
@@ -238,7 +238,7 @@ impl Node {
     /// whole, which may be one behind the last that it said to hold. Returns whether it was
     /// promoted.
     pub fn promoted(&self, options: PrimaryOptions, head: EpochKey) -> bool {
-        self.step(true, |inner, now| {
+        self.step(|inner, now| {
             let standby = match std::mem::replace(&mut inner.machine, Machine::Nobody) {
                 Machine::Standby(standby) => standby,
                 other => {
@@ -256,7 +256,7 @@ impl Node {
 
     /// This host is nobody again.
     pub fn become_nobody(&self) {
-        self.step(true, |inner, _| {
+        self.step(|inner, _| {
             inner.machine = Machine::Nobody;
             inner.words = None;
             inner.wishes.clear();
@@ -266,7 +266,7 @@ impl Node {
     /// A standby was connected to, and its messages go to `words`. Returns whether it can be
     /// attached.
     pub fn attach(&self, who: Incarnation, words: SyncSender<Message>) -> bool {
-        self.step(true, |inner, now| {
+        self.step(|inner, now| {
             let Machine::Primary(primary) = &mut inner.machine else { return false };
             inner.words = Some(words);
             inner.heard_at = Instant::now();
@@ -313,7 +313,7 @@ impl Node {
 
     /// The standby gets no more epochs.
     pub fn lost(&self, who: Incarnation) {
-        self.step(true, |inner, now| {
+        self.step(|inner, now| {
             if let Machine::Primary(primary) = &mut inner.machine {
                 primary.lost(who, now);
             }
@@ -322,7 +322,7 @@ impl Node {
 
     /// The stream of epochs to this standby ended.
     pub fn stream_ended(&self, me: Incarnation) {
-        self.step(true, |inner, now| match &mut inner.machine {
+        self.step(|inner, now| match &mut inner.machine {
             Machine::Standby(standby) if standby.me() == me => standby.lost(now),
             _ => {}
         });
@@ -330,7 +330,7 @@ impl Node {
 
     /// An epoch of this host's machine is complete.
     pub fn completed(&self, key: EpochKey) {
-        self.step(true, |inner, now| {
+        self.step(|inner, now| {
             if let Machine::Primary(primary) = &mut inner.machine {
                 primary.completed(key, now);
             }
@@ -339,7 +339,7 @@ impl Node {
 
     /// The standby `me` holds an epoch whole. Returns false where it does not follow.
     pub fn holds(&self, me: Incarnation, key: EpochKey, parent: Option<EpochKey>) -> bool {
-        self.step(true, |inner, now| match &mut inner.machine {
+        self.step(|inner, now| match &mut inner.machine {
             Machine::Standby(standby) if standby.me() == me => standby.holds(key, parent, now),
             _ => false,
         })
@@ -347,7 +347,7 @@ impl Node {
 
     /// A message came from the other host.
     pub fn heard(&self, message: &Message) {
-        self.step(true, |inner, now| {
+        self.step(|inner, now| {
             inner.heard_at = Instant::now();
             inner.asked_at = None;
             match &mut inner.machine {
@@ -364,7 +364,7 @@ impl Node {
     }
 
     fn answered(&self, answer: Answer) -> bool {
-        self.step(true, |inner, now| match &mut inner.machine {
+        self.step(|inner, now| match &mut inner.machine {
             Machine::Nobody => {}
             Machine::Primary(primary) => primary.answered(answer, now),
             Machine::Standby(standby) => standby.answered(answer, now),
@@ -373,7 +373,7 @@ impl Node {
     }
 
     fn recorded(&self, record: Record) -> bool {
-        self.step(true, |inner, now| match &mut inner.machine {
+        self.step(|inner, now| match &mut inner.machine {
             Machine::Nobody => {}
             Machine::Primary(primary) => primary.recorded(record, now),
             Machine::Standby(standby) => standby.recorded(record, now),
@@ -383,7 +383,7 @@ impl Node {
 
     /// Returns until when nothing is due; none when it is over.
     fn tick(&self) -> Option<Duration> {
-        self.step(true, |inner, now| {
+        self.step(|inner, now| {
             if inner.is_over {
                 return None;
             }
@@ -473,12 +473,12 @@ const IDLE: Duration = Duration::from_millis(20);
 impl ReleaseRule for Node {
     fn newest(&self, reached: &[Reached]) -> EpochId {
         let durable = reached.first().map_or(EpochId::NONE, |reached| reached.durable);
-        self.step(false, |inner, now| {
+        let tell = |inner: &mut Inner, now| {
             if let Machine::Primary(primary) = &mut inner.machine {
                 primary.durable(durable, now);
             }
-        });
-        self.lock().released
+        };
+        self.step_and(false, tell).1
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use super::draw;
 use super::follower::{Follower, LinkSlot};
 use super::link::{Link, LinkError};
 use super::node::Node;
@@ -131,7 +132,7 @@ impl Keeping {
                         }
                     }
                     Err(error) => {
-                        let text = format!("{error}");
+                        let text = error.to_string();
                         if self.refused.as_ref() != Some(&text) {
                             tracing::warn!(error = &error as &dyn std::error::Error, "there is no standby");
                             self.refused = Some(text);
@@ -155,11 +156,8 @@ impl Keeping {
 
     fn connect(&self) -> Result<Arc<Link>, LinkError> {
         let Wanted { address, tls, followed } = &self.wanted;
-        let mut bytes = [0; 16];
-        let random = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-        random.map_err(|error| LinkError::Connect { address: address.clone(), source: error.into() })?;
-        let session = Nonce(u128::from_le_bytes(bytes));
-        Link::connect(&self.node, tls, address, (session, followed.clone()), LIMIT).map(Arc::new)
+        let session = draw::number().map_err(|source| LinkError::Connect { address: address.clone(), source })?;
+        Link::connect(&self.node, tls, address, (Nonce(session), followed.clone()), LIMIT).map(Arc::new)
     }
 
     /// Has the standby join over the link, and copies its base.

@@ -381,17 +381,19 @@ impl Handle {
     pub fn fail(&self, error: VmmError) {
         self.0.fail(error);
     }
+
+    fn engine(&self) -> Result<&EngineLock<MachineState>, SeedError> {
+        Ok(self.0.engine.as_ref().ok_or("the machine takes no checkpoints")?)
+    }
 }
 
 impl Seeds for Handle {
     fn attach(&self, sink: Box<dyn Sink>) -> Result<usize, SeedError> {
-        let engine = self.0.engine.as_ref().ok_or("the machine takes no checkpoints")?;
-        Ok(engine.lock().attach(sink)?)
+        Ok(self.engine()?.lock().attach(sink)?)
     }
 
     fn join(&self, sink: usize) -> Result<bool, SeedError> {
-        let engine = self.0.engine.as_ref().ok_or("the machine takes no checkpoints")?;
-        match engine.lock().join(sink) {
+        match self.engine()?.lock().join(sink) {
             Ok(()) => Ok(true),
             Err(JoinError::Busy) => Ok(false),
             Err(error) => Err(error.into()),
@@ -399,8 +401,7 @@ impl Seeds for Handle {
     }
 
     fn copy_base(&self) -> Result<bool, SeedError> {
-        let engine = self.0.engine.as_ref().ok_or("the machine takes no checkpoints")?;
-        Ok(engine.lock().copy_base()?)
+        Ok(self.engine()?.lock().copy_base()?)
     }
 
     fn is_over(&self) -> bool {

@@ -73,19 +73,27 @@ impl Pair {
 
     /// Waits until the two are a pair, newer than `than`.
     fn wait_until_paired(&self, than: u64, machines: &mut [&mut Running]) -> u64 {
-        let begun = Instant::now();
-        loop {
-            if let Some(Register { generation, holder: Holder::Paired(..), .. }) = self.register()
-                && generation.0 > than
-            {
-                return generation.0;
-            }
+        until("no pair", || {
             for machine in machines.iter_mut() {
                 assert!(!machine.has_ended(), "a machine ended");
             }
-            assert!(begun.elapsed() < patience(LIMIT), "no pair in {:?}: {:?}", begun.elapsed(), self.register());
-            std::thread::sleep(Duration::from_millis(2));
+            match self.register()? {
+                Register { generation, holder: Holder::Paired(..), .. } if generation.0 > than => Some(generation.0),
+                _ => None,
+            }
+        })
+    }
+}
+
+/// Waits for what `look` finds.
+fn until<T>(missing: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
         }
+        assert!(begun.elapsed() < patience(LIMIT), "{missing} in {:?}", begun.elapsed());
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -155,29 +163,22 @@ fn a_guest_that_checks_itself_finds_nothing_at_the_standby() {
     if !kvm_or_skip("native::failover::a_guest_that_checks_itself_finds_nothing_at_the_standby") {
         return;
     }
-    for machine in
-        ["--guest churn:pages=2000,content=words --memory 32M --vcpus 2", "--guest churn:pages=500 --memory 16M --early always"]
-    {
-        let (machine, early) = machine.split_once(" --early").map_or((machine, ""), |(machine, _)| (machine, "--early always"));
+    for (machine, early) in [
+        ("--guest churn:pages=2000,content=words --memory 32M --vcpus 2", ""),
+        ("--guest churn:pages=500 --memory 16M", "--early always"),
+    ] {
         let pair = Pair::new(early);
         let mut following = pair.standby(1);
         let mut running = pair.primary(0, machine);
         let generation = pair.wait_until_paired(0, &mut [&mut running, &mut following]);
         let chain = pair.store(1);
-        let begun = Instant::now();
         // Epochs behind the base, of which most only say what changed.
         let newest = || slackwater::store::Chain::open(&chain).map_or(0, |chain| chain.newest().0 % 1_000_000);
-        while newest() < 20 {
-            assert!(begun.elapsed() < patience(LIMIT), "no epochs come");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        until("no epochs come", || (newest() >= 20).then_some(()));
         running.kill();
         following.wait_for_message("the machine goes on here");
         // Passes of its own, which check what the others left.
-        while newest() < 60 {
-            assert!(begun.elapsed() < patience(LIMIT), "no epochs are taken");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        until("no epochs are taken", || (newest() >= 60).then_some(()));
         let report = end(following).expect(0).json();
         assert!(guest_is_ok(&report), "{report}");
         assert!(number(&report, "/generation") > generation, "{report}");
@@ -221,31 +222,27 @@ fn a_store_of_a_pair_is_run_again_only_where_the_witness_lets_it() {
     let mut following = pair.standby(1);
     let mut running = pair.primary(0, "--guest churn:pages=500 --memory 16M");
     pair.wait_until_paired(0, &mut [&mut running, &mut following]);
-    let again = |host: usize, more: &str| {
-        let (dir, store) = (pair.dir.path().display(), pair.store(host));
-        let witness = if more.contains("alone") { String::new() } else { format!("--witness file:{dir}/witness/vm") };
-        let more = more.replace("alone", "");
-        run(&format!("restore --store {} --continue {witness} {more} --epochs 5 --json", store.display()))
+    let witness = format!("--witness file:{}/witness/vm", pair.dir.path().display());
+    let again = |host: usize, options: &[&str]| {
+        let (store, options) = (pair.store(host), options.join(" "));
+        run(&format!("restore --store {} --continue {options} --epochs 5 --json", store.display()))
     };
     // Its record says that outputs waited for the standby only.
     let record = pair.store(0).join("pair.json");
-    let begun = Instant::now();
-    while !std::fs::read_to_string(&record).unwrap().contains("\"covers\":false") {
-        assert!(begun.elapsed() < patience(LIMIT), "the rule of release is not recorded");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let is_recorded = || std::fs::read_to_string(&record).unwrap().contains("\"covers\":false");
+    until("the rule of release is not recorded", || is_recorded().then_some(()));
     // Both die, the standby first.
     running.signal(libc::SIGSTOP);
     following.kill();
     running.kill();
-    again(0, "alone").expect(4).says(&["was part of a pair"]);
-    again(0, "").expect(4).says(&["outputs may have left"]);
-    again(1, "").expect(4).says(&["outputs may have left"]);
-    let report = again(1, "--accept-loss").expect(0).json();
+    again(0, &[]).expect(4).says(&["was part of a pair"]);
+    again(0, &[&witness]).expect(4).says(&["outputs may have left"]);
+    again(1, &[&witness]).expect(4).says(&["outputs may have left"]);
+    let report = again(1, &[&witness, "--accept-loss"]).expect(0).json();
     assert!(guest_is_ok(&report), "{report}");
-    again(0, "").expect(4).says(&["another machine goes on"]);
+    again(0, &[&witness]).expect(4).says(&["another machine goes on"]);
     // It was alone, and its chain has all that left.
-    let report = again(1, "").expect(0).json();
+    let report = again(1, &[&witness]).expect(0).json();
     assert!(guest_is_ok(&report), "{report}");
 }
 
@@ -276,11 +273,10 @@ fn a_second_machine_of_one_name_is_refused() {
     let pair = Pair::new("");
     let machine = "--guest churn:pages=500 --memory 16M";
     let mut running = pair.primary(0, machine);
-    let begun = Instant::now();
-    while pair.register().is_none() {
-        assert!(begun.elapsed() < patience(LIMIT) && !running.has_ended(), "the witness is not asked");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    until("the witness is not asked", || {
+        assert!(!running.has_ended(), "the machine ended");
+        pair.register()
+    });
     pair.primary(1, machine).wait().expect(4);
     end(running).expect(0);
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::format::Head;
 use crate::page::EpochId;
 
 /// An epoch of one line: the number alone may mean another epoch on another host.
@@ -11,6 +12,12 @@ pub struct EpochKey {
     pub epoch: EpochId,
     /// Its identity, which covers all epochs that it follows.
     pub identity: u128,
+}
+
+impl From<Head> for EpochKey {
+    fn from(head: Head) -> Self {
+        Self { epoch: head.epoch, identity: head.identity }
+    }
 }
 
 impl fmt::Display for EpochKey {

@@ -82,12 +82,11 @@ struct InHand {
     headers: Xxh3,
     zero_pages: u64,
     state: Option<Vec<StateRecord>>,
-    is_base: bool,
 }
 
 impl InHand {
-    fn new(epoch: EpochId, is_base: bool) -> Self {
-        Self { epoch, totals: EpochTotals::default(), headers: Xxh3::new(), zero_pages: 0, state: None, is_base }
+    fn new(epoch: EpochId) -> Self {
+        Self { epoch, totals: EpochTotals::default(), headers: Xxh3::new(), zero_pages: 0, state: None }
     }
 }
 
@@ -122,6 +121,8 @@ impl Waiting {
 pub struct Incoming<I> {
     chain: ChainId,
     image: I,
+    /// All pages of it.
+    memory: Vec<PageRun>,
     /// Pages that an epoch may mention, a base apart.
     pages_most: u64,
     head: Option<Head>,
@@ -143,10 +144,12 @@ impl<I: Image> Incoming<I> {
     /// For epochs of `chain` into `image`, which is all zeros. An epoch behind the base mentions at
     /// most `pages_most` pages.
     pub fn new(chain: ChainId, image: I, pages_most: u64) -> Self {
-        let frames = image.runs().iter().filter_map(|run| run.end()).map(|end| end.0).max().unwrap_or_default();
+        let memory = image.runs();
+        let frames = memory.iter().filter_map(|run| run.end()).map(|end| end.0).max().unwrap_or_default();
         Self {
             chain,
             image,
+            memory,
             pages_most,
             head: None,
             in_hand: None,
@@ -272,11 +275,11 @@ impl<I: Image> Incoming<I> {
                     self.order(format!("an epoch behind {}", self.head.unwrap_or_default().epoch), header.epoch.to_string())
                 );
             }
-            self.in_hand = Some(InHand::new(header.epoch, self.head.is_none()));
+            self.in_hand = Some(InHand::new(header.epoch));
         }
         let (epoch, sequence) = self.place();
         if (header.epoch, header.sequence) != (epoch, sequence) || header.kind.is_between_epochs() {
-            let HeaderText(found) = HeaderText::of(header);
+            let found = format!("a {} frame, {} of epoch {}", header.kind.as_str(), header.sequence, header.epoch);
             return Err(self.order(format!("frame {sequence} of epoch {epoch}"), found));
         }
         if self.in_hand.as_ref().is_some_and(|in_hand| in_hand.state.is_some()) && header.kind != FrameKind::Commit {
@@ -288,7 +291,9 @@ impl<I: Image> Incoming<I> {
             FrameKind::State => {
                 let records = unpack_state(payload).and_then(|records| decode_state(&records));
                 let records = records.map_err(|source| self.fault(source))?;
-                self.in_hand.iter_mut().for_each(|in_hand| in_hand.state = Some(records.clone()));
+                if let Some(in_hand) = &mut self.in_hand {
+                    in_hand.state = Some(records);
+                }
             }
             FrameKind::Commit => return self.commit(header, payload, frame).map(Some),
             _ => {}
@@ -335,12 +340,11 @@ impl<I: Image> Incoming<I> {
 
     fn zeros(&mut self, payload: &[u8]) -> Result<(), IncomingError> {
         let runs = decode_zeros(payload).map_err(|source| self.fault(source))?;
-        let memory = self.image.runs();
+        let is_base = self.is_base();
         for run in runs {
-            if !memory.iter().any(|whole| contains(*whole, run)) {
+            if !self.is_memory(run) {
                 return Err(self.outside(format!("{} pages from {} on", run.count, run.first).into()));
             }
-            let is_base = self.in_hand.as_ref().is_some_and(|in_hand| in_hand.is_base);
             if !is_base {
                 self.count(run.count)?;
             }
@@ -357,20 +361,32 @@ impl<I: Image> Incoming<I> {
         Ok(())
     }
 
+    /// Whether the epoch in hand is the base: nothing is held before it.
+    const fn is_base(&self) -> bool {
+        self.head.is_none()
+    }
+
+    /// Whether all of `run` is memory of the machine.
+    fn is_memory(&self, run: PageRun) -> bool {
+        self.memory.iter().any(|whole| contains(*whole, run))
+    }
+
     /// So many pages more are mentioned.
     fn count(&self, pages: u64) -> Result<(), IncomingError> {
-        let Some(InHand { epoch, totals, zero_pages, is_base: false, .. }) = &self.in_hand else { return Ok(()) };
+        let Some(InHand { epoch, totals, zero_pages, .. }) = self.in_hand.as_ref().filter(|_| !self.is_base()) else {
+            return Ok(());
+        };
         let most = self.pages_most;
         let mentions = totals.stored_pages.saturating_add(*zero_pages).saturating_add(pages);
         if mentions > most { Err(IncomingError::Pages { epoch: *epoch, most }) } else { Ok(()) }
     }
 
     fn put(&mut self, gfn: Gfn, page: &PageBytes) -> Result<(), IncomingError> {
-        if self.in_hand.as_ref().is_some_and(|in_hand| in_hand.is_base) {
+        if self.is_base() {
             self.written.insert(gfn);
             return self.image.write(gfn, page).map_err(|source| self.outside(source));
         }
-        if !self.image.runs().iter().any(|run| contains(*run, PageRun { first: gfn, count: 1 })) {
+        if !self.is_memory(PageRun { first: gfn, count: 1 }) {
             return Err(self.outside(format!("page {gfn}").into()));
         }
         self.waiting.put(gfn, page);
@@ -383,7 +399,7 @@ impl<I: Image> Incoming<I> {
         let identity = commit.identity(bytes);
         let Some(in_hand) = self.in_hand.take() else { return Err(self.order("an epoch", "a commit frame alone")) };
         let totals = EpochTotals { frames_hash: in_hand.headers.digest128(), ..in_hand.totals };
-        let parent = self.head.map(|head| EpochKey { epoch: head.epoch, identity: head.identity });
+        let parent = self.head.map(EpochKey::from);
         let follows = parent.map_or((EpochId::NONE, 0), |parent| (parent.epoch, parent.identity));
         if commit.totals != totals || (commit.parent, commit.parent_hash) != follows || commit.base != parent.is_none() {
             let expected = format!("{totals:?} behind {} ({:032x})", follows.0, follows.1);
@@ -407,15 +423,7 @@ impl<I: Image> Incoming<I> {
         self.state = state;
         let head = Head { epoch: header.epoch, identity, cut: Some((&commit).into()) };
         self.head = Some(head);
-        Ok(Held { key: EpochKey { epoch: head.epoch, identity }, parent, commit })
-    }
-}
-
-struct HeaderText(String);
-
-impl HeaderText {
-    fn of(header: &FrameHeader) -> Self {
-        Self(format!("a {} frame, {} of epoch {}", header.kind.as_str(), header.sequence, header.epoch))
+        Ok(Held { key: head.into(), parent, commit })
     }
 }
 

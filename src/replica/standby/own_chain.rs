@@ -78,21 +78,18 @@ fn append<S: Sink>(
     on_durable: Option<&(dyn Fn(EpochKey, Option<EpochKey>) + Send)>,
 ) -> Result<S, SinkError> {
     let mut unsynced: Vec<(EpochKey, Option<EpochKey>)> = Vec::new();
-    let mut since = None;
+    let mut since: Option<Instant> = None;
     let group = if on_durable.is_some() { Duration::ZERO } else { GROUP };
     loop {
         let order = match since {
             None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(since) => {
-                let since: Instant = since;
-                orders.recv_timeout(group.saturating_sub(since.elapsed()))
-            }
+            Some(since) => orders.recv_timeout(group.saturating_sub(since.elapsed())),
         };
         match order {
             Ok(Order::Frames(epoch, frames)) => sink.append(epoch, &frames)?,
             Ok(Order::Complete(frames, complete, parent)) => {
                 sink.complete(&frames, &complete)?;
-                unsynced.push((EpochKey { epoch: complete.commit.epoch, identity: complete.identity }, parent));
+                unsynced.push((complete.head().into(), parent));
                 since.get_or_insert_with(Instant::now);
             }
             Ok(Order::Abort) => sink.abort()?,

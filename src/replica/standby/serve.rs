@@ -13,6 +13,7 @@ use super::incoming::{Incoming, IncomingError};
 use super::own_chain::{OnDurable, OwnChain};
 use crate::epoch::{Marks, Sink, SinkError};
 use crate::format::{Complete, Description};
+use crate::replica::draw;
 use crate::replica::link::{hear, say};
 use crate::replica::node::{Node, Role, Wish};
 use crate::replica::proto::{EpochKey, Halted, Message, Record, Standby, StandbyOptions, StandbyRole, Timing};
@@ -21,6 +22,7 @@ use crate::replica::register::{Generation, Incarnation, Nonce, Register};
 use crate::replica::wire::envelope::{Kind, read_envelope};
 use crate::replica::wire::hello::{Channel, Followed, Hello, WIRE_VERSION, Welcome, read_first, write_first};
 use crate::replica::wire::{Shutdown, Tls, TlsStream};
+use crate::store::causes;
 
 /// Messages that wait for the connection. More are lost.
 const WORDS_MOST: usize = 64;
@@ -230,7 +232,7 @@ impl Server {
             drop(end(old));
         }
         self.node.become_nobody();
-        let Place { image, chain, store } = match place(&followed.description) {
+        let Place { image, mut chain, store } = match place(&followed.description) {
             Ok(place) => place,
             Err(error) => {
                 tracing::warn!(error = &*error as &dyn std::error::Error, "a primary is refused");
@@ -238,10 +240,9 @@ impl Server {
                 return Ok(());
             }
         };
-        let me = Incarnation(random().map_err(ServeError::Listen)?);
+        let me = Incarnation(draw::number().map_err(ServeError::Listen)?);
         let record = Record { names: vec![me], generation: register.generation, covers: false };
         write_record(&store, &record)?;
-        let mut chain = chain;
         chain.start(Marks::nowhere());
         let Followed { holds_on_disk, pages_most, .. } = followed;
         let node = self.node.clone();
@@ -252,10 +253,10 @@ impl Server {
         });
         let own = OwnChain::start(chain, on_durable).map_err(ServeError::Thread)?;
         let (send, words) = sync_channel(WORDS_MOST);
-        let timing = timing(&followed);
+        let timing = Timing::new(followed.heartbeat(), followed.timeout());
         let options = StandbyOptions { timing, has_chain: true, holds_on_disk };
         self.node.become_standby(Some(store), send, |now| {
-            Standby::join(me, options, (from, register), Some(record), Box::new(draw), now)
+            Standby::join(me, options, (from, register), Some(record), Box::new(draw::another), now)
         });
         let welcome = Welcome { version: WIRE_VERSION, standby: Some(me), refused: None, register: known };
         let greeted = stream.set_read_timeout(None).and_then(|()| write_first(&mut stream, &welcome));
@@ -339,40 +340,11 @@ fn end<I, S>(session: Session<I, S>) -> (Incoming<I>, OwnChain<S>) {
     session.data.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn timing(followed: &Followed) -> Timing {
-    Timing::new(followed.heartbeat(), followed.timeout())
-}
-
 fn refuse(stream: &mut TlsStream, reason: String, register: Option<Register>) {
     let welcome = Welcome { version: WIRE_VERSION, standby: None, refused: Some(reason), register };
     if let Err(error) = write_first(stream, &welcome) {
         tracing::debug!(%error, "a connection that was refused is gone");
     }
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
-}
-
-/// 16 random bytes.
-fn random() -> io::Result<u128> {
-    let mut bytes = [0; 16];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(u128::from_le_bytes(bytes))
-}
-
-/// A number that nobody else draws.
-///
-/// # Panics
-/// Where the kernel has no random numbers: nothing may be named then.
-fn draw() -> u128 {
-    random().unwrap_or_else(|error| unreachable!("getrandom without flags waits until it can: {error}"))
 }
 
 /// Takes connections, each on a thread of its own until its first words are there.

@@ -10,10 +10,9 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, date_time_ymd,
 };
-use rustix::io::retry_on_intr;
-use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::names::{CA_FILE, CERT_FILE, KEY_FILE, NAME};
+use crate::replica::draw;
 
 /// The key of the CA.
 const CA_KEY_FILE: &str = "ca-key.pem";
@@ -212,10 +211,8 @@ fn params(name: &str, now: SystemTime, holds: Duration) -> Result<(CertificatePa
 
 /// 16 hexadecimal digits, drawn at random.
 fn digits(dir: &Path) -> Result<String, TlsInitError> {
-    let mut bytes = [0; 8];
-    retry_on_intr(|| getrandom(&mut bytes, GetRandomFlags::empty()))
-        .map_err(|error| failed("draw a name for", dir)(error.into()))?;
-    Ok(format!("{:016x}", u64::from_le_bytes(bytes)))
+    let number = draw::number().map_err(failed("draw a name for", dir))?;
+    Ok(format!("{:016x}", number >> 64))
 }
 
 fn make_dir(dir: &Path) -> Result<(), TlsInitError> {

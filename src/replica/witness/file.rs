@@ -34,7 +34,8 @@ use rustix::io::{Errno, retry_on_intr};
 use super::answer::{REGISTER_BYTES_MAX, check_step, register, settle};
 use super::bounded::{Bounded, Undone};
 use super::fault::WitnessFault;
-use super::{Swapped, Witness, WitnessError, draw};
+use super::{Swapped, Witness, WitnessError};
+use crate::replica::draw;
 use crate::replica::register::{Generation, Register};
 
 /// Digits of a generation in a name, so that names sort: as many as 2^64 has.
@@ -173,8 +174,8 @@ impl Place {
     }
 
     fn temporary_name(&self) -> Result<String, WitnessFault> {
-        let digits = draw::digits().map_err(|source| self.failed("draw a name for a file in", "", source))?;
-        Ok(format!(".{}.{digits}.new", self.name))
+        let digits = draw::number().map_err(|source| self.failed("draw a name for a file in", "", source))?;
+        Ok(format!(".{}.{digits:032x}.new", self.name))
     }
 
     fn is_temporary(&self, name: &str) -> bool {

@@ -3,7 +3,6 @@
 
 mod answer;
 mod bounded;
-mod draw;
 pub mod etcd;
 pub mod exec;
 mod fault;

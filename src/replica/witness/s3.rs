@@ -26,7 +26,8 @@ use rusty_s3::{Bucket, Credentials, UrlStyle};
 use super::answer::{check_step, register, settle};
 use super::fault::{WitnessFault, chain};
 use super::http::{Answer, Http, NoAnswer, is_refusal};
-use super::{Swapped, Witness, WitnessError, draw};
+use super::{Swapped, Witness, WitnessError};
+use crate::replica::draw;
 use crate::replica::register::Register;
 
 /// How long a signed request may be on its way; S3 takes whole seconds. It is also how late a put
@@ -173,8 +174,8 @@ impl S3Witness {
     fn test(&self) -> Result<(), WitnessFault> {
         for is_race in [false, true] {
             let digits =
-                draw::digits().map_err(|source| WitnessFault::Start { what: "the test of the bucket".to_owned(), source })?;
-            let key = format!("{}.slackwater-test.{digits}", self.key);
+                draw::number().map_err(|source| WitnessFault::Start { what: "the test of the bucket".to_owned(), source })?;
+            let key = format!("{}.slackwater-test.{digits:032x}", self.key);
             let tested = if is_race { self.race(&key) } else { self.try_in_order(&key) };
             let removed = self.objects.remove(&key, self.limit);
             tested?;
