@@ -21,7 +21,7 @@ use crate::kvm::ring::RingSize;
 use crate::page::PAGE_SIZE_U64;
 use crate::replica::follower::Watched;
 use crate::replica::node::Node;
-use crate::store::{Writer, WriterOptions};
+use crate::store::WriterOptions;
 use crate::track::HotPages;
 use crate::vmm::devices::GuestEnd;
 use crate::vmm::{GuestReport, Limits, NetworkReport, Outcome, Protection, Stop, Tracking, Vm, VmmError};
@@ -261,7 +261,7 @@ impl ProtectArgs {
     pub(super) fn protect(
         &self,
         vm: &mut Vm,
-        writer: Writer,
+        writer: impl Sink + 'static,
         start: Start,
         node: Option<&Arc<Node>>,
     ) -> Result<Protection, CliError> {

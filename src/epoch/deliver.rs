@@ -9,7 +9,7 @@ use super::encoded::Encoded;
 use super::error::LeftReason;
 use super::options::Durability;
 use super::shared::{PipelineError, Shared, SinkState, Standing};
-use super::sink::{Listen, Sink, SinkError, Told};
+use super::sink::{Listen, Sink, SinkError, SinkStart, Told};
 use super::slot::Slot;
 use crate::format::{Complete, Head};
 use crate::page::{EpochId, PageRun, PageSet};
@@ -73,6 +73,8 @@ pub(super) struct Delivery<C> {
     sync_due_since: Option<Instant>,
     /// The sink takes nothing until it was opened again.
     latched: bool,
+    /// It began with epochs that are not durable.
+    begins_unsynced: bool,
     /// The end of this epoch latched the sink: it counts as failed, and may be found when the sink
     /// is opened again.
     doubtful: Option<EpochId>,
@@ -81,7 +83,7 @@ pub(super) struct Delivery<C> {
 impl<C> Delivery<C> {
     pub(super) fn new(
         (index, sink): (usize, Box<dyn Sink>),
-        (head, keeps): (Head, bool),
+        start: &SinkStart,
         shared: Arc<Shared<C>>,
         (frames, part_pages, memory): (u64, usize, Arc<[PageRun]>),
         durability: Durability,
@@ -89,22 +91,26 @@ impl<C> Delivery<C> {
         Self {
             index,
             sink,
-            keeps,
+            keeps: start.keeps,
             shared,
             durability,
             memory,
-            head,
+            head: start.head,
             open_epoch: None,
             open_pages: PageSet::new(frames, part_pages),
             unsynced: PageSet::new(frames, part_pages),
             sync_due_since: None,
             latched: false,
+            begins_unsynced: start.durable < start.head.epoch,
             doubtful: None,
         }
     }
 
     /// Delivers until no more comes.
     pub(super) fn run(mut self, orders: &Receiver<Order<C>>) {
+        if self.begins_unsynced {
+            self.sync();
+        }
         loop {
             let order = match self.deadline() {
                 None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),

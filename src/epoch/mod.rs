@@ -52,7 +52,7 @@ pub use options::{Durability, Early, EngineOptions, OnRelease, OnStorageError, W
 pub use release::{Need, Reached, Release, ReleaseRule};
 pub use report::{PhasesReport, Report, RollbackReport, Triggers};
 pub use shadow::Shadow;
-pub use sink::{Discard, Marks, Sink, SinkError, SinkStart};
+pub use sink::{Discard, Marks, MarksRelay, Sink, SinkError, SinkStart};
 pub use staging::Staging;
 pub use times::Distribution;
 pub use tracker::{Collected, Settled, Tracker, TrackerError};

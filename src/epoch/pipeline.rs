@@ -74,6 +74,8 @@ pub(super) struct Pipeline<C> {
     inputs: Option<Sender<Input<C>>>,
     encoder: Option<JoinHandle<()>>,
     sinks: Vec<(Sender<Order<C>>, JoinHandle<()>)>,
+    /// Takes the memory of the slots, and frees them one after the other.
+    touching: Option<JoinHandle<()>>,
     slots: usize,
     /// A slot taken and not yet submitted.
     spare: Option<Slot<C>>,
@@ -86,7 +88,7 @@ pub(super) struct Pipeline<C> {
 }
 
 impl<C: CapturedState> Pipeline<C> {
-    /// Takes all memory and starts the threads, if `sink` is at the epoch `expected`.
+    /// Takes all address space and starts the threads, if `sink` is at the epoch `expected`.
     pub(super) fn start(
         mut sink: Box<dyn Sink>,
         expected: EpochId,
@@ -95,9 +97,9 @@ impl<C: CapturedState> Pipeline<C> {
     ) -> Result<Self, EngineError> {
         let (slots, budget_pages) = (options.slots.max(2), options.budget_pages);
         let failed = |source| EngineError::Start { slots, budget_pages, source };
-        let free = take_slots(slots, extent.part_pages).map_err(failed)?;
+        let taken = take_slots(slots, extent.part_pages).map_err(failed)?;
         let state = State {
-            free,
+            free: Vec::with_capacity(slots),
             sinks: Vec::new(),
             failure: None,
             failed_pages: PageSet::new(extent.frames, extent.part_pages),
@@ -130,6 +132,7 @@ impl<C: CapturedState> Pipeline<C> {
             inputs: None,
             encoder: None,
             sinks: Vec::new(),
+            touching: None,
             slots,
             spare: None,
             began,
@@ -138,6 +141,15 @@ impl<C: CapturedState> Pipeline<C> {
             durability,
         };
         pipeline.deliver_to(sink, &began, Standing::Following, (orders, told)).map_err(failed)?;
+        // The guest does not wait for all of it.
+        let shared = pipeline.shared.clone();
+        let touching = Builder::new().name("slackwater-slots".into()).spawn(move || {
+            for mut slot in taken {
+                slot.arena.touch();
+                shared.free(slot);
+            }
+        });
+        pipeline.touching = Some(touching.map_err(failed)?);
         let (inputs, to_encode) = channel();
         let ending = EncoderEnding(pipeline.shared.clone());
         let encoder = Builder::new().name("slackwater-encode".into()).spawn(move || {
@@ -197,11 +209,11 @@ impl<C: CapturedState> Pipeline<C> {
         (orders, told): (Sender<Order<C>>, Receiver<Order<C>>),
     ) -> io::Result<()> {
         let index = self.sinks.len();
-        self.shared.add_sink(SinkState::new(standing, start.head));
+        self.shared.add_sink(SinkState::new(standing, start));
         let ending = SinkEnding { shared: self.shared.clone(), sink: index };
         let Extent { frames, part_pages, memory, .. } = self.extent.clone();
         let (shared, durability) = (self.shared.clone(), self.durability);
-        let delivery = Delivery::new((index, sink), (start.head, start.keeps), shared, (frames, part_pages, memory), durability);
+        let delivery = Delivery::new((index, sink), start, shared, (frames, part_pages, memory), durability);
         let name = if index == 0 { "slackwater-write".to_owned() } else { format!("slackwater-to-{index}") };
         let thread = Builder::new().name(name).spawn(move || {
             let _ending = ending;
@@ -324,6 +336,9 @@ impl<C: CapturedState> Pipeline<C> {
 impl<C> Pipeline<C> {
     fn end(&mut self) {
         self.inputs = None;
+        if let Some(touching) = self.touching.take() {
+            let _ = touching.join();
+        }
         // A thread that panicked has set `ended`, and its epochs are not counted.
         if let Some(encoder) = self.encoder.take() {
             let _ = encoder.join();

@@ -6,7 +6,7 @@ use super::error::LeftReason;
 use super::lateness::Lateness;
 use super::options::OnRelease;
 use super::release::{Reached, Release};
-use super::sink::SinkError;
+use super::sink::{SinkError, SinkStart};
 use super::slot::Slot;
 use crate::format::{FormatError, Head};
 use crate::lock::lock;
@@ -66,8 +66,9 @@ pub(super) struct SinkState {
 }
 
 impl SinkState {
-    pub(super) fn new(standing: Standing, head: Head) -> Self {
-        let reached = Reached { appended: head.epoch, durable: head.epoch, ..Reached::default() };
+    pub(super) fn new(standing: Standing, start: &SinkStart) -> Self {
+        let SinkStart { head, durable, .. } = *start;
+        let reached = Reached { appended: head.epoch, durable, ..Reached::default() };
         let progress = Progress { reached, ..Progress::default() };
         Self { standing, progress, unsynced: EpochRuns::default(), lateness: Lateness::new(), told_failure: None }
     }

@@ -1,9 +1,10 @@
 //! What the engine needs of a place that epochs go to.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::format::{ChainId, Complete, Head};
+use crate::lock::lock;
 use crate::page::EpochId;
 
 /// Why a place could not do as asked.
@@ -26,6 +27,9 @@ pub struct SinkStart {
     pub chain: ChainId,
     /// The newest epoch that was appended whole.
     pub head: Head,
+    /// The newest that is durable. Where that is an older one, the engine has the sink synced first.
+    /// If that fails the sink has to be latched for good: nobody else has what it lacks then.
+    pub durable: EpochId,
     /// Whether it keeps anything. Where no sink does, nothing is encoded: epochs have no frames.
     pub keeps: bool,
 }
@@ -141,6 +145,38 @@ impl Marks {
     }
 }
 
+/// Marks of which it is known later where they lead. What is told before that, nobody hears.
+#[derive(Clone, Default)]
+pub struct MarksRelay(Arc<Mutex<Option<Marks>>>);
+
+impl MarksRelay {
+    /// Marks that lead to where this one leads by then.
+    #[must_use]
+    pub fn marks(&self) -> Marks {
+        Marks::new(Arc::new(self.clone()))
+    }
+
+    /// They lead there from now on.
+    pub fn lead_to(&self, marks: Marks) {
+        *lock(&self.0) = Some(marks);
+    }
+}
+
+impl Listen for MarksRelay {
+    fn told(&self, told: Told) {
+        let marks = lock(&self.0).clone();
+        if let Some(marks) = marks {
+            marks.tell(told);
+        }
+    }
+}
+
+impl fmt::Debug for MarksRelay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MarksRelay").field(&lock(&self.0).is_some()).finish()
+    }
+}
+
 impl fmt::Debug for Marks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Marks").field(&self.0.is_some()).finish()
@@ -164,7 +200,7 @@ impl Default for Discard {
 impl Sink for Discard {
     fn start(&mut self, marks: Marks) -> SinkStart {
         self.marks = marks;
-        SinkStart { head: self.head, ..SinkStart::default() }
+        SinkStart { head: self.head, durable: self.head.epoch, ..SinkStart::default() }
     }
 
     fn append(&mut self, _epoch: EpochId, _frames: &[u8]) -> Result<(), SinkError> {

@@ -4,9 +4,8 @@ use memmap2::{Advice, MmapMut};
 
 use crate::page::{Gfn, PAGE_SIZE, PageBytes};
 
-/// Room for a fixed number of pages, page-aligned (a copy to a place 16 bytes off takes five times
-/// as long: measured, docs/kernel.md) and touched at start, so that a copy never waits for the host
-/// to find memory.
+/// Room for a fixed number of pages, page-aligned: a copy to a place 16 bytes off takes five times
+/// as long (measured, docs/kernel.md).
 #[derive(Debug)]
 pub struct Staging {
     map: MmapMut,
@@ -15,21 +14,25 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// Takes the memory for `capacity` pages.
+    /// Takes the address space for `capacity` pages: see [`touch`](Self::touch).
     ///
     /// # Errors
     /// The error of `mmap`.
     pub fn new(capacity: usize) -> std::io::Result<Self> {
-        let mut map = MmapMut::map_anon(capacity.max(1) * PAGE_SIZE)?;
+        let map = MmapMut::map_anon(capacity.max(1) * PAGE_SIZE)?;
         // Only a hint: kernels without transparent huge pages refuse it.
         let _ = map.advise(Advice::HugePage);
-        for page in map.chunks_mut(PAGE_SIZE) {
+        Ok(Self { map, gfns: Vec::with_capacity(capacity), capacity })
+    }
+
+    /// Takes the memory, so that a copy never waits for the host to find some.
+    pub fn touch(&mut self) {
+        for page in self.map.chunks_mut(PAGE_SIZE) {
             if let Some(byte) = page.first_mut() {
                 // The compiler may not drop a write to memory that is read later.
                 *byte = 1;
             }
         }
-        Ok(Self { map, gfns: Vec::with_capacity(capacity), capacity })
     }
 
     /// How many pages fit.

@@ -2,7 +2,7 @@
 //! changed needs to be stored.
 
 use crate::format::{CHANGED_WORDS_MAX, CHANGES_DEPTH_MAX, ChangedWords};
-use crate::page::{Gfn, PAGE_SIZE, PageBytes};
+use crate::page::{Gfn, PageBytes};
 
 /// A page at a place where copying it is fast (`docs/kernel.md`).
 #[derive(Clone)]
@@ -42,6 +42,8 @@ pub(super) struct Versions {
     places: Vec<u32>,
     kept: Vec<Kept>,
     pages: Vec<Aligned>,
+    /// The most of them. Memory is taken as it is used.
+    most: usize,
     hand: usize,
 }
 
@@ -53,7 +55,8 @@ impl Versions {
         Self {
             places: vec![0; if pages == 0 { 0 } else { frames }],
             kept: Vec::with_capacity(pages),
-            pages: vec![Aligned([0; PAGE_SIZE]); pages],
+            pages: Vec::with_capacity(pages),
+            most: pages,
             hand: 0,
         }
     }
@@ -99,12 +102,13 @@ impl Versions {
         // all pages are due to be stored whole in one epoch.
         let depth = u8::try_from(gfn.0 / 16 % 16).unwrap_or_default().min(CHANGES_DEPTH_MAX);
         let kept = Kept { gfn, depth, used: true };
-        if self.pages.is_empty() || usize::try_from(gfn.0).map_or(true, |gfn| gfn >= self.places.len()) {
+        if self.most == 0 || usize::try_from(gfn.0).map_or(true, |gfn| gfn >= self.places.len()) {
             return None;
         }
-        if self.kept.len() < self.pages.len() {
-            if let Some(page) = self.pages.get_mut(self.kept.len()) {
-                page.0 = *now;
+        if self.kept.len() < self.most {
+            match self.pages.get_mut(self.kept.len()) {
+                Some(page) => page.0 = *now,
+                None => self.pages.push(Aligned(*now)),
             }
             self.set_place(gfn, Some(self.kept.len()));
             self.kept.push(kept);
@@ -155,7 +159,7 @@ impl Versions {
 
 impl std::fmt::Debug for Versions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Versions").field("kept", &self.kept.len()).field("pages", &self.pages.len()).finish_non_exhaustive()
+        f.debug_struct("Versions").field("kept", &self.kept.len()).field("most", &self.most).finish_non_exhaustive()
     }
 }
 
@@ -166,6 +170,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::page::PAGE_SIZE;
 
     /// A page that differs from every other with another number in as many words as asked for.
     fn page(number: u64, words: usize) -> PageBytes {

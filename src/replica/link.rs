@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::node::Node;
 use super::proto::Message;
+use super::realtime::prefer_this_thread;
 use super::register::{Incarnation, Nonce};
 use super::wire::envelope::{ENVELOPE_BYTES_MAX, Kind, read_envelope, write_envelope};
 use super::wire::hello::{Channel, Followed, Hello, WIRE_VERSION, Welcome, read_first, write_first};
@@ -183,6 +184,7 @@ fn greet(stream: &mut TlsStream, address: &str, hello: &Hello, limit: Duration) 
 
 /// Writes messages until nobody has one any more, or the connection ends.
 pub(super) fn say(to: &mut (impl Write + ?Sized), words: &Receiver<Message>) {
+    prefer_this_thread();
     while let Ok(message) = words.recv() {
         if write_envelope(to, Kind::Word, &encode_word(&message)).is_err() {
             break;
@@ -192,6 +194,7 @@ pub(super) fn say(to: &mut (impl Write + ?Sized), words: &Receiver<Message>) {
 
 /// Reads messages until the connection ends.
 pub(super) fn hear(from: &mut TlsStream, heard: &dyn Fn(&Message)) -> io::Result<()> {
+    prefer_this_thread();
     let mut bytes = Vec::new();
     loop {
         let kind = read_envelope(from, &mut bytes)?;

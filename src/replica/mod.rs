@@ -7,6 +7,7 @@ pub mod follower;
 pub mod link;
 pub mod node;
 pub mod proto;
+pub(crate) mod realtime;
 pub mod record_file;
 pub mod register;
 pub mod seed;

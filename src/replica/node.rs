@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use super::proto::{
     Action, Answer, EpochKey, Halted, Message, Primary, PrimaryOptions, PrimaryRole, Record, Standby, StandbyRole,
 };
+use super::realtime::prefer_this_thread;
 use super::record_file::write_record;
 use super::register::{Incarnation, Register};
 use super::witness::{Swapped, Witness, WitnessError};
@@ -121,6 +122,7 @@ impl Node {
         Builder::new().name("slackwater-record".to_owned()).spawn(writes)?;
         let of = weak();
         let ticks = move || {
+            prefer_this_thread();
             while let Some(node) = of.upgrade() {
                 let Some(pause) = node.tick() else { break };
                 drop(node);

@@ -750,7 +750,8 @@ impl Sink for DiskSink {
     fn start(&mut self, marks: Marks) -> SinkStart {
         self.disk.lock().marks = Some(marks.clone());
         self.marks = marks;
-        SinkStart { chain: CHAIN, head: head(&self.disk.lock().stored), keeps: true }
+        let head = head(&self.disk.lock().stored);
+        SinkStart { chain: CHAIN, head, durable: head.epoch, keeps: true }
     }
 
     fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {

@@ -4,5 +4,6 @@ pub mod image;
 pub mod incoming;
 #[cfg(test)]
 mod incoming_tests;
+pub mod inherited;
 pub mod own_chain;
 pub mod serve;

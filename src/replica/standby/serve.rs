@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::image::Image;
 use super::incoming::{Incoming, IncomingError};
+use super::inherited::Inherited;
 use super::own_chain::{OnDurable, OwnChain};
-use crate::epoch::{Marks, Sink, SinkError};
+use crate::epoch::{MarksRelay, Sink};
 use crate::format::{Complete, Description};
 use crate::replica::draw;
 use crate::replica::link::{hear, say};
@@ -59,7 +60,7 @@ pub struct Takeover<I, S> {
     /// Its memory and state.
     pub incoming: Incoming<I>,
     /// Its chain, with the same newest epoch.
-    pub chain: S,
+    pub chain: Inherited<S>,
     /// What it followed.
     pub followed: Followed,
     /// When the last message of the primary came.
@@ -83,7 +84,7 @@ pub enum ServeError {
     /// The witness has forgotten something.
     #[error("{0}")]
     Witness(Box<Halted>),
-    /// Its memory or its chain is not what it should be although it was to take over.
+    /// Its memory is not what it should be although it was to take over.
     #[error("the machine that was to be taken over is not whole")]
     Torn(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The record of the store.
@@ -117,6 +118,8 @@ struct Session<I, S> {
     me: Incarnation,
     followed: Followed,
     data: JoinHandle<(Incoming<I>, OwnChain<S>)>,
+    /// What its chain tells.
+    marks: MarksRelay,
     words: Option<Receiver<Message>>,
     ends: Vec<Shutdown>,
 }
@@ -243,7 +246,8 @@ impl Server {
         let me = Incarnation(draw::number().map_err(ServeError::Listen)?);
         let record = Record { names: vec![me], generation: register.generation, covers: false };
         write_record(&store, &record)?;
-        chain.start(Marks::nowhere());
+        let marks = MarksRelay::default();
+        chain.start(marks.marks());
         let Followed { holds_on_disk, pages_most, .. } = followed;
         let node = self.node.clone();
         let on_durable: Option<OnDurable> = holds_on_disk.then(|| {
@@ -269,7 +273,7 @@ impl Server {
         let follows = move || follow(stream, incoming, own, &node, me, holds_on_disk);
         let data = Builder::new().name("slackwater-follow".to_owned()).spawn(follows).map_err(ServeError::Thread)?;
         tracing::info!(standby = %me, primary = %from, "following");
-        *session = Some(Session { number, me, followed, data, words: Some(words), ends });
+        *session = Some(Session { number, me, followed, data, marks, words: Some(words), ends });
         Ok(())
     }
 
@@ -321,15 +325,10 @@ impl Server {
         session: Session<I, S>,
         (heard_at, asked_at, won_at): (Instant, Instant, Instant),
     ) -> Result<Takeover<I, S>, ServeError> {
-        let followed = session.followed.clone();
+        let (followed, marks) = (session.followed.clone(), session.marks.clone());
         let (incoming, own) = end(session);
-        let torn = |error: SinkError| ServeError::Torn(error.into());
-        let mut chain = own.finish().map_err(torn)?;
-        // Whoever goes on with it takes all of it for durable.
-        chain.sync().map_err(torn)?;
-        if incoming.head().is_none() {
-            return Err(ServeError::Torn("it has no whole epoch".into()));
-        }
+        let head = incoming.head().ok_or_else(|| ServeError::Torn("it has no whole epoch".into()))?;
+        let chain = Inherited::begin(own, marks, (incoming.chain(), head)).map_err(ServeError::Thread)?;
         Ok(Takeover { incoming, chain, followed, heard_at, asked_at, won_at })
     }
 }
