@@ -1,7 +1,6 @@
 //! `slackwater demo`: the whole story in a few seconds.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -9,6 +8,7 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::output;
+use super::own_process::OwnProcess;
 use super::restore::{Restored, restore_machine};
 use super::scratch_store::scratch;
 use super::units::bytes_text;
@@ -79,13 +79,13 @@ impl Demo {
         ))?;
         self.say(format_args!("its number, a ticket from a counter that both vCPUs share, and a checksum: the guest itself"))?;
         self.say(format_args!("notices when its memory or its registers are not of one instant.\n"))?;
-        let mut guest = Killed(self.start(store)?);
-        let process = guest.0.id();
+        let mut guest = self.start(store)?;
+        let process = guest.id();
         self.say(format_args!(
             "1. It runs in process {process}, and is stopped for a checkpoint whenever its dirty rings are full."
         ))?;
-        let epochs = wait_for_epochs(&mut guest.0, store)?;
-        drop(guest);
+        let epochs = wait_for_epochs(&mut guest, store)?;
+        guest.kill()?;
         let ran = started.elapsed().as_secs_f64();
         self.say(format_args!(
             "2. After {epochs} checkpoints in {ran:.1} s, process {process} is killed by SIGKILL in the middle of its work."
@@ -145,38 +145,22 @@ impl Demo {
     }
 
     fn say(&self, text: std::fmt::Arguments<'_>) -> Result<(), CliError> {
-        if self.json { Ok(()) } else { output::line(text) }
+        output::prose(self.json, text)
     }
 
-    fn start(&self, store: &Path) -> Result<Child, CliError> {
-        let system = |step| move |source| CliError::System { step, source };
-        let program = std::env::current_exe().map_err(system("finding this program"))?;
-        let mut command = Command::new(program);
-        command.arg("checkpoint").arg("--store").arg(store).arg("--kvm").arg(&self.kvm);
-        command.args(["--guest", GUEST, "--vcpus", VCPUS, "--memory", MEMORY, "--budget", BUDGET, "--audit", AUDIT_EVERY]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().map_err(system("starting `slackwater checkpoint`"))
-    }
-}
-
-/// A process that does not outlive this value.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+    fn start(&self, store: &Path) -> Result<OwnProcess, CliError> {
+        OwnProcess::start("checkpoint", |command| {
+            command.arg("--store").arg(store).arg("--kvm").arg(&self.kvm);
+            command.args(["--guest", GUEST, "--vcpus", VCPUS, "--memory", MEMORY, "--budget", BUDGET, "--audit", AUDIT_EVERY]);
+        })
     }
 }
 
 /// Reads the store beside its writer until it holds enough epochs.
-fn wait_for_epochs(guest: &mut Child, store: &Path) -> Result<u64, CliError> {
+fn wait_for_epochs(guest: &mut OwnProcess, store: &Path) -> Result<u64, CliError> {
     let deadline = Instant::now() + RUN_LIMIT;
     loop {
-        let ended =
-            guest.try_wait().map_err(|source| CliError::System { step: "waiting for `slackwater checkpoint`", source })?;
-        if let Some(status) = ended {
-            return Err(CliError::Check { what: format!("`slackwater checkpoint` ended by itself, with {status}") });
-        }
+        guest.check()?;
         let epochs = match Chain::open(store) {
             Ok(chain) => chain.epochs_len().unwrap_or_default(),
             Err(StoreError::Missing { .. } | StoreError::Empty { .. } | StoreError::NotAStore { .. }) => 0,

@@ -26,6 +26,7 @@ mod ledger_client;
 mod linux;
 mod log;
 mod output;
+mod own_process;
 mod pair;
 mod process;
 mod protect;

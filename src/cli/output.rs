@@ -12,6 +12,11 @@ pub(super) fn line(text: impl Display) -> Result<(), CliError> {
     writeln!(std::io::stdout(), "{text}").map_err(CliError::Output)
 }
 
+/// Prints a line for people, unless what is printed is JSON.
+pub(super) fn prose(json: bool, text: impl Display) -> Result<(), CliError> {
+    if json { Ok(()) } else { line(text) }
+}
+
 /// For verbs that have more to do or to tell than what they print: whoever read it may have gone
 /// away, and everything else goes on.
 pub(super) fn unless_gone(printed: Result<(), CliError>) -> Result<(), CliError> {
