@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
+use super::demo_failover::Failover;
 use super::error::CliError;
 use super::output;
 use super::own_process::OwnProcess;
@@ -35,7 +36,12 @@ const RESTORED_RUN: Duration = Duration::from_secs(1);
 /// Run, checkpoint, kill, restore and check a built-in guest, and say what happened.
 #[derive(Debug, Args)]
 pub(super) struct Demo {
-    /// Keep the store in this directory [default: a temporary one, removed at the end].
+    /// Show a standby that takes over instead: two processes, of which the one that runs the
+    /// machine is killed while clients talk to it.
+    #[arg(long)]
+    failover: bool,
+    /// Keep the store in this directory [default: a temporary one, removed at the end]. With
+    /// `--failover` both stores, as `DIR/primary` and `DIR/standby`.
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
     /// The KVM device.
@@ -62,6 +68,10 @@ struct DemoReport {
 
 impl Demo {
     pub(super) fn run(self) -> Result<(), CliError> {
+        if self.failover {
+            let Self { store, kvm, json, .. } = &self;
+            return Failover { kvm, json: *json }.run(store.as_deref());
+        }
         match &self.store {
             Some(store) => self.play(store),
             None => {

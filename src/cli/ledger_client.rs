@@ -61,7 +61,7 @@ pub(super) struct LedgerClient {
 }
 
 /// Where the guest is by default, as it is with its own defaults.
-const GUEST: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 2), 7077);
+pub(super) const GUEST: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 2), 7077);
 
 #[derive(Debug, Serialize)]
 struct ClientReport {

@@ -5,6 +5,7 @@ mod bench;
 mod bound;
 mod branch;
 mod capture_writes;
+mod demo;
 mod export;
 mod failover;
 mod flood;
