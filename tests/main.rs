@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod branches;
+mod dist;
 mod engine;
 mod export;
 mod fixtures;
