@@ -99,10 +99,16 @@ pub(crate) struct Running {
     child: Child,
     output: Option<[Reader; 2]>,
     watchdog: Option<(mpsc::Sender<()>, JoinHandle<bool>)>,
+    limit: Duration,
 }
 
 impl Running {
     pub(crate) fn start(command: &mut Command) -> Self {
+        Self::start_within(command, LIMIT)
+    }
+
+    /// One that may take so long.
+    pub(crate) fn start_within(command: &mut Command, limit: Duration) -> Self {
         let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
         let line = format!("slackwater {}", args.join(" "));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -111,13 +117,13 @@ impl Running {
         let pid = child.id();
         let (ended, end) = mpsc::channel();
         let watchdog = thread::spawn(move || {
-            let late = end.recv_timeout(patience(LIMIT)) == Err(mpsc::RecvTimeoutError::Timeout);
+            let late = end.recv_timeout(patience(limit)) == Err(mpsc::RecvTimeoutError::Timeout);
             if late {
                 send(pid, libc::SIGKILL);
             }
             late
         });
-        Self { line, child, output: Some(output), watchdog: Some((ended, watchdog)) }
+        Self { line, child, output: Some(output), watchdog: Some((ended, watchdog)), limit }
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -169,7 +175,7 @@ impl Running {
         let late = watchdog.join().unwrap();
         let [stdout, stderr] = self.output.take().unwrap().map(Reader::finish);
         let run = Run { line: self.line.clone(), status, stdout, stderr };
-        assert!(!late, "still running after {LIMIT:?}: {run}");
+        assert!(!late, "still running after {:?}: {run}", self.limit);
         run
     }
 

@@ -3,6 +3,7 @@
 pub(crate) mod chain;
 pub(crate) mod command;
 pub(crate) mod copy;
+pub(crate) mod netns;
 pub(crate) mod store;
 pub(crate) mod tap;
 

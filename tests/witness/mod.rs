@@ -7,4 +7,4 @@ mod file;
 mod http_server;
 mod memory;
 mod s3;
-mod servers;
+pub(crate) mod servers;

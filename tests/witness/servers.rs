@@ -1,7 +1,7 @@
 //! Real servers of etcd and S3 on this host, for as long as a test takes.
 
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -36,20 +36,26 @@ impl Drop for Server {
 }
 
 /// A cluster of three nodes of etcd.
-pub(super) struct Cluster {
+pub(crate) struct Cluster {
     nodes: Vec<Option<Server>>,
-    pub(super) endpoints: Vec<String>,
-    _dir: tempfile::TempDir,
+    pub(crate) endpoints: Vec<String>,
+    peers: Vec<String>,
+    dir: tempfile::TempDir,
 }
 
 impl Cluster {
     /// Starts one, and waits until it answers; none, loudly, where there is no etcd.
     pub(super) fn start(test: &str) -> Option<Self> {
+        Self::start_at(test, Ipv4Addr::LOCALHOST)
+    }
+
+    /// The same at an address of this host, of the caller's network.
+    pub(crate) fn start_at(test: &str, address: Ipv4Addr) -> Option<Self> {
         let began = Instant::now();
         loop {
             // Somebody else may take a port between the moment that it is found free and the
             // moment that a node has it: then that node ends.
-            let mut cluster = Self::spawn(test)?;
+            let mut cluster = Self::spawn(test, address)?;
             if cluster.is_ready() {
                 return Some(cluster);
             }
@@ -57,34 +63,35 @@ impl Cluster {
         }
     }
 
-    fn spawn(test: &str) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let free: Vec<_> = (0..6).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let addresses: Vec<_> = free.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+    fn spawn(test: &str, address: Ipv4Addr) -> Option<Self> {
+        let free: Vec<_> = (0..6).map(|_| TcpListener::bind((address, 0)).unwrap()).collect();
+        let mut endpoints: Vec<_> = free.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
         drop(free);
-        let (clients, peers) = addresses.split_at(3);
-        let members: Vec<_> = peers.iter().zip(0..).map(|(peer, node)| format!("n{node}=http://{peer}")).collect();
-        let members = members.join(",");
-        let mut nodes = Vec::new();
-        for (node, (client, peer)) in clients.iter().zip(peers).enumerate() {
-            let log = std::fs::File::create(dir.path().join(format!("{node}.log"))).unwrap();
-            let (client, peer) = (format!("http://{client}"), format!("http://{peer}"));
-            let mut command = Command::new(program());
-            command.args(["--name", &format!("n{node}"), "--initial-cluster", &members, "--initial-cluster-state", "new"]);
-            command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
-            command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-            command.args(["--heartbeat-interval", "50", "--election-timeout", "500"]);
-            command.arg("--data-dir").arg(dir.path().join(format!("n{node}")));
-            command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-            match command.spawn() {
-                Ok(child) => nodes.push(Some(Server(child))),
-                Err(error) => {
-                    absent(test, &format!("etcd ({error})"));
-                    return None;
-                }
+        let peers = endpoints.split_off(3);
+        let mut cluster = Self { nodes: vec![None, None, None], endpoints, peers, dir: tempfile::tempdir().unwrap() };
+        for node in 0..cluster.nodes.len() {
+            if let Err(error) = cluster.run(node) {
+                absent(test, &format!("etcd ({error})"));
+                return None;
             }
         }
-        Some(Self { nodes, endpoints: clients.to_vec(), _dir: dir })
+        Some(cluster)
+    }
+
+    /// Starts a node, with what it had if it ran before.
+    pub(crate) fn run(&mut self, node: usize) -> std::io::Result<()> {
+        let members: Vec<_> = self.peers.iter().zip(0..).map(|(peer, node)| format!("n{node}=http://{peer}")).collect();
+        let log = std::fs::File::create(self.dir.path().join(format!("{node}.log")))?;
+        let (client, peer) = (format!("http://{}", self.endpoints[node]), format!("http://{}", self.peers[node]));
+        let mut command = Command::new(program());
+        command.args(["--name", &format!("n{node}"), "--initial-cluster", &members.join(","), "--initial-cluster-state", "new"]);
+        command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+        command.args(["--heartbeat-interval", "50", "--election-timeout", "500"]);
+        command.arg("--data-dir").arg(self.dir.path().join(format!("n{node}")));
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.nodes[node] = Some(Server(command.spawn()?));
+        Ok(())
     }
 
     /// Waits until every node answers; false where one has ended.
@@ -103,12 +110,12 @@ impl Cluster {
     }
 
     /// Kills a node.
-    pub(super) fn kill(&mut self, node: usize) {
+    pub(crate) fn kill(&mut self, node: usize) {
         self.nodes[node] = None;
     }
 
     /// Which node leads.
-    pub(super) fn leader(&self) -> usize {
+    pub(crate) fn leader(&self) -> usize {
         let began = Instant::now();
         loop {
             for (node, endpoint) in self.endpoints.iter().enumerate() {
