@@ -29,4 +29,5 @@ mod pace;
 mod restore;
 mod rollback;
 mod touch;
+mod two_hosts;
 mod upkeep;
