@@ -136,7 +136,7 @@ give_linux() {
   export SLACKWATER_LINUX=$linux/guest
 }
 
-# Servers for the tests of witnesses. Where apt and pip can fetch them, such a test must run: a skip fails.
+# Servers for the tests of witnesses, and of two hosts. Where apt and pip can fetch them, such a test must run: a skip fails.
 give_witnesses() {
   if ! command -v apt-get > /dev/null || ! python3 -m pip --version > /dev/null 2>&1; then
     printf 'test: ******** NO apt-get OR NO pip HERE: witnesses are tested only with the servers that this system has ********\n' >&2
@@ -151,7 +151,7 @@ give_witnesses() {
 tests() {
   say "tests: $1"
   local profile=default
-  [ "$1" = native ] || give_witnesses
+  give_witnesses
   if [ "$1" != pure ]; then
     if require_kvm; then
       give_linux
@@ -211,6 +211,7 @@ case ${1-all} in
     ;;
   soak)
     install build
+    give_witnesses
     ! require_kvm || give_linux
     say "soak"
     scripts/soak.sh "${2:-30}"
