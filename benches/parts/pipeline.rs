@@ -190,7 +190,7 @@ impl Default for Nowhere {
 impl Sink for Nowhere {
     fn start(&mut self, marks: Marks) -> SinkStart {
         self.marks = marks;
-        SinkStart { head: self.head, durable: self.head.epoch, keeps: true, ..SinkStart::default() }
+        SinkStart { head: self.head, durable: Some(self.head.epoch), keeps: true, ..SinkStart::default() }
     }
 
     fn append(&mut self, _epoch: EpochId, _frames: &[u8]) -> Result<(), SinkError> {

@@ -37,7 +37,7 @@ impl RecordingSink {
 impl Sink for RecordingSink {
     fn start(&mut self, marks: Marks) -> SinkStart {
         self.marks = marks;
-        SinkStart { head: self.head, durable: self.head.epoch, keeps: true, ..SinkStart::default() }
+        SinkStart { head: self.head, durable: Some(self.head.epoch), keeps: true, ..SinkStart::default() }
     }
 
     fn append(&mut self, _epoch: EpochId, _frames: &[u8]) -> Result<(), SinkError> {

@@ -101,7 +101,7 @@ impl<C> Delivery<C> {
             unsynced: PageSet::new(frames, part_pages),
             sync_due_since: None,
             latched: false,
-            begins_unsynced: start.durable < start.head.epoch,
+            begins_unsynced: start.durable.is_some_and(|durable| durable < start.head.epoch),
             doubtful: None,
         }
     }
@@ -273,6 +273,7 @@ impl<C> Delivery<C> {
         let epoch = self.head.epoch;
         self.with_state(|state| {
             state.unsynced.push(epoch);
+            state.unacknowledged.push(epoch);
             state.lateness.appended(epoch, slot.part.cut_at);
             let progress = &mut state.progress;
             progress.reached.appended = epoch;
@@ -284,6 +285,7 @@ impl<C> Delivery<C> {
             }
         });
         self.shared.notify();
+        self.shared.completed(epoch);
         if self.durability == Durability::Epoch {
             self.sync();
         }
@@ -337,11 +339,12 @@ impl<C> Delivery<C> {
         let newest = head.epoch;
         let doubtful = u64::from(self.doubtful.take().is_some_and(|epoch| epoch <= newest));
         self.with_state(|state| {
-            let SinkState { progress, unsynced, lateness, .. } = state;
+            let SinkState { progress, unsynced, unacknowledged, lateness, .. } = state;
             lateness.forget();
             let found = unsynced.take_up_to(newest);
             let lost = unsynced.len();
             unsynced.clear();
+            unacknowledged.clear();
             progress.reached.appended = newest;
             progress.reached.durable = newest;
             progress.epochs = progress.epochs - lost + doubtful;

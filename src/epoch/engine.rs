@@ -363,6 +363,12 @@ impl<C: CapturedState> Engine<C> {
         self.counts.report(&self.pipeline.progress(), self.pipeline.durable_after())
     }
 
+    /// The newest epoch whose outputs may leave.
+    #[must_use]
+    pub fn released(&self) -> EpochId {
+        self.pipeline.released()
+    }
+
     /// How far the epochs have come in all sinks that follow.
     #[must_use]
     pub fn reached(&self) -> Reached {

@@ -268,9 +268,17 @@ impl<C: CapturedState> Pipeline<C> {
 
     /// What the first sink that has every epoch has done.
     pub(super) fn progress(&self) -> Progress {
-        let progress = self.shared.lock().leading();
-        // A number may be of an epoch that failed.
-        Progress { released_epochs: self.shared.released().min(progress.epochs), ..progress }
+        let state = self.shared.lock();
+        let progress = state.leading();
+        let acknowledged_epochs = state.sinks.iter().map(|sink| sink.progress.acknowledged_epochs).max().unwrap_or_default();
+        drop(state);
+        let (_, released_epochs) = self.shared.released();
+        Progress { released_epochs, acknowledged_epochs, ..progress }
+    }
+
+    /// The newest epoch whose outputs may leave.
+    pub(super) fn released(&self) -> EpochId {
+        self.shared.released().0
     }
 
     /// What all sinks that follow have reached.

@@ -73,6 +73,8 @@ pub struct Report {
     pub durable_epochs: u64,
     /// Of these, those whose outputs may leave.
     pub released_epochs: u64,
+    /// Of these, those that another host has acknowledged.
+    pub acknowledged_epochs: u64,
     /// Epochs that were cut and could not be stored; their pages are in later ones.
     pub failed_epochs: u64,
     /// Pages captured.

@@ -47,6 +47,7 @@ pub(super) struct Progress {
     pub(super) epochs: u64,
     pub(super) durable_epochs: u64,
     pub(super) released_epochs: u64,
+    pub(super) acknowledged_epochs: u64,
     pub(super) bytes_written: u64,
     pub(super) zero_pages: u64,
     pub(super) unchanged_pages: u64,
@@ -57,9 +58,13 @@ pub(super) struct Progress {
 #[derive(Debug)]
 pub(super) struct SinkState {
     pub(super) standing: Standing,
+    /// Whether it ever tells what is durable.
+    tells_durable: bool,
     pub(super) progress: Progress,
     /// Epochs that were appended and are not known to be durable.
     pub(super) unsynced: EpochRuns,
+    /// Epochs that were appended and that no other host is known to hold.
+    pub(super) unacknowledged: EpochRuns,
     pub(super) lateness: Lateness,
     /// What the sink told besides, for its own thread.
     pub(super) told_failure: Option<SinkError>,
@@ -68,9 +73,17 @@ pub(super) struct SinkState {
 impl SinkState {
     pub(super) fn new(standing: Standing, start: &SinkStart) -> Self {
         let SinkStart { head, durable, .. } = *start;
-        let reached = Reached { appended: head.epoch, durable, ..Reached::default() };
+        let reached = Reached { appended: head.epoch, durable: durable.unwrap_or(EpochId::NONE), ..Reached::default() };
         let progress = Progress { reached, ..Progress::default() };
-        Self { standing, progress, unsynced: EpochRuns::default(), lateness: Lateness::new(), told_failure: None }
+        Self {
+            standing,
+            tells_durable: durable.is_some(),
+            progress,
+            unsynced: EpochRuns::default(),
+            unacknowledged: EpochRuns::default(),
+            lateness: Lateness::new(),
+            told_failure: None,
+        }
     }
 
     pub(super) const fn follows(&self) -> bool {
@@ -112,15 +125,21 @@ impl<C> State<C> {
         self.sinks.get(self.leading_index()).map_or_else(Progress::default, |sink| sink.progress)
     }
 
-    /// What every sink that follows has reached.
+    /// What every sink that follows has reached. Durable is what those have that tell it; where none
+    /// does, what is appended, so that nobody waits for ever.
     pub(super) fn reached(&self) -> Reached {
-        let following = || self.sinks.iter().filter(|sink| sink.follows()).map(|sink| sink.progress.reached);
+        let following = || self.sinks.iter().filter(|sink| sink.follows());
         let Some(first) = following().next() else { return self.leading().reached };
-        following().fold(first, |all, one| Reached {
-            appended: all.appended.min(one.appended),
-            durable: all.durable.min(one.durable),
-            acknowledged: all.acknowledged.min(one.acknowledged),
-        })
+        let all = following().fold(first.progress.reached, |all, sink| {
+            let one = sink.progress.reached;
+            Reached {
+                appended: all.appended.min(one.appended),
+                durable: all.durable,
+                acknowledged: all.acknowledged.min(one.acknowledged),
+            }
+        });
+        let durable = following().filter(|sink| sink.tells_durable).map(|sink| sink.progress.reached.durable).min();
+        Reached { durable: durable.unwrap_or(all.appended), ..all }
     }
 }
 
@@ -129,8 +148,11 @@ struct Releases {
     rule: Release,
     on_release: Option<OnRelease>,
     released: EpochId,
-    /// What was released before the first epoch of the engine's own.
-    begun: EpochId,
+    /// Epochs that a sink has whole and that are not released.
+    waiting: EpochRuns,
+    /// The newest that ever was among them.
+    newest: EpochId,
+    released_epochs: u64,
 }
 
 /// See the module.
@@ -142,7 +164,14 @@ pub(super) struct Shared<C> {
 
 impl<C> Shared<C> {
     pub(super) fn new(state: State<C>, rule: Release, on_release: Option<OnRelease>) -> Self {
-        let releases = Mutex::new(Releases { rule, on_release, released: EpochId::NONE, begun: EpochId::NONE });
+        let releases = Mutex::new(Releases {
+            rule,
+            on_release,
+            released: EpochId::NONE,
+            waiting: EpochRuns::default(),
+            newest: EpochId::NONE,
+            released_epochs: 0,
+        });
         Self { state: Mutex::new(state), changed: Condvar::new(), releases }
     }
 
@@ -169,13 +198,10 @@ impl<C> Shared<C> {
     pub(super) fn add_sink(&self, sink: SinkState) {
         let mut state = self.lock();
         state.sinks.push(sink);
-        let (reached, is_first) = (reached_of(&state), state.sinks.len() == 1);
+        let reached = reached_of(&state);
         drop(state);
         let mut releases = lock(&self.releases);
         releases.released = releases.released.max(releases.rule.newest(&reached));
-        if is_first {
-            releases.begun = releases.released;
-        }
     }
 
     /// Releases what has come far enough. The state must not be locked by the caller.
@@ -187,15 +213,26 @@ impl<C> Shared<C> {
             return;
         }
         releases.released = newest;
+        releases.released_epochs += releases.waiting.take_up_to(newest);
         if let Some(on_release) = &mut releases.on_release {
             on_release(newest);
         }
     }
 
-    /// How many numbers of epochs were released.
-    pub(super) fn released(&self) -> u64 {
+    /// A sink has `epoch` whole. The others tell it, too.
+    pub(super) fn completed(&self, epoch: EpochId) {
+        let mut releases = lock(&self.releases);
+        // What comes again after a failure was counted.
+        if epoch > releases.newest {
+            releases.newest = epoch;
+            releases.waiting.push(epoch);
+        }
+    }
+
+    /// The newest epoch that is released, and how many were.
+    pub(super) fn released(&self) -> (EpochId, u64) {
         let releases = lock(&self.releases);
-        releases.released.0.saturating_sub(releases.begun.0)
+        (releases.released, releases.released_epochs)
     }
 
     /// A sink has told that `epoch` is durable.
@@ -214,8 +251,9 @@ impl<C> Shared<C> {
     pub(super) fn acknowledged(&self, sink: usize, epoch: EpochId) {
         let mut state = self.lock();
         let Some(sink) = state.sinks.get_mut(sink) else { return };
-        let acknowledged = &mut sink.progress.reached.acknowledged;
-        *acknowledged = epoch.max(*acknowledged);
+        let SinkState { progress, unacknowledged, .. } = sink;
+        progress.acknowledged_epochs += unacknowledged.take_up_to(epoch);
+        progress.reached.acknowledged = epoch.max(progress.reached.acknowledged);
         drop(state);
         self.notify();
         self.release();

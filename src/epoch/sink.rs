@@ -28,8 +28,9 @@ pub struct SinkStart {
     /// The newest epoch that was appended whole.
     pub head: Head,
     /// The newest that is durable. Where that is an older one, the engine has the sink synced first.
-    /// If that fails the sink has to be latched for good: nobody else has what it lacks then.
-    pub durable: EpochId,
+    /// If that fails the sink has to be latched for good: nobody else has what it lacks then. None:
+    /// the sink never tells what is durable, and nobody waits for that.
+    pub durable: Option<EpochId>,
     /// Whether it keeps anything. Where no sink does, nothing is encoded: epochs have no frames.
     pub keeps: bool,
 }
@@ -200,7 +201,7 @@ impl Default for Discard {
 impl Sink for Discard {
     fn start(&mut self, marks: Marks) -> SinkStart {
         self.marks = marks;
-        SinkStart { head: self.head, durable: self.head.epoch, ..SinkStart::default() }
+        SinkStart { head: self.head, durable: Some(self.head.epoch), ..SinkStart::default() }
     }
 
     fn append(&mut self, _epoch: EpochId, _frames: &[u8]) -> Result<(), SinkError> {

@@ -101,7 +101,7 @@ impl Follower {
 impl Sink for Follower {
     fn start(&mut self, marks: Marks) -> SinkStart {
         self.node.set_marks(marks);
-        SinkStart { chain: self.chain, head: Head::default(), durable: EpochId::NONE, keeps: true }
+        SinkStart { chain: self.chain, head: Head::default(), durable: None, keeps: true }
     }
 
     fn append(&mut self, _epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {

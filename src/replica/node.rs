@@ -158,9 +158,7 @@ impl Node {
         let wishes = !inner.wishes.is_empty();
         drop(inner);
         if let Some(marks) = marks {
-            // What the standby holds is as durable there as was asked for. Each of these has the
-            // engine ask what is released.
-            marks.durable(held);
+            // It has the engine ask what is released.
             marks.acknowledged(held);
         }
         if wishes {

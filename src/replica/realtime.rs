@@ -16,8 +16,10 @@ static TOLD: Once = Once::new();
 /// of 1), it is said once, and the thread goes on as it is.
 pub(super) fn prefer_this_thread() {
     let parameters = libc::sched_param { sched_priority: PRIORITY };
+    // SAFETY: it takes nothing, and can't fail.
+    let this = unsafe { libc::pthread_self() };
     // SAFETY: the thread is the calling one, and the parameters outlive the call.
-    let error = unsafe { libc::pthread_setschedparam(libc::pthread_self(), libc::SCHED_FIFO, &raw const parameters) };
+    let error = unsafe { libc::pthread_setschedparam(this, libc::SCHED_FIFO, &raw const parameters) };
     if error != 0 {
         REFUSED.store(true, Ordering::Relaxed);
         TOLD.call_once(|| {

@@ -751,7 +751,7 @@ impl Sink for DiskSink {
         self.disk.lock().marks = Some(marks.clone());
         self.marks = marks;
         let head = head(&self.disk.lock().stored);
-        SinkStart { chain: CHAIN, head, durable: head.epoch, keeps: true }
+        SinkStart { chain: CHAIN, head, durable: Some(head.epoch), keeps: true }
     }
 
     fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {
@@ -1002,7 +1002,21 @@ impl World {
         world
     }
 
-    pub(crate) fn try_engine(&self, start: Start, mut options: EngineOptions) -> Result<Engine<Counter>, EngineError> {
+    pub(crate) fn try_engine(&self, start: Start, options: EngineOptions) -> Result<Engine<Counter>, EngineError> {
+        self.try_engine_with(self.disk.sink(), start, options)
+    }
+
+    /// One whose first sink is this.
+    pub(crate) fn engine_with(&self, sink: Box<dyn Sink>, start: Start, options: EngineOptions) -> Engine<Counter> {
+        self.try_engine_with(sink, start, options).unwrap()
+    }
+
+    fn try_engine_with(
+        &self,
+        sink: Box<dyn Sink>,
+        start: Start,
+        mut options: EngineOptions,
+    ) -> Result<Engine<Counter>, EngineError> {
         let events = self.events.clone();
         let writes = self.guest.writes.clone();
         options.on_release.get_or_insert_with(|| {
@@ -1011,7 +1025,7 @@ impl World {
                 events.push(Event::Released(epoch.0));
             })
         });
-        Engine::new(self.memory.clone(), self.tracker(), self.disk.sink(), start, options)
+        Engine::new(self.memory.clone(), self.tracker(), sink, start, options)
     }
 
     pub(crate) fn tracker(&self) -> Box<dyn Tracker> {

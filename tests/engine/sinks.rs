@@ -2,13 +2,15 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use slackwater::epoch::{
-    AttachError, Durability, Early, Engine, EngineError, EngineOptions, JoinError, Need, NextRound, OnStorageError, Place,
-    Release, SinkStanding, Start,
+    AttachError, Durability, Early, Engine, EngineError, EngineOptions, JoinError, Marks, Need, NextRound, OnStorageError, Place,
+    Release, Sink, SinkError, SinkStanding, SinkStart, Start,
 };
-use slackwater::format::{Compression, Trigger};
+use slackwater::format::{Complete, Compression, Head, Trigger};
 use slackwater::page::EpochId;
 
 use super::harness::{BUDGET, Counter, Disk, FOR_EVER, Fault, PAGES, RING, World, gfn, options, wait_until};
@@ -89,6 +91,83 @@ fn two_sinks_that_are_given_one_runs_epochs_hold_the_same_bytes() {
         assert!(one.iter().zip(&two).all(|(one, two)| (&one.frames, &one.end) == (&two.frames, &two.end)));
         assert!(other.is_closed());
     }
+}
+
+/// A sink that begins in another way than its disk: with nothing that is durable, or never saying
+/// what is.
+struct Begins {
+    sink: Box<dyn Sink>,
+    durable: Option<EpochId>,
+    syncs: Arc<AtomicU64>,
+}
+
+impl Sink for Begins {
+    fn start(&mut self, marks: Marks) -> SinkStart {
+        let marks = if self.durable.is_some() { marks } else { Marks::nowhere() };
+        SinkStart { durable: self.durable, ..self.sink.start(marks) }
+    }
+
+    fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {
+        self.sink.append(epoch, frames)
+    }
+
+    fn complete(&mut self, frames: &[u8], epoch: &Complete) -> Result<(), SinkError> {
+        self.sink.complete(frames, epoch)
+    }
+
+    fn abort(&mut self) -> Result<(), SinkError> {
+        self.sink.abort()
+    }
+
+    fn sync(&mut self) -> Result<(), SinkError> {
+        self.syncs.fetch_add(1, Ordering::SeqCst);
+        self.sink.sync()
+    }
+
+    fn reopen(&mut self) -> Result<Head, SinkError> {
+        self.sink.reopen()
+    }
+
+    fn close(&mut self, sync: bool) -> Result<(), SinkError> {
+        self.sink.close(sync)
+    }
+}
+
+/// A standby in memory is nothing that anybody waits for as for a disk.
+#[test]
+fn nobody_waits_for_what_a_sink_never_tells() {
+    for durability in [Durability::Epoch, Durability::Group(Duration::from_micros(100)), Durability::None] {
+        let mut world = World::new();
+        let other = world.other_disk();
+        let mut engine = world.engine(Start::Fresh, EngineOptions { durability, ..options() });
+        let begins = Begins { sink: other.sink(), durable: None, syncs: Arc::default() };
+        assert_eq!(engine.attach(Box::new(begins)).unwrap(), 1);
+        for round in 0..40 {
+            world.write_all((0..7).map(|page| (page * 13 + round) % PAGES));
+            world.take(&mut engine, if round % 3 == 0 { Trigger::Request } else { Trigger::Interval });
+        }
+        assert!(engine.flush(), "{durability:?}");
+        world.take(&mut engine, Trigger::Final);
+        assert!(follows(&engine, 1), "{durability:?}");
+        world.finish(engine);
+        agree(&world, &other);
+    }
+}
+
+/// What a standby has taken over with is synced before anything of it counts.
+#[test]
+fn what_a_sink_begins_with_is_synced_first() {
+    let mut world = World::new();
+    let mut engine = world.engine(Start::Fresh, options());
+    world.write_all([1, 2, 3]);
+    let newest = world.take(&mut engine, Trigger::Final);
+    assert!(engine.finish().error.is_none());
+    let syncs = Arc::<AtomicU64>::default();
+    let begins = Begins { sink: world.disk.sink(), durable: Some(EpochId::NONE), syncs: syncs.clone() };
+    let engine = world.engine_with(Box::new(begins), Start::Restored(EpochId(newest)), options());
+    wait_until("it is not synced", || syncs.load(Ordering::SeqCst) == 1 && engine.reached().durable == EpochId(newest));
+    assert_eq!(engine.report().durable_epochs, 0, "none of them is its own");
+    assert!(engine.finish().error.is_none());
 }
 
 /// Whichever fails, at whatever it does: the epochs go on to the other, and it comes back.

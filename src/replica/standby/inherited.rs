@@ -81,7 +81,7 @@ impl<S: Sink + 'static> Sink for Inherited<S> {
     fn start(&mut self, marks: Marks) -> SinkStart {
         self.marks.lead_to(marks);
         // The engine has it synced, which tells how far it is then.
-        SinkStart { chain: self.chain, head: self.head, durable: EpochId::NONE, keeps: true }
+        SinkStart { chain: self.chain, head: self.head, durable: Some(EpochId::NONE), keeps: true }
     }
 
     fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {

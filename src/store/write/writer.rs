@@ -830,7 +830,7 @@ impl Writer {
 impl Sink for Writer {
     fn start(&mut self, marks: Marks) -> SinkStart {
         self.marks = marks;
-        SinkStart { chain: self.description.chain, head: self.head, durable: self.durable, keeps: true }
+        SinkStart { chain: self.description.chain, head: self.head, durable: Some(self.durable), keeps: true }
     }
 
     fn append(&mut self, epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {
