@@ -7,6 +7,7 @@ use clap::Args;
 use super::error::CliError;
 use super::linux::{LinuxArgs, attach_console};
 use super::output;
+use super::pair::Kept;
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
 use super::stderr;
 use super::units::size;
@@ -76,7 +77,7 @@ impl Checkpoint {
         let machine = serde_json::to_value(vm.spec()).map_err(VmmError::Machine)?;
         let (memory, device_runs) = (vm.spec().regions(), vm.spec().device_regions().len());
         let new = NewChain { memory, device_runs, vcpus: self.vcpus, machine };
-        let paired = if self.protect.pair.is_given() { Some(self.protect.pair.start()?) } else { None };
+        let paired = if self.protect.pair.is_given() { Some(self.protect.pair.start(&self.store)?) } else { None };
         let writer = Writer::create(&self.store, &new, self.protect.writer_options())?;
         let description = writer.description().clone();
         let stop = stop_on_signals()?;
@@ -84,6 +85,7 @@ impl Checkpoint {
             paired.open_new(&self.store, &stop)?;
         }
         let node = paired.as_ref().map(|paired| &paired.node);
+        let control = self.protect.control(paired.as_ref(), &stop)?;
         let protection = self.protect.protect(&mut vm, writer, Start::Fresh, node)?;
         let console = attach_console(&vm, &stop)?;
         let spinner = match console {
@@ -93,7 +95,11 @@ impl Checkpoint {
         };
         let mut running = Running::start(vm, Some(protection), self.protect.limits(), stop)?;
         let kept = paired.as_ref().map(|paired| paired.keep(&running, description, self.protect.mentions_most())).transpose()?;
+        if let Some(control) = &control {
+            control.machine().runs(running.handle(), kept.as_ref().and_then(Kept::keeper));
+        }
         running.supervise();
+        drop(control);
         if let Some(kept) = kept {
             kept.finish(&running);
         }

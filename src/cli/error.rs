@@ -140,6 +140,14 @@ pub(super) enum CliError {
     Diff(DiffError),
     #[error(transparent)]
     TlsInit(#[from] TlsInitError),
+    #[error("nothing answers at the control socket {}", socket.display())]
+    Control {
+        socket: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the machine at {} refuses: {reason}", socket.display())]
+    Refused { socket: PathBuf, reason: String },
 }
 
 impl From<BenchError> for CliError {
@@ -226,7 +234,7 @@ impl CliError {
                     | LinuxError::Vcpus { .. },
                 ) => USAGE,
                 VmmError::Machine(_) => DAMAGE,
-                VmmError::Fenced(why) if matches!(**why, Halted::Fenced(_) | Halted::HandedOver(_)) => FENCED,
+                VmmError::Fenced(why) if matches!(**why, Halted::Fenced(_)) => FENCED,
                 VmmError::Restore(error) if error.is_damage() => DAMAGE,
                 _ => FAILED,
             },
@@ -263,6 +271,8 @@ impl CliError {
             | Self::Export { .. }
             | Self::Diff(_)
             | Self::TlsInit(_)
+            | Self::Control { .. }
+            | Self::Refused { .. }
             | Self::CannotRun { .. }
             | Self::Check { .. } => FAILED,
         }

@@ -10,6 +10,7 @@ use super::error::CliError;
 use super::own_process::OwnProcess;
 use crate::replica::register::{Holder, Incarnation, Register};
 use crate::replica::wire::tls_init;
+use crate::replica::witness::manual::Permission;
 use crate::replica::witness::{Witness, WitnessSpec};
 use crate::store::Writer;
 use crate::vmm::Stop;
@@ -138,7 +139,7 @@ impl Place<'_> {
         make(self.stores)?;
         make(&self.scratch.join("witness"))?;
         tls_init(&self.scratch.join("tls"))?;
-        Ok(self.witness().open(WITNESS_LIMIT)?)
+        Ok(self.witness().open(self.stores, &Permission::default(), WITNESS_LIMIT)?)
     }
 
     /// What both processes are given.

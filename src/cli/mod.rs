@@ -13,6 +13,7 @@ mod advise;
 mod bench;
 mod checkpoint;
 mod compact;
+mod control;
 mod demo;
 mod demo_failover;
 mod diff;
@@ -27,10 +28,12 @@ mod ledger_client;
 mod linux;
 mod local_pair;
 mod log;
+mod migrate;
 mod output;
 mod own_process;
 mod pair;
 mod process;
+mod promote;
 mod protect;
 mod prune;
 mod read_again;
@@ -39,6 +42,7 @@ mod restore;
 mod saved_machine;
 mod scratch_store;
 mod standby;
+mod status;
 mod stderr;
 mod tls_init;
 mod units;
@@ -68,6 +72,9 @@ enum Verb {
     Checkpoint(checkpoint::Checkpoint),
     Restore(restore::Restore),
     Standby(standby::StandbyVerb),
+    Status(status::StatusVerb),
+    Migrate(migrate::Migrate),
+    Promote(promote::Promote),
     Log(log::Log),
     Verify(verify::Verify),
     Repair(repair::Repair),
@@ -104,6 +111,9 @@ pub fn main(process_start: Instant) -> ExitCode {
         Verb::Checkpoint(verb) => verb.run(),
         Verb::Restore(verb) => verb.run(process_start),
         Verb::Standby(verb) => verb.run(),
+        Verb::Status(verb) => verb.run(),
+        Verb::Migrate(verb) => verb.run(),
+        Verb::Promote(verb) => verb.run(),
         Verb::Log(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Repair(verb) => verb.run(),

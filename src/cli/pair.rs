@@ -8,16 +8,19 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 
 use super::error::CliError;
+use super::stderr;
 use super::units::{time_above_zero, whole_us};
 use crate::format::{Description, Head};
 use crate::replica::draw;
 use crate::replica::node::{Node, Wish};
-use crate::replica::proto::{EpochKey, Opening, Primary, PrimaryOptions, Record, Timing, WhenLost, WhyNot, may_open};
+use crate::replica::proto::{EpochKey, Halted, Opening, Primary, PrimaryOptions, Record, Timing, WhenLost, WhyNot, may_open};
 use crate::replica::record_file::{read_record, write_record};
 use crate::replica::register::{Incarnation, Register};
+use crate::replica::seed::Seeds;
 use crate::replica::seed::{Keeper, Wanted};
 use crate::replica::wire::Tls;
 use crate::replica::wire::hello::Followed;
+use crate::replica::witness::manual::Permission;
 use crate::replica::witness::{Witness, WitnessSpec};
 use crate::vmm::{Handle, Running, Stop, VmmError};
 
@@ -49,7 +52,8 @@ pub(super) struct PairArgs {
     #[arg(long, value_name = "HOST:PORT", requires = "witness", requires = "tls")]
     standby: Option<String>,
     /// What decides which machine goes on: `file:DIR/NAME`, `etcd:HOST:PORT,.../NAME`,
-    /// `s3:BUCKET/KEY` or `exec:PROGRAM`.
+    /// `s3:BUCKET/KEY` or `exec:PROGRAM`; or `manual`: nothing takes over until `slackwater promote`
+    /// says so.
     #[arg(long, value_name = "URL")]
     witness: Option<WitnessSpec>,
     /// A directory with `ca.pem`, `cert.pem` and `key.pem` (`slackwater tls-init` makes some).
@@ -62,17 +66,18 @@ pub(super) struct PairArgs {
     #[arg(long, value_enum, default_value_t = WhenLostName::Solo)]
     when_standby_lost: WhenLostName,
     /// Each end tells the other so often that it is there.
-    #[arg(long, value_name = "TIME", default_value = "5ms", value_parser = time_above_zero)]
+    #[arg(long, value_name = "TIME", default_value = "4ms", value_parser = time_above_zero)]
     heartbeat: Duration,
     /// The other end is taken for dead after this time without a word.
-    #[arg(long, value_name = "TIME", default_value = "25ms", value_parser = time_above_zero)]
+    #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = time_above_zero)]
     timeout: Duration,
 }
 
 /// A machine that takes part in a pair.
 pub(super) struct Paired {
     pub(super) node: Arc<Node>,
-    /// Where a standby is to be kept.
+    /// Whether this host may decide, where there is no witness.
+    pub(super) permission: Permission,
     tls: Option<Tls>,
     options: PairArgs,
 }
@@ -104,26 +109,42 @@ impl PairArgs {
         Ok(Tls::load(dir)?)
     }
 
-    /// A node that asks the witness.
-    pub(super) fn start(&self) -> Result<Paired, CliError> {
-        self.start_after(|_| Ok(())).map(|(paired, ())| paired)
+    /// A node that asks the witness, for a machine of `store` that runs here.
+    pub(super) fn start(&self, store: &Path) -> Result<Paired, CliError> {
+        let permission = Permission::default();
+        permission.give();
+        self.start_after(store, permission, |_| Ok(())).map(|(paired, ())| paired)
     }
 
-    /// The same, and what the register says before.
-    pub(super) fn start_reading(&self) -> Result<(Paired, Option<Register>), CliError> {
-        self.start_after(|witness| witness.read().map_err(|source| CliError::NoAnswer { witness: self.witness_text(), source }))
+    /// The same, for one that runs elsewhere.
+    pub(super) fn start_standby(&self, store: &Path) -> Result<Paired, CliError> {
+        self.start_after(store, Permission::default(), |_| Ok(())).map(|(paired, ())| paired)
     }
 
-    fn start_after<T>(&self, first: impl FnOnce(&mut dyn Witness) -> Result<T, CliError>) -> Result<(Paired, T), CliError> {
+    /// As [`start`](Self::start), and what the register says before.
+    pub(super) fn start_reading(&self, store: &Path) -> Result<(Paired, Option<Register>), CliError> {
+        let permission = Permission::default();
+        permission.give();
+        self.start_after(store, permission, |witness| {
+            witness.read().map_err(|source| CliError::NoAnswer { witness: self.witness_text(), source })
+        })
+    }
+
+    fn start_after<T>(
+        &self,
+        store: &Path,
+        permission: Permission,
+        first: impl FnOnce(&mut dyn Witness) -> Result<T, CliError>,
+    ) -> Result<(Paired, T), CliError> {
         if self.timeout < self.heartbeat * 2 {
             return Err(CliError::Usage("`--timeout` has to be twice `--heartbeat` or more".to_owned()));
         }
         // What is wrong with them is said before anything is made.
-        let tls = if self.standby.is_some() { Some(self.tls()?) } else { None };
-        let mut witness = self.witness()?.open(WITNESS_LIMIT)?;
+        let tls = if self.tls.is_some() { Some(self.tls()?) } else { None };
+        let mut witness = self.witness()?.open(store, &permission, WITNESS_LIMIT)?;
         let done = first(witness.as_mut())?;
         let node = Node::start(witness).map_err(|source| CliError::System { step: "starting a thread", source })?;
-        Ok((Paired { node, tls, options: self.clone() }, done))
+        Ok((Paired { node, permission, tls, options: self.clone() }, done))
     }
 
     /// How this machine behaves as a primary.
@@ -208,9 +229,9 @@ impl Paired {
         let thread = |source| CliError::System { step: "starting a thread", source };
         let handle = running.handle();
         let PairArgs { standby, heartbeat, timeout, ack, .. } = &self.options;
-        let keeper = match standby.as_ref().zip(self.tls.clone()) {
+        let keeper = match self.tls.clone() {
             None => None,
-            Some((address, tls)) => {
+            Some(tls) => {
                 let followed = Followed {
                     description,
                     pages_most,
@@ -218,9 +239,9 @@ impl Paired {
                     heartbeat_us: whole_us(*heartbeat),
                     timeout_us: whole_us(*timeout),
                 };
-                let wanted = Wanted { address: address.clone(), tls, followed };
+                let wanted = Wanted { tls, followed };
                 let engine = Arc::new(handle.clone());
-                Some(Arc::new(Keeper::start(self.node.clone(), engine, wanted).map_err(thread)?))
+                Some(Arc::new(Keeper::start(self.node.clone(), engine, wanted, standby.clone()).map_err(thread)?))
             }
         };
         let (node, of) = (self.node.clone(), keeper.clone());
@@ -231,6 +252,11 @@ impl Paired {
 }
 
 impl Kept {
+    /// Whatever keeps its standby.
+    pub(super) fn keeper(&self) -> Option<Arc<Keeper>> {
+        self.keeper.clone()
+    }
+
     /// The run is over. Where the guest was not halted, its standby is not to take its place. Ends
     /// the threads.
     pub(super) fn finish(self, running: &Running) {
@@ -248,12 +274,27 @@ impl Kept {
 }
 
 fn wishes(node: &Node, keeper: Option<&Keeper>, handle: &Handle) {
+    let mut is_parked = false;
     while !node.is_over() {
         match node.wait(Duration::from_millis(100)) {
+            Some(Wish::Halt(why @ Halted::HandedOver(_))) => {
+                stderr::note(why);
+                handle.end();
+            }
             Some(Wish::Halt(why)) => handle.fail(VmmError::Fenced(Box::new(why))),
             Some(Wish::Drop(who)) => keeper.iter().for_each(|keeper| keeper.drop_standby(who)),
-            // Machines are handed over by a verb that is not there yet.
-            Some(Wish::Run | Wish::Park) | None => {}
+            Some(Wish::Park) => {
+                if let Some(last) = handle.park() {
+                    is_parked = true;
+                    node.parked(last);
+                }
+            }
+            Some(Wish::Run) if std::mem::take(&mut is_parked) => handle.unpark(),
+            Some(Wish::Run) | None => {}
         }
+    }
+    if is_parked && !handle.is_over() {
+        tracing::warn!("ended while it was given to the standby: the witness says who goes on");
+        handle.end();
     }
 }

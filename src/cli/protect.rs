@@ -1,15 +1,17 @@
 //! The options of a run under checkpoints, and what it came to.
 
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::control::Control;
 use super::error::CliError;
 use super::keep::KeepArgs;
-use super::pair::PairArgs;
+use super::pair::{PairArgs, Paired};
 use super::units::{at_least_one, bytes_text, time_above_zero};
 use super::{output, units};
 use crate::epoch::{
@@ -146,6 +148,9 @@ pub(super) struct ProtectArgs {
     /// What waits for its epoch has it end after this time at the latest.
     #[arg(long, value_name = "TIME", default_value = "200us", value_parser = time_above_zero)]
     output_delay: Duration,
+    /// A Unix socket, made here, at which the machine can be asked and told (`slackwater status`).
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
     #[command(flatten)]
     keep: KeepArgs,
     /// End after this time.
@@ -216,6 +221,12 @@ impl ProtectArgs {
 
     /// How a machine is to be built for it.
     pub(super) fn tracking(&self) -> Result<Tracking, CliError> {
+        if self.pair.is_given() && self.durability == Durability::None {
+            return Err(CliError::Usage(
+                "`--durability none` does not go with `--witness`: a machine that has no standby says what its chain has durable"
+                    .to_owned(),
+            ));
+        }
         Ok(match self.tracker {
             TrackerName::Ring => {
                 let ring = self.ring.map(RingSize::new).transpose();
@@ -300,6 +311,12 @@ impl ProtectArgs {
         };
         let engine = Engine::new(vm.memory().clone(), tracker, sink, start, options)?;
         Ok(Protection { engine, interval, base_first: start == Start::Fresh, share_pages })
+    }
+
+    /// The control socket, where one is wanted.
+    pub(super) fn control(&self, paired: Option<&Paired>, stop: &Stop) -> Result<Option<Control>, CliError> {
+        let pair = || paired.map(|paired| (paired.node.clone(), paired.permission.clone()));
+        self.control.as_deref().map(|socket| Control::start(socket, pair(), stop.clone())).transpose()
     }
 
     /// An option that was given and says nothing where no checkpoints are taken.

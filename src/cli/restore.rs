@@ -11,6 +11,7 @@ use super::error::CliError;
 use super::fit::{Check, TscName, branch_of, fitting};
 use super::linux::attach_console;
 use super::output;
+use super::pair::Kept;
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
 use super::read_again::again;
 use super::saved_machine::{machine_of, state_of};
@@ -180,7 +181,7 @@ impl Restore {
         };
         let stop = stop_on_signals()?;
         let is_of_a_pair = into.is_some() && self.protect.pair.is_given();
-        let paired = if is_of_a_pair { Some(self.protect.pair.start_reading()?) } else { None };
+        let paired = if is_of_a_pair { Some(self.protect.pair.start_reading(&self.store)?) } else { None };
         let (protection, description) = match writer {
             Some(mut writer) => {
                 if let Some((paired, register)) = &paired {
@@ -197,6 +198,7 @@ impl Restore {
         let kvm_setup_us = vm.setup().total().as_micros();
         let ram_bytes = vm.spec().memory_bytes;
         let console = attach_console(&vm, &stop)?;
+        let control = self.protect.control(paired.as_ref().map(|(paired, _)| paired), &stop)?;
         let mut running = Running::start(vm, protection, self.protect.limits(), stop)?;
         let passes_at_restore = running.passes_at_start();
         running.check()?;
@@ -204,7 +206,11 @@ impl Restore {
             (Some((paired, _)), Some(description)) => Some(paired.keep(&running, description, self.protect.mentions_most())?),
             _ => None,
         };
+        if let Some(control) = &control {
+            control.machine().runs(running.handle(), kept.as_ref().and_then(Kept::keeper));
+        }
         running.supervise();
+        drop(control);
         if let Some(kept) = kept {
             kept.finish(&running);
         }

@@ -98,8 +98,9 @@ struct GoneOn {
 impl StandbyVerb {
     pub(super) fn run(self) -> Result<(), CliError> {
         let tls = self.protect.pair.tls()?;
-        let paired = self.protect.pair.start()?;
+        let paired = self.protect.pair.start_standby(&self.store)?;
         let stop = stop_on_signals()?;
+        let control = self.protect.control(Some(&paired), &stop)?;
         let server = Server::listen(paired.node.clone(), tls, &self.listen)?;
         stderr::note(format_args!("standby: listening at {}", server.address()));
         let (asked, node) = (stop.clone(), paired.node.clone());
@@ -132,7 +133,11 @@ impl StandbyVerb {
         };
         let node = paired.node.clone();
         let GoneOn { mut running, epoch, mut failover, heard_at, kept } = self.go_on(takeover, vm, &paired, &stop)?;
+        if let Some(control) = &control {
+            control.machine().runs(running.handle(), kept.keeper());
+        }
         running.supervise();
+        drop(control);
         let register = node.register();
         kept.finish(&running);
         let outcome = running.finish();

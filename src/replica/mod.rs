@@ -5,6 +5,7 @@
 pub(crate) mod draw;
 pub mod follower;
 pub mod link;
+pub mod migrate;
 pub mod node;
 pub mod proto;
 pub(crate) mod realtime;

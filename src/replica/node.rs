@@ -6,23 +6,24 @@
 //! waits while the machine is locked.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use super::proto::{
     Action, Answer, EpochKey, Halted, Message, Primary, PrimaryOptions, PrimaryRole, Record, Standby, StandbyRole,
 };
-use super::realtime::prefer_this_thread;
+use super::realtime::{is_preferred, prefer_this_thread};
 use super::record_file::write_record;
 use super::register::{Incarnation, Register};
 use super::witness::{Swapped, Witness, WitnessError};
-use crate::epoch::{Marks, Reached, ReleaseRule};
+use crate::epoch::{Marks, Reached, ReleaseRule, SinkError};
 use crate::lock::lock;
 use crate::page::EpochId;
+use crate::store::causes;
 
 /// What a host is.
 #[derive(Debug)]
@@ -76,6 +77,11 @@ struct Inner {
     held: EpochId,
     /// When the last message came from the other host.
     heard_at: Instant,
+    /// The guest stays parked behind this epoch.
+    parked_behind: Option<EpochId>,
+    follow: FollowTimes,
+    /// How long the newest call to the witness that was answered took.
+    witness_took: Option<Duration>,
     /// When the witness was asked for a swap first, since then.
     asked_at: Option<Instant>,
     is_over: bool,
@@ -108,6 +114,9 @@ impl Node {
             released: EpochId::NONE,
             held: EpochId::NONE,
             heard_at: Instant::now(),
+            parked_behind: None,
+            follow: FollowTimes::default(),
+            witness_took: None,
             asked_at: None,
             is_over: false,
         };
@@ -115,7 +124,7 @@ impl Node {
         let node = Arc::new(Self { inner: Mutex::new(inner), changed: Condvar::new(), begun, calls, records });
         let weak = || Arc::downgrade(&node);
         let of = weak();
-        let asks = move || ask(witness, &asked, &|answer| of.upgrade().is_some_and(|node| node.answered(answer)));
+        let asks = move || ask(witness, &asked, &|answer, took| of.upgrade().is_some_and(|node| node.answered(answer, took)));
         Builder::new().name("slackwater-ask".to_owned()).spawn(asks)?;
         let of = weak();
         let writes = move || write_records(&recorded, &|record| of.upgrade().is_some_and(|node| node.recorded(record)));
@@ -177,7 +186,11 @@ impl Node {
             let Some(action) = action else { break };
             match action {
                 Action::Swap { expected, new } => {
-                    tracing::info!(?expected, ?new, "the witness is asked");
+                    // It is asked again and again, until it answers.
+                    match inner.asked_at {
+                        None => tracing::info!(?expected, ?new, "the witness is asked"),
+                        Some(_) => tracing::debug!(?expected, ?new, "the witness is asked again"),
+                    }
                     inner.asked_at.get_or_insert_with(Instant::now);
                     // Its thread is there as long as the node.
                     let _ = self.calls.send(Call::Swap(expected, new));
@@ -211,6 +224,7 @@ impl Node {
             let released = primary.released().map_or(EpochId::NONE, |key| key.epoch);
             inner.released = inner.released.max(released);
             inner.held = primary.held().map_or(inner.held, |key| key.epoch);
+            inner.follow.held(inner.held, self.now());
         }
     }
 
@@ -271,6 +285,7 @@ impl Node {
             inner.words = Some(words);
             inner.heard_at = Instant::now();
             let can = primary.attach(who, now);
+            inner.follow.begin(inner.held);
             if !can {
                 inner.words = None;
             }
@@ -311,6 +326,78 @@ impl Node {
         }
     }
 
+    /// Begins to give the machine to its standby: [`Wish::Park`] comes first. Returns false where
+    /// there is none that could have it.
+    pub fn hand_over(&self) -> bool {
+        self.step(|inner, now| match &mut inner.machine {
+            Machine::Primary(primary) => {
+                inner.parked_behind = None;
+                primary.hand_over(now)
+            }
+            _ => false,
+        })
+    }
+
+    /// The guest was parked, and `last` is its last epoch, complete or not.
+    pub fn parked(&self, last: EpochId) {
+        self.step(|inner, now| {
+            inner.parked_behind = Some(last);
+            inner.tell_parked(now);
+        });
+    }
+
+    /// Somebody wants the standby to take over: see
+    /// [`Standby::promote`](super::proto::Standby::promote). Returns false where this is no standby
+    /// that could.
+    pub fn promote(&self) -> bool {
+        self.step(|inner, now| match &mut inner.machine {
+            Machine::Standby(standby) => {
+                inner.asked_at.get_or_insert_with(Instant::now);
+                standby.promote(now)
+            }
+            _ => false,
+        })
+    }
+
+    /// What an operator sees.
+    #[must_use]
+    pub fn status(&self) -> NodeStatus {
+        let inner = self.lock();
+        let (role, me, other, register, newest, lag_epochs) = match &inner.machine {
+            Machine::Nobody => (Role::Nobody, None, None, None, None, None),
+            Machine::Primary(primary) => (
+                Role::Primary(primary.role()),
+                Some(primary.me()),
+                primary.standby(),
+                primary.register(),
+                primary.newest(),
+                primary.lag_epochs(),
+            ),
+            Machine::Standby(standby) => (
+                Role::Standby(standby.role()),
+                Some(standby.me()),
+                Some(standby.primary()),
+                standby.register(),
+                standby.newest(),
+                None,
+            ),
+        };
+        NodeStatus {
+            role,
+            me,
+            other,
+            register,
+            newest: newest.map_or(EpochId::NONE, |key| key.epoch),
+            held: inner.held,
+            released: inner.released,
+            lag_epochs,
+            follow: inner.follow.median(),
+            witness: inner.witness_took,
+            silence: other.map(|_| inner.heard_at.elapsed()),
+            is_realtime: is_preferred(),
+        }
+    }
+
     /// The standby gets no more epochs.
     pub fn lost(&self, who: Incarnation) {
         self.step(|inner, now| {
@@ -333,6 +420,8 @@ impl Node {
         self.step(|inner, now| {
             if let Machine::Primary(primary) = &mut inner.machine {
                 primary.completed(key, now);
+                inner.follow.completed(key.epoch, now);
+                inner.tell_parked(now);
             }
         });
     }
@@ -358,16 +447,30 @@ impl Node {
         });
     }
 
+    /// The engine's sink has no connection any more. It would notice with its next epoch; nobody
+    /// says when there is one.
+    pub(super) fn sink_is_gone(&self) {
+        let marks = self.lock().marks.clone();
+        if let Some(marks) = marks {
+            marks.failed(SinkError::Latched(io::Error::from(io::ErrorKind::NotConnected).into()));
+        }
+    }
+
     /// Where the engine is told that something was released.
     pub fn set_marks(&self, marks: Marks) {
         self.lock().marks = Some(marks);
     }
 
-    fn answered(&self, answer: Answer) -> bool {
-        self.step(|inner, now| match &mut inner.machine {
-            Machine::Nobody => {}
-            Machine::Primary(primary) => primary.answered(answer, now),
-            Machine::Standby(standby) => standby.answered(answer, now),
+    fn answered(&self, answer: Answer, took: Duration) -> bool {
+        self.step(|inner, now| {
+            if !matches!(answer, Answer::Refused | Answer::Unknown) {
+                inner.witness_took = Some(took);
+            }
+            match &mut inner.machine {
+                Machine::Nobody => {}
+                Machine::Primary(primary) => primary.answered(answer, now),
+                Machine::Standby(standby) => standby.answered(answer, now),
+            }
         });
         true
     }
@@ -465,6 +568,98 @@ impl Node {
     }
 }
 
+/// A node, as an operator sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeStatus {
+    /// What it is.
+    pub role: Role,
+    /// This incarnation.
+    pub me: Option<Incarnation>,
+    /// The standby that there is or is being made; of a standby its primary.
+    pub other: Option<Incarnation>,
+    /// The newest register that is known.
+    pub register: Option<Register>,
+    /// The newest epoch that is complete, of a standby the newest that it holds.
+    pub newest: EpochId,
+    /// The newest epoch that the standby has said to hold.
+    pub held: EpochId,
+    /// The newest epoch whose outputs may leave.
+    pub released: EpochId,
+    /// Epochs that the standby of the pair does not hold yet.
+    pub lag_epochs: Option<u64>,
+    /// From an epoch's being complete until the standby has said that it holds it: the median of
+    /// the last ones.
+    pub follow: Option<Duration>,
+    /// How long the newest call to the witness took that was answered.
+    pub witness: Option<Duration>,
+    /// Since when nothing was heard of the other end.
+    pub silence: Option<Duration>,
+    /// Whether the threads of heartbeats run before all that are not realtime.
+    pub is_realtime: bool,
+}
+
+/// How long the last epochs took from being complete to being held by the standby.
+#[derive(Debug, Default)]
+struct FollowTimes {
+    /// Epochs that are not held, and when they were complete.
+    open: VecDeque<(EpochId, Duration)>,
+    times: VecDeque<Duration>,
+    /// The standby has said nothing new since it came, when this was the newest that was held.
+    begins: bool,
+    begun_at: EpochId,
+}
+
+impl FollowTimes {
+    const MOST: usize = 32;
+
+    /// A standby comes, and `held` is what was held before. What it lacks comes with its base.
+    fn begin(&mut self, held: EpochId) {
+        *self = Self { begins: true, begun_at: held, ..Self::default() };
+    }
+
+    fn completed(&mut self, epoch: EpochId, now: Duration) {
+        // It is told once for each sink.
+        if self.open.back().is_some_and(|(last, _)| *last >= epoch) {
+            return;
+        }
+        if self.open.len() == Self::MOST {
+            self.open.pop_front();
+        }
+        self.open.push_back((epoch, now));
+    }
+
+    fn held(&mut self, held: EpochId, now: Duration) {
+        while let Some((_, since)) = self.open.front().copied().filter(|(epoch, _)| *epoch <= held) {
+            self.open.pop_front();
+            if self.begins {
+                continue;
+            }
+            if self.times.len() == Self::MOST {
+                self.times.pop_front();
+            }
+            self.times.push_back(now.saturating_sub(since));
+        }
+        self.begins &= held == self.begun_at;
+    }
+
+    fn median(&self) -> Option<Duration> {
+        let mut sorted: Vec<_> = self.times.iter().copied().collect();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).copied()
+    }
+}
+
+impl Inner {
+    /// Tells the primary of its last epoch once that is complete.
+    fn tell_parked(&mut self, now: Duration) {
+        let Machine::Primary(primary) = &mut self.machine else { return };
+        if let Some(last) = primary.newest().filter(|newest| Some(newest.epoch) == self.parked_behind) {
+            self.parked_behind = None;
+            primary.parked(last, now);
+        }
+    }
+}
+
 /// Nothing is looked at more often.
 const TICK_LEAST: Duration = Duration::from_micros(200);
 /// A node that is nobody looks so often.
@@ -489,8 +684,10 @@ impl fmt::Debug for Node {
 }
 
 /// Asks the witness, one call after the other, until nobody asks any more.
-fn ask(mut witness: Box<dyn Witness>, calls: &Receiver<Call>, answered: &dyn Fn(Answer) -> bool) {
+fn ask(mut witness: Box<dyn Witness>, calls: &Receiver<Call>, answered: &dyn Fn(Answer, Duration) -> bool) {
+    let mut said = None;
     while let Ok(call) = calls.recv() {
+        let begun = Instant::now();
         let answer = match call {
             Call::Read => witness.read().map(Answer::Register),
             Call::Swap(expected, new) => witness.swap(expected.as_ref(), &new).map(|swapped| match swapped {
@@ -499,13 +696,18 @@ fn ask(mut witness: Box<dyn Witness>, calls: &Receiver<Call>, answered: &dyn Fn(
             }),
         };
         let answer = answer.unwrap_or_else(|error| {
-            tracing::warn!(error = &error as &dyn std::error::Error, "asking the witness");
+            // It is asked again and again.
+            let text = causes(&error);
+            if said.as_ref() != Some(&text) {
+                tracing::warn!(error = &error as &dyn std::error::Error, "asking the witness");
+                said = Some(text);
+            }
             match error {
                 WitnessError::Refused(_) => Answer::Refused,
                 WitnessError::Unknown(_) => Answer::Unknown,
             }
         });
-        if !answered(answer) {
+        if !answered(answer, begun.elapsed()) {
             break;
         }
     }

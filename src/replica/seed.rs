@@ -2,8 +2,8 @@
 //! lost.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use super::wire::hello::Followed;
 use crate::epoch::Sink;
 use crate::format::ChainId;
 use crate::lock::lock;
+use crate::store::causes;
 
 /// Why an engine does not do as asked.
 pub type SeedError = Box<dyn std::error::Error + Send + Sync>;
@@ -46,15 +47,24 @@ pub trait Seeds: Send + Sync {
     fn is_over(&self) -> bool;
 }
 
-/// A standby that is wanted.
+/// What a standby is given.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// Where it listens.
-    pub address: String,
     /// The certificates.
     pub tls: Tls,
     /// What it is to follow, and how.
     pub followed: Followed,
+}
+
+/// Where a standby is wanted, and what came of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Aim {
+    /// Where one is wanted.
+    pub wanted: Option<String>,
+    /// Where the one listens that was attached last.
+    pub attached: Option<String>,
+    /// Why there is none where one is wanted.
+    pub refused: Option<String>,
 }
 
 /// The thread that keeps a standby.
@@ -63,6 +73,8 @@ pub struct Keeper {
     thread: JoinHandle<()>,
     ends: Arc<AtomicBool>,
     slot: LinkSlot,
+    node: Arc<Node>,
+    aim: Arc<Mutex<Aim>>,
 }
 
 /// A connection is tried again after this time.
@@ -73,21 +85,47 @@ const LIMIT: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(2);
 
 impl Keeper {
-    /// Starts the thread, for the machine of `node` whose epochs `engine` makes.
+    /// Starts the thread, for the machine of `node` whose epochs `engine` makes, and whose standby
+    /// listens at `address`; none until [`aim_at`](Self::aim_at) says where.
     ///
     /// # Errors
     /// A thread that can't be started.
-    pub fn start(node: Arc<Node>, engine: Arc<dyn Seeds>, wanted: Wanted) -> io::Result<Self> {
+    pub fn start(node: Arc<Node>, engine: Arc<dyn Seeds>, wanted: Wanted, address: Option<String>) -> io::Result<Self> {
         let (ends, slot) = (Arc::new(AtomicBool::new(false)), LinkSlot::default());
-        let mut keeping = Keeping { node, engine, wanted, slot: slot.clone(), ends: ends.clone(), sink: None, refused: None };
+        let aim = Arc::new(Mutex::new(Aim { wanted: address, ..Aim::default() }));
+        let (of, at) = (node.clone(), aim.clone());
+        let mut keeping = Keeping { node: of, engine, wanted, slot: slot.clone(), ends: ends.clone(), aim: at, sink: None };
         let thread = Builder::new().name("slackwater-seed".to_owned()).spawn(move || keeping.run())?;
-        Ok(Self { thread, ends, slot })
+        Ok(Self { thread, ends, slot, node, aim })
+    }
+
+    /// A standby is wanted at `address`, and not where one was wanted before; none: it has to go.
+    pub fn aim_at(&self, address: Option<String>) {
+        let mut aim = lock(&self.aim);
+        if aim.wanted == address {
+            return;
+        }
+        *aim = Aim { wanted: address, attached: aim.attached.clone(), refused: None };
+        let goes = aim.attached != aim.wanted;
+        drop(aim);
+        if let Some(standby) = lock(&self.slot).as_ref().map(|link| link.standby()).filter(|_| goes) {
+            self.node.lost(standby);
+        }
+    }
+
+    /// Where a standby is wanted, and what came of it.
+    #[must_use]
+    pub fn aim(&self) -> Aim {
+        lock(&self.aim).clone()
     }
 
     /// Ends the connections with this one: it is no standby any more.
     pub fn drop_standby(&self, who: Incarnation) {
-        if let Some(link) = lock(&self.slot).take_if(|link| link.standby() == who) {
+        let mut slot = lock(&self.slot);
+        if let Some(link) = slot.take_if(|link| link.standby() == who) {
             link.end();
+            // Before the next one can be in the slot.
+            self.node.sink_is_gone();
         }
     }
 
@@ -111,8 +149,7 @@ struct Keeping {
     ends: Arc<AtomicBool>,
     /// The number of the sink that the standby is.
     sink: Option<usize>,
-    /// What was said of the last try, so that it is said once.
-    refused: Option<String>,
+    aim: Arc<Mutex<Aim>>,
 }
 
 impl Keeping {
@@ -122,20 +159,19 @@ impl Keeping {
 
     fn run(&mut self) {
         while !self.is_over() {
-            if self.node.can_attach() {
-                match self.connect() {
+            let wanted = lock(&self.aim).wanted.clone();
+            if let Some(address) = wanted.filter(|_| self.node.can_attach()) {
+                match self.connect(&address) {
                     Ok(link) => {
-                        self.refused = None;
+                        self.tried(&address, None);
                         if let Err(error) = self.seed(&link) {
                             tracing::warn!(error = &*error as &dyn std::error::Error, "giving a standby its base");
                             self.node.lost(link.standby());
                         }
                     }
                     Err(error) => {
-                        let text = error.to_string();
-                        if self.refused.as_ref() != Some(&text) {
+                        if self.tried(&address, Some(causes(&error))) {
                             tracing::warn!(error = &error as &dyn std::error::Error, "there is no standby");
-                            self.refused = Some(text);
                         }
                     }
                 }
@@ -154,9 +190,23 @@ impl Keeping {
         }
     }
 
-    fn connect(&self) -> Result<Arc<Link>, LinkError> {
-        let Wanted { address, tls, followed } = &self.wanted;
-        let session = draw::number().map_err(|source| LinkError::Connect { address: address.clone(), source })?;
+    /// Notes what came of a try at `address`. Returns whether that is new.
+    fn tried(&self, address: &str, refused: Option<String>) -> bool {
+        let mut aim = lock(&self.aim);
+        if aim.wanted.as_deref() != Some(address) {
+            return false;
+        }
+        if refused.is_none() {
+            aim.attached = Some(address.to_owned());
+        }
+        let is_new = aim.refused != refused;
+        aim.refused = refused;
+        is_new
+    }
+
+    fn connect(&self, address: &str) -> Result<Arc<Link>, LinkError> {
+        let Wanted { tls, followed } = &self.wanted;
+        let session = draw::number().map_err(|source| LinkError::Connect { address: address.to_owned(), source })?;
         Link::connect(&self.node, tls, address, (Nonce(session), followed.clone()), LIMIT).map(Arc::new)
     }
 
@@ -175,6 +225,8 @@ impl Keeping {
             if self.is_over() {
                 return Ok(());
             }
+            // What is left of the base of one that is gone.
+            self.engine.copy_base()?;
             std::thread::sleep(LOOK);
         }
         tracing::info!(standby = %link.standby(), "a standby gets its base");

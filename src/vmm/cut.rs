@@ -30,14 +30,24 @@ pub(super) struct Vcpus {
     pub(super) devices: Option<Arc<Devices>>,
 }
 
+/// What the guest does after a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum After {
+    /// It runs on.
+    Run,
+    /// It does not run again.
+    Halt,
+    /// It stays parked, and the gate closed.
+    Park,
+}
+
 /// The machine, as the engine sees it during a cut that this thread leads.
 pub(super) struct Cutting<'s> {
     vcpus: &'s Vcpus,
     /// The vCPU of the leading thread, if it is one's.
     me: Option<usize>,
-    /// The guest is not to run again after this cut.
-    last: bool,
-    open: bool,
+    after: After,
+    is_done: bool,
     /// From parking to running again: what comes in between would be in a device and its interrupt
     /// in no chip, or in memory and in no device.
     quiet: Option<Quiet<'s>>,
@@ -46,8 +56,8 @@ pub(super) struct Cutting<'s> {
 }
 
 impl<'s> Cutting<'s> {
-    pub(super) fn new(vcpus: &'s Vcpus, me: Option<usize>, last: bool) -> Self {
-        Self { vcpus, me, last, open: false, quiet: None, begun: Instant::now(), parked: false }
+    pub(super) fn new(vcpus: &'s Vcpus, me: Option<usize>, after: After) -> Self {
+        Self { vcpus, me, after, is_done: false, quiet: None, begun: Instant::now(), parked: false }
     }
 
     /// The guest's clocks went on while it stood still. A vCPU that is in the guest would keep this
@@ -95,14 +105,16 @@ impl Guest for Cutting<'_> {
 
     fn resume(&mut self) {
         self.quiet = None;
-        if !std::mem::replace(&mut self.open, true) {
-            if self.last {
-                self.vcpus.gate.halt();
-            } else if self.parked && self.begun.elapsed() >= PAUSE_TOLD {
-                self.tell_paused();
-            }
-            self.vcpus.gate.open();
+        if std::mem::replace(&mut self.is_done, true) {
+            return;
         }
+        match self.after {
+            After::Park => return,
+            After::Halt => self.vcpus.gate.halt(),
+            After::Run if self.parked && self.begun.elapsed() >= PAUSE_TOLD => self.tell_paused(),
+            After::Run => {}
+        }
+        self.vcpus.gate.open();
     }
 
     fn halt(&mut self) {

@@ -23,12 +23,13 @@ use super::shared::{Limits, Shared};
 use super::stop::Stop;
 use super::vcpu::VcpuThread;
 use super::vm::Vm;
-use crate::epoch::{Engine, EngineLock, JoinError, Report, RolledBack, Sink};
+use crate::epoch::{Engine, EngineLock, JoinError, Report, RolledBack, Sink, SinkReport};
 use crate::format::Trigger;
 use crate::kvm::duplicate;
 use crate::kvm::kick::{self, Kick};
 use crate::lock::lock;
 use crate::machine::MachineState;
+use crate::page::EpochId;
 use crate::replica::seed::{SeedError, Seeds};
 use crate::restore::{FillReport, OnDemand};
 
@@ -298,11 +299,7 @@ impl Running {
     /// # Errors
     /// Whatever ended the run.
     pub fn request(&self) -> Result<bool, VmmError> {
-        if self.shared.vcpus.gate.lead() {
-            self.shared.cut(Trigger::Request, None);
-        }
-        let stored = self.shared.engine.as_ref().is_some_and(|engine| engine.lock().flush());
-        lock(&self.shared.error).take().map_or(Ok(stored), Err)
+        self.shared.request()
     }
 
     /// Puts the guest back to its last epoch, in memory ([`Engine::rollback`]). Returns `None`
@@ -380,6 +377,57 @@ impl Handle {
     /// Halts the guest for good: the run ends with this error.
     pub fn fail(&self, error: VmmError) {
         self.0.fail(error);
+    }
+
+    /// Halts the guest for good: the run ends in order, without another epoch.
+    pub fn end(&self) {
+        self.0.vcpus.gate.halt();
+        self.0.unpark();
+    }
+
+    /// Takes an epoch after which the guest stays parked, until [`unpark`](Self::unpark) or
+    /// [`end`](Self::end), and returns it. Whoever takes other epochs waits meanwhile. None, and
+    /// the guest is not parked, where it was halted or takes no epochs.
+    #[must_use]
+    pub fn park(&self) -> Option<EpochId> {
+        self.0.park()
+    }
+
+    /// The guest runs on that was parked.
+    pub fn unpark(&self) {
+        self.0.unpark();
+    }
+
+    /// As [`Running::request`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn request(&self) -> Result<bool, VmmError> {
+        self.0.request()
+    }
+
+    /// As [`Running::report`].
+    #[must_use]
+    pub fn report(&self) -> Option<Report> {
+        self.0.engine.as_ref().map(|engine| engine.lock().report())
+    }
+
+    /// The newest epoch whose outputs may leave.
+    #[must_use]
+    pub fn released(&self) -> EpochId {
+        self.0.engine.as_ref().map_or(EpochId::NONE, |engine| engine.lock().released())
+    }
+
+    /// Where each sink of the engine is.
+    #[must_use]
+    pub fn sinks(&self) -> Vec<SinkReport> {
+        self.0.engine.as_ref().map_or_else(Vec::new, |engine| engine.lock().sinks())
+    }
+
+    /// As [`Running::guest`].
+    #[must_use]
+    pub fn guest(&self) -> GuestReport {
+        self.0.monitor.read().0
     }
 
     fn engine(&self) -> Result<&EngineLock<MachineState>, SeedError> {

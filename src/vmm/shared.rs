@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::alarm::Alarm;
-use super::cut::{Cutting, Vcpus};
+use super::cut::{After, Cutting, Vcpus};
 use super::devices::{Devices, Wish};
 use super::error::VmmError;
 use super::monitor::Monitor;
@@ -16,6 +16,7 @@ use crate::format::Trigger;
 use crate::lock::lock;
 use crate::machine::MachineState;
 use crate::memory::GuestMemory;
+use crate::page::EpochId;
 
 /// When a run ends by itself.
 #[derive(Clone, Copy, Debug, Default)]
@@ -114,7 +115,7 @@ impl Shared {
         let mut engine = self.engine.as_ref().map(EngineLock::lock);
         let left = self.limits.epochs.map(|limit| limit.saturating_sub(self.epochs.load(Ordering::Acquire)));
         let last = trigger == Trigger::Final || left.is_some_and(|left| left <= 1);
-        let mut cutting = Cutting::new(&self.vcpus, me, last);
+        let mut cutting = Cutting::new(&self.vcpus, me, if last { After::Halt } else { After::Run });
         if left == Some(0) && self.vcpus.gate.is_halted() {
             return;
         }
@@ -123,11 +124,7 @@ impl Shared {
         let outcome = engine_held.cut(&mut cutting, if last { Trigger::Final } else { trigger });
         drop(cutting);
         if let Ok(Cut::Taken { epoch, .. }) = outcome {
-            if let Some(devices) = &self.vcpus.devices {
-                devices.note_taken(epoch);
-            }
-            *lock(&self.last_cut) = Instant::now();
-            self.epochs.fetch_add(1, Ordering::AcqRel);
+            self.note_taken(epoch);
         }
         drop(engine);
         match outcome {
@@ -136,6 +133,60 @@ impl Shared {
             Err(error) => self.fail(error.into()),
         }
         self.announce();
+    }
+
+    /// An epoch was cut, and the engine is locked.
+    fn note_taken(&self, epoch: EpochId) {
+        if let Some(devices) = &self.vcpus.devices {
+            devices.note_taken(epoch);
+        }
+        *lock(&self.last_cut) = Instant::now();
+        self.epochs.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Takes an epoch after which the guest stays parked, and returns it. None, and nobody is
+    /// parked, where the guest was halted or takes no epochs.
+    pub(super) fn park(&self) -> Option<EpochId> {
+        let engine = self.engine.as_ref()?;
+        if !self.vcpus.gate.lead() {
+            return None;
+        }
+        let mut engine = engine.lock();
+        let mut cutting = Cutting::new(&self.vcpus, None, After::Park);
+        let outcome = engine.cut(&mut cutting, Trigger::Request);
+        drop(cutting);
+        let taken = match outcome {
+            Ok(Cut::Taken { epoch, .. }) => {
+                self.note_taken(epoch);
+                Ok(Some(epoch))
+            }
+            Ok(Cut::Lengthened { .. } | Cut::Skipped) => Ok(None),
+            Err(error) => Err(error),
+        };
+        drop(engine);
+        let taken = taken.unwrap_or_else(|error| {
+            self.fail(error.into());
+            None
+        });
+        if taken.is_none() {
+            self.unpark();
+        }
+        taken
+    }
+
+    /// The guest runs on that was parked, unless it was halted.
+    pub(super) fn unpark(&self) {
+        self.vcpus.gate.open();
+        self.announce();
+    }
+
+    /// Takes an epoch now: see [`Running::request`](super::Running::request).
+    pub(super) fn request(&self) -> Result<bool, VmmError> {
+        if self.vcpus.gate.lead() {
+            self.cut(Trigger::Request, None);
+        }
+        let stored = self.engine.as_ref().is_some_and(|engine| engine.lock().flush());
+        lock(&self.error).take().map_or(Ok(stored), Err)
     }
 
     /// The ring of a vCPU is full, and its thread asks whether it may go on. Whoever leads a cut
@@ -191,7 +242,7 @@ impl Shared {
     /// Leads a rollback; the caller has closed the gate. It is open afterwards.
     pub(super) fn rollback(&self) -> Result<Option<RolledBack>, EngineError> {
         let mut engine = self.engine.as_ref().map(EngineLock::lock);
-        let mut cutting = Cutting::new(&self.vcpus, None, false);
+        let mut cutting = Cutting::new(&self.vcpus, None, After::Run);
         match &mut engine {
             Some(engine) if !self.vcpus.gate.is_halted() => {
                 let rolled_back = engine.rollback(&mut cutting)?;

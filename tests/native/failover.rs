@@ -18,45 +18,65 @@ use crate::support::{Random, kvm_or_skip, nested, patience, rounds};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Where two hosts of a pair have their things.
-struct Pair {
-    dir: tempfile::TempDir,
-    ports: [u16; 2],
+pub(super) struct Pair {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) ports: [u16; 2],
     options: String,
+    /// Each looks for a standby at the other by itself.
+    seeks: bool,
+    witness: String,
 }
 
 impl Pair {
-    fn new(options: &str) -> Self {
+    pub(super) fn new(options: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         tls_init(&dir.path().join("tls")).unwrap();
         std::fs::create_dir(dir.path().join("witness")).unwrap();
         let free = [0, 0].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
         let ports = free.map(|listener| listener.local_addr().unwrap().port());
-        Self { dir, ports, options: options.to_owned() }
+        let witness = format!("file:{}/witness/vm", dir.path().display());
+        Self { dir, ports, options: options.to_owned(), seeks: true, witness }
     }
 
-    fn store(&self, host: usize) -> PathBuf {
+    /// One whose standbys take over when a person says so.
+    pub(super) fn without_witness() -> Self {
+        Self { witness: "manual".to_owned(), ..Self::new("") }
+    }
+
+    /// One whose machines have no standby until they are told.
+    pub(super) fn without_standby() -> Self {
+        Self { seeks: false, ..Self::new("") }
+    }
+
+    pub(super) fn store(&self, host: usize) -> PathBuf {
         self.dir.path().join(format!("store-{host}"))
+    }
+
+    pub(super) fn control(&self, host: usize) -> PathBuf {
+        self.dir.path().join(format!("control-{host}"))
     }
 
     /// What both verbs are given at a host.
     fn common(&self, host: usize) -> String {
         let (dir, other) = (self.dir.path().display(), self.ports[1 - host]);
         let tls = ["one", "two"][host];
-        let Self { options, .. } = self;
+        let Self { options, witness, seeks, .. } = self;
+        let standby = if *seeks { format!("--standby 127.0.0.1:{other}") } else { String::new() };
         // Nobody is to be taken for dead because the machine is busy.
         let silence = if nested() { "--timeout 10s --heartbeat 500ms" } else { "--timeout 300ms --heartbeat 20ms" };
         format!(
-            "--store {} --witness file:{dir}/witness/vm --tls {dir}/tls/{tls} --standby 127.0.0.1:{other} {silence} \
-             --interval 10ms {options} --json",
-            self.store(host).display()
+            "--store {} --witness {witness} --tls {dir}/tls/{tls} {standby} {silence} \
+             --interval 10ms --control {} {options} --json",
+            self.store(host).display(),
+            self.control(host).display()
         )
     }
 
-    fn primary(&self, host: usize, machine: &str) -> Running {
+    pub(super) fn primary(&self, host: usize, machine: &str) -> Running {
         Running::start(&mut slackwater(format!("checkpoint {} {machine}", self.common(host)).split_whitespace()))
     }
 
-    fn standby(&self, host: usize) -> Running {
+    pub(super) fn standby(&self, host: usize) -> Running {
         let port = self.ports[host];
         let line = format!("standby --listen 127.0.0.1:{port} {}", self.common(host));
         let mut running = Running::start(&mut slackwater(line.split_whitespace()));
@@ -65,14 +85,14 @@ impl Pair {
     }
 
     /// What the witness says.
-    fn register(&self) -> Option<Register> {
+    pub(super) fn register(&self) -> Option<Register> {
         let names = std::fs::read_dir(self.dir.path().join("witness")).unwrap();
         let newest = names.map(|name| name.unwrap().path()).filter(|path| is_numbered(path)).max()?;
         Some(Register::from_json(&std::fs::read(newest).unwrap()).unwrap())
     }
 
     /// Waits until the two are a pair, newer than `than`.
-    fn wait_until_paired(&self, than: u64, machines: &mut [&mut Running]) -> u64 {
+    pub(super) fn wait_until_paired(&self, than: u64, machines: &mut [&mut Running]) -> u64 {
         until("no pair", || {
             for machine in machines.iter_mut() {
                 assert!(!machine.has_ended(), "a machine ended");
@@ -86,7 +106,7 @@ impl Pair {
 }
 
 /// Waits for what `look` finds.
-fn until<T>(missing: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(super) fn until<T>(missing: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(found) = look() {
@@ -102,7 +122,7 @@ fn is_numbered(path: &Path) -> bool {
 }
 
 /// Ends a machine in order.
-fn end(machine: Running) -> Run {
+pub(super) fn end(machine: Running) -> Run {
     machine.signal(libc::SIGTERM);
     machine.wait()
 }
@@ -120,7 +140,7 @@ fn what_a_client_was_told_survives_every_primary() {
         return;
     }
     let mut random = Random::seeded("native::failover", 47);
-    for options in ["--ack memory --durability group:20", "--ack disk --durability none"] {
+    for options in ["--ack memory --durability group:20", "--ack disk --durability epoch"] {
         let pair = Pair::new(options);
         let wire = pair.dir.path().join("net");
         let net = Net::Unix(&wire);

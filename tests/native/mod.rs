@@ -24,6 +24,7 @@ mod linux_net;
 mod linux_report;
 mod linux_restore;
 mod linux_time;
+mod migrate;
 mod outcome;
 mod pace;
 mod restore;

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use slackwater::replica::register::Register;
 use slackwater::replica::witness::etcd::EtcdWitness;
+use slackwater::replica::witness::manual::Permission;
 use slackwater::replica::witness::{Swapped, Witness, WitnessError, WitnessSpec};
 
 use super::conformance::{LIMIT, PATIENCE, after, conforms, race, refused, settled, text};
@@ -20,7 +21,7 @@ use super::servers::Cluster;
 fn three_nodes_conform() {
     let Some(cluster) = Cluster::start("witness::etcd::three_nodes_conform") else { return };
     let spec: WitnessSpec = format!("etcd:{}/web", cluster.endpoints.join(",")).parse().unwrap();
-    conforms(&|| spec.open(LIMIT).unwrap());
+    conforms(&|| spec.open(std::path::Path::new("store"), &Permission::default(), LIMIT).unwrap());
     // The last endpoint alone has it, too; and another machine is another register.
     let last = &cluster.endpoints[2..];
     assert!(EtcdWitness::new(last, false, "web", LIMIT).unwrap().read().unwrap().is_some());

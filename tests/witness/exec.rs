@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use slackwater::replica::witness::exec::ExecWitness;
+use slackwater::replica::witness::manual::Permission;
 use slackwater::replica::witness::{Witness, WitnessSpec};
 
 use super::conformance::{LIMIT, PATIENCE, after, conforms, refused, unknown};
@@ -20,7 +21,7 @@ fn it_conforms() {
     let program = dir.path().join("witness");
     symlink(script("register.sh"), &program).unwrap();
     let spec: WitnessSpec = format!("exec:{}?name=web", program.display()).parse().unwrap();
-    conforms(&|| spec.open(LIMIT).unwrap());
+    conforms(&|| spec.open(std::path::Path::new("store"), &Permission::default(), LIMIT).unwrap());
     assert!(dir.path().join("web").exists());
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use slackwater::replica::register::Register;
 use slackwater::replica::witness::file::FileWitness;
+use slackwater::replica::witness::manual::Permission;
 use slackwater::replica::witness::{Swapped, Witness, WitnessFault, WitnessSpec};
 
 use super::conformance::{LIMIT, after, conforms, refused, text};
@@ -37,7 +38,7 @@ fn two(witness: &mut FileWitness) -> [Register; 2] {
 fn it_conforms_and_leaves_only_numbered_files() {
     let dir = tempfile::tempdir().unwrap();
     let spec: WitnessSpec = format!("file:{}/web", dir.path().display()).parse().unwrap();
-    conforms(&|| spec.open(LIMIT).unwrap());
+    conforms(&|| spec.open(std::path::Path::new("store"), &Permission::default(), LIMIT).unwrap());
     let names = names(dir.path());
     assert_eq!(names.len(), 53);
     for (name, generation) in names.iter().zip(1..) {

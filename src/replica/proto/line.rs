@@ -79,6 +79,15 @@ impl Line {
         self.newest
     }
 
+    pub(super) fn newest_key(&self) -> Option<EpochKey> {
+        self.epochs.back().map(|(_, key)| *key)
+    }
+
+    /// How many epochs lie behind `place`.
+    pub(super) fn behind_of(&self, place: Option<Place>) -> u64 {
+        self.newest.0.saturating_sub(place.unwrap_or_default().0)
+    }
+
     pub(super) const fn durable(&self) -> Place {
         self.durable
     }

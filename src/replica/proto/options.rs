@@ -10,7 +10,8 @@ pub struct Timing {
     /// The other end is taken for dead after this time without a message.
     pub timeout: Duration,
     /// A standby of the pair that comes no further for this time, although there is more, is too
-    /// slow: it is dropped.
+    /// slow: it is dropped. And as long as a standby is made, either end waits this long for the
+    /// other's word: nothing depends on it yet, and to begin again would take longer.
     pub behind: Duration,
     /// A witness that gave no answer is asked again after this time.
     pub retry: Duration,

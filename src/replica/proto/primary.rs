@@ -191,6 +191,19 @@ impl Primary {
         self.peer.and_then(|peer| peer.newest)
     }
 
+    /// The newest epoch that is complete.
+    #[must_use]
+    pub fn newest(&self) -> Option<EpochKey> {
+        self.line.newest_key()
+    }
+
+    /// How many epochs the standby of the pair does not hold yet; none where there is none.
+    #[must_use]
+    pub fn lag_epochs(&self) -> Option<u64> {
+        let peer = self.peer.filter(|_| self.is_paired())?;
+        Some(self.line.behind_of(peer.holds))
+    }
+
     /// What an operator sees.
     #[must_use]
     pub const fn role(&self) -> PrimaryRole {
@@ -316,7 +329,8 @@ impl Primary {
         if let Some(peer) = &mut self.peer {
             let is_behind = is_expected && peer.holds < Some(newest) && now > peer.behind_since.saturating_add(behind);
             peer.is_cut_off |= is_behind;
-            if is_behind || now > peer.heard_at.saturating_add(timeout) {
+            let patience = if is_expected { timeout } else { behind.max(timeout) };
+            if is_behind || now > peer.heard_at.saturating_add(patience) {
                 self.suspect();
             }
         }

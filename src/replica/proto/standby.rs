@@ -8,7 +8,7 @@ use super::action::{Action, Answer, Halted};
 use super::broken::{Rule, is_broken};
 use super::epoch_key::EpochKey;
 use super::message::{Body, Message};
-use super::options::StandbyOptions;
+use super::options::{StandbyOptions, Timing};
 use super::record::Record;
 use super::swaps::{Learnt, Swaps};
 use crate::replica::register::{Holder, Incarnation, Register};
@@ -123,6 +123,12 @@ impl Standby {
         self.me
     }
 
+    /// The primary that it follows.
+    #[must_use]
+    pub const fn primary(&self) -> Incarnation {
+        self.primary
+    }
+
     /// The newest register that is known.
     #[must_use]
     pub const fn register(&self) -> Option<Register> {
@@ -196,8 +202,7 @@ impl Standby {
 
     /// Time has passed. Call it often enough: at [`due`](Self::due).
     pub fn tick(&mut self, now: Duration) {
-        let timeout = self.options.timing.timeout;
-        if now > self.heard_at.saturating_add(timeout) {
+        if now > self.heard_at.saturating_add(self.patience()) {
             match self.phase {
                 Phase::Hot => self.phase = Phase::Promoting,
                 Phase::Joining if is_broken(Rule::OnlyHotPromotes) && self.newest.is_some() => self.phase = Phase::Promoting,
@@ -214,11 +219,16 @@ impl Standby {
         self.drive(now);
     }
 
+    /// How long the primary may say nothing.
+    fn patience(&self) -> Duration {
+        let Timing { timeout, behind, .. } = self.options.timing;
+        if self.phase == Phase::Joining && self.newest.is_none() { behind.max(timeout) } else { timeout }
+    }
+
     /// When to call [`tick`](Self::tick) at the latest.
     #[must_use]
     pub fn due(&self, now: Duration) -> Duration {
-        let timing = self.options.timing;
-        self.beat_at.min(self.heard_at.saturating_add(timing.timeout)).max(now.saturating_add(Duration::from_micros(100)))
+        self.beat_at.min(self.heard_at.saturating_add(self.patience())).max(now.saturating_add(Duration::from_micros(100)))
     }
 
     /// The stream of epochs ended: nothing more comes. A standby that is one of the pair stays so,

@@ -18,7 +18,7 @@ use crate::replica::draw;
 use crate::replica::link::{hear, say};
 use crate::replica::node::{Node, Role, Wish};
 use crate::replica::proto::{EpochKey, Halted, Message, Record, Standby, StandbyOptions, StandbyRole, Timing};
-use crate::replica::record_file::{RecordError, write_record};
+use crate::replica::record_file::write_record;
 use crate::replica::register::{Generation, Incarnation, Nonce, Register};
 use crate::replica::wire::envelope::{Kind, read_envelope};
 use crate::replica::wire::hello::{Channel, Followed, Hello, WIRE_VERSION, Welcome, read_first, write_first};
@@ -87,9 +87,6 @@ pub enum ServeError {
     /// Its memory is not what it should be although it was to take over.
     #[error("the machine that was to be taken over is not whole")]
     Torn(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The record of the store.
-    #[error("recording who goes on")]
-    Record(#[from] RecordError),
 }
 
 /// Why the stream of epochs ended.
@@ -245,7 +242,11 @@ impl Server {
         };
         let me = Incarnation(draw::number().map_err(ServeError::Listen)?);
         let record = Record { names: vec![me], generation: register.generation, covers: false };
-        write_record(&store, &record)?;
+        if let Err(error) = write_record(&store, &record) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a primary is refused");
+            refuse(&mut stream, causes(&error), known);
+            return Ok(());
+        }
         let marks = MarksRelay::default();
         chain.start(marks.marks());
         let Followed { holds_on_disk, pages_most, .. } = followed;

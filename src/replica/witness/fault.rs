@@ -43,6 +43,9 @@ pub enum WitnessFault {
         /// Why.
         source: io::Error,
     },
+    /// There is no witness, and nobody has said that this host is to go on.
+    #[error("there is no witness: a person has to say that this host goes on (`slackwater promote`)")]
+    NotPromoted,
     /// The file system makes no hard links, so that of two writers both could win.
     #[error("the file system of {} makes no hard links, which this witness needs", dir.display())]
     NoHardLinks {

@@ -93,6 +93,14 @@ impl FileWitness {
     }
 }
 
+impl FileWitness {
+    /// Writes `new` where the register has `own`, of whatever generation that is.
+    pub(super) fn follow(&mut self, own: Option<Register>, new: &Register) -> Result<Swapped, WitnessError> {
+        let new = *new;
+        self.run(move |place| place.swap(own.as_ref(), &new))
+    }
+}
+
 impl Witness for FileWitness {
     fn read(&mut self) -> Result<Option<Register>, WitnessError> {
         self.run(|place| place.newest().map_err(WitnessFault::refused))

@@ -8,6 +8,7 @@ pub mod exec;
 mod fault;
 pub mod file;
 mod http;
+pub mod manual;
 pub mod s3;
 mod spec;
 

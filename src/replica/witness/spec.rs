@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::Ipv6Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use super::etcd::EtcdWitness;
 use super::exec::ExecWitness;
 use super::fault::WitnessFault;
 use super::file::FileWitness;
+use super::manual::{ManualWitness, Permission};
 use super::s3::{S3Credentials, S3Place, S3Witness};
 
 /// The region of a bucket where none is given.
@@ -24,6 +25,7 @@ const REGION: &str = "us-east-1";
 /// etcd+https:HOST:PORT,.../NAME             etcd+https:a.example:2379/web
 /// s3:BUCKET/KEY[?endpoint=URL][&region=R]   s3:machines/web?region=eu-central-1
 /// exec:PROGRAM[?name=NAME]                  exec:/usr/local/bin/witness?name=web
+/// manual                                    a person decides
 /// ```
 ///
 /// NAME tells the machines of one storage apart.
@@ -55,6 +57,8 @@ pub enum WitnessSpec {
         /// The machine.
         name: Option<String>,
     },
+    /// A person; see [`manual`](super::manual).
+    Manual,
 }
 
 /// Why a text is no witness.
@@ -69,25 +73,28 @@ pub struct WitnessSpecError {
     pub example: &'static str,
 }
 
+const MANUAL: &str = "manual";
 const FILE: &str = "file:/mnt/shared/web";
 const ETCD: &str = "etcd:10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379/web";
 const S3: &str = "s3:machines/web?region=eu-central-1";
 const EXEC: &str = "exec:/usr/local/bin/witness?name=web";
 
 impl WitnessSpec {
-    /// Opens it. `limit` bounds every call later, and every request until then.
+    /// Opens it, for the machine of `store`. `limit` bounds every call later, and every request until
+    /// then. `permission` says whether this host may decide, where there is no witness.
     ///
     /// `file` tries whether hard links can be made, `s3` whether the bucket honours conditional
     /// puts. `etcd` and `exec` ask nobody yet.
     ///
     /// # Errors
     /// [`WitnessFault`].
-    pub fn open(&self, limit: Duration) -> Result<Box<dyn Witness>, WitnessFault> {
+    pub fn open(&self, store: &Path, permission: &Permission, limit: Duration) -> Result<Box<dyn Witness>, WitnessFault> {
         Ok(match self {
             Self::File { dir, name } => Box::new(FileWitness::open(dir, name, limit)?),
             Self::Etcd { endpoints, tls, name } => Box::new(EtcdWitness::new(endpoints, *tls, name, limit)?),
             Self::S3(place) => Box::new(S3Witness::open(place, S3Credentials::from_env()?, limit)?),
             Self::Exec { program, name } => Box::new(ExecWitness::new(program, name.as_deref(), limit)),
+            Self::Manual => Box::new(ManualWitness::open(store, permission.clone(), limit)?),
         })
     }
 }
@@ -96,13 +103,16 @@ impl FromStr for WitnessSpec {
     type Err = WitnessSpecError;
 
     fn from_str(text: &str) -> Result<Self, WitnessSpecError> {
+        if text == MANUAL {
+            return Ok(Self::Manual);
+        }
         let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
         let (parsed, example) = match kind {
             "file" => (file(rest), FILE),
             "etcd" | "etcd+https" => (etcd(rest, kind == "etcd+https"), ETCD),
             "s3" => (s3(rest), S3),
             "exec" => (exec(rest), EXEC),
-            _ => (Err("it begins with file:, etcd:, etcd+https:, s3: or exec:".to_owned()), FILE),
+            _ => (Err("it begins with file:, etcd:, etcd+https:, s3: or exec:, or is manual".to_owned()), FILE),
         };
         parsed.map_err(|reason| WitnessSpecError { text: text.to_owned(), reason, example })
     }
@@ -122,6 +132,7 @@ impl fmt::Display for WitnessSpec {
                 }
                 write!(f, "region={region}")
             }
+            Self::Manual => f.write_str(MANUAL),
             Self::Exec { program, name: None } => write!(f, "exec:{}", program.display()),
             Self::Exec { program, name: Some(name) } => write!(f, "exec:{}?name={name}", program.display()),
         }
@@ -217,6 +228,7 @@ mod tests {
             EXEC,
             "exec:witness",
             "exec:/a?b=c?name=x",
+            MANUAL,
         ] {
             let spec: WitnessSpec = text.parse().unwrap();
             assert_eq!(spec.to_string(), text);
