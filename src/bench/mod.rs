@@ -4,7 +4,8 @@
 //! for each tracker, lets them take turns, so that drift of the machine hits all alike, and keeps
 //! what the product's own engine says of each cut; floors are measured between the turns.
 //! [`endtoend`] runs the whole engine with a chain on disk at a rate, and [`streaming`] with rounds
-//! and without. [`hot`] judges the choice of the hot set. [`results`] makes rows of it,
+//! and without. [`hot`] judges the choice of the hot set. [`pairs`] is about
+//! machines with a standby. [`results`] makes rows of it,
 //! [`summary`] says what they come to, and [`report`] shows them. [`advise`] proposes budget and
 //! interval from a chain of the user's own. docs/benchmarks.md has the method.
 
@@ -17,6 +18,7 @@ pub mod hot;
 mod interleave;
 pub mod machine;
 pub mod outputs;
+pub mod pairs;
 mod prose;
 mod record;
 pub mod report;
@@ -92,6 +94,9 @@ pub enum BenchError {
     /// The guest's answers contradict each other: outputs that left were taken back.
     #[error(transparent)]
     Violation(crate::ledger::Violation),
+    /// Two processes of the command came to nothing.
+    #[error("a machine and its standby")]
+    Pair(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A chart of the report.
     #[error(transparent)]
     Plot(#[from] report::PlotError),

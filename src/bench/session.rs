@@ -11,6 +11,9 @@ use super::endtoend::{self, RatePoint, RateRow, rate_points};
 use super::hot::{self, HotPoint, HotRow, hot_points};
 use super::machine::Machine;
 use super::outputs::{self, OutputPoint, OutputRow, output_points};
+use super::pairs::{
+    MigratePoint, MigrateRow, Pairs, StandbyPoint, StandbyRow, migrate_points, migrate_row, standby_points, standby_row,
+};
 use super::results::{Row, rows};
 use super::runner::{measure, measure_exits, measure_fault};
 use super::stats::Spread;
@@ -52,6 +55,10 @@ pub enum Line {
     Hot(HotRow),
     /// Requests with outputs held and free.
     Outputs(OutputRow),
+    /// A machine with a standby.
+    Standby(StandbyRow),
+    /// Machines that went to another host.
+    Migrate(MigrateRow),
 }
 
 /// All that was measured.
@@ -100,6 +107,8 @@ pub struct Steps {
     rates: Vec<RatePoint>,
     hot: Vec<HotPoint>,
     outputs: Vec<OutputPoint>,
+    standbys: Vec<StandbyPoint>,
+    migrations: Vec<MigratePoint>,
 }
 
 impl Plan {
@@ -112,16 +121,22 @@ impl Plan {
             rates: rate_points(self.extent, &self.axes),
             hot: hot_points(self.extent, &self.axes),
             outputs: output_points(self.extent, &self.axes, self.tap.is_some()),
+            standbys: standby_points(self.extent, &self.axes),
+            migrations: migrate_points(self.extent, &self.axes),
         }
     }
 
-    /// Measures everything. `progress` is told each line as it comes, and how many steps are done.
+    /// Measures everything; `pairs` what takes two processes. `progress` is told each line as it comes, and how many steps are done.
     ///
     /// # Errors
     /// The first step that fails ends the run: [`BenchError`], or what `progress` returns.
-    pub fn run<E: From<BenchError>>(&self, mut progress: impl FnMut(&[Line], usize) -> Result<(), E>) -> Result<Results, E> {
+    pub fn run<E: From<BenchError>>(
+        &self,
+        pairs: &dyn Pairs,
+        mut progress: impl FnMut(&[Line], usize) -> Result<(), E>,
+    ) -> Result<Results, E> {
         let start = Instant::now();
-        let Steps { points, streams, rates, hot, outputs } = self.steps();
+        let Steps { points, streams, rates, hot, outputs, standbys, migrations } = self.steps();
         let kvm: &Path = &self.kvm;
         let machine = Machine::probe(kvm)?;
         let exit_us = Spread::of(measure_exits(kvm, EXITS, EXITS_TIME)?);
@@ -155,6 +170,14 @@ impl Plan {
             let row = outputs::measure(kvm, &self.dir, self.tap.as_deref(), point, stream_time(self.extent))?;
             step(&mut results, vec![Line::Outputs(row)])?;
         }
+        for point in &standbys {
+            let run = pairs.standby(point, stream_time(self.extent))?;
+            step(&mut results, vec![Line::Standby(standby_row(point, &run))])?;
+        }
+        for point in &migrations {
+            let runs = pairs.migrate(point)?;
+            step(&mut results, vec![Line::Migrate(migrate_row(point, &runs))])?;
+        }
         Ok(results)
     }
 }
@@ -163,7 +186,13 @@ impl Steps {
     /// How many.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.points.len() + self.streams.len() + self.rates.len() + self.hot.len() + self.outputs.len()
+        self.points.len()
+            + self.streams.len()
+            + self.rates.len()
+            + self.hot.len()
+            + self.outputs.len()
+            + self.standbys.len()
+            + self.migrations.len()
     }
 
     /// Whether there are none.

@@ -1,9 +1,14 @@
 //! Results that nobody measured, for tests.
 
+use std::time::Duration;
+
 use super::endtoend::{RatePoint, RateRow};
 use super::hot::{HotPoint, HotRow, hot_points};
 use super::machine::Machine;
 use super::outputs::{AnswerTimes, OutputPoint, OutputRow, output_points};
+use super::pairs::{
+    FailoverTimes, MigrateRun, StandbyPoint, StandbyRun, UnderRequests, migrate_points, migrate_row, standby_points, standby_row,
+};
 use super::results::{Row, rows};
 use super::runner::{Measured, Sample};
 use super::session::{Line, Results};
@@ -137,6 +142,22 @@ fn output_row(point: &OutputPoint) -> OutputRow {
     }
 }
 
+fn standby_run(point: &StandbyPoint) -> StandbyRun {
+    let under = |p50, epochs_per_s| UnderRequests {
+        answers: AnswerTimes { p50, p95: 1.5 * p50, p99: 2.5 * p50 },
+        epochs_per_s,
+        epoch_bytes: 1200.0,
+    };
+    let failover = FailoverTimes { detect: 20_100.0, witness: 2000.0, apply: 3000.0, first_run: 400.0, total: 25_500.0 };
+    StandbyRun {
+        alone: under(400.0, 2100.0),
+        paired: under(650.0, 1400.0),
+        round_trip_us: 60.0,
+        failovers: vec![failover; point.kills],
+        silences: vec![Duration::from_millis(30); point.kills],
+    }
+}
+
 /// A run over all axes.
 pub(super) fn results(extent: Extent) -> Results {
     let cuts = points(extent, &Axis::ALL).iter().flat_map(rows_of).map(Line::Cuts).collect::<Vec<_>>();
@@ -162,6 +183,12 @@ pub(super) fn results(extent: Extent) -> Results {
             .chain(rates.iter().map(rate_row).map(Line::Rate))
             .chain(hot.iter().map(hot_row).map(Line::Hot))
             .chain(output_points(extent, &Axis::ALL, true).iter().map(output_row).map(Line::Outputs))
+            .chain(standby_points(extent, &Axis::ALL).iter().map(|at| standby_row(at, &standby_run(at))).map(Line::Standby))
+            .chain(migrate_points(extent, &Axis::ALL).iter().map(|at| {
+                let run =
+                    MigrateRun { seeding_us: 4e5, parked_us: 1100.0, first_run_us: 3200.0, pause_us: 90.0, tracking_us: 9.0 };
+                Line::Migrate(migrate_row(at, &[run]))
+            }))
             .collect(),
     }
 }

@@ -37,11 +37,31 @@ pub enum Axis {
     Hot,
     /// Outputs that wait, or do not: the whole engine with a network.
     Outputs,
+    /// A standby, or none: two processes of the command.
+    Standby,
+    /// A machine that goes to another host.
+    Migrate,
 }
 
 impl Axis {
     /// All of them, in the order in which they are measured.
-    pub const ALL: [Self; 9] =
+    pub const ALL: [Self; 11] = [
+        Self::Memory,
+        Self::Pages,
+        Self::Pattern,
+        Self::Vcpus,
+        Self::Budget,
+        Self::Rate,
+        Self::Early,
+        Self::Hot,
+        Self::Outputs,
+        Self::Standby,
+        Self::Migrate,
+    ];
+
+    /// Those that are measured if nothing else is said: the others take two processes, and a host
+    /// that has time for both.
+    pub const DEFAULT: [Self; 9] =
         [Self::Memory, Self::Pages, Self::Pattern, Self::Vcpus, Self::Budget, Self::Rate, Self::Early, Self::Hot, Self::Outputs];
 
     /// The name on the command line and in reports.
@@ -57,6 +77,8 @@ impl Axis {
             Self::Early => "early",
             Self::Hot => "hot",
             Self::Outputs => "outputs",
+            Self::Standby => "standby",
+            Self::Migrate => "migrate",
         }
     }
 }
@@ -238,7 +260,7 @@ fn axis_points(extent: Extent, axis: Axis) -> Vec<Point> {
     let middle = Point::middle(axis);
     let at = |memory_bytes, pages| Point { memory_bytes, pages, ..middle.clone() };
     match (axis, extent) {
-        (Axis::Rate | Axis::Early | Axis::Hot | Axis::Outputs, _) => Vec::new(),
+        (Axis::Rate | Axis::Early | Axis::Hot | Axis::Outputs | Axis::Standby | Axis::Migrate, _) => Vec::new(),
         (Axis::Memory, Extent::Tiny) => vec![at(64 * MIB, 60)],
         (_, Extent::Tiny) => Vec::new(),
         (Axis::Memory, Extent::Full) => [(60, Pattern::Sequential), (60, Pattern::Uniform), (512, Pattern::Uniform)]

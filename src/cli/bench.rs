@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::bench_pairs::OwnPairs;
 use super::error::CliError;
 use super::stderr;
 use super::{draft, output};
@@ -11,6 +12,7 @@ use crate::bench::session::{Line, Plan};
 use crate::bench::summary::Summary;
 use crate::bench::workload::{Axis, Extent};
 use crate::bench::{BenchError, report};
+use crate::vmm::Stop;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum AxisName {
@@ -32,6 +34,10 @@ enum AxisName {
     Hot,
     /// Outputs that wait: how much later requests over a network are answered.
     Outputs,
+    /// A standby: what it adds to an answer, and how long a failover takes.
+    Standby,
+    /// A machine that goes to another host: how long it stands still.
+    Migrate,
 }
 
 impl From<AxisName> for Axis {
@@ -46,6 +52,8 @@ impl From<AxisName> for Axis {
             AxisName::Early => Self::Early,
             AxisName::Hot => Self::Hot,
             AxisName::Outputs => Self::Outputs,
+            AxisName::Standby => Self::Standby,
+            AxisName::Migrate => Self::Migrate,
         }
     }
 }
@@ -80,7 +88,8 @@ pub(super) struct Bench {
     /// The same as `--extent quick`.
     #[arg(long, conflicts_with = "extent")]
     quick: bool,
-    /// Vary only this; may be given more than once [default: all].
+    /// Vary only this; may be given more than once [default: all but
+    /// `standby` and `migrate`].
     #[arg(long, value_enum, value_name = "NAME")]
     axis: Vec<AxisName>,
     /// The directory that chains are made in, and removed from [default: the current one].
@@ -110,7 +119,8 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let axes = if self.axis.is_empty() { Axis::ALL.to_vec() } else { self.axis.iter().copied().map(Axis::from).collect() };
+        let axes =
+            if self.axis.is_empty() { Axis::DEFAULT.to_vec() } else { self.axis.iter().copied().map(Axis::from).collect() };
         let extent = if self.quick { Extent::Quick } else { self.extent.into() };
         let (dir, tap) = (self.store.clone().unwrap_or_else(|| PathBuf::from(".")), self.tap.clone());
         let plan = Plan { kvm: self.kvm.clone(), dir, extent, axes, tap };
@@ -129,7 +139,8 @@ impl Bench {
         let bar = stderr::bar("measuring");
         bar.set_length(plan.steps().len() as u64);
         let mut shown: Option<&'static str> = None;
-        let results = plan.run(|lines: &[Line], done| {
+        let pairs = OwnPairs { kvm: &self.kvm, dir: &plan.dir, stop: &Stop::default() };
+        let results = plan.run(&pairs, |lines: &[Line], done| {
             bar.set_position(done as u64);
             bar.suspend(|| lines.iter().try_for_each(|line| self.show(line, &mut shown)))
         })?;
@@ -173,6 +184,8 @@ impl Bench {
             Line::Early(_) => "early",
             Line::Hot(_) => "hot",
             Line::Outputs(_) => "outputs",
+            Line::Standby(_) => "standby",
+            Line::Migrate(_) => "migrate",
             Line::Rate(_) => "rate",
         };
         if shown.replace(kind) != Some(kind) {

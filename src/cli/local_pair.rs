@@ -85,25 +85,36 @@ impl Place<'_> {
     /// `checkpoint`. Somebody listens at the network already.
     pub(super) fn start(&self, machine: &[&str]) -> Result<Pair, Unfinished> {
         let mut witness = self.prepare()?;
-        let mut standby = OwnProcess::start("standby", |command| {
-            command.args(["--listen", "127.0.0.1:0", "--json"]);
-            self.describe(command, "standby", "two");
-        })?;
-        let address = self.wait_for("the standby did not listen", || {
-            standby.check()?;
-            Ok(address(&standby.messages()))
-        })?;
-        let mut primary = OwnProcess::start("checkpoint", |command| {
-            command.args(machine).args(["--standby", &address]);
-            command.arg("--net").arg(format!("unix={}", self.network().display()));
-            self.describe(command, "primary", "one");
-        })?;
+        let (mut standby, address) = self.start_standby(&[])?;
+        let network = format!("unix={}", self.network().display());
+        let mut primary = self.start_primary(&[machine, &["--standby", &address, "--net", &network]].concat())?;
         let runs = self.wait_for(NO_PAIR, || {
             primary.check()?;
             standby.check()?;
             Ok(paired(self.register(&mut *witness)?))
         })?;
         Ok(Pair { primary, standby, witness, runs })
+    }
+
+    /// Starts a standby, whose options are these, and returns where it listens.
+    pub(super) fn start_standby(&self, options: &[&str]) -> Result<(OwnProcess, String), Unfinished> {
+        let mut standby = OwnProcess::start("standby", |command| {
+            command.args(["--listen", "127.0.0.1:0", "--json"]).args(options);
+            self.describe(command, "standby", "two");
+        })?;
+        let address = self.wait_for("the standby did not listen", || {
+            standby.check()?;
+            Ok(address(&standby.messages()))
+        })?;
+        Ok((standby, address))
+    }
+
+    /// Starts a machine, whose options are these.
+    pub(super) fn start_primary(&self, options: &[&str]) -> Result<OwnProcess, CliError> {
+        OwnProcess::start("checkpoint", |command| {
+            command.args(options);
+            self.describe(command, "primary", "one");
+        })
     }
 
     /// Removes the stores of a pair that is gone.
@@ -135,7 +146,8 @@ impl Place<'_> {
         }
     }
 
-    fn prepare(&self) -> Result<Box<dyn Witness>, CliError> {
+    /// Makes certificates and the witness.
+    pub(super) fn prepare(&self) -> Result<Box<dyn Witness>, CliError> {
         make(self.stores)?;
         make(&self.scratch.join("witness"))?;
         tls_init(&self.scratch.join("tls"))?;

@@ -11,6 +11,7 @@ macro_rules! eprintln {
 
 mod advise;
 mod bench;
+mod bench_pairs;
 mod checkpoint;
 mod compact;
 mod control;

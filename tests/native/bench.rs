@@ -56,3 +56,32 @@ fn a_moment_of_every_kind_of_measurement() {
     assert!(std::fs::read_to_string(out.join("bench.html")).unwrap().contains("<svg"));
     assert_eq!(std::fs::read_dir(&store).unwrap().count(), 0, "the chains are removed");
 }
+
+/// The two that take processes of their own.
+#[test]
+fn a_moment_with_a_standby_and_of_a_migration() {
+    if nested() || !kvm_or_skip("native::bench::a_moment_with_a_standby_and_of_a_migration") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let line = format!("bench --axis standby --axis migrate --extent tiny --json --store {}", store.display());
+    // A process that is taken for dead on a busy machine is no fault: it is said, and the run ends.
+    let output = (0..3).map(|_| run(&line)).find(|run| run.code() == 0 || !run.stderr.contains("too busy")).unwrap();
+    let output = output.expect(0).stdout;
+    let lines: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |kind: &str| lines.iter().filter(|line| line["kind"] == kind).collect::<Vec<_>>();
+    let standby = of("standby")[0];
+    let us = |pointer: &str| standby.pointer(pointer).and_then(Value::as_f64).unwrap();
+    assert!(us("/alone_us/p50") > 0.0 && us("/paired_us/p99") >= us("/paired_us/p50"), "{standby}");
+    assert!(us("/round_trip_us") > 0.0 && us("/floor_us") > us("/alone_us/p50"), "{standby}");
+    assert!(us("/paired_epochs_per_s") > 0.0 && us("/epoch_bytes") > 0.0, "{standby}");
+    let parts: f64 = ["detect", "witness", "apply", "first_run"].iter().map(|part| us(&format!("/failover_us/{part}"))).sum();
+    assert!(number(standby, "/failovers") == 1 && (us("/failover_us/total") - parts).abs() < 1.0, "{standby}");
+    let trackers: Vec<_> = of("migrate").iter().map(|row| row["tracker"].as_str().unwrap()).collect();
+    assert_eq!(trackers, ["ring", "bitmap"], "{output}");
+    for row in of("migrate") {
+        assert!(row["parked_us"].as_f64() > Some(0.0) && row["downtime_us"].as_f64() > row["parked_us"].as_f64(), "{row}");
+    }
+    assert_eq!(std::fs::read_dir(&store).unwrap().count(), 0, "all that was made is removed");
+}

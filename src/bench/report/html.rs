@@ -34,6 +34,8 @@ pub fn html(results: &Results, summary: &Summary) -> Result<String, PlotError> {
     page.push_str(&engine_table("All runs of the whole engine at a rate", &of(|line| matches!(line, Line::Rate(_)))));
     page.push_str(&engine_table("Hot sets against the best", &of(|line| matches!(line, Line::Hot(_)))));
     page.push_str(&engine_table("Outputs that wait", &of(|line| matches!(line, Line::Outputs(_)))));
+    page.push_str(&engine_table("With a standby and without", &of(|line| matches!(line, Line::Standby(_)))));
+    page.push_str(&engine_table("Machines that went to another host", &of(|line| matches!(line, Line::Migrate(_)))));
     page.push_str("</main>\n</body>\n</html>\n");
     Ok(page)
 }

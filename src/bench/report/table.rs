@@ -3,6 +3,7 @@
 use crate::bench::endtoend::RateRow;
 use crate::bench::hot::HotRow;
 use crate::bench::outputs::OutputRow;
+use crate::bench::pairs::{MigrateRow, StandbyRow};
 use crate::bench::prose::{bytes, time};
 use crate::bench::results::Row;
 use crate::bench::session::Line;
@@ -75,6 +76,30 @@ pub fn head(line: &Line) -> String {
             "pause",
             "packets"
         ),
+        Line::Standby(_) => format!(
+            "{:>5} {:>7} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6} {:>6} {:>9} {:>9} {:>6} {:>8} {:>9} {:>8} {:>9} {:>9}",
+            "pages",
+            "clients",
+            "alone",
+            "floor",
+            "paired",
+            "p95",
+            "p99",
+            "over",
+            "p99",
+            "alone e/s",
+            "paired",
+            "share",
+            "bytes",
+            "failovers",
+            "detect",
+            "total",
+            "p99"
+        ),
+        Line::Migrate(_) => format!(
+            "{:>8} {:<7} {:>5} {:>9} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8}  {}",
+            "MiB", "tracker", "times", "seeding", "parked", "first run", "downtime", "p99", "pause", "tracking", "guest"
+        ),
     }
 }
 
@@ -87,6 +112,8 @@ pub fn line(line: &Line) -> String {
         Line::Early(row) => stream(row),
         Line::Hot(row) => hot(row),
         Line::Outputs(row) => outputs(row),
+        Line::Standby(row) => standby(row),
+        Line::Migrate(row) => migrate(row),
     }
 }
 
@@ -169,6 +196,46 @@ fn outputs(row: &OutputRow) -> String {
         row.over_floor_p99,
         row.pause_us,
         row.packets_per_cut
+    )
+}
+
+fn standby(row: &StandbyRow) -> String {
+    format!(
+        "{:>5} {:>7} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>6.2} {:>6.2} {:>9.0} {:>9.0} {:>6.2} {:>8.0} {:>9} {:>8.0} {:>9.0} {:>9.0}",
+        row.request_pages,
+        row.clients,
+        row.alone_us.p50,
+        row.floor_us,
+        row.paired_us.p50,
+        row.paired_us.p95,
+        row.paired_us.p99,
+        row.over_floor_p50,
+        row.over_floor_p99,
+        row.alone_epochs_per_s,
+        row.paired_epochs_per_s,
+        row.epochs_share,
+        row.epoch_bytes,
+        row.failovers,
+        row.failover_us.detect,
+        row.failover_us.total,
+        row.failover_p99_us
+    )
+}
+
+fn migrate(row: &MigrateRow) -> String {
+    format!(
+        "{:>8} {:<7} {:>5} {:>9.0} {:>9.0} {:>9.0} {:>9.0} {:>9.0} {:>8.1} {:>8.1}  {}",
+        row.memory_bytes >> 20,
+        row.tracker,
+        row.migrations,
+        row.seeding_us,
+        row.parked_us,
+        row.first_run_us,
+        row.downtime_us,
+        row.downtime_p99_us,
+        row.pause_us,
+        row.tracking_us,
+        row.guest
     )
 }
 
