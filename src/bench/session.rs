@@ -126,7 +126,8 @@ impl Plan {
         }
     }
 
-    /// Measures everything; `pairs` what takes two processes. `progress` is told each line as it comes, and how many steps are done.
+    /// Measures everything; `pairs` what takes two processes. `progress` is told each line as it
+    /// comes, and how many steps are done.
     ///
     /// # Errors
     /// The first step that fails ends the run: [`BenchError`], or what `progress` returns.

@@ -52,8 +52,8 @@ pub(super) struct PairArgs {
     #[arg(long, value_name = "HOST:PORT", requires = "witness", requires = "tls")]
     standby: Option<String>,
     /// What decides which machine goes on: `file:DIR/NAME`, `etcd:HOST:PORT,.../NAME`,
-    /// `s3:BUCKET/KEY` or `exec:PROGRAM`; or `manual`: nothing takes over until `slackwater promote`
-    /// says so.
+    /// `s3:BUCKET/KEY` or `exec:PROGRAM`; or `manual`: nothing takes over until `slackwater
+    /// promote` says so.
     #[arg(long, value_name = "URL")]
     witness: Option<WitnessSpec>,
     /// A directory with `ca.pem`, `cert.pem` and `key.pem` (`slackwater tls-init` makes some).

@@ -142,6 +142,8 @@ pub struct Engine<C: CapturedState> {
     sent: PageSet,
     /// How often those parts mention a page.
     mentions: u64,
+    /// The number of the epoch in hand, once a part of it was sent off.
+    number_in_hand: Option<EpochId>,
     taken_early: TakenEarly,
     /// Where rounds are done as they pay.
     learning: Option<Learning>,
@@ -257,6 +259,7 @@ impl<C: CapturedState> Engine<C> {
             joins: 0,
             sent: PageSet::new(memory_frames, epoch_pages),
             mentions: 0,
+            number_in_hand: None,
             taken_early: TakenEarly::default(),
             learning: None,
             costs: None,
@@ -638,11 +641,11 @@ impl<C: CapturedState> Engine<C> {
         Ok(())
     }
 
-    /// The number of the epoch in hand. With the last part of the next one the base of a sink that
-    /// joins is whole, if all of memory has gone before; but an epoch of which a part was sent off
-    /// keeps its number.
+    /// The number of the epoch in hand. If all of memory has gone to a sink that joins before the
+    /// first part of an epoch is sent off, the base is whole with that epoch's last part. It need
+    /// not come before a round: one that is busy has a round in every epoch.
     fn number(&self) -> EpochId {
-        if self.taken_early.pages > 0 { self.next } else { self.base.number(self.next) }
+        self.number_in_hand.unwrap_or_else(|| self.base.number(self.next))
     }
 
     /// How many pages the epoch has, with the part in hand.
@@ -660,7 +663,7 @@ impl<C: CapturedState> Engine<C> {
 
     fn submit_part(&mut self, cut_at: Instant, commit: Option<Commit>) {
         let Self { attempt, store_unchanged, .. } = *self;
-        let epoch = self.number();
+        let epoch = *self.number_in_hand.insert(self.number());
         let joiner = self.base.joiner();
         if let (Some(_), Some(slot)) = (commit, self.pipeline.slot()) {
             std::mem::swap(&mut slot.state, &mut self.captured);
@@ -713,6 +716,7 @@ impl<C: CapturedState> Engine<C> {
     fn forget_parts(&mut self) {
         self.sent.clear();
         self.mentions = 0;
+        self.number_in_hand = None;
         self.taken_early = TakenEarly { lost: self.taken_early.lost.take(), ..TakenEarly::default() };
     }
 

@@ -125,8 +125,8 @@ impl<C> State<C> {
         self.sinks.get(self.leading_index()).map_or_else(Progress::default, |sink| sink.progress)
     }
 
-    /// What every sink that follows has reached. Durable is what those have that tell it; where none
-    /// does, what is appended, so that nobody waits for ever.
+    /// What every sink that follows has reached. Durable is what those have that tell it; where
+    /// none does, what is appended, so that nobody waits for ever.
     pub(super) fn reached(&self) -> Reached {
         let following = || self.sinks.iter().filter(|sink| sink.follows());
         let Some(first) = following().next() else { return self.leading().reached };

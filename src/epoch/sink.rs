@@ -27,9 +27,9 @@ pub struct SinkStart {
     pub chain: ChainId,
     /// The newest epoch that was appended whole.
     pub head: Head,
-    /// The newest that is durable. Where that is an older one, the engine has the sink synced first.
-    /// If that fails the sink has to be latched for good: nobody else has what it lacks then. None:
-    /// the sink never tells what is durable, and nobody waits for that.
+    /// The newest that is durable. Where that is an older one, the engine has the sink synced
+    /// first. If that fails the sink has to be latched for good: nobody else has what it lacks
+    /// then. None: the sink never tells what is durable, and nobody waits for that.
     pub durable: Option<EpochId>,
     /// Whether it keeps anything. Where no sink does, nothing is encoded: epochs have no frames.
     pub keeps: bool,

@@ -170,6 +170,32 @@ fn what_a_sink_begins_with_is_synced_first() {
     assert!(engine.finish().error.is_none());
 }
 
+/// A busy guest has a round in every epoch: none begins with a cut.
+#[test]
+fn a_base_is_whole_although_every_epoch_begins_with_a_round() {
+    let mut world = World::new();
+    let mut engine = world.engine(Start::Fresh, EngineOptions { budget_pages: 70, early: Early::Always, ..options() });
+    let other = world.other_disk();
+    world.write_all([1, 2, 3]);
+    world.take(&mut engine, Trigger::Request);
+    assert_eq!(engine.attach(other.sink()).unwrap(), 1);
+    engine.join(1).unwrap();
+    let mut epochs = 0;
+    while !follows(&engine, 1) {
+        let is_copying = engine.copy_base().unwrap();
+        world.write_all((0..5).map(|page| (page * 7 + epochs) % PAGES));
+        wait_until("no round takes anything", || engine.round(Place::Middle, &|| false).unwrap().pages > 0);
+        world.take(&mut engine, Trigger::Request);
+        epochs += usize::from(!is_copying);
+        assert!(epochs < 10, "it never joins");
+        std::thread::sleep(Duration::from_millis(u64::from(!is_copying)));
+    }
+    world.write_all([4, 5]);
+    world.take(&mut engine, Trigger::Final);
+    world.finish(engine);
+    agree(&world, &other);
+}
+
 /// Whichever fails, at whatever it does: the epochs go on to the other, and it comes back.
 #[test]
 fn one_that_fails_leaves_and_comes_back_by_a_base_of_its_own() {

@@ -13,7 +13,7 @@ use crate::epoch::base::Base;
 use crate::epoch::error::{EngineError, JoinError};
 use crate::epoch::guest::CapturedState;
 use crate::epoch::slot::Part;
-use crate::page::PageSet;
+use crate::page::{EpochId, PageSet};
 
 impl<C: CapturedState> Engine<C> {
     /// Has a sink that gets no epochs join: it is opened again, and gets a base of its own beside
@@ -91,7 +91,9 @@ impl<C: CapturedState> Engine<C> {
         match self.pipeline.sinks().get(sink) {
             Some((Standing::Joining(number, head), _)) => {
                 let pages = PageSet::new(self.memory.frames(), self.part_pages);
-                self.base.begin((sink, *head, *number), self.next, &self.runs, pages);
+                // Behind the epoch in hand, which has its number already.
+                let next = self.number_in_hand.map_or(self.next, EpochId::next);
+                self.base.begin((sink, *head, *number), next, &self.runs, pages);
             }
             Some((Standing::Left(_), _)) | None => self.base = Base::Done,
             Some(_) => {}

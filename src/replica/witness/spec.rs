@@ -80,8 +80,8 @@ const S3: &str = "s3:machines/web?region=eu-central-1";
 const EXEC: &str = "exec:/usr/local/bin/witness?name=web";
 
 impl WitnessSpec {
-    /// Opens it, for the machine of `store`. `limit` bounds every call later, and every request until
-    /// then. `permission` says whether this host may decide, where there is no witness.
+    /// Opens it, for the machine of `store`. `limit` bounds every call later, and every request
+    /// until then. `permission` says whether this host may decide, where there is no witness.
     ///
     /// `file` tries whether hard links can be made, `s3` whether the bucket honours conditional
     /// puts. `etcd` and `exec` ask nobody yet.
