@@ -3,7 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::node::{Node, NodeStatus, Role};
+use super::node::Node;
+use super::node_status::{NodeStatus, Role};
 use super::proto::PrimaryRole;
 use super::register::{Generation, Holder};
 use super::seed::Keeper;

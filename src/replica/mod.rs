@@ -3,10 +3,12 @@
 //! `docs/fault-tolerance.md` has the argument.
 
 pub(crate) mod draw;
+mod follow_times;
 pub mod follower;
 pub mod link;
 pub mod migrate;
 pub mod node;
+pub mod node_status;
 pub mod proto;
 pub(crate) mod realtime;
 pub mod record_file;

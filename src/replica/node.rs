@@ -13,9 +13,9 @@ use std::thread::Builder;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
-use super::proto::{
-    Action, Answer, EpochKey, Halted, Message, Primary, PrimaryOptions, PrimaryRole, Record, Standby, StandbyRole,
-};
+use super::follow_times::FollowTimes;
+use super::node_status::{NodeStatus, Role};
+use super::proto::{Action, Answer, EpochKey, Halted, Message, Primary, PrimaryOptions, PrimaryRole, Record, Standby};
 use super::realtime::{is_preferred, prefer_this_thread};
 use super::record_file::write_record;
 use super::register::{Incarnation, Register};
@@ -31,17 +31,6 @@ enum Machine {
     Nobody,
     Primary(Box<Primary>),
     Standby(Box<Standby>),
-}
-
-/// What a host is, for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Nothing yet.
-    Nobody,
-    /// It runs the guest.
-    Primary(PrimaryRole),
-    /// It follows.
-    Standby(StandbyRole),
 }
 
 /// What a node wants of whoever runs it.
@@ -565,87 +554,6 @@ impl Node {
     #[must_use]
     pub fn heard_at(&self) -> Instant {
         self.lock().heard_at
-    }
-}
-
-/// A node, as an operator sees it.
-#[derive(Clone, Copy, Debug)]
-pub struct NodeStatus {
-    /// What it is.
-    pub role: Role,
-    /// This incarnation.
-    pub me: Option<Incarnation>,
-    /// The standby that there is or is being made; of a standby its primary.
-    pub other: Option<Incarnation>,
-    /// The newest register that is known.
-    pub register: Option<Register>,
-    /// The newest epoch that is complete, of a standby the newest that it holds.
-    pub newest: EpochId,
-    /// The newest epoch that the standby has said to hold.
-    pub held: EpochId,
-    /// The newest epoch whose outputs may leave.
-    pub released: EpochId,
-    /// Epochs that the standby of the pair does not hold yet.
-    pub lag_epochs: Option<u64>,
-    /// From an epoch's being complete until the standby has said that it holds it: the median of
-    /// the last ones.
-    pub follow: Option<Duration>,
-    /// How long the newest call to the witness took that was answered.
-    pub witness: Option<Duration>,
-    /// Since when nothing was heard of the other end.
-    pub silence: Option<Duration>,
-    /// Whether the threads of heartbeats run before all that are not realtime.
-    pub is_realtime: bool,
-}
-
-/// How long the last epochs took from being complete to being held by the standby.
-#[derive(Debug, Default)]
-struct FollowTimes {
-    /// Epochs that are not held, and when they were complete.
-    open: VecDeque<(EpochId, Duration)>,
-    times: VecDeque<Duration>,
-    /// The standby has said nothing new since it came, when this was the newest that was held.
-    begins: bool,
-    begun_at: EpochId,
-}
-
-impl FollowTimes {
-    const MOST: usize = 32;
-
-    /// A standby comes, and `held` is what was held before. What it lacks comes with its base.
-    fn begin(&mut self, held: EpochId) {
-        *self = Self { begins: true, begun_at: held, ..Self::default() };
-    }
-
-    fn completed(&mut self, epoch: EpochId, now: Duration) {
-        // It is told once for each sink.
-        if self.open.back().is_some_and(|(last, _)| *last >= epoch) {
-            return;
-        }
-        if self.open.len() == Self::MOST {
-            self.open.pop_front();
-        }
-        self.open.push_back((epoch, now));
-    }
-
-    fn held(&mut self, held: EpochId, now: Duration) {
-        while let Some((_, since)) = self.open.front().copied().filter(|(epoch, _)| *epoch <= held) {
-            self.open.pop_front();
-            if self.begins {
-                continue;
-            }
-            if self.times.len() == Self::MOST {
-                self.times.pop_front();
-            }
-            self.times.push_back(now.saturating_sub(since));
-        }
-        self.begins &= held == self.begun_at;
-    }
-
-    fn median(&self) -> Option<Duration> {
-        let mut sorted: Vec<_> = self.times.iter().copied().collect();
-        sorted.sort_unstable();
-        sorted.get(sorted.len() / 2).copied()
     }
 }
 

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use super::status::{Guest, PauseUs, Status};
 use crate::lock::lock;
-use crate::replica::node::{Node, Role};
+use crate::replica::node::Node;
+use crate::replica::node_status::Role;
 use crate::replica::seed::Keeper;
 use crate::replica::witness::manual::Permission;
 use crate::vmm::{Handle, Stop};

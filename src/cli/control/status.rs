@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::epoch::Reached;
 use crate::page::EpochId;
-use crate::replica::node::{NodeStatus, Role};
+use crate::replica::node_status::{NodeStatus, Role};
 use crate::replica::proto::{PrimaryRole, StandbyRole};
 use crate::replica::register::{Generation, Incarnation};
 use crate::replica::seed::Aim;
