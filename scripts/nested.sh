@@ -45,7 +45,7 @@ done
 # Those of two hosts need ip and etcd, which the emulated machine has not.
 elsewhere='^native::two_hosts::'
 if [ "$filter" = native ] && [ -e /dev/kvm ]; then
-  elsewhere='^(bad_input|place|native::(export|failover|flood|full|limits|outcome|two_hosts|upkeep))::'
+  elsewhere='^(bad_input|place|native::(export|failover|flood|full|limits|migrate|outcome|two_hosts|upkeep))::'
 fi
 for tests in lib integration; do
   program=${tests}_tests

@@ -89,13 +89,13 @@ impl Failover<'_> {
                 Ok(played) => return self.tell_end(played, attempt, started),
                 Err(Unfinished::Failed(error)) => return Err(*error),
                 Err(Unfinished::TooBusy) => {
-                    self.say("   (This host is so busy that one process did not hear of the other for 20 ms, and took it for")?;
+                    self.say("   (This host is so busy that one process did not hear of the other for 25 ms, and took it for")?;
                     self.say("   dead before it was. That loses nothing, but the machine is not where this story has it.)\n")?;
                     place.clear();
                 }
             }
         }
-        let what = "this host is too busy: three times one process did not hear of the other for 20 ms, and took it for dead. Outside of the demo `--timeout` allows for more";
+        let what = "this host is too busy: three times one process did not hear of the other for 25 ms, and took it for dead. Outside of the demo `--timeout` allows for more";
         Err(CliError::Check { what: what.to_owned() })
     }
 

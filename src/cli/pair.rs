@@ -69,7 +69,7 @@ pub(super) struct PairArgs {
     #[arg(long, value_name = "TIME", default_value = "4ms", value_parser = time_above_zero)]
     heartbeat: Duration,
     /// The other end is taken for dead after this time without a word.
-    #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = time_above_zero)]
+    #[arg(long, value_name = "TIME", default_value = "25ms", value_parser = time_above_zero)]
     timeout: Duration,
 }
 

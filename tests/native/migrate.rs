@@ -21,9 +21,12 @@ fn status(control: &Path) -> Value {
     run(&format!("status --control {} --json", control.display())).expect(0).json()
 }
 
-/// Waits until the machine of a host can be asked.
+/// Waits until the machine of a host runs, and says so.
 fn wait_for_control(pair: &Pair, host: usize) {
-    until("it does not answer", || status_of(pair, host).filter(|role| role != "opening"));
+    until("it does not run", || {
+        let asked = run(&format!("status --control {} --json", pair.control(host).display()));
+        (asked.code() == 0 && asked.json()["guest"].is_object()).then_some(())
+    });
 }
 
 fn migrate(pair: &Pair, from: usize, options: &str) -> Run {
@@ -234,7 +237,7 @@ fn a_machine_is_asked_and_told_at_its_control_socket() {
     // What a process has left behind that was killed.
     drop(std::os::unix::net::UnixListener::bind(&control).unwrap());
     let mut running = pair.primary(0, CHURN);
-    until("it does not answer", || status_of(&pair, 0).filter(|role| role == "solo"));
+    wait_for_control(&pair, 0);
     assert_eq!(std::fs::metadata(&control).unwrap().permissions().mode() & 0o777, 0o600);
     let get = |path: &str| ask(&control, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
     for (answer, code) in [

@@ -255,11 +255,11 @@ impl Serving {
 }
 
 fn no_machine() -> Said {
-    Said::conflict("no machine runs here")
+    Said::conflict("no machine runs here yet")
 }
 
 fn no_keeper() -> Said {
-    Said::conflict("no machine runs here that can have a standby: it needs --witness and --tls")
+    Said::conflict("no machine runs here yet that can have a standby: it needs --witness and --tls")
 }
 
 /// What `f` makes of a body.
