@@ -90,8 +90,8 @@ pub struct FailoverTimes {
 pub struct UnderRequests {
     /// From a request to its answer.
     pub answers: AnswerTimes,
-    /// Epochs that were released, a second.
-    pub epochs_per_s: f64,
+    /// Answers a second.
+    pub answers_per_s: f64,
     /// Bytes of an epoch.
     pub epoch_bytes: f64,
 }
@@ -134,12 +134,12 @@ pub struct StandbyRow {
     pub over_floor_p95: f64,
     /// 99 of 100 by that.
     pub over_floor_p99: f64,
-    /// Epochs a second that were released without a standby.
-    pub alone_epochs_per_s: f64,
+    /// Answers a second without a standby. Of one client, each waits for an epoch of its own.
+    pub alone_per_s: f64,
     /// With one.
-    pub paired_epochs_per_s: f64,
+    pub paired_per_s: f64,
     /// The share of those without.
-    pub epochs_share: f64,
+    pub share: f64,
     /// Bytes of an epoch on the wire: those of the chain.
     pub epoch_bytes: f64,
     /// Primaries that were killed.
@@ -228,9 +228,9 @@ pub(super) fn standby_row(point: &StandbyPoint, run: &StandbyRun) -> StandbyRow 
         over_floor_p50: over(paired.answers.p50),
         over_floor_p95: over(paired.answers.p95),
         over_floor_p99: over(paired.answers.p99),
-        alone_epochs_per_s: round(alone.epochs_per_s),
-        paired_epochs_per_s: round(paired.epochs_per_s),
-        epochs_share: round(paired.epochs_per_s / alone.epochs_per_s.max(1e-9)),
+        alone_per_s: round(alone.answers_per_s),
+        paired_per_s: round(paired.answers_per_s),
+        share: round(paired.answers_per_s / alone.answers_per_s.max(1e-9)),
         epoch_bytes: round(paired.epoch_bytes),
         failovers: failovers.len() as u64,
         failover_us: FailoverTimes {
@@ -270,9 +270,9 @@ mod tests {
 
     #[test]
     fn a_row_has_the_floor_of_its_own_run_and_medians_of_its_failovers() {
-        let under = |p50, epochs_per_s| UnderRequests {
+        let under = |p50, answers_per_s| UnderRequests {
             answers: AnswerTimes { p50, p95: 2.0 * p50, p99: 3.0 * p50 },
-            epochs_per_s,
+            answers_per_s,
             epoch_bytes: 1000.0,
         };
         let failover = |total| FailoverTimes { detect: total / 2.0, total, ..FailoverTimes::default() };
@@ -285,7 +285,7 @@ mod tests {
         };
         let row = standby_row(&StandbyPoint { pages: 8, clients: 1, kills: 3 }, &run);
         assert_eq!((row.floor_us, row.over_floor_p50, row.over_floor_p95, row.over_floor_p99), (500.0, 1.2, 2.4, 3.6));
-        assert_eq!((row.epochs_share, row.failovers, row.silence_us), (0.75, 3, 70.0));
+        assert_eq!((row.share, row.failovers, row.silence_us), (0.75, 3, 70.0));
         assert_eq!((row.failover_us.total, row.failover_us.detect, row.failover_p99_us), (30.0, 15.0, 60.0));
     }
 

@@ -143,9 +143,9 @@ fn output_row(point: &OutputPoint) -> OutputRow {
 }
 
 fn standby_run(point: &StandbyPoint) -> StandbyRun {
-    let under = |p50, epochs_per_s| UnderRequests {
+    let under = |p50, answers_per_s| UnderRequests {
         answers: AnswerTimes { p50, p95: 1.5 * p50, p99: 2.5 * p50 },
-        epochs_per_s,
+        answers_per_s,
         epoch_bytes: 1200.0,
     };
     let failover = FailoverTimes { detect: 20_100.0, witness: 2000.0, apply: 3000.0, first_run: 400.0, total: 25_500.0 };

@@ -85,7 +85,7 @@ impl OwnPairs<'_> {
         })?;
         let outcome = asked(WatchedClients::start(wire, load(point, Some(time)))?)?;
         let report = machine.end(WAIT_LIMIT)?;
-        Ok(under_requests(&outcome, &json_of(&report, "")?))
+        Ok(under_requests(&outcome, time, &json_of(&report, "")?))
     }
 
     fn paired(&self, place: &Place<'_>, point: &StandbyPoint, time: Duration) -> Result<StandbyRun, Unfinished> {
@@ -94,7 +94,7 @@ impl OwnPairs<'_> {
         let outcome = asked(WatchedClients::start(wire, load(point, Some(time)))?)?;
         let report = pair.primary.end(WAIT_LIMIT)?;
         pair.standby.end(WAIT_LIMIT)?;
-        let paired = under_requests(&outcome, &json_of(&report, "")?);
+        let paired = under_requests(&outcome, time, &json_of(&report, "")?);
         let round_trip_us = round_trip(&place.scratch.join("tls"))?;
         Ok(StandbyRun { paired, round_trip_us, ..StandbyRun::default() })
     }
@@ -180,13 +180,13 @@ fn sound(outcome: &Outcome) -> Result<(), CliError> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts and times of seconds")]
-fn under_requests(outcome: &Outcome, report: &Value) -> UnderRequests {
+fn under_requests(outcome: &Outcome, time: Duration, report: &Value) -> UnderRequests {
     let latency = &outcome.report.latency;
     let answers = AnswerTimes { p50: latency.p50_us as f64, p95: latency.p95_us as f64, p99: latency.p99_us as f64 };
-    let epochs = number(report, "/released_epochs");
+    let answered = outcome.report.answered as f64;
     UnderRequests {
         answers,
-        epochs_per_s: epochs / number(report, "/elapsed_s").max(1e-9),
+        answers_per_s: answered / time.as_secs_f64().max(1e-9),
         epoch_bytes: number(report, "/bytes_written") / number(report, "/epochs").max(1.0),
     }
 }

@@ -75,7 +75,7 @@ fn a_moment_with_a_standby_and_of_a_migration() {
     let us = |pointer: &str| standby.pointer(pointer).and_then(Value::as_f64).unwrap();
     assert!(us("/alone_us/p50") > 0.0 && us("/paired_us/p99") >= us("/paired_us/p50"), "{standby}");
     assert!(us("/round_trip_us") > 0.0 && us("/floor_us") > us("/alone_us/p50"), "{standby}");
-    assert!(us("/paired_epochs_per_s") > 0.0 && us("/epoch_bytes") > 0.0, "{standby}");
+    assert!(us("/paired_per_s") > 0.0 && us("/epoch_bytes") > 0.0, "{standby}");
     let parts: f64 = ["detect", "witness", "apply", "first_run"].iter().map(|part| us(&format!("/failover_us/{part}"))).sum();
     assert!(number(standby, "/failovers") == 1 && (us("/failover_us/total") - parts).abs() < 1.0, "{standby}");
     let trackers: Vec<_> = of("migrate").iter().map(|row| row["tracker"].as_str().unwrap()).collect();
