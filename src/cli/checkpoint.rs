@@ -7,7 +7,7 @@ use clap::Args;
 use super::error::CliError;
 use super::linux::{LinuxArgs, attach_console};
 use super::output;
-use super::pair::Kept;
+use super::pair::supervise;
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
 use super::stderr;
 use super::units::size;
@@ -95,11 +95,7 @@ impl Checkpoint {
         };
         let mut running = Running::start(vm, Some(protection), self.protect.limits(), stop)?;
         let kept = paired.as_ref().map(|paired| paired.keep(&running, description, self.protect.mentions_most())).transpose()?;
-        if let Some(control) = &control {
-            control.machine().runs(running.handle(), kept.as_ref().and_then(Kept::keeper));
-        }
-        running.supervise();
-        drop(control);
+        supervise(&mut running, control, kept.as_ref());
         if let Some(kept) = kept {
             kept.finish(&running);
         }

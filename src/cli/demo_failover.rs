@@ -10,6 +10,7 @@ use super::local_pair::{Place, Survivor, Unfinished, WAIT_LIMIT, check_place};
 use super::output;
 use super::protect::stop_on_signals;
 use super::scratch_store::scratch;
+use super::standby::FailoverUs;
 use super::units::{bytes_text, whole_us};
 use super::watched_clients::{Served, WatchedClients, wire};
 use crate::kvm::host::Host;
@@ -56,15 +57,6 @@ struct FailoverReport {
 struct Promoted {
     epoch: EpochId,
     failover_us: FailoverUs,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
-struct FailoverUs {
-    detect: u64,
-    witness: u64,
-    apply: u64,
-    first_run: u64,
-    total: u64,
 }
 
 impl Failover<'_> {

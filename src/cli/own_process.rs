@@ -4,7 +4,7 @@
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 
 use super::error::CliError;
+use crate::lock::lock;
 
 const POLL: Duration = Duration::from_millis(2);
 /// The most bytes that are kept of what a process writes to one stream.
@@ -133,7 +134,7 @@ impl Written {
     }
 
     fn so_far(&self) -> String {
-        String::from_utf8_lossy(&self.bytes.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+        String::from_utf8_lossy(&lock(&self.bytes)).into_owned()
     }
 
     /// All of it, for which the process has to end.
@@ -148,7 +149,7 @@ impl Written {
 fn keep(mut stream: impl Read, into: &Mutex<Vec<u8>>) {
     let mut part = [0; 4096];
     while let Ok(count @ 1..) = stream.read(&mut part) {
-        let mut kept = into.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(into);
         let room = KEPT_BYTES_MAX.saturating_sub(kept.len());
         kept.extend(part.iter().take(count.min(room)));
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 
+use super::control::Control;
 use super::error::CliError;
 use super::stderr;
 use super::units::{time_above_zero, whole_us};
@@ -111,9 +112,7 @@ impl PairArgs {
 
     /// A node that asks the witness, for a machine of `store` that runs here.
     pub(super) fn start(&self, store: &Path) -> Result<Paired, CliError> {
-        let permission = Permission::default();
-        permission.give();
-        self.start_after(store, permission, |_| Ok(())).map(|(paired, ())| paired)
+        self.start_after(store, Permission::given(), |_| Ok(())).map(|(paired, ())| paired)
     }
 
     /// The same, for one that runs elsewhere.
@@ -123,9 +122,7 @@ impl PairArgs {
 
     /// As [`start`](Self::start), and what the register says before.
     pub(super) fn start_reading(&self, store: &Path) -> Result<(Paired, Option<Register>), CliError> {
-        let permission = Permission::default();
-        permission.give();
-        self.start_after(store, permission, |witness| {
+        self.start_after(store, Permission::given(), |witness| {
             witness.read().map_err(|source| CliError::NoAnswer { witness: self.witness_text(), source })
         })
     }
@@ -252,11 +249,6 @@ impl Paired {
 }
 
 impl Kept {
-    /// Whatever keeps its standby.
-    pub(super) fn keeper(&self) -> Option<Arc<Keeper>> {
-        self.keeper.clone()
-    }
-
     /// The run is over. Where the guest was not halted, its standby is not to take its place. Ends
     /// the threads.
     pub(super) fn finish(self, running: &Running) {
@@ -271,6 +263,17 @@ impl Kept {
             keeper.end();
         }
     }
+}
+
+/// Lets the guest run to its end. Meanwhile it can be asked and told at its control socket, if it
+/// has one.
+pub(super) fn supervise(running: &mut Running, control: Option<Control>, kept: Option<&Kept>) {
+    if let Some(control) = &control {
+        control.machine().runs(running.handle(), kept.and_then(|kept| kept.keeper.clone()));
+    }
+    running.supervise();
+    // No request has the machine any more then.
+    drop(control);
 }
 
 fn wishes(node: &Node, keeper: Option<&Keeper>, handle: &Handle) {

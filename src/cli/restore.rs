@@ -11,7 +11,7 @@ use super::error::CliError;
 use super::fit::{Check, TscName, branch_of, fitting};
 use super::linux::attach_console;
 use super::output;
-use super::pair::Kept;
+use super::pair::supervise;
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
 use super::read_again::again;
 use super::saved_machine::{machine_of, state_of};
@@ -206,11 +206,7 @@ impl Restore {
             (Some((paired, _)), Some(description)) => Some(paired.keep(&running, description, self.protect.mentions_most())?),
             _ => None,
         };
-        if let Some(control) = &control {
-            control.machine().runs(running.handle(), kept.as_ref().and_then(Kept::keeper));
-        }
-        running.supervise();
-        drop(control);
+        supervise(&mut running, control, kept.as_ref());
         if let Some(kept) = kept {
             kept.finish(&running);
         }

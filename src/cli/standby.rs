@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::error::CliError;
 use super::output;
-use super::pair::{Kept, Paired};
+use super::pair::{Kept, Paired, supervise};
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
 use super::saved_machine::machine_of;
 use super::stderr;
@@ -52,18 +52,18 @@ pub(super) struct StandbyVerb {
 }
 
 /// How long a failover took, in microseconds since the last message of the primary.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-struct FailoverUs {
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub(super) struct FailoverUs {
     /// Until the primary was taken for dead.
-    detect: u64,
+    pub(super) detect: u64,
     /// From then until the witness's answer.
-    witness: u64,
+    pub(super) witness: u64,
     /// From then until memory, state and chain were ready.
-    apply: u64,
+    pub(super) apply: u64,
     /// From then until the guest ran.
-    first_run: u64,
+    pub(super) first_run: u64,
     /// All of it.
-    total: u64,
+    pub(super) total: u64,
 }
 
 /// The last line of `standby --json`.
@@ -133,11 +133,7 @@ impl StandbyVerb {
         };
         let node = paired.node.clone();
         let GoneOn { mut running, epoch, mut failover, heard_at, kept } = self.go_on(takeover, vm, &paired, &stop)?;
-        if let Some(control) = &control {
-            control.machine().runs(running.handle(), kept.keeper());
-        }
-        running.supervise();
-        drop(control);
+        supervise(&mut running, control, Some(&kept));
         let register = node.register();
         kept.finish(&running);
         let outcome = running.finish();

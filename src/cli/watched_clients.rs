@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use super::error::CliError;
 use super::ledger_client::GUEST;
 use super::units::whole_us;
 use crate::ledger::{Answer, Load, LoadOptions, Outcome, Received, Request, UnixWire, Wire, WireError, run};
+use crate::lock::lock;
 
 /// A request that was answered.
 #[derive(Clone, Copy, Debug)]
@@ -131,10 +132,6 @@ impl Wire for Watched {
         }
         Ok(received)
     }
-}
-
-fn lock(answers: &Mutex<Vec<Answered>>) -> MutexGuard<'_, Vec<Answered>> {
-    answers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people")]

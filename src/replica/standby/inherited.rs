@@ -23,14 +23,6 @@ impl From<NotWhole> for SinkError {
 
 type Settled<S> = Result<S, NotWhole>;
 
-/// Where the chain is.
-#[derive(Debug)]
-enum Place<S> {
-    /// What came last is being appended and synced.
-    Settling(Option<JoinHandle<Settled<S>>>),
-    Settled(Settled<S>),
-}
-
 /// The chain of a standby, as the sink of the machine that it is now. Where it could not be made
 /// whole, it is latched for good.
 #[derive(Debug)]
@@ -38,7 +30,10 @@ pub struct Inherited<S> {
     chain: ChainId,
     head: Head,
     marks: MarksRelay,
-    place: Place<S>,
+    /// What came last is being appended and synced.
+    settling: Option<JoinHandle<Settled<S>>>,
+    /// What came of it.
+    settled: Settled<S>,
 }
 
 impl<S: Sink + 'static> Inherited<S> {
@@ -53,21 +48,17 @@ impl<S: Sink + 'static> Inherited<S> {
             Ok(sink)
         };
         let settling = Builder::new().name("slackwater-settle".to_owned()).spawn(settles)?;
-        Ok(Self { chain, head, marks, place: Place::Settling(Some(settling)) })
+        // Unless the thread says otherwise.
+        let settled = Err(NotWhole::new(SinkError::Latched("its thread panicked".into())));
+        Ok(Self { chain, head, marks, settling: Some(settling), settled })
     }
 
     /// The chain, once it is whole.
     fn whole(&mut self) -> Result<&mut S, SinkError> {
-        if let Place::Settling(settling) = &mut self.place {
-            let ended = settling.take().and_then(|settling| settling.join().ok());
-            let panicked = || SinkError::Latched("its thread panicked".into());
-            self.place = Place::Settled(ended.unwrap_or_else(|| Err(NotWhole::new(panicked()))));
+        if let Some(Ok(settled)) = self.settling.take().map(JoinHandle::join) {
+            self.settled = settled;
         }
-        match &mut self.place {
-            Place::Settled(Ok(sink)) => Ok(sink),
-            Place::Settled(Err(error)) => Err(error.clone().into()),
-            Place::Settling(_) => Err(SinkError::Latched("it is not whole".into())),
-        }
+        self.settled.as_mut().map_err(|error| error.clone().into())
     }
 }
 

@@ -91,9 +91,7 @@ impl FileWitness {
             Err(Undone::NotEnded(fault)) => Err(fault.unknown()),
         }
     }
-}
 
-impl FileWitness {
     /// Writes `new` where the register has `own`, of whatever generation that is.
     pub(super) fn follow(&mut self, own: Option<Register>, new: &Register) -> Result<Swapped, WitnessError> {
         let new = *new;

@@ -20,6 +20,12 @@ use crate::replica::register::{Generation, Register};
 pub struct Permission(Arc<AtomicBool>);
 
 impl Permission {
+    /// One that is given from the beginning.
+    #[must_use]
+    pub fn given() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
     /// It may.
     pub fn give(&self) {
         self.0.store(true, Ordering::Release);
