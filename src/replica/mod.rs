@@ -16,4 +16,5 @@ pub mod register;
 pub mod seed;
 pub mod standby;
 pub mod wire;
+pub mod wishes;
 pub mod witness;

@@ -3,25 +3,27 @@
 //! Whoever has something to tell locks the machine, tells it, and sees to it that what it wants
 //! then is done: calls to the witness and records on disk on threads of their own, messages by the
 //! thread that writes to the other host, all else by whoever waits for [`Node::wait`]. Nothing
-//! waits while the machine is locked.
+//! waits while the machine is locked. A thread that holds the lock runs with the priority of who
+//! waits for it: heartbeats wait for no thread that a busy host keeps from running.
 
-use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
+use priority_inheriting_lock::{PriorityInheritingLock, PriorityInheritingLockGuard};
+
 use super::follow_times::FollowTimes;
 use super::node_status::{NodeStatus, Role};
-use super::proto::{Action, Answer, EpochKey, Halted, Message, Primary, PrimaryOptions, PrimaryRole, Record, Standby};
+use super::proto::{Action, Answer, EpochKey, Message, Primary, PrimaryOptions, PrimaryRole, Record, Standby};
 use super::realtime::{is_preferred, prefer_this_thread};
 use super::record_file::write_record;
 use super::register::{Incarnation, Register};
+use super::wishes::{Wish, Wishes};
 use super::witness::{Swapped, Witness, WitnessError};
 use crate::epoch::{Marks, Reached, ReleaseRule, SinkError};
-use crate::lock::lock;
 use crate::page::EpochId;
 use crate::store::causes;
 
@@ -33,19 +35,6 @@ enum Machine {
     Standby(Box<Standby>),
 }
 
-/// What a node wants of whoever runs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wish {
-    /// The guest is to run.
-    Run,
-    /// The guest is to be parked, and a last epoch taken.
-    Park,
-    /// This one is no standby any more: end its connections.
-    Drop(Incarnation),
-    /// The guest is to be halted for good.
-    Halt(Halted),
-}
-
 #[derive(Clone, Copy, Debug)]
 enum Call {
     Read,
@@ -54,7 +43,6 @@ enum Call {
 
 struct Inner {
     machine: Machine,
-    wishes: VecDeque<Wish>,
     /// To the other host.
     words: Option<SyncSender<Message>>,
     /// Where the engine is told that something was released.
@@ -73,13 +61,12 @@ struct Inner {
     witness_took: Option<Duration>,
     /// When the witness was asked for a swap first, since then.
     asked_at: Option<Instant>,
-    is_over: bool,
 }
 
 /// See the module.
 pub struct Node {
-    inner: Mutex<Inner>,
-    changed: Condvar,
+    inner: PriorityInheritingLock<Inner>,
+    wishes: Wishes,
     begun: Instant,
     calls: Sender<Call>,
     records: Sender<(PathBuf, Record)>,
@@ -96,7 +83,6 @@ impl Node {
         let (records, recorded) = channel();
         let inner = Inner {
             machine: Machine::Nobody,
-            wishes: VecDeque::new(),
             words: None,
             marks: None,
             store: None,
@@ -107,10 +93,9 @@ impl Node {
             follow: FollowTimes::default(),
             witness_took: None,
             asked_at: None,
-            is_over: false,
         };
         let begun = Instant::now();
-        let node = Arc::new(Self { inner: Mutex::new(inner), changed: Condvar::new(), begun, calls, records });
+        let node = Arc::new(Self { inner: PriorityInheritingLock::new(inner), wishes: Wishes::default(), begun, calls, records });
         let weak = || Arc::downgrade(&node);
         let of = weak();
         let asks = move || ask(witness, &asked, &|answer, took| of.upgrade().is_some_and(|node| node.answered(answer, took)));
@@ -135,8 +120,8 @@ impl Node {
         self.begun.elapsed()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        lock(&self.inner)
+    fn lock(&self) -> PriorityInheritingLockGuard<'_, Inner> {
+        self.inner.lock()
     }
 
     /// Tells the machine something, and does what it wants then.
@@ -153,14 +138,10 @@ impl Node {
         self.act(&mut inner);
         let (released, held) = (inner.released, inner.held);
         let marks = inner.marks.clone().filter(|_| tells_marks && (released, held) != before);
-        let wishes = !inner.wishes.is_empty();
         drop(inner);
         if let Some(marks) = marks {
             // It has the engine ask what is released.
             marks.acknowledged(held);
-        }
-        if wishes {
-            self.changed.notify_all();
         }
         (told, released)
     }
@@ -176,8 +157,9 @@ impl Node {
             match action {
                 Action::Swap { expected, new } => {
                     // It is asked again and again, until it answers.
+                    let silence = inner.heard_at.elapsed();
                     match inner.asked_at {
-                        None => tracing::info!(?expected, ?new, "the witness is asked"),
+                        None => tracing::info!(?expected, ?new, ?silence, "the witness is asked"),
                         Some(_) => tracing::debug!(?expected, ?new, "the witness is asked again"),
                     }
                     inner.asked_at.get_or_insert_with(Instant::now);
@@ -200,13 +182,13 @@ impl Node {
                         inner.words = None;
                     }
                 }
-                Action::Run => inner.wishes.push_back(Wish::Run),
-                Action::Park => inner.wishes.push_back(Wish::Park),
+                Action::Run => self.wishes.push(Wish::Run),
+                Action::Park => self.wishes.push(Wish::Park),
                 Action::Drop(who) => {
                     inner.words = None;
-                    inner.wishes.push_back(Wish::Drop(who));
+                    self.wishes.push(Wish::Drop(who));
                 }
-                Action::Halt(why) => inner.wishes.push_back(Wish::Halt(why)),
+                Action::Halt(why) => self.wishes.push(Wish::Halt(why)),
             }
         }
         if let Machine::Primary(primary) = &inner.machine {
@@ -231,7 +213,7 @@ impl Node {
         self.step(|inner, now| {
             inner.store = store;
             inner.words = Some(words);
-            inner.wishes.clear();
+            self.wishes.clear();
             inner.heard_at = Instant::now();
             inner.machine = Machine::Standby(Box::new(make(now)));
         });
@@ -262,7 +244,7 @@ impl Node {
         self.step(|inner, _| {
             inner.machine = Machine::Nobody;
             inner.words = None;
-            inner.wishes.clear();
+            self.wishes.clear();
         });
     }
 
@@ -476,7 +458,7 @@ impl Node {
     /// Returns until when nothing is due; none when it is over.
     fn tick(&self) -> Option<Duration> {
         self.step(|inner, now| {
-            if inner.is_over {
+            if self.is_over() {
                 return None;
             }
             let due = match &mut inner.machine {
@@ -496,22 +478,18 @@ impl Node {
 
     /// What the node wants next; none within `limit`.
     pub fn wait(&self, limit: Duration) -> Option<Wish> {
-        let inner = self.lock();
-        let waiting = |inner: &mut Inner| inner.wishes.is_empty() && !inner.is_over;
-        let (mut inner, _) = self.changed.wait_timeout_while(inner, limit, waiting).unwrap_or_else(PoisonError::into_inner);
-        inner.wishes.pop_front()
+        self.wishes.wait(limit)
     }
 
     /// Ends what waits, and the threads.
     pub fn end(&self) {
-        self.lock().is_over = true;
-        self.changed.notify_all();
+        self.wishes.end();
     }
 
     /// Whether it was ended.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.lock().is_over
+        self.wishes.is_over()
     }
 
     /// What the host is.

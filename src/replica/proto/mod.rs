@@ -13,6 +13,7 @@ mod message;
 mod options;
 mod primary;
 mod record;
+mod silence;
 #[cfg(test)]
 mod sim;
 mod standby;

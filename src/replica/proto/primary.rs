@@ -11,6 +11,7 @@ use super::line::{Line, Place};
 use super::message::{Body, Message};
 use super::options::{PrimaryOptions, Timing, WhenLost};
 use super::record::Record;
+use super::silence::Silence;
 use super::standby::Promotion;
 use super::swaps::{Learnt, Swaps};
 use crate::page::EpochId;
@@ -74,13 +75,13 @@ pub enum PrimaryRole {
 #[derive(Clone, Copy, Debug)]
 struct Peer {
     who: Incarnation,
-    heard_at: Duration,
+    silence: Silence,
     /// The newest epoch that it holds, as it has said in the generation of now.
     holds: Option<Place>,
     /// The newest that it has ever said.
     newest: Option<EpochKey>,
-    /// Since when it has not come further although there is more.
-    behind_since: Duration,
+    /// How long it has not come further although there is more.
+    behind: Silence,
     /// It gets no more epochs.
     is_cut_off: bool,
 }
@@ -228,7 +229,14 @@ impl Primary {
     pub fn attach(&mut self, who: Incarnation, now: Duration) -> bool {
         let can = self.can_attach() && who != self.me;
         if can {
-            self.peer = Some(Peer { who, heard_at: now, holds: None, newest: None, behind_since: now, is_cut_off: false });
+            self.peer = Some(Peer {
+                who,
+                silence: Silence::begin(now),
+                holds: None,
+                newest: None,
+                behind: Silence::begin(now),
+                is_cut_off: false,
+            });
             self.beat_at = now;
             self.drive(now);
         }
@@ -269,7 +277,7 @@ impl Primary {
     /// failed, its number may be one that was there before: those epochs do not exist any more.
     pub fn completed(&mut self, key: EpochKey, now: Duration) {
         if let Some(peer) = self.peer.as_mut().filter(|peer| peer.holds >= Some(self.line.newest())) {
-            peer.behind_since = now;
+            peer.behind = Silence::begin(now);
         }
         self.line.completed(key);
         self.drive(now);
@@ -305,11 +313,11 @@ impl Primary {
         let is_old = message.register.generation < self.swaps.generation() && !is_broken(Rule::NoOldGeneration);
         let (line, is_paired) = (&self.line, self.is_paired());
         if let Some(peer) = self.peer.as_mut().filter(|peer| peer.who == message.from && !is_old) {
-            peer.heard_at = now;
+            peer.silence = Silence::begin(now);
             if let Body::Holds(key) = message.body {
                 let place = if is_broken(Rule::HoldsByIdentity) { line.find_number(key) } else { line.find(key) };
                 if place > peer.holds {
-                    (peer.holds, peer.newest, peer.behind_since) = (place, Some(key), now);
+                    (peer.holds, peer.newest, peer.behind) = (place, Some(key), Silence::begin(now));
                 }
             }
             // It lives, and the witness was surely not asked for anything.
@@ -322,15 +330,17 @@ impl Primary {
 
     /// Time has passed. Call it often enough: at [`due`](Self::due).
     pub fn tick(&mut self, now: Duration) {
-        let Timing { timeout, behind, .. } = self.options.timing;
+        let Timing { heartbeat, timeout, behind, .. } = self.options.timing;
         let newest = self.line.newest();
         // What is being seeded holds nothing yet.
         let is_expected = !matches!(self.phase, Phase::Solo | Phase::Settling);
         if let Some(peer) = &mut self.peer {
-            let is_behind = is_expected && peer.holds < Some(newest) && now > peer.behind_since.saturating_add(behind);
+            peer.silence.look(now, heartbeat);
+            peer.behind.look(now, heartbeat);
+            let is_behind = is_expected && peer.holds < Some(newest) && now > peer.behind.end(behind);
             peer.is_cut_off |= is_behind;
             let patience = if is_expected { timeout } else { behind.max(timeout) };
-            if is_behind || now > peer.heard_at.saturating_add(patience) {
+            if is_behind || now > peer.silence.end(patience) {
                 self.suspect();
             }
         }
@@ -390,7 +400,7 @@ impl Primary {
         };
         if let Some(peer) = &mut self.peer {
             // In the new generation it has said nothing yet.
-            (peer.holds, peer.behind_since) = (None, now);
+            (peer.holds, peer.behind) = (None, Silence::begin(now));
         }
         self.beat_at = Duration::ZERO;
         match register.holder {

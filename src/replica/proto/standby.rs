@@ -10,6 +10,7 @@ use super::epoch_key::EpochKey;
 use super::message::{Body, Message};
 use super::options::{StandbyOptions, Timing};
 use super::record::Record;
+use super::silence::Silence;
 use super::swaps::{Learnt, Swaps};
 use crate::replica::register::{Holder, Incarnation, Register};
 
@@ -55,7 +56,7 @@ pub struct Standby {
     is_forced: bool,
     recorded: Option<Record>,
     recording: Option<Record>,
-    heard_at: Duration,
+    silence: Silence,
     beat_at: Duration,
     actions: VecDeque<Action>,
 }
@@ -106,7 +107,7 @@ impl Standby {
             is_forced: false,
             recorded: record,
             recording: None,
-            heard_at: now,
+            silence: Silence::begin(now),
             beat_at: now,
             actions: VecDeque::new(),
         }
@@ -190,7 +191,7 @@ impl Standby {
         self.learnt(learnt);
         let is_old = message.register.generation < self.swaps.generation() && !is_broken(Rule::NoOldGeneration);
         if message.from == self.primary && !is_old {
-            self.heard_at = now;
+            self.silence = Silence::begin(now);
             // It lives, and the witness was surely not asked for anything.
             if self.phase == Phase::Promoting && !self.is_forced && !self.swaps.is_open() {
                 self.phase = Phase::Hot;
@@ -202,7 +203,8 @@ impl Standby {
 
     /// Time has passed. Call it often enough: at [`due`](Self::due).
     pub fn tick(&mut self, now: Duration) {
-        if now > self.heard_at.saturating_add(self.patience()) {
+        self.silence.look(now, self.options.timing.heartbeat);
+        if now > self.silence.end(self.patience()) {
             match self.phase {
                 Phase::Hot => self.phase = Phase::Promoting,
                 Phase::Joining if is_broken(Rule::OnlyHotPromotes) && self.newest.is_some() => self.phase = Phase::Promoting,
@@ -228,7 +230,7 @@ impl Standby {
     /// When to call [`tick`](Self::tick) at the latest.
     #[must_use]
     pub fn due(&self, now: Duration) -> Duration {
-        self.beat_at.min(self.heard_at.saturating_add(self.patience())).max(now.saturating_add(Duration::from_micros(100)))
+        self.beat_at.min(self.silence.end(self.patience())).max(now.saturating_add(Duration::from_micros(100)))
     }
 
     /// The stream of epochs ended: nothing more comes. A standby that is one of the pair stays so,

@@ -16,7 +16,7 @@ use crate::epoch::{MarksRelay, Sink};
 use crate::format::{Complete, Description};
 use crate::replica::draw;
 use crate::replica::link::{hear, say};
-use crate::replica::node::{Node, Wish};
+use crate::replica::node::Node;
 use crate::replica::node_status::Role;
 use crate::replica::proto::{EpochKey, Halted, Message, Record, Standby, StandbyOptions, StandbyRole, Timing};
 use crate::replica::record_file::write_record;
@@ -24,6 +24,7 @@ use crate::replica::register::{Generation, Incarnation, Nonce, Register};
 use crate::replica::wire::envelope::{Kind, read_envelope};
 use crate::replica::wire::hello::{Channel, Followed, Hello, WIRE_VERSION, Welcome, read_first, write_first};
 use crate::replica::wire::{Shutdown, Tls, TlsStream};
+use crate::replica::wishes::Wish;
 use crate::store::causes;
 
 /// Messages that wait for the connection. More are lost.

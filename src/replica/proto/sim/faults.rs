@@ -15,6 +15,12 @@ impl Run {
             return;
         }
         let next = 1_000 + self.random.below(self.setting.fault_us * 2);
+        if self.setting.only_stalls {
+            let until = self.now + self.random.below(150_000);
+            self.hosts.iter_mut().for_each(|host| host.frozen_until = until);
+            // They hear each other between two of them.
+            return self.push(until + 30_000 + next, What::Fault);
+        }
         self.push(self.now + next, What::Fault);
         let host = usize::from(self.random.one_in(2));
         let chosen = self.random.below(13);
@@ -122,9 +128,7 @@ impl Run {
         self.link_up = [true; 2];
         self.noise = 0;
         self.witness.is_up = true;
-        for host in &mut self.hosts {
-            host.frozen_until = 0;
-        }
+        // Who stands still thaws by itself.
         self.note(|| "all faults end".to_owned());
         self.push(self.now + 500_000, What::Operator);
     }

@@ -35,6 +35,15 @@ pub(super) struct Run {
 impl Run {
     /// Runs a seed. What went wrong, or what happened.
     pub(super) fn of(seed: u64, log: bool) -> (Result<Seen, String>, Vec<String>) {
+        Self::with(seed, false, log)
+    }
+
+    /// The same with no other fault than that both hosts stand still at times, at once.
+    pub(super) fn of_stalls(seed: u64) -> Result<Seen, String> {
+        Self::with(seed, true, false).0
+    }
+
+    fn with(seed: u64, only_stalls: bool, log: bool) -> (Result<Seen, String>, Vec<String>) {
         let mut random = Random(seed.wrapping_mul(0x2545_F491_4F6C_DD1D) + 1);
         let setting = Setting {
             waits_for_chain: random.one_in(3),
@@ -42,6 +51,7 @@ impl Run {
             when_lost: if random.one_in(4) { WhenLost::Stop } else { WhenLost::Solo },
             fault_us: [20_000, 60_000, 200_000][usize::try_from(random.below(3)).unwrap()],
             sync_us: if random.one_in(3) { 60_000 } else { 4_000 },
+            only_stalls,
         };
         let mut host = |always: bool| Host {
             process: Process::Down,

@@ -32,6 +32,8 @@ pub(super) struct Setting {
     pub(super) fault_us: u64,
     /// A sync takes so long at most.
     pub(super) sync_us: u64,
+    /// Both hosts stand still at times, at once, and nothing else breaks.
+    pub(super) only_stalls: bool,
 }
 
 /// What happened in a run.

@@ -46,6 +46,15 @@ fn at_most_one_goes_on_and_nothing_that_left_is_lost() {
     }
 }
 
+/// Two machines on a host that takes the processors away, or a laptop that sleeps: nobody is dead.
+#[test]
+fn a_standstill_of_both_is_nobodys_death() {
+    for seed in seeds(500, 2_000_000) {
+        let seen = Run::of_stalls(seed).unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
+        assert_eq!((seen.failovers, seen.pairs), (0, 1), "seed {seed}");
+    }
+}
+
 #[test]
 fn a_rule_that_is_taken_out_is_found() {
     let rules = [
