@@ -105,16 +105,13 @@ impl Sink for Follower {
     }
 
     fn append(&mut self, _epoch: EpochId, frames: &[u8]) -> Result<(), SinkError> {
-        self.over(|link| link.send(frames, false))
+        self.over(|link| link.part(frames))
     }
 
     fn complete(&mut self, frames: &[u8], epoch: &Complete) -> Result<(), SinkError> {
         // Before the standby can say that it holds it.
         self.node.completed(epoch.head().into());
-        self.over(|link| {
-            link.send(frames, false)?;
-            link.send(&epoch.frame, true)
-        })
+        self.over(|link| link.complete(frames, &epoch.frame))
     }
 
     fn abort(&mut self) -> Result<(), SinkError> {

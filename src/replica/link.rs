@@ -117,26 +117,40 @@ impl Link {
         self.standby
     }
 
-    /// Sends frames of an epoch, its last ones with `is_last`.
+    /// Sends frames of an epoch.
     ///
     /// # Errors
     /// The connection's. Nothing more can be sent then.
-    pub fn send(&self, frames: &[u8], is_last: bool) -> io::Result<()> {
+    pub fn part(&self, frames: &[u8]) -> io::Result<()> {
         let mut epochs = lock(&self.epochs);
-        let mut chunks = frames.chunks(ENVELOPE_BYTES_MAX).peekable();
-        while let Some(chunk) = chunks.next() {
-            let kind = if is_last && chunks.peek().is_none() { Kind::Complete } else { Kind::Part };
-            write_envelope(&mut *epochs, kind, chunk)?;
+        write_parts(&mut *epochs, frames)?;
+        epochs.flush()
+    }
+
+    /// Sends the last frames of an epoch, and its commit frame.
+    ///
+    /// # Errors
+    /// As [`part`](Self::part).
+    pub fn complete(&self, frames: &[u8], commit: &[u8]) -> io::Result<()> {
+        let mut epochs = lock(&self.epochs);
+        if frames.len() + commit.len() <= ENVELOPE_BYTES_MAX {
+            // The other end takes all of it in one go.
+            write_envelope(&mut *epochs, Kind::Complete, &[frames, commit])?;
+        } else {
+            write_parts(&mut *epochs, frames)?;
+            write_envelope(&mut *epochs, Kind::Complete, &[commit])?;
         }
-        Ok(())
+        epochs.flush()
     }
 
     /// What was sent of the epoch in hand is to be forgotten.
     ///
     /// # Errors
-    /// As [`send`](Self::send).
+    /// As [`part`](Self::part).
     pub fn abort(&self) -> io::Result<()> {
-        write_envelope(&mut *lock(&self.epochs), Kind::Abort, &[])
+        let mut epochs = lock(&self.epochs);
+        write_envelope(&mut *epochs, Kind::Abort, &[])?;
+        epochs.flush()
     }
 
     /// Ends the connections: whoever reads or writes them comes back.
@@ -149,6 +163,10 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+fn write_parts(to: &mut impl Write, frames: &[u8]) -> io::Result<()> {
+    frames.chunks(ENVELOPE_BYTES_MAX).try_for_each(|chunk| write_envelope(to, Kind::Part, &[chunk]))
 }
 
 fn open(tls: &Tls, address: &str, limit: Duration) -> Result<TlsStream, LinkError> {
@@ -182,11 +200,20 @@ fn greet(stream: &mut TlsStream, address: &str, hello: &Hello, limit: Duration) 
     }
 }
 
-/// Writes messages until nobody has one any more, or the connection ends.
+/// Writes messages until nobody has one any more, or the connection ends. Of those that wait, only
+/// the ones that matter.
 pub(super) fn say(to: &mut (impl Write + ?Sized), words: &Receiver<Message>) {
     prefer_this_thread();
-    while let Ok(message) = words.recv() {
-        if write_envelope(to, Kind::Word, &encode_word(&message)).is_err() {
+    let mut next = None;
+    while let Some(mut message) = next.take().or_else(|| words.recv().ok()) {
+        while let Ok(later) = words.try_recv() {
+            if !later.replaces(&message) {
+                next = Some(later);
+                break;
+            }
+            message = later;
+        }
+        if write_envelope(to, Kind::Word, &[&encode_word(&message)]).and_then(|()| to.flush()).is_err() {
             break;
         }
     }
@@ -201,5 +228,37 @@ pub(super) fn hear(from: &mut TlsStream, heard: &dyn Fn(&Message)) -> io::Result
         let message = decode_word(&bytes).filter(|_| kind == Kind::Word);
         let message = message.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no message: {kind:?}")))?;
         heard(&message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::EpochId;
+    use crate::replica::proto::{Body, EpochKey};
+    use crate::replica::register::{Generation, Holder, Register};
+
+    #[test]
+    fn of_messages_that_wait_only_those_are_written_that_say_more_than_a_later_one() {
+        let register = |generation| Register {
+            generation: Generation(generation),
+            holder: Holder::Paired(Incarnation(1), Incarnation(2)),
+            nonce: Nonce(generation.into()),
+        };
+        let message =
+            |generation, body| Message { from: Incarnation(2), to: Incarnation(1), register: register(generation), body };
+        let holds = |epoch| Body::Holds(EpochKey { epoch: EpochId(epoch), identity: epoch.into() });
+        let all =
+            [(1, Body::Beat), (1, holds(1)), (1, holds(2)), (1, Body::Beat), (1, Body::Beat), (2, Body::Beat), (2, holds(3))];
+        let (send, words) = sync_channel(WORDS_MOST);
+        all.into_iter().for_each(|(generation, body)| send.send(message(generation, body)).unwrap());
+        drop(send);
+        let mut wire = Vec::new();
+        say(&mut wire, &words);
+        let (mut from, mut bytes, mut said) = (&wire[..], Vec::new(), Vec::new());
+        while read_envelope(&mut from, &mut bytes).is_ok() {
+            said.push(decode_word(&bytes).unwrap());
+        }
+        assert_eq!(said, [(1, holds(2)), (1, Body::Beat), (2, holds(3))].map(|(generation, body)| message(generation, body)));
     }
 }

@@ -17,6 +17,7 @@ pub(super) struct Place(u64);
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Line {
+    /// Numbers and places rise.
     epochs: VecDeque<(Place, EpochKey)>,
     newest: Place,
     durable: Place,
@@ -53,26 +54,33 @@ impl Line {
 
     /// Where this very epoch is; none for one of another line, or a forgotten one.
     pub(super) fn find(&self, key: EpochKey) -> Option<Place> {
-        self.epochs.iter().rev().find(|(_, at)| *at == key).map(|(place, _)| *place)
+        self.up_to(key.epoch).filter(|(_, at)| *at == key).map(|(place, _)| place)
     }
 
     /// As [`find`](Self::find), by number alone.
     pub(super) fn find_number(&self, key: EpochKey) -> Option<Place> {
-        self.epochs.iter().rev().find(|(_, at)| at.epoch == key.epoch).map(|(place, _)| *place)
+        self.up_to(key.epoch).filter(|(_, at)| at.epoch == key.epoch).map(|(place, _)| place)
     }
 
     /// The chain has all up to this number durable.
     pub(super) fn made_durable(&mut self, epoch: EpochId) {
-        if let Some((place, _)) = self.epochs.iter().rev().find(|(_, at)| at.epoch <= epoch) {
-            self.durable = self.durable.max(*place);
+        if let Some((place, _)) = self.up_to(epoch) {
+            self.durable = self.durable.max(place);
         }
     }
 
     pub(super) fn release(&mut self, place: Place) {
         if place > self.released {
             self.released = place;
-            self.released_key = self.epochs.iter().rev().find(|(at, _)| *at == place).map(|(_, key)| *key);
+            let found = self.epochs.binary_search_by_key(&place, |(at, _)| *at);
+            self.released_key = found.ok().and_then(|at| self.epochs.get(at)).map(|(_, key)| *key);
         }
+    }
+
+    /// The newest one whose number is not above this one.
+    fn up_to(&self, epoch: EpochId) -> Option<(Place, EpochKey)> {
+        let behind = self.epochs.partition_point(|(_, at)| at.epoch <= epoch);
+        behind.checked_sub(1).and_then(|at| self.epochs.get(at)).copied()
     }
 
     pub(super) const fn newest(&self) -> Place {

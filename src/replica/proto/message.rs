@@ -17,6 +17,15 @@ pub struct Message {
     pub body: Body,
 }
 
+impl Message {
+    /// Whether nothing is lost where this one is said and `earlier` is not.
+    #[must_use]
+    pub fn replaces(&self, earlier: &Self) -> bool {
+        let says_so = matches!((self.body, earlier.body), (Body::Holds(_), _) | (Body::Beat, Body::Beat));
+        says_so && (self.from, self.to, self.register) == (earlier.from, earlier.to, earlier.register)
+    }
+}
+
 /// What a [`Message`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {

@@ -12,7 +12,7 @@ use std::fmt;
 use super::image::{Image, ImageError};
 use crate::format::{
     BlockDecoder, BlockList, BlockPages, ChainId, Commit, EpochTotals, FRAME_HEADER_BYTES, FormatError, FrameHeader, FrameKind,
-    Head, StateRecord, decode_changes, decode_state, decode_zeros, unpack_state,
+    Head, PageChange, StateRecord, decode_changes, decode_state, decode_zeros, unpack_state,
 };
 use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun, PageSet};
 use crate::replica::proto::EpochKey;
@@ -94,26 +94,36 @@ impl InHand {
 #[derive(Default)]
 struct Waiting {
     places: HashMap<Gfn, usize>,
+    /// Those behind the places are there for what comes next.
     pages: Vec<PageBytes>,
 }
 
 impl Waiting {
-    fn put(&mut self, gfn: Gfn, page: &PageBytes) {
-        let next = self.pages.len();
+    /// Pages that are kept for the next epoch.
+    const KEPT: usize = 1024;
+
+    /// Has a page wait. `put` gets its place, and whether it waits there already; the place has no
+    /// meaning otherwise.
+    fn put<T>(&mut self, gfn: Gfn, put: impl FnOnce(&mut PageBytes, bool) -> T) -> T {
+        let next = self.places.len();
         let place = *self.places.entry(gfn).or_insert(next);
+        if place == self.pages.len() {
+            self.pages.push([0; PAGE_SIZE]);
+        }
         match self.pages.get_mut(place) {
-            Some(at) => *at = *page,
-            None => self.pages.push(*page),
+            Some(page) => put(page, place != next),
+            // There is one for each place.
+            None => put(&mut [0; PAGE_SIZE], false),
         }
     }
 
-    fn get(&self, gfn: Gfn) -> Option<&PageBytes> {
-        self.places.get(&gfn).and_then(|place| self.pages.get(*place))
+    fn pages(&self) -> impl Iterator<Item = (Gfn, &PageBytes)> {
+        self.places.iter().filter_map(|(gfn, place)| self.pages.get(*place).map(|page| (*gfn, page)))
     }
 
     fn clear(&mut self) {
         self.places.clear();
-        self.pages.clear();
+        self.pages.truncate(Self::KEPT);
     }
 }
 
@@ -311,30 +321,22 @@ impl<I: Image> Incoming<I> {
 
     fn pages(&mut self, payload: &[u8]) -> Result<(), IncomingError> {
         let list = BlockList::parse(payload).map_err(|source| self.fault(source))?;
-        let mut pages = std::mem::replace(&mut self.pages, Box::new([[0; PAGE_SIZE]; 16]));
-        if list.is_changes() {
-            let (list, changes) = decode_changes(payload).map_err(|source| self.fault(source))?;
-            for ((gfn, change), page) in list.gfns().iter().zip(changes).zip(pages.iter_mut()) {
-                match self.waiting.get(*gfn) {
-                    Some(waiting) => *page = *waiting,
-                    None => self.image.read(*gfn, page).map_err(|source| self.outside(source))?,
-                }
-                change.apply(page).map_err(|source| self.fault(source))?;
-            }
-        } else {
-            let decoded = self.decoder.decode(payload, &mut pages);
-            decoded.map_err(|source| self.fault(source))?;
-        }
         let gfns = list.gfns();
         self.count(gfns.len() as u64)?;
-        for (gfn, page) in gfns.iter().zip(pages.iter()) {
-            self.put(*gfn, page)?;
+        if list.is_changes() {
+            let (_, changes) = decode_changes(payload).map_err(|source| self.fault(source))?;
+            gfns.iter().zip(changes).try_for_each(|(gfn, change)| self.change(*gfn, &change))?;
+        } else {
+            let mut pages = std::mem::replace(&mut self.pages, Box::new([[0; PAGE_SIZE]; 16]));
+            let decoded = self.decoder.decode(payload, &mut pages);
+            decoded.map_err(|source| self.fault(source))?;
+            gfns.iter().zip(pages.iter()).try_for_each(|(gfn, page)| self.put(*gfn, page))?;
+            self.pages = pages;
         }
         if let Some(InHand { totals, .. }) = &mut self.in_hand {
             totals.blocks = totals.blocks.saturating_add(1);
             totals.stored_pages = totals.stored_pages.saturating_add(gfns.len() as u64);
         }
-        self.pages = pages;
         Ok(())
     }
 
@@ -389,8 +391,24 @@ impl<I: Image> Incoming<I> {
         if !self.is_memory(PageRun { first: gfn, count: 1 }) {
             return Err(self.outside(format!("page {gfn}").into()));
         }
-        self.waiting.put(gfn, page);
+        self.waiting.put(gfn, |place, _| *place = *page);
         Ok(())
+    }
+
+    /// Changes a page of the image, or of what waits.
+    fn change(&mut self, gfn: Gfn, change: &PageChange<'_>) -> Result<(), IncomingError> {
+        if self.is_base() {
+            let mut page = [0; PAGE_SIZE];
+            self.image.read(gfn, &mut page).map_err(|source| self.outside(source))?;
+            change.apply(&mut page).map_err(|source| self.fault(source))?;
+            return self.put(gfn, &page);
+        }
+        let image = &self.image;
+        let applied = self.waiting.put(gfn, |page, waits| {
+            let read = if waits { Ok(()) } else { image.read(gfn, page) };
+            read.map(|()| change.apply(page))
+        });
+        applied.map_err(|source| self.outside(source))?.map_err(|source| self.fault(source))
     }
 
     fn commit(&mut self, header: &FrameHeader, payload: &[u8], frame: &[u8]) -> Result<Held, IncomingError> {
@@ -412,11 +430,9 @@ impl<I: Image> Incoming<I> {
             return Err(IncomingError::Order { epoch, sequence, expected, found });
         };
         // Every page was found to be memory when it came: from here on nothing fails.
-        for (gfn, place) in &self.waiting.places {
-            if let Some(page) = self.waiting.pages.get(*place) {
-                let written = self.image.write(*gfn, page);
-                written.map_err(|source| IncomingError::Image { epoch: header.epoch, source })?;
-            }
+        for (gfn, page) in self.waiting.pages() {
+            let written = self.image.write(gfn, page);
+            written.map_err(|source| IncomingError::Image { epoch: header.epoch, source })?;
         }
         self.waiting.clear();
         self.written.clear();

@@ -1,6 +1,6 @@
 //! A standby's own chain: a thread that appends what comes, beside the memory.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,10 @@ const ORDERS_MOST: usize = 64;
 
 /// Epochs are synced together, at most so long after they came.
 const GROUP: Duration = Duration::from_millis(5);
+
+/// Where no acknowledgement waits for the disk, what comes is taken together, so often. To wake for
+/// each epoch would take processors from those who acknowledge it.
+const TOGETHER: Duration = Duration::from_millis(1);
 
 enum Order {
     Frames(EpochId, Vec<u8>),
@@ -79,11 +83,18 @@ fn append<S: Sink>(
 ) -> Result<S, SinkError> {
     let mut unsynced: Vec<(EpochKey, Option<EpochKey>)> = Vec::new();
     let mut since: Option<Instant> = None;
-    let group = if on_durable.is_some() { Duration::ZERO } else { GROUP };
+    let (group, together) = if on_durable.is_some() { (Duration::ZERO, Duration::ZERO) } else { (GROUP, TOGETHER) };
     loop {
-        let order = match since {
-            None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(since) => orders.recv_timeout(group.saturating_sub(since.elapsed())),
+        let order = match orders.try_recv() {
+            Ok(order) => Ok(order),
+            Err(TryRecvError::Disconnected) => Err(RecvTimeoutError::Disconnected),
+            Err(TryRecvError::Empty) => {
+                std::thread::sleep(together);
+                match since {
+                    None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                    Some(since) => orders.recv_timeout(group.saturating_sub(since.elapsed())),
+                }
+            }
         };
         match order {
             Ok(Order::Frames(epoch, frames)) => sink.append(epoch, &frames)?,

@@ -47,24 +47,23 @@ impl Kind {
     }
 }
 
-/// Writes one envelope.
+/// Writes one envelope, of `parts` one behind the other. It is on its way once `to` is flushed.
 ///
 /// # Errors
 /// The connection's; more than [`ENVELOPE_BYTES_MAX`].
-pub fn write_envelope(to: &mut (impl Write + ?Sized), kind: Kind, bytes: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(bytes.len()).ok().filter(|_| bytes.len() <= ENVELOPE_BYTES_MAX);
-    let length = length.ok_or_else(|| invalid(format!("an envelope of {} bytes", bytes.len())))?;
+pub fn write_envelope(to: &mut (impl Write + ?Sized), kind: Kind, parts: &[&[u8]]) -> io::Result<()> {
+    let bytes = parts.iter().map(|part| part.len()).sum::<usize>();
+    let length = u32::try_from(bytes).ok().filter(|_| bytes <= ENVELOPE_BYTES_MAX);
+    let length = length.ok_or_else(|| invalid(format!("an envelope of {bytes} bytes")))?;
     let mut head = [0; HEAD_BYTES];
     let fields = length.to_le_bytes().into_iter().chain([kind.number()]);
     head.iter_mut().zip(fields).for_each(|(to, byte)| *to = byte);
-    if bytes.len() <= 1024 {
-        // One record, and one packet.
-        to.write_all(&[&head[..], bytes].concat())?;
-    } else {
-        to.write_all(&head)?;
-        to.write_all(bytes)?;
+    if bytes <= 1024 {
+        // One record of TLS.
+        return to.write_all(&[&[&head[..]], parts].concat().concat());
     }
-    to.flush()
+    to.write_all(&head)?;
+    parts.iter().try_for_each(|part| to.write_all(part))
 }
 
 /// Reads one envelope into `bytes`, whose content is replaced.
@@ -95,10 +94,10 @@ mod tests {
     fn what_is_written_is_read_and_nothing_else() {
         let mut wire = Vec::new();
         let (short, long) = (vec![7; 1000], vec![9; ENVELOPE_BYTES_MAX]);
-        write_envelope(&mut wire, Kind::Part, &short).unwrap();
-        write_envelope(&mut wire, Kind::Complete, &long).unwrap();
+        write_envelope(&mut wire, Kind::Part, &[&short]).unwrap();
+        write_envelope(&mut wire, Kind::Complete, &[&long[..9], &long[9..]]).unwrap();
         write_envelope(&mut wire, Kind::Abort, &[]).unwrap();
-        assert!(write_envelope(&mut wire, Kind::Part, &vec![0; ENVELOPE_BYTES_MAX + 1]).is_err());
+        assert!(write_envelope(&mut wire, Kind::Part, &[&long, &[0]]).is_err());
         let (mut from, mut bytes) = (&wire[..], Vec::new());
         assert_eq!((read_envelope(&mut from, &mut bytes).unwrap(), &bytes), (Kind::Part, &short));
         assert_eq!((read_envelope(&mut from, &mut bytes).unwrap(), &bytes), (Kind::Complete, &long));

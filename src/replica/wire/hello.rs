@@ -80,7 +80,8 @@ pub struct Welcome {
 /// # Errors
 /// The connection's; words that are longer than an envelope.
 pub fn write_first(to: &mut (impl Write + ?Sized), words: &impl Serialize) -> io::Result<()> {
-    write_envelope(to, Kind::Hello, &serde_json::to_vec(words)?)
+    write_envelope(to, Kind::Hello, &[&serde_json::to_vec(words)?])?;
+    to.flush()
 }
 
 /// Reads first words.

@@ -246,6 +246,7 @@ fn a_limit_of_reads_is_one() {
     assert_eq!(one.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     // The stream is as it was.
     two.write_all(b"!").unwrap();
+    two.flush().unwrap();
     one.set_read_timeout(Some(LONG)).unwrap();
     one.read_exact(&mut [0]).unwrap();
 }

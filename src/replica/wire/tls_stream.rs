@@ -24,15 +24,13 @@ const INCOMING_BYTES: usize = 128 << 10;
 /// ends without it is an error, [`io::ErrorKind::UnexpectedEof`]. A stream that is dropped ends
 /// like that.
 ///
-/// **Writes**: what a write took has been given to the socket when [`Write::flush`] returns. A
-/// write that fails behind what it took says so at the next call. Memory is bounded, whatever the
-/// length of a write.
+/// **Writes**: what a write took has been given to the socket when [`Write::flush`] returns, and
+/// waits until then. Memory is bounded, whatever the length of a write: where too much waits, it is
+/// sent before more is taken.
 pub struct TlsStream {
     connection: Connection,
     incoming: BufReader<Socket>,
     peer: SocketAddr,
-    /// An error that came when the write could not report it any more.
-    failed: Option<io::Error>,
 }
 
 /// Ends a connection from any thread: reads and writes that block return at once, with an error.
@@ -62,7 +60,7 @@ impl TlsStream {
     pub(super) fn new(socket: TcpStream, peer: SocketAddr, mut connection: Connection) -> Self {
         connection.set_buffer_limit(Some(OUTGOING_BYTES_MAX));
         let incoming = BufReader::with_capacity(INCOMING_BYTES, Socket(Arc::new(socket)));
-        Self { connection, incoming, peer, failed: None }
+        Self { connection, incoming, peer }
     }
 
     /// Does one step of the handshake, which may be a part of one: an error is what a read or write
@@ -174,10 +172,6 @@ impl TlsStream {
         }
         Ok(())
     }
-
-    fn take_failure(&mut self) -> io::Result<()> {
-        self.failed.take().map_or(Ok(()), Err)
-    }
 }
 
 impl Read for TlsStream {
@@ -192,20 +186,15 @@ impl Read for TlsStream {
 
 impl Write for TlsStream {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.take_failure()?;
-        self.send()?;
         let len = self.connection.writer().write(buf)?;
-        match self.send() {
-            Ok(()) => {}
-            // The next call sends the rest, and says if it can't.
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
-            Err(error) => self.failed = Some(error),
+        if len > 0 || buf.is_empty() {
+            return Ok(len);
         }
-        Ok(len)
+        self.send()?;
+        self.connection.writer().write(buf)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.take_failure()?;
         self.send()
     }
 }
