@@ -16,6 +16,7 @@ use super::watched_clients::{WatchedClients, wire};
 use crate::bench::BenchError;
 use crate::bench::outputs::AnswerTimes;
 use crate::bench::pairs::{FailoverTimes, MigratePoint, MigrateRun, Pairs, StandbyPoint, StandbyRun, UnderRequests};
+use crate::clock::whole_us;
 use crate::ledger::{LoadOptions, Outcome, Verdict};
 use crate::replica::wire::Tls;
 use crate::vmm::Stop;
@@ -142,8 +143,7 @@ fn migrate(place: &Place<'_>, point: &MigratePoint) -> Result<MigrateRun, Unfini
         let status = call(&control, "GET", "/status", &Value::Null);
         Ok(status.is_ok_and(|status| status["role"] == "solo" && number(&status, "/epochs") > 0.0).then_some(()))
     })?;
-    let within_us = MIGRATION_LIMIT.as_micros();
-    let wanted = json!({ "to": address, "downtime_us": 1_000_000, "within_us": u64::try_from(within_us).unwrap_or(u64::MAX) });
+    let wanted = json!({ "to": address, "downtime_us": 1_000_000, "within_us": whole_us(MIGRATION_LIMIT) });
     let moved = call(&control, "POST", "/migrate", &wanted)?;
     let report = json_of(&primary.end(WAIT_LIMIT)?, "")?;
     let taken = json_of(&standby.end(WAIT_LIMIT)?, "/failover_us")?;

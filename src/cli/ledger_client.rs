@@ -13,7 +13,8 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::output;
-use super::units::{at_least_one, time_above_zero, whole_us};
+use super::units::{at_least_one, time_above_zero};
+use crate::clock::whole_us;
 use crate::ledger::{Load, LoadOptions, Outcome, UdpWire, UnixWire, Verdict, Violation, Wire, WireError, run};
 
 /// Send requests to the guest `ledger` and check its answers.

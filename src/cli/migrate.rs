@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::control::call;
 use super::error::CliError;
 use super::output;
-use super::units::{time_above_zero, whole_us};
+use super::units::time_above_zero;
+use crate::clock::whole_us;
 
 /// Move a machine that runs to another host, where `slackwater standby` listens. Its process here
 /// ends then.

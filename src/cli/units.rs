@@ -6,17 +6,17 @@ use std::time::Duration;
 use crate::format::{MAIN_BRANCH, is_branch_name};
 use crate::page::EpochId;
 
-/// Reads bytes: a number, or one with `K`, `M`, `G` or `T` (powers of 1024).
+/// Reads bytes: a number, or one with `K`, `M`, `G` or `T` (powers of 1024), or `KiB` and so on.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
     let shift = match unit {
         "" => 0,
-        "K" | "k" => 10,
-        "M" | "m" => 20,
-        "G" | "g" => 30,
-        "T" | "t" => 40,
-        _ => return Err(format!("`{unit}` is not a unit of size: K, M, G or T")),
+        "K" | "k" | "KiB" => 10,
+        "M" | "m" | "MiB" => 20,
+        "G" | "g" | "GiB" => 30,
+        "T" | "t" | "TiB" => 40,
+        _ => return Err(format!("`{unit}` is not a unit of size: K, M, G or T, or KiB, MiB, GiB or TiB")),
     };
     let number: u64 =
         digits.parse().map_err(|_| "a size is a whole number, or one with K, M, G or T, such as `512M`".to_owned())?;
@@ -39,11 +39,6 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
         "h" => seconds(3600),
         _ => Err(format!("`{text}` has no unit of time: us, ms, s, m or h, such as `50ms`")),
     }
-}
-
-/// A time in whole microseconds: as many as a number holds, where it is longer.
-pub(super) fn whole_us(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// [`time`] that is more than nothing.
@@ -105,8 +100,9 @@ mod tests {
     fn sizes_and_times() {
         assert_eq!(size("4096"), Ok(4096));
         assert_eq!(size("4K"), Ok(4096));
-        assert_eq!(size("2G"), Ok(2 << 30));
-        for bad in ["", "M", "4X", "-1", "1.5G", "99999999999T", "4 K"] {
+        assert_eq!((size("2G"), size("2GiB")), (Ok(2 << 30), Ok(2 << 30)));
+        // Powers of 1000, or of 1024: nobody knows which.
+        for bad in ["", "M", "4X", "4GB", "-1", "1.5G", "99999999999T", "4 K"] {
             assert!(size(bad).is_err(), "{bad}");
         }
         assert_eq!(time("50ms"), Ok(Duration::from_millis(50)));

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::ledger_client::GUEST;
-use super::units::whole_us;
+use crate::clock::whole_us;
 use crate::ledger::{Answer, Load, LoadOptions, Outcome, Received, Request, UnixWire, Wire, WireError, run};
 use crate::lock::lock;
 

@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 
 use super::checker::{Accepted, Checker, Violation};
 use super::protocol::{Answer, CLIENTS_MAX, HASH_FACTOR, ProtocolError, Request};
+use crate::clock::whole_us;
 
 /// Times are counted up to an hour, with three digits.
 const LATENCY_US_MAX: u64 = 3_600_000_000;
@@ -193,7 +194,7 @@ impl Load {
         let next = self.ask(client, number.wrapping_add(1), now).unwrap_or_default();
         let taken = self.under_way.get_mut(place).and_then(|place| std::mem::replace(place, next));
         if let Some(first_sent) = taken.and_then(|request| request.first_sent) {
-            self.latency.saturating_record(us(now.saturating_sub(first_sent)));
+            self.latency.saturating_record(whole_us(now.saturating_sub(first_sent)));
         }
         self.answered += 1;
         self.longest_silence = self.longest_silence.max(now.saturating_sub(self.last_answer));
@@ -246,10 +247,6 @@ impl Load {
 fn payload(seed: u64, bytes: usize) -> Vec<u8> {
     let words = (1_u64..).flat_map(|word| (seed ^ word).wrapping_mul(HASH_FACTOR).to_be_bytes());
     words.take(bytes).collect()
-}
-
-fn us(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

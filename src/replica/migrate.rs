@@ -8,6 +8,7 @@ use super::node_status::{NodeStatus, Role};
 use super::proto::PrimaryRole;
 use super::register::{Generation, Holder};
 use super::seed::Keeper;
+use crate::clock::whole_us;
 
 /// Where a machine is to go, and how.
 #[derive(Clone, Debug)]
@@ -122,9 +123,8 @@ fn go(node: &Node, keeper: &Keeper, migration: &Migration, is_over: &dyn Fn() ->
             return Err(MigrateError::Ended);
         }
         if begun.elapsed() > *within {
-            let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
             return Err(match expected {
-                Some(expected) => MigrateError::TooSlow { expected_us: us(expected), downtime_us: us(*downtime) },
+                Some(expected) => MigrateError::TooSlow { expected_us: whole_us(expected), downtime_us: whole_us(*downtime) },
                 None => MigrateError::NotPaired { to: to.clone(), seconds: within.as_secs() },
             });
         }

@@ -30,6 +30,7 @@ use super::RestoreError;
 use super::on_demand_fill::{Batch, Place, Put, Turn, Walk};
 use super::pages::{PageSource, PageSources};
 use super::touched::{TOUCHED_MOST, merge};
+use crate::clock::whole_us;
 use crate::kvm::uffd::{Fault, Userfaultfd};
 use crate::lock::lock;
 use crate::memory::{GuestMemory, MemoryError, MissingMemory};
@@ -437,8 +438,7 @@ impl Shared {
             self.count(if turn == Turn::Recorded { &self.pages_recorded } else { &self.pages_rest }, put);
         };
         if whole {
-            let us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-            self.filled_us.store(us, Ordering::Relaxed);
+            self.filled_us.store(whole_us(self.started.elapsed()), Ordering::Relaxed);
             // In this order: a fault thread that finds memory unregistered knows why.
             filled.note_whole();
             self.missing.end().map_err(thread_error("ending the service of missing pages"))?;

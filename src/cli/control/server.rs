@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use tiny_http::{Header, Method, Request, Response, Server};
 
 use super::super::error::CliError;
-use super::super::units::whole_us;
 use super::machine::Machine;
 use super::metrics;
+use crate::clock::whole_us;
 use crate::replica::migrate::{Migration, migrate};
 use crate::replica::node::Node;
 use crate::replica::witness::manual::Permission;

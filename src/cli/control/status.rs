@@ -9,7 +9,7 @@ use crate::replica::proto::{PrimaryRole, StandbyRole};
 use crate::replica::register::{Generation, Incarnation};
 use crate::replica::seed::Aim;
 
-use super::super::units::whole_us;
+use crate::clock::whole_us;
 
 /// A machine, as an operator sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
