@@ -1,5 +1,6 @@
 //! `slackwater standby`: follows a machine on another host, and takes over.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use super::pair::{Kept, Paired, supervise};
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
 use super::saved_machine::machine_of;
 use super::stderr;
-use super::units::whole_us;
+use crate::clock::whole_us;
 use crate::epoch::Start;
 use crate::format::Description;
 use crate::machine::MachineState;
@@ -50,6 +51,9 @@ pub(super) struct StandbyVerb {
     #[command(flatten)]
     protect: ProtectArgs,
 }
+
+/// A guest that was not entered by then is not waited for.
+const FIRST_ENTRY_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long a failover took, in microseconds since the last message of the primary.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
@@ -90,8 +94,6 @@ struct GoneOn {
     /// From this epoch on.
     epoch: EpochId,
     failover: FailoverUs,
-    /// When the last message of the primary came.
-    heard_at: Instant,
     kept: Kept,
 }
 
@@ -132,16 +134,11 @@ impl StandbyVerb {
             return output::unless_gone(if self.json { output::json(&report) } else { output::line("stopped") });
         };
         let node = paired.node.clone();
-        let GoneOn { mut running, epoch, mut failover, heard_at, kept } = self.go_on(takeover, vm, &paired, &stop)?;
+        let GoneOn { mut running, epoch, failover, kept } = self.go_on(takeover, vm, &paired, &stop)?;
         supervise(&mut running, control, Some(&kept));
         let register = node.register();
         kept.finish(&running);
         let outcome = running.finish();
-        if let Some(first) = outcome.first_entry {
-            failover.total = us_between(heard_at, first);
-            let FailoverUs { detect, witness, apply, total, .. } = failover;
-            failover.first_run = total.saturating_sub(detect + witness + apply);
-        }
         let is_fenced = matches!(outcome.error, Some(VmmError::Fenced(_)));
         let report = StandbyReport {
             role: if is_fenced { "halted" } else { "promoted" },
@@ -189,24 +186,41 @@ impl StandbyVerb {
         paired: &Paired,
         stop: &Stop,
     ) -> Result<GoneOn, CliError> {
-        let Takeover { incoming, chain, followed, heard_at, asked_at, won_at } = takeover;
+        let Takeover { incoming, chain, followed, heard_at, asked_at, won_at, preferred } = takeover;
         let head = incoming.head().unwrap_or_default();
         let state = MachineState::from_records(incoming.state(), followed.description.vcpus);
         let state = state.map_err(|source| CliError::State { epoch: head.epoch, source })?;
+        let began_at = Instant::now();
         vm.apply_with(&state, Clocks::Continue)?;
+        let applied_at = Instant::now();
         paired.node.promoted(self.protect.pair.primary_options(), head.into());
         let protection = self.protect.protect(&mut vm, chain, Start::Restored(head.epoch), Some(&paired.node))?;
         let ready_at = Instant::now();
+        let (state, engine) = (applied_at - began_at, ready_at - applied_at);
+        tracing::debug!(?state, ?engine, "the machine is ready");
         let running = Running::start(vm, Some(protection), self.protect.limits(), stop.clone())?;
         let kept = paired.keep(&running, followed.description, self.protect.mentions_most())?;
-        stderr::note(format_args!("standby: the machine goes on here, from epoch {}", head.epoch));
-        let failover = FailoverUs {
-            detect: us_between(heard_at, asked_at),
-            witness: us_between(asked_at, won_at),
-            apply: us_between(won_at, ready_at),
-            ..FailoverUs::default()
-        };
-        Ok(GoneOn { running, epoch: head.epoch, failover, heard_at, kept })
+        let first_at = first_entry(&running).unwrap_or(ready_at);
+        drop(preferred);
+        let [detect, witness, apply] =
+            [(heard_at, asked_at), (asked_at, won_at), (won_at, ready_at)].map(|(from, to)| us_between(from, to));
+        let total = us_between(heard_at, first_at);
+        let first_run = total.saturating_sub(detect + witness + apply);
+        let failover = FailoverUs { detect, witness, apply, first_run, total };
+        stderr::note(format_args!("standby: the machine goes on here, from epoch {}, after {failover}", head.epoch));
+        Ok(GoneOn { running, epoch: head.epoch, failover, kept })
+    }
+}
+
+/// When the guest was first entered: now, or it never is.
+fn first_entry(running: &Running) -> Option<Instant> {
+    let end = Instant::now() + FIRST_ENTRY_LIMIT;
+    loop {
+        let entry = running.first_entry();
+        if entry.is_some() || running.is_over() || Instant::now() >= end {
+            return entry;
+        }
+        std::thread::sleep(Duration::from_micros(100));
     }
 }
 
@@ -235,21 +249,24 @@ fn set_aside(store: &Path) -> std::io::Result<()> {
 }
 
 impl StandbyReport {
-    #[expect(clippy::cast_precision_loss, reason = "for people")]
     fn print(&self) -> Result<(), CliError> {
         let epoch = self.epoch.unwrap_or_default();
         output::line(format_args!("{}: generation {}, from epoch {epoch}", self.role, self.generation))?;
-        if let Some(FailoverUs { detect, witness, apply, first_run, total }) = self.failover_us {
-            let ms = |us: u64| us as f64 / 1e3;
-            output::line(format_args!(
-                "  failover      {:.1} ms: {:.1} to notice, {:.1} for the witness, {:.1} to make ready, {:.1} to run",
-                ms(total),
-                ms(detect),
-                ms(witness),
-                ms(apply),
-                ms(first_run)
-            ))?;
+        if let Some(failover) = self.failover_us {
+            output::line(format_args!("  failover      {failover}"))?;
         }
         self.checkpoint.as_ref().map_or(Ok(()), RunReport::print)
+    }
+}
+
+impl fmt::Display for FailoverUs {
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { detect, witness, apply, first_run, total } = self;
+        let [detect, witness, apply, first_run, total] = [detect, witness, apply, first_run, total].map(|us| *us as f64 / 1e3);
+        write!(
+            f,
+            "{total:.1} ms: {detect:.1} to notice, {witness:.1} for the witness, {apply:.1} to make ready, {first_run:.1} to run"
+        )
     }
 }

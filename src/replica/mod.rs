@@ -10,7 +10,7 @@ pub mod migrate;
 pub mod node;
 pub mod node_status;
 pub mod proto;
-pub(crate) mod realtime;
+pub mod realtime;
 pub mod record_file;
 pub mod register;
 pub mod seed;

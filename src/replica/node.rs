@@ -35,6 +35,49 @@ enum Machine {
     Standby(Box<Standby>),
 }
 
+impl Machine {
+    const fn role(&self) -> Role {
+        match self {
+            Self::Nobody => Role::Nobody,
+            Self::Primary(primary) => Role::Primary(primary.role()),
+            Self::Standby(standby) => Role::Standby(standby.role()),
+        }
+    }
+
+    const fn me(&self) -> Option<Incarnation> {
+        match self {
+            Self::Nobody => None,
+            Self::Primary(primary) => Some(primary.me()),
+            Self::Standby(standby) => Some(standby.me()),
+        }
+    }
+
+    /// The standby of a primary, the primary of a standby.
+    fn other(&self) -> Option<Incarnation> {
+        match self {
+            Self::Nobody => None,
+            Self::Primary(primary) => primary.standby(),
+            Self::Standby(standby) => Some(standby.primary()),
+        }
+    }
+
+    const fn register(&self) -> Option<Register> {
+        match self {
+            Self::Nobody => None,
+            Self::Primary(primary) => primary.register(),
+            Self::Standby(standby) => standby.register(),
+        }
+    }
+
+    fn newest(&self) -> Option<EpochKey> {
+        match self {
+            Self::Nobody => None,
+            Self::Primary(primary) => primary.newest(),
+            Self::Standby(standby) => standby.newest(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Call {
     Read,
@@ -253,14 +296,13 @@ impl Node {
     pub fn attach(&self, who: Incarnation, words: SyncSender<Message>) -> bool {
         self.step(|inner, now| {
             let Machine::Primary(primary) = &mut inner.machine else { return false };
+            if !primary.attach(who, now) {
+                return false;
+            }
             inner.words = Some(words);
             inner.heard_at = Instant::now();
-            let can = primary.attach(who, now);
             inner.follow.begin(inner.held);
-            if !can {
-                inner.words = None;
-            }
-            can
+            true
         })
     }
 
@@ -334,31 +376,15 @@ impl Node {
     #[must_use]
     pub fn status(&self) -> NodeStatus {
         let inner = self.lock();
-        let (role, me, other, register, newest, lag_epochs) = match &inner.machine {
-            Machine::Nobody => (Role::Nobody, None, None, None, None, None),
-            Machine::Primary(primary) => (
-                Role::Primary(primary.role()),
-                Some(primary.me()),
-                primary.standby(),
-                primary.register(),
-                primary.newest(),
-                primary.lag_epochs(),
-            ),
-            Machine::Standby(standby) => (
-                Role::Standby(standby.role()),
-                Some(standby.me()),
-                Some(standby.primary()),
-                standby.register(),
-                standby.newest(),
-                None,
-            ),
-        };
+        let machine = &inner.machine;
+        let other = machine.other();
+        let lag_epochs = if let Machine::Primary(primary) = machine { primary.lag_epochs() } else { None };
         NodeStatus {
-            role,
-            me,
+            role: machine.role(),
+            me: machine.me(),
             other,
-            register,
-            newest: newest.map_or(EpochId::NONE, |key| key.epoch),
+            register: machine.register(),
+            newest: machine.newest().map_or(EpochId::NONE, |key| key.epoch),
             held: inner.held,
             released: inner.released,
             lag_epochs,
@@ -495,31 +521,19 @@ impl Node {
     /// What the host is.
     #[must_use]
     pub fn role(&self) -> Role {
-        match &self.lock().machine {
-            Machine::Nobody => Role::Nobody,
-            Machine::Primary(primary) => Role::Primary(primary.role()),
-            Machine::Standby(standby) => Role::Standby(standby.role()),
-        }
+        self.lock().machine.role()
     }
 
     /// This incarnation, where it is anybody.
     #[must_use]
     pub fn me(&self) -> Option<Incarnation> {
-        match &self.lock().machine {
-            Machine::Nobody => None,
-            Machine::Primary(primary) => Some(primary.me()),
-            Machine::Standby(standby) => Some(standby.me()),
-        }
+        self.lock().machine.me()
     }
 
     /// The newest register that is known.
     #[must_use]
     pub fn register(&self) -> Option<Register> {
-        match &self.lock().machine {
-            Machine::Nobody => None,
-            Machine::Primary(primary) => primary.register(),
-            Machine::Standby(standby) => standby.register(),
-        }
+        self.lock().machine.register()
     }
 
     /// When the witness was asked for a swap first, since the other host was heard.
@@ -571,6 +585,7 @@ impl fmt::Debug for Node {
 
 /// Asks the witness, one call after the other, until nobody asks any more.
 fn ask(mut witness: Box<dyn Witness>, calls: &Receiver<Call>, answered: &dyn Fn(Answer, Duration) -> bool) {
+    prefer_this_thread();
     let mut said = None;
     while let Ok(call) = calls.recv() {
         let begun = Instant::now();

@@ -254,6 +254,12 @@ impl Running {
         if over() { Ok(()) } else { Err(VmmError::CheckTimeout { seconds: CHECK_LIMIT.as_secs() }) }
     }
 
+    /// When the guest was first entered; none before that.
+    #[must_use]
+    pub fn first_entry(&self) -> Option<Instant> {
+        *lock(&self.shared.first_entry)
+    }
+
     /// The guest's passes before this run.
     #[must_use]
     pub const fn passes_at_start(&self) -> u64 {
@@ -345,7 +351,7 @@ impl Running {
         let missed = self.filling.as_ref().and_then(OnDemand::forget_on_failure);
         let mut error = lock(&self.shared.error).take().or(missed.map(VmmError::from));
         error = error.or(inconsistency.map(VmmError::Inconsistent));
-        let first_entry = *lock(&self.shared.first_entry);
+        let first_entry = self.first_entry();
         let end = self.shared.vcpus.devices.as_ref().and_then(|devices| devices.end());
         // The threads are gone, and with them all other holders.
         let engine = Arc::into_inner(self.shared).and_then(|shared| shared.engine);

@@ -138,7 +138,7 @@ fn events(random: &mut Random) -> Vec<Event> {
         events.swap(end, usize::try_from(random.below(end as u64 + 1)).unwrap());
     }
     if full() {
-        events.extend((0..50).map(|_| Event::ALL[usize::try_from(random.below(Event::ALL.len() as u64)).unwrap()]));
+        events.extend((0..489).map(|_| Event::ALL[usize::try_from(random.below(Event::ALL.len() as u64)).unwrap()]));
     }
     if nested() {
         events.truncate(3);
@@ -191,6 +191,51 @@ fn with_outputs_that_do_not_wait_the_taps_see_two_histories() {
         generation = lane.settle(generation);
     }
     panic!("nothing was found");
+}
+
+/// A machine with 2 GiB of touched memory is taken over again and again, with the times that
+/// everybody has who chooses none. On a host that is too busy for them one may be taken for dead that
+/// lives: then the pair is made anew, which is part of the game.
+fn is_taken_over(test: &str, events: &[Event], rounds: u64, with: impl FnOnce(Lane) -> Lane) {
+    if !kvm_or_skip(test) {
+        return;
+    }
+    let Some(lane) = Lane::start(test, "--ack memory --durability group:20") else { return };
+    let mut lane = with(lane.at_default_times());
+    let mut random = Random::seeded(test, 71);
+    let pages = if full() { 524_288 } else { 4000 };
+    let mut generation = lane.pair(&format!("--guest ledger:pages={pages} --memory {}", (pages << 12) + (64 << 20)), 1);
+    lane.touch(pages);
+    lane.ask_as(2, 1);
+    for round in 0..rounds {
+        // In whose pages many are new each time.
+        lane.is_served(20 + random.below(60));
+        let event = events[usize::try_from(random.below(events.len() as u64)).unwrap()];
+        println!("{round}: {event:?} in generation {generation}");
+        generation = lane.settle(generation - 1);
+        event.happen(&mut lane, generation, &mut random);
+        generation = lane.settle(generation);
+    }
+    lane.finish();
+}
+
+#[test]
+fn a_machine_is_taken_over_many_times_with_etcd() {
+    const TEST: &str = "native::two_hosts::a_machine_is_taken_over_many_times_with_etcd";
+    is_taken_over(TEST, &[Event::PrimaryKilled], if full() { 200 } else { 10 }, |lane| lane);
+}
+
+#[test]
+fn a_machine_is_taken_over_many_times_with_a_directory() {
+    const TEST: &str = "native::two_hosts::a_machine_is_taken_over_many_times_with_a_directory";
+    is_taken_over(TEST, &[Event::PrimaryKilled], if full() { 200 } else { 5 }, Lane::with_directory);
+}
+
+#[test]
+fn a_link_is_cut_many_times() {
+    const TEST: &str = "native::two_hosts::a_link_is_cut_many_times";
+    let cuts = [Event::LinkCut, Event::PrimaryUnheard, Event::StandbyUnheard];
+    is_taken_over(TEST, &cuts, if full() { 100 } else { 5 }, |lane| lane);
 }
 
 fn holder(register: Option<Register>) -> Holder {

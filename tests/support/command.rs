@@ -147,6 +147,12 @@ impl Running {
         messages.so_far().matches(text).count()
     }
 
+    /// The last line of what it has said with `text` in it.
+    pub(crate) fn last_message(&self, text: &str) -> String {
+        let [_, messages] = self.output.as_ref().unwrap();
+        messages.so_far().lines().rfind(|line| line.contains(text)).unwrap_or_default().to_owned()
+    }
+
     /// Waits until it has said `text` so often, on standard error.
     #[track_caller]
     pub(crate) fn wait_for_messages(&mut self, text: &str, times: usize) {

@@ -9,11 +9,11 @@ use crate::page::{EpochId, Gfn, PAGE_SIZE, PageBytes, PageRun};
 use crate::replica::proto::EpochKey;
 use crate::store::testing::Random;
 
-const CHAIN: ChainId = ChainId([7; 16]);
+pub(super) const CHAIN: ChainId = ChainId([7; 16]);
 const PAGES: u64 = 64;
 
 #[derive(Debug, Default)]
-struct Pages(BTreeMap<Gfn, PageBytes>);
+pub(super) struct Pages(BTreeMap<Gfn, PageBytes>);
 
 impl Image for Pages {
     fn runs(&self) -> Vec<PageRun> {
@@ -32,26 +32,26 @@ impl Image for Pages {
 }
 
 /// A guest's memory, and the epochs that say how it changed.
-struct Guest {
+pub(super) struct Guest {
     pages: BTreeMap<Gfn, PageBytes>,
     line: Line,
     random: Random,
 }
 
 /// An epoch: its bytes, and the memory at its end.
-struct Made {
-    bytes: Vec<u8>,
-    complete: Complete,
+pub(super) struct Made {
+    pub(super) bytes: Vec<u8>,
+    pub(super) complete: Complete,
     pages: BTreeMap<Gfn, PageBytes>,
 }
 
 impl Guest {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self { pages: BTreeMap::new(), line: Line::behind(CHAIN, crate::format::Head::default()), random: Random(seed) }
     }
 
     /// The next epoch: whole pages, changed words, zeros, some pages twice.
-    fn epoch(&mut self) -> Made {
+    pub(super) fn epoch(&mut self) -> Made {
         let epoch = self.line.head().epoch.next();
         let (mut writer, mut bytes) = (EpochWriter::new(CHAIN, epoch), Vec::new());
         let mut encoder = BlockEncoder::new(Compression::default());
@@ -100,7 +100,7 @@ fn same(image: &Pages, pages: &BTreeMap<Gfn, PageBytes>) -> bool {
     })
 }
 
-fn key(made: &Made) -> EpochKey {
+pub(super) fn key(made: &Made) -> EpochKey {
     EpochKey { epoch: made.complete.commit.epoch, identity: made.complete.identity }
 }
 

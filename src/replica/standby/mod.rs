@@ -1,5 +1,6 @@
 //! The host that follows.
 
+mod following;
 pub mod image;
 pub mod incoming;
 #[cfg(test)]

@@ -8,20 +8,21 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, s
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::following::Following;
 use super::image::Image;
-use super::incoming::{Incoming, IncomingError};
+use super::incoming::Incoming;
 use super::inherited::Inherited;
 use super::own_chain::{OnDurable, OwnChain};
 use crate::epoch::{MarksRelay, Sink};
-use crate::format::{Complete, Description};
+use crate::format::Description;
 use crate::replica::draw;
 use crate::replica::link::{hear, say};
 use crate::replica::node::Node;
 use crate::replica::node_status::Role;
-use crate::replica::proto::{EpochKey, Halted, Message, Record, Standby, StandbyOptions, StandbyRole, Timing};
+use crate::replica::proto::{Halted, Message, Record, Standby, StandbyOptions, StandbyRole, Timing};
+use crate::replica::realtime::{Preferred, prefer_this_thread};
 use crate::replica::record_file::write_record;
 use crate::replica::register::{Generation, Incarnation, Nonce, Register};
-use crate::replica::wire::envelope::{Kind, read_envelope};
 use crate::replica::wire::hello::{Channel, Followed, Hello, WIRE_VERSION, Welcome, read_first, write_first};
 use crate::replica::wire::{Shutdown, Tls, TlsStream};
 use crate::replica::wishes::Wish;
@@ -71,6 +72,8 @@ pub struct Takeover<I, S> {
     pub asked_at: Instant,
     /// When the witness's answer was there.
     pub won_at: Instant,
+    /// To be dropped when the guest runs: until then this thread goes before others.
+    pub preferred: Preferred,
 }
 
 /// Why a standby ends.
@@ -89,21 +92,6 @@ pub enum ServeError {
     /// Its memory is not what it should be although it was to take over.
     #[error("the machine that was to be taken over is not whole")]
     Torn(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
-
-/// Why the stream of epochs ended.
-#[derive(Debug, thiserror::Error)]
-enum StreamEnd {
-    #[error("the connection ended")]
-    Connection(#[source] io::Error),
-    #[error("what came is no epoch")]
-    Incoming(#[source] IncomingError),
-    #[error("{0:?} in a stream of epochs")]
-    Kind(Kind),
-    #[error("the chain takes nothing more")]
-    Chain,
-    #[error("epoch {0} does not follow")]
-    Order(EpochKey),
 }
 
 enum Event {
@@ -145,6 +133,7 @@ impl Server {
         Builder::new().name("slackwater-accept".to_owned()).spawn(accepts).map_err(ServeError::Thread)?;
         let of = node.clone();
         let wishes = move || {
+            prefer_this_thread();
             while !of.is_over() {
                 let Some(wish) = of.wait(Duration::from_millis(200)) else { continue };
                 // What is wanted of the primary that it is then is for somebody else.
@@ -174,14 +163,22 @@ impl Server {
         place: &mut MakePlace<'_, I, S>,
     ) -> Result<Option<Takeover<I, S>>, ServeError> {
         let mut session: Option<Session<I, S>> = None;
+        // What a takeover needs is done before all else on a busy host.
+        let mut preferred = None;
         while !self.node.is_over() {
+            let preference = preferred.take().unwrap_or_else(Preferred::begin);
             let event = match self.events.recv_timeout(Duration::from_millis(100)) {
                 Ok(event) => event,
-                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Timeout) => {
+                    preferred = Some(preference);
+                    continue;
+                }
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             match event {
                 Event::Came(came) => {
+                    // A machine is made for it.
+                    drop(preference);
                     let (hello, stream) = *came;
                     if hello.channel == Channel::Epochs {
                         self.epochs(&mut session, hello, stream, place)?;
@@ -193,12 +190,12 @@ impl Server {
                     let won_at = Instant::now();
                     let (heard_at, asked_at) = (self.node.heard_at(), self.node.asked_at());
                     let Some(session) = session.take() else { continue };
-                    return self.take_over(session, (heard_at, asked_at, won_at)).map(Some);
+                    return self.take_over(session, (heard_at, asked_at, won_at), preference).map(Some);
                 }
                 Event::Wish(Wish::Drop(_)) => {
                     if let Some(session) = session.take() {
                         tracing::info!("the primary goes on without this standby");
-                        drop(end(session));
+                        discard(session);
                     }
                     self.node.become_nobody();
                 }
@@ -207,7 +204,7 @@ impl Server {
             }
         }
         if let Some(session) = session {
-            drop(end(session));
+            discard(session);
         }
         Ok(None)
     }
@@ -231,7 +228,7 @@ impl Server {
             return Ok(());
         };
         if let Some(old) = session.take() {
-            drop(end(old));
+            discard(old);
         }
         self.node.become_nobody();
         let Place { image, mut chain, store } = match place(&followed.description) {
@@ -273,7 +270,7 @@ impl Server {
         let ends = vec![stream.shutdown_handle()];
         let incoming = Incoming::new(followed.description.chain, image, pages_most).keeping_frames();
         let node = self.node.clone();
-        let follows = move || follow(stream, incoming, own, &node, me, holds_on_disk);
+        let follows = move || Following::new(incoming, own, (&node, me), holds_on_disk).run(stream);
         let data = Builder::new().name("slackwater-follow".to_owned()).spawn(follows).map_err(ServeError::Thread)?;
         tracing::info!(standby = %me, primary = %from, "following");
         *session = Some(Session { number, me, followed, data, marks, words: Some(words), ends });
@@ -327,12 +324,14 @@ impl Server {
         &self,
         session: Session<I, S>,
         (heard_at, asked_at, won_at): (Instant, Instant, Instant),
+        preferred: Preferred,
     ) -> Result<Takeover<I, S>, ServeError> {
         let (followed, marks) = (session.followed.clone(), session.marks.clone());
         let (incoming, own) = end(session);
+        tracing::debug!(took = ?won_at.elapsed(), "the stream has ended");
         let head = incoming.head().ok_or_else(|| ServeError::Torn("it has no whole epoch".into()))?;
         let chain = Inherited::begin(own, marks, (incoming.chain(), head)).map_err(ServeError::Thread)?;
-        Ok(Takeover { incoming, chain, followed, heard_at, asked_at, won_at })
+        Ok(Takeover { incoming, chain, followed, heard_at, asked_at, won_at, preferred })
     }
 }
 
@@ -340,6 +339,14 @@ impl Server {
 fn end<I, S>(session: Session<I, S>) -> (Incoming<I>, OwnChain<S>) {
     session.ends.iter().for_each(Shutdown::shutdown);
     session.data.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// The same, and closes the chain, which is about to be set aside: nobody may work at it then.
+fn discard<I, S: Sink + 'static>(session: Session<I, S>) {
+    let (_, own) = end(session);
+    if let Err(error) = own.finish() {
+        tracing::info!(error = &error as &dyn std::error::Error, "closing a chain that is not needed any more");
+    }
 }
 
 fn refuse(stream: &mut TlsStream, reason: String, register: Option<Register>) {
@@ -393,46 +400,4 @@ fn greet(tls: &Tls, stream: TcpStream) -> Result<(Hello, TlsStream), Box<dyn std
         return Err(format!("{}, and the other end speaks version {}", reason, hello.version).into());
     }
     Ok((hello, stream))
-}
-
-/// Takes epochs until the stream ends.
-fn follow<I: Image, S: Sink + 'static>(
-    mut stream: TlsStream,
-    mut incoming: Incoming<I>,
-    own: OwnChain<S>,
-    node: &Node,
-    me: Incarnation,
-    holds_on_disk: bool,
-) -> (Incoming<I>, OwnChain<S>) {
-    let mut bytes = Vec::new();
-    let mut take = |incoming: &mut Incoming<I>| {
-        match read_envelope(&mut stream, &mut bytes).map_err(StreamEnd::Connection)? {
-            Kind::Part | Kind::Complete => {}
-            Kind::Abort => {
-                incoming.abort();
-                return if own.abort() { Ok(()) } else { Err(StreamEnd::Chain) };
-            }
-            kind => return Err(StreamEnd::Kind(kind)),
-        }
-        let held = incoming.take(&bytes).map_err(StreamEnd::Incoming)?;
-        let frames = incoming.take_frames();
-        let Some(held) = held else {
-            let epoch = incoming.epoch_in_hand();
-            return if own.frames(epoch, frames) { Ok(()) } else { Err(StreamEnd::Chain) };
-        };
-        if !holds_on_disk && !node.holds(me, held.key, held.parent) {
-            return Err(StreamEnd::Order(held.key));
-        }
-        let complete = Complete::new(incoming.chain(), held.commit);
-        if own.complete(frames, complete, held.parent) { Ok(()) } else { Err(StreamEnd::Chain) }
-    };
-    let ended = loop {
-        if let Err(ended) = take(&mut incoming) {
-            break ended;
-        }
-    };
-    tracing::info!(error = &ended as &dyn std::error::Error, "the stream of epochs ended");
-    incoming.abort();
-    node.stream_ended(me);
-    (incoming, own)
 }

@@ -8,10 +8,11 @@ use slackwater::replica::register::{Holder, Incarnation, Register};
 use slackwater::replica::wire::tls_init;
 use slackwater::replica::witness::Witness;
 use slackwater::replica::witness::etcd::EtcdWitness;
+use slackwater::replica::witness::file::FileWitness;
 
 use super::taps::{Line, Taps};
 use crate::native::ledger::{Clients, Net};
-use crate::support::command::{Run, Running, number, run, slackwater};
+use crate::support::command::{Running, run, slackwater};
 use crate::support::netns::{TAP, TwoHosts, WITNESS, link_address};
 use crate::support::patience;
 use crate::witness::servers::Cluster;
@@ -50,10 +51,14 @@ pub(super) struct Lane {
     pub(super) net: TwoHosts,
     pub(super) dir: tempfile::TempDir,
     options: String,
+    /// Of heartbeats.
+    timing: &'static str,
+    /// The witness is a directory that both hosts have, and not the cluster.
+    has_directory: bool,
     /// Who was the last pair.
     pair: Option<Holder>,
-    /// What machines that were taken over say of that, in microseconds.
-    pub(super) failovers_us: Vec<u64>,
+    /// From the primary's last word to the standby's first instruction, as that says.
+    pub(super) failovers: Vec<Duration>,
     /// From the last new answer of the one to the first of the other.
     pub(super) silences: Vec<Duration>,
 }
@@ -74,8 +79,10 @@ impl Lane {
             net,
             dir,
             options: options.to_owned(),
+            timing: "--timeout 300ms --heartbeat 20ms",
+            has_directory: false,
             pair: None,
-            failovers_us: Vec::new(),
+            failovers: Vec::new(),
             silences: Vec::new(),
         })
     }
@@ -83,11 +90,30 @@ impl Lane {
     /// The same, with clients, and the two as a pair.
     pub(super) fn start_paired(test: &str, options: &str, clients: usize) -> Option<(Self, u64)> {
         let mut lane = Self::start(test, options)?;
-        lane.standby(1);
-        lane.primary(0, LEDGER);
-        let generation = lane.settle(0);
-        lane.ask(clients);
+        let generation = lane.pair(LEDGER, clients);
         Some((lane, generation))
+    }
+
+    /// With the heartbeats that everybody has who chooses none.
+    pub(super) const fn at_default_times(mut self) -> Self {
+        self.timing = "";
+        self
+    }
+
+    /// With a directory as the witness.
+    pub(super) fn with_directory(mut self) -> Self {
+        std::fs::create_dir(self.dir.path().join("witness")).unwrap();
+        self.has_directory = true;
+        self
+    }
+
+    /// Starts a guest as a pair, and clients. Returns the generation.
+    pub(super) fn pair(&mut self, guest: &str, clients: usize) -> u64 {
+        self.standby(1);
+        self.primary(0, guest);
+        let generation = self.settle(0);
+        self.ask(clients);
+        generation
     }
 
     /// Has clients ask, without end.
@@ -97,8 +123,18 @@ impl Lane {
 
     /// The same as others than before, who ask no more: from the id `first_client` on.
     pub(super) fn ask_as(&mut self, first_client: u64, clients: usize) {
+        self.start_clients(LoadOptions { clients, first_client, pages: 8, ..LoadOptions::default() });
+    }
+
+    /// Has the guest write to so many pages, one after the other.
+    pub(super) fn touch(&mut self, pages: u64) {
+        const AT_ONCE: u32 = 2000;
+        self.start_clients(LoadOptions { clients: 1, pages: AT_ONCE, ..LoadOptions::default() });
+        self.is_served(pages / u64::from(AT_ONCE));
+    }
+
+    fn start_clients(&mut self, options: LoadOptions) {
         self.clients.take().map(Clients::finish);
-        let options = LoadOptions { clients, first_client, pages: 8, ..LoadOptions::default() };
         self.clients = Some(self.net.switch.within(|| Clients::start(Net::Tap(TAP), options)));
     }
 
@@ -113,6 +149,9 @@ impl Lane {
     }
 
     pub(super) fn witness(&self) -> String {
+        if self.has_directory {
+            return format!("file:{}/witness/vm", self.dir.path().display());
+        }
         format!("etcd:{}/vm", self.cluster.endpoints.join(","))
     }
 
@@ -121,10 +160,10 @@ impl Lane {
         let (dir, other, tls) = (self.dir.path().display(), link_address(1 - host), ["one", "two"][host]);
         std::fs::create_dir_all(self.store(host).parent().unwrap()).unwrap();
         format!(
-            "--store {} --witness {} --tls {dir}/tls/{tls} --standby {other}:{PORT} --timeout 300ms --heartbeat 20ms \
-             --interval 10ms {} --json",
+            "--store {} --witness {} --tls {dir}/tls/{tls} --standby {other}:{PORT} {} --interval 10ms {} --json",
             self.store(host).display(),
             self.witness(),
+            self.timing,
             self.options
         )
     }
@@ -175,7 +214,13 @@ impl Lane {
 
     #[track_caller]
     pub(super) fn take(&mut self, host: usize) -> Running {
-        self.machines[host].take().unwrap().running
+        let Machine { running, is_first } = self.machines[host].take().unwrap();
+        if !is_first && running.messages(GOES_ON) > 0 {
+            let line = running.last_message(GOES_ON);
+            let took = line.split_once(" after ").and_then(|(_, took)| took.split_once(" ms: ")).unwrap().0;
+            self.failovers.push(Duration::from_secs_f64(took.parse::<f64>().unwrap() / 1e3));
+        }
+        running
     }
 
     /// Which host's machine runs the guest, as far as it knows; none while two think so, or nobody.
@@ -197,22 +242,17 @@ impl Lane {
     fn gather(&mut self) {
         for host in [0, 1] {
             if self.machines[host].as_mut().is_some_and(|machine| machine.running.has_ended()) {
-                let run = self.take(host).wait().expect(4).says(&["another machine goes on"]);
-                self.note(&run);
+                self.take(host).wait().expect(4).says(&["another machine goes on"]);
             }
-        }
-    }
-
-    /// Notes what the report of a machine says of a failover.
-    fn note(&mut self, run: &Run) {
-        let report = run.json();
-        if report.pointer("/failover_us").is_some() {
-            self.failovers_us.push(number(&report, "/failover_us/total"));
         }
     }
 
     /// What the witness says, if it answers.
     pub(super) fn register(&self) -> Option<Register> {
+        if self.has_directory {
+            let dir = self.dir.path().join("witness");
+            return FileWitness::open(&dir, "vm", Duration::from_secs(2)).unwrap().read().ok().flatten();
+        }
         let endpoints = &self.cluster.endpoints;
         self.net.switch.within(|| EtcdWitness::new(endpoints, false, "vm", Duration::from_secs(2)).unwrap().read().ok().flatten())
     }
@@ -332,10 +372,11 @@ impl Lane {
         assert_eq!(outcome.verdict, Verdict::Stopped, "{outcome:?}");
         let primary = self.wait_for_primary();
         for host in [primary, 1 - primary] {
-            let Some(machine) = self.machines[host].take() else { continue };
-            machine.running.signal(libc::SIGTERM);
-            let run = machine.running.wait().expect(0);
-            self.note(&run);
+            if self.machines[host].is_some() {
+                let running = self.take(host);
+                running.signal(libc::SIGTERM);
+                running.wait().expect(0);
+            }
         }
         let (counts, answered) = (self.is_one().unwrap(), [0, 1].map(|host| self.answered(host)));
         println!("{} of {} counts are in {answered:?} answers", counts, self.taps.look(Line::count));
@@ -347,20 +388,16 @@ impl Lane {
             }
         }
         println!("the clients: {:?}", outcome.report);
-        tell("the machine's own word of failovers", self.failovers_us.iter().map(|us| us / 1000).collect());
-        tell("from the last answer of one host to the first of the other", self.silences.iter().map(millis).collect());
+        tell("from the primary's last word to the standby's first instruction", self.failovers);
+        tell("from the last answer of one host to the first of the other", self.silences);
     }
 }
 
-fn millis(time: &Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap()
-}
-
 /// Says how long something took. Nothing depends on it.
-fn tell(what: &str, mut times_ms: Vec<u64>) {
-    times_ms.sort_unstable();
-    let at = |percent: usize| times_ms.get((times_ms.len() * percent).div_ceil(100).saturating_sub(1));
-    if let (Some(half), Some(most)) = (at(50), at(99)) {
-        println!("{what}: {} times, p50 {half} ms, p99 {most} ms", times_ms.len());
+fn tell(what: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let at = |percent: usize| times.get((times.len() * percent).div_ceil(100).saturating_sub(1));
+    if let (Some(half), Some(most), Some(max)) = (at(50), at(99), times.last()) {
+        println!("{what}: {} times, p50 {half:.1?}, p99 {most:.1?}, max {max:.1?}", times.len());
     }
 }
