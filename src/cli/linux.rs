@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use rustix::process::getpgrp;
+use rustix::termios::tcgetpgrp;
 
 use super::error::CliError;
 use crate::vmm::boot::{Boot, CpuLevel};
@@ -78,4 +80,17 @@ pub(super) fn attach_console(vm: &Vm, stop: &Stop) -> Result<Option<Console>, Cl
     let is_linux = matches!(vm.spec().guest, GuestSpec::Linux(_));
     let console = vm.devices().filter(|_| is_linux).cloned().map(attach).transpose();
     console.map_err(|source| CliError::System { step: "connecting standard input with the guest", source })
+}
+
+/// The same for a machine that was taken over, which goes on whether its console has input or not.
+/// A terminal would stop a process in the background that takes it: that one has none.
+pub(super) fn attach_console_if_possible(vm: &Vm, stop: &Stop) -> Option<Console> {
+    // On what is no terminal the question fails.
+    if tcgetpgrp(std::io::stdin()).is_ok_and(|foreground| foreground != getpgrp()) {
+        return None;
+    }
+    attach_console(vm, stop).unwrap_or_else(|error| {
+        tracing::warn!(%error, "no input for the guest's console");
+        None
+    })
 }

@@ -8,6 +8,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::error::CliError;
+use super::linux::attach_console_if_possible;
 use super::output;
 use super::pair::{Kept, Paired, supervise};
 use super::protect::{ProtectArgs, RunReport, stop_on_signals};
@@ -22,6 +23,7 @@ use crate::page::EpochId;
 use crate::replica::register::{Generation, Register};
 use crate::replica::standby::serve::{Place, Server, Takeover};
 use crate::store::{Writer, WriterOptions};
+use crate::vmm::devices::Console;
 use crate::vmm::{BuildOptions, Clocks, GuestReport, HotCheck, NetSpec, Running, Stop, Tracking, Vm, VmmError};
 
 /// Follow a machine on another host, and take over when that dies.
@@ -95,6 +97,7 @@ struct GoneOn {
     epoch: EpochId,
     failover: FailoverUs,
     kept: Kept,
+    console: Option<Console>,
 }
 
 impl StandbyVerb {
@@ -134,11 +137,12 @@ impl StandbyVerb {
             return output::unless_gone(if self.json { output::json(&report) } else { output::line("stopped") });
         };
         let node = paired.node.clone();
-        let GoneOn { mut running, epoch, failover, kept } = self.go_on(takeover, vm, &paired, &stop)?;
+        let GoneOn { mut running, epoch, failover, kept, console } = self.go_on(takeover, vm, &paired, &stop)?;
         supervise(&mut running, control, Some(&kept));
         let register = node.register();
         kept.finish(&running);
         let outcome = running.finish();
+        drop(console);
         let is_fenced = matches!(outcome.error, Some(VmmError::Fenced(_)));
         let report = StandbyReport {
             role: if is_fenced { "halted" } else { "promoted" },
@@ -198,6 +202,7 @@ impl StandbyVerb {
         let ready_at = Instant::now();
         let (state, engine) = (applied_at - began_at, ready_at - applied_at);
         tracing::debug!(?state, ?engine, "the machine is ready");
+        let console = attach_console_if_possible(&vm, stop);
         let running = Running::start(vm, Some(protection), self.protect.limits(), stop.clone())?;
         let kept = paired.keep(&running, followed.description, self.protect.mentions_most())?;
         let first_at = first_entry(&running).unwrap_or(ready_at);
@@ -208,7 +213,7 @@ impl StandbyVerb {
         let first_run = total.saturating_sub(detect + witness + apply);
         let failover = FailoverUs { detect, witness, apply, first_run, total };
         stderr::note(format_args!("standby: the machine goes on here, from epoch {}, after {failover}", head.epoch));
-        Ok(GoneOn { running, epoch: head.epoch, failover, kept })
+        Ok(GoneOn { running, epoch: head.epoch, failover, kept, console })
     }
 }
 
