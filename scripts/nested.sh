@@ -82,7 +82,7 @@ cp "$work/kernel/vmlinux" "$root/slackwater/linux"
 
 kernel=$work/kernel
 release=$(cat "$kernel/release")
-scripts/modules.sh "$root/modules" kvm-amd virtio_pci virtio_blk tun
+scripts/modules.sh "$root/modules" kvm-amd virtio_pci virtio_blk tun bridge
 # A disk on which an exported core of a Linux guest leaves the machine, for tools that are here.
 core=$run/core
 truncate -s 256M "$core"

@@ -58,18 +58,18 @@ impl Pair {
 
     /// What both verbs are given at a host.
     fn common(&self, host: usize) -> String {
+        format!("--store {} {} --interval 10ms {} --json", self.store(host).display(), self.parts(host), self.options)
+    }
+
+    /// What makes a machine at a host one of the pair.
+    pub(super) fn parts(&self, host: usize) -> String {
         let (dir, other) = (self.dir.path().display(), self.ports[1 - host]);
         let tls = ["one", "two"][host];
-        let Self { options, witness, seeks, .. } = self;
+        let Self { witness, seeks, .. } = self;
         let standby = if *seeks { format!("--standby 127.0.0.1:{other}") } else { String::new() };
         // Nobody is to be taken for dead because the machine is busy.
         let silence = if nested() { "--timeout 10s --heartbeat 500ms" } else { "--timeout 300ms --heartbeat 20ms" };
-        format!(
-            "--store {} --witness {witness} --tls {dir}/tls/{tls} {standby} {silence} \
-             --interval 10ms --control {} {options} --json",
-            self.store(host).display(),
-            self.control(host).display()
-        )
+        format!("--witness {witness} --tls {dir}/tls/{tls} {standby} {silence} --control {}", self.control(host).display())
     }
 
     pub(super) fn primary(&self, host: usize, machine: &str) -> Running {
@@ -97,11 +97,16 @@ impl Pair {
             for machine in machines.iter_mut() {
                 assert!(!machine.has_ended(), "a machine ended");
             }
-            match self.register()? {
-                Register { generation, holder: Holder::Paired(..), .. } if generation.0 > than => Some(generation.0),
-                _ => None,
-            }
+            self.paired(than)
         })
+    }
+
+    /// The generation in which the two are a pair, if that is newer than `than`.
+    pub(super) fn paired(&self, than: u64) -> Option<u64> {
+        match self.register()? {
+            Register { generation, holder: Holder::Paired(..), .. } if generation.0 > than => Some(generation.0),
+            _ => None,
+        }
     }
 }
 

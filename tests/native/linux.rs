@@ -13,7 +13,7 @@ use slackwater::kvm::probe::runs_kernels;
 use slackwater::store::Chain;
 
 use crate::native::linux_report::report;
-use crate::support::command::{finish, number, run, slackwater};
+use crate::support::command::{finish, number, run, send, slackwater};
 use crate::support::{kvm_or_skip, skip};
 
 /// The folder with a guest's `vmlinuz`, the same kernel as `vmlinux`, and `initrd`.
@@ -69,7 +69,7 @@ impl Guest {
     }
 
     /// Waits until the console has what `find` looks for.
-    pub(super) fn wait_for<T>(&mut self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
+    pub(super) fn wait_for<T>(&mut self, what: &str, mut find: impl FnMut(&str) -> Option<T>) -> T {
         // The nested lane takes a machine that says nothing for one that hangs.
         const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
         let begun = Instant::now();
@@ -96,6 +96,12 @@ impl Guest {
         }
     }
 
+    /// Waits until it has said `text` besides.
+    pub(super) fn wait_for_message(&mut self, text: &str) {
+        let messages = self.messages.clone();
+        self.wait_for(text, |_| fs::read_to_string(&messages).unwrap().contains(text).then_some(()));
+    }
+
     /// Waits until there is an epoch that was cut after all that the console has said by now, and
     /// returns its number. Whatever happens to the process then, a guest that is restored from
     /// there has said it.
@@ -114,6 +120,22 @@ impl Guest {
         self.input.flush().unwrap();
     }
 
+    pub(super) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    pub(super) fn signal(&self, signal: i32) {
+        send(self.child.id(), signal);
+    }
+
+    /// Whether each of its threads has been stopped by a signal.
+    pub(super) fn is_frozen(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let mut states = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat")).unwrap_or_default());
+        // Behind the name.
+        states.all(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
+    }
+
     /// Ends it by SIGKILL, and returns all that was on its console.
     pub(super) fn kill(mut self) -> String {
         self.child.kill().unwrap();
@@ -123,13 +145,12 @@ impl Guest {
 
     /// Waits for its own end, and returns what the command says last.
     pub(super) fn end(mut self) -> serde_json::Value {
-        self.wait_for("the report", |console| console.contains("\"epochs\"").then_some(()));
+        // The guest may have left its last line open.
+        let find = |console: &str| console.match_indices("{\"").find_map(|(at, _)| serde_json::from_str(&console[at..]).ok());
+        let report = self.wait_for("the report", find);
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}: {}", self.messages());
-        let console = self.console();
-        // The guest may have left its last line open.
-        let report = console.match_indices("{\"epoch").find_map(|(at, _)| serde_json::from_str(&console[at..]).ok());
-        report.unwrap_or_else(|| panic!("no report: {console}"))
+        report
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::native::linux::{Guest, OFTEN, all_is_sound, at_prompt, boot_with, files_or_skip, restore};
 use crate::native::linux_disk::COMPLAINTS;
-use crate::support::tap::with_tap;
+use crate::support::tap::{with_bridge, with_tap};
 use crate::support::{Random, full, skip};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
@@ -27,9 +27,21 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// outputs an answer takes seconds under emulation, and doubled intervals would be minutes.
 fn on_a_network(name: &str, test: impl FnOnce(&str) + Send) {
     with_tap(name, HOST, |tap| {
-        fs::write("/proc/sys/net/ipv4/tcp_thin_linear_timeouts", "1").unwrap();
+        repeat_evenly();
         test(tap);
     });
+}
+
+/// The same with two taps on one [bridge](with_bridge).
+pub(super) fn on_a_bridge(name: &str, test: impl FnOnce([&str; 2]) + Send) {
+    with_bridge(name, HOST, |taps| {
+        repeat_evenly();
+        test(taps);
+    });
+}
+
+fn repeat_evenly() {
+    fs::write("/proc/sys/net/ipv4/tcp_thin_linear_timeouts", "1").unwrap();
 }
 
 fn connect(port: u16) -> io::Result<TcpStream> {
@@ -40,15 +52,15 @@ fn connect(port: u16) -> io::Result<TcpStream> {
 }
 
 /// A connection to the guest's Redis.
-struct Redis(BufReader<TcpStream>);
+pub(super) struct Redis(BufReader<TcpStream>);
 
 impl Redis {
-    fn connect() -> io::Result<Self> {
+    pub(super) fn connect() -> io::Result<Self> {
         connect(REDIS).map(|stream| Self(BufReader::new(stream)))
     }
 
     /// Has `key` incremented, and returns what it is then.
-    fn increment(&mut self, key: &str) -> io::Result<u64> {
+    pub(super) fn increment(&mut self, key: &str) -> io::Result<u64> {
         self.0.get_mut().write_all(format!("INCR {key}\r\n").as_bytes())?;
         let mut line = String::new();
         self.0.read_line(&mut line)?;
@@ -68,14 +80,14 @@ fn get(path: &str) -> io::Result<String> {
 }
 
 /// A client that counts without end, over one connection.
-struct Counter {
+pub(super) struct Counter {
     told: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
 impl Counter {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let (told, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (says, asked) = (told.clone(), stop.clone());
         let thread = thread::spawn(move || {
@@ -95,7 +107,7 @@ impl Counter {
     }
 
     /// Waits for so many answers more.
-    fn wait_for(&self, guest: &mut Guest, more: u64) {
+    pub(super) fn wait_for(&self, guest: &mut Guest, more: u64) {
         let wanted = self.told() + more;
         guest.wait_for("answers", |_| {
             assert!(!self.thread.is_finished(), "the client gave up after {}", self.told());
@@ -103,14 +115,16 @@ impl Counter {
         });
     }
 
-    fn finish(self) {
+    /// Ends it, and returns what it was told last.
+    pub(super) fn finish(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap();
+        self.told.load(Ordering::Relaxed)
     }
 }
 
 /// Waits for an answer to a ping.
-fn wait_for_ping(guest: &mut Guest) {
+pub(super) fn wait_for_ping(guest: &mut Guest) {
     guest.wait_for("an answer to a ping", |_| {
         let mut ping = Command::new("ping");
         ping.args(["-c", "1", "-W", "3"]).arg(GUEST.to_string()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -121,13 +135,13 @@ fn wait_for_ping(guest: &mut Guest) {
 /// What was told to clients with connections of their own, which may never be more than what is
 /// told next.
 #[derive(Debug, Default)]
-struct Told {
+pub(super) struct Told {
     increments: u64,
     work: u64,
 }
 
 impl Told {
-    fn ask(&mut self) {
+    pub(super) fn ask(&mut self) {
         let increments = Redis::connect().unwrap().increment("each").unwrap();
         assert_eq!(increments, self.increments + 1, "{increments} was told after {}", self.increments);
         let work = get("/work1/count").unwrap().trim().parse().unwrap();
@@ -137,7 +151,7 @@ impl Told {
 }
 
 /// Boots a guest with both servers, and has it work. None where it has no Redis.
-fn serve(files: &Path, store: &Path, dir: &Path, tap: &str, options: &str) -> Option<Guest> {
+pub(super) fn serve(files: &Path, store: &Path, dir: &Path, tap: &str, options: &str) -> Option<Guest> {
     let image = dir.join("image");
     fs::copy(files.join("disk"), &image).unwrap();
     let options = format!("--memory 128M --vcpus 2 --net tap={tap} {options}");

@@ -20,6 +20,7 @@ mod linux;
 mod linux_core;
 mod linux_cpu;
 mod linux_disk;
+mod linux_failover;
 mod linux_net;
 mod linux_report;
 mod linux_restore;

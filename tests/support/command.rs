@@ -256,7 +256,8 @@ fn reader(mut stream: impl Read + Send + 'static) -> Reader {
     Reader { bytes, thread }
 }
 
-fn send(pid: u32, signal: i32) {
+/// Sends a signal to a child that has not been waited for.
+pub(crate) fn send(pid: u32, signal: i32) {
     let Ok(pid) = i32::try_from(pid) else { return };
     // SAFETY: takes numbers. The child has not been waited for, so the number is still its own.
     unsafe { libc::kill(pid, signal) };
