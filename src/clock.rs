@@ -1,6 +1,8 @@
 //! What time it is, by the clock that people and time servers set, and times as numbers.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+#[cfg(any(feature = "kvm", feature = "replica"))]
+use std::time::Duration;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Nanoseconds since 1970; 0 for a clock that stands before it.
 pub(crate) fn unix_ns() -> u64 {
@@ -9,6 +11,7 @@ pub(crate) fn unix_ns() -> u64 {
 }
 
 /// A time in whole microseconds: as many as a number holds, where it is longer.
+#[cfg(any(feature = "kvm", feature = "replica"))]
 pub(crate) fn whole_us(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
