@@ -25,7 +25,8 @@ pub(super) fn prefer_this_thread() {
     }
 }
 
-/// As long as this is there, the thread that made it is [preferred](prefer_this_thread).
+/// As long as this is there, the thread that made it runs before all that are not realtime, where
+/// that is allowed.
 #[derive(Debug)]
 pub struct Preferred(PhantomData<*const ()>);
 
