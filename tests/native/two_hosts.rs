@@ -193,9 +193,9 @@ fn with_outputs_that_do_not_wait_the_taps_see_two_histories() {
     panic!("nothing was found");
 }
 
-/// A machine with 2 GiB of touched memory is taken over again and again, with the times that
-/// everybody has who chooses none. On a host that is too busy for them one may be taken for dead that
-/// lives: then the pair is made anew, which is part of the game.
+/// A machine is taken over again and again, with the times that everybody has who chooses none; in
+/// the full numbers, one with 2 GiB of touched memory. On a host that is too busy for them one may
+/// be taken for dead that lives: then the pair is made anew, which is part of the game.
 fn is_taken_over(test: &str, events: &[Event], rounds: u64, with: impl FnOnce(Lane) -> Lane) {
     if !kvm_or_skip(test) {
         return;
