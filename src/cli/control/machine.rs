@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::status::{Guest, PauseUs, Status};
+use super::status::{Guest, Status};
 use crate::lock::lock;
 use crate::replica::node::Node;
 use crate::replica::node_status::Role;
@@ -61,10 +61,9 @@ impl Machine {
                 status = status.with_chain(chain.reached);
             }
             if let Some(report) = handle.report() {
-                let pause = report.pause_us;
                 status.epochs = report.epochs;
                 status.bytes_written = report.bytes_written;
-                status.pause_us = PauseUs { p50: pause.p50, p99: pause.p99, max: pause.max };
+                status.pause_us = report.pause_us;
             }
             let guest = handle.guest();
             status.guest = Some(Guest { passes: guest.passes, ok: guest.ok });

@@ -87,7 +87,8 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::control::status::{Guest, PauseUs};
+    use crate::cli::control::status::Guest;
+    use crate::epoch::Distribution;
     use crate::page::EpochId;
     use crate::replica::register::Generation;
 
@@ -99,7 +100,7 @@ mod tests {
             complete_epoch: EpochId(12),
             lag_epochs: Some(2),
             lag_us: Some(1500),
-            pause_us: PauseUs { p50: 100.0, p99: 250.5, max: 1000.0 },
+            pause_us: Distribution { p50: 100.0, p99: 250.5, max: 1000.0 },
             guest: Some(Guest { passes: 3, ok: true }),
             ..Status::alone()
         };

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::epoch::Reached;
+use crate::epoch::{Distribution, Reached};
 use crate::page::EpochId;
 use crate::replica::node_status::{NodeStatus, Role};
 use crate::replica::proto::{PrimaryRole, StandbyRole};
@@ -50,17 +50,10 @@ pub(in crate::cli) struct Status {
     pub(in crate::cli) witness_us: Option<u64>,
     /// Whether heartbeats have `SCHED_FIFO`.
     pub(in crate::cli) realtime: bool,
-    pub(in crate::cli) pause_us: PauseUs,
+    /// The pauses of the guest.
+    pub(in crate::cli) pause_us: Distribution,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(in crate::cli) guest: Option<Guest>,
-}
-
-/// The pauses of the guest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(in crate::cli) struct PauseUs {
-    pub(in crate::cli) p50: f64,
-    pub(in crate::cli) p99: f64,
-    pub(in crate::cli) max: f64,
 }
 
 /// What the guest says.
@@ -114,7 +107,7 @@ impl Status {
             silence_us: None,
             witness_us: None,
             realtime: false,
-            pause_us: PauseUs::default(),
+            pause_us: Distribution::default(),
             guest: None,
         }
     }
