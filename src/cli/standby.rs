@@ -58,7 +58,7 @@ pub(super) struct StandbyVerb {
 const FIRST_ENTRY_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long a failover took, in microseconds since the last message of the primary.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(super) struct FailoverUs {
     /// Until the primary was taken for dead.
     pub(super) detect: u64,

@@ -16,7 +16,7 @@ pub struct Distribution {
 
 /// Times up to an hour, to three digits. The first one takes a quarter of a mebibyte: a machine
 /// that is taken over runs before it has any.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Times(Option<Histogram<u64>>);
 
 impl Times {

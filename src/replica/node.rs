@@ -483,10 +483,10 @@ impl Node {
 
     /// Returns until when nothing is due; none when it is over.
     fn tick(&self) -> Option<Duration> {
+        if self.is_over() {
+            return None;
+        }
         self.step(|inner, now| {
-            if self.is_over() {
-                return None;
-            }
             let due = match &mut inner.machine {
                 Machine::Nobody => now + IDLE,
                 Machine::Primary(primary) => {

@@ -1,6 +1,7 @@
 //! What a node wants of whoever runs it, until somebody takes it.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,44 +22,43 @@ pub enum Wish {
     Halt(Halted),
 }
 
-#[derive(Debug, Default)]
-struct Queue {
-    wishes: VecDeque<Wish>,
-    is_over: bool,
-}
-
 /// Wishes in their order. Each is taken once.
 #[derive(Debug, Default)]
 pub(super) struct Wishes {
-    queue: Mutex<Queue>,
+    queue: Mutex<VecDeque<Wish>>,
     changed: Condvar,
+    /// Threads of heartbeats ask this, who wait for no lock that an ordinary thread may hold.
+    is_over: AtomicBool,
 }
 
 impl Wishes {
     pub(super) fn push(&self, wish: Wish) {
-        lock(&self.queue).wishes.push_back(wish);
+        lock(&self.queue).push_back(wish);
         self.changed.notify_all();
     }
 
     /// Forgets those that nobody took.
     pub(super) fn clear(&self) {
-        lock(&self.queue).wishes.clear();
+        lock(&self.queue).clear();
     }
 
     /// The next one; none within `limit`, or where it is over.
     pub(super) fn wait(&self, limit: Duration) -> Option<Wish> {
-        let waiting = |queue: &mut Queue| queue.wishes.is_empty() && !queue.is_over;
+        let waiting = |queue: &mut VecDeque<Wish>| queue.is_empty() && !self.is_over();
         let waited = self.changed.wait_timeout_while(lock(&self.queue), limit, waiting);
-        waited.unwrap_or_else(PoisonError::into_inner).0.wishes.pop_front()
+        waited.unwrap_or_else(PoisonError::into_inner).0.pop_front()
     }
 
     /// Nobody waits any more.
     pub(super) fn end(&self) {
-        lock(&self.queue).is_over = true;
+        // Nobody is between asking and waiting.
+        let queue = lock(&self.queue);
+        self.is_over.store(true, Ordering::Release);
+        drop(queue);
         self.changed.notify_all();
     }
 
     pub(super) fn is_over(&self) -> bool {
-        lock(&self.queue).is_over
+        self.is_over.load(Ordering::Acquire)
     }
 }

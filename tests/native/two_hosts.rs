@@ -131,6 +131,10 @@ impl Event {
     }
 }
 
+fn one_of(events: &[Event], random: &mut Random) -> Event {
+    events[usize::try_from(random.below(events.len() as u64)).unwrap()]
+}
+
 /// Each event once, in an order that is drawn, and then as many as are drawn: 50 in all, and in the
 /// full numbers 500.
 fn events(random: &mut Random) -> Vec<Event> {
@@ -138,12 +142,10 @@ fn events(random: &mut Random) -> Vec<Event> {
     for end in (1..events.len()).rev() {
         events.swap(end, usize::try_from(random.below(end as u64 + 1)).unwrap());
     }
-    let more = if full() { 489 } else { 39 };
-    if !nested() {
-        events.extend((0..more).map(|_| Event::ALL[usize::try_from(random.below(Event::ALL.len() as u64)).unwrap()]));
-    }
     if nested() {
         events.truncate(3);
+    } else {
+        events.extend((0..if full() { 489 } else { 39 }).map(|_| one_of(&Event::ALL, random)));
     }
     events
 }
@@ -202,17 +204,17 @@ fn is_taken_over(test: &str, events: &[Event], rounds: u64, with: impl FnOnce(La
     if !kvm_or_skip(test) {
         return;
     }
-    let Some(lane) = Lane::start(test, "--ack memory --durability group:20") else { return };
+    let Some(lane) = Lane::start(test, OPTIONS) else { return };
     let mut lane = with(lane.at_default_times());
     let mut random = Random::seeded(test, 71);
     let pages = if full() { 524_288 } else { 4000 };
-    let mut generation = lane.pair(&format!("--guest ledger:pages={pages} --memory {}", (pages << 12) + (64 << 20)), 1);
+    let mut generation = lane.begin(&format!("--guest ledger:pages={pages} --memory {}", (pages << 12) + (64 << 20)));
     lane.touch(pages);
     lane.ask_as(2, 1);
     for round in 0..rounds {
         // In whose pages many are new each time.
         lane.is_served(20 + random.below(60));
-        let event = events[usize::try_from(random.below(events.len() as u64)).unwrap()];
+        let event = one_of(events, &mut random);
         println!("{round}: {event:?} in generation {generation}");
         generation = lane.settle(generation - 1);
         event.happen(&mut lane, generation, &mut random);

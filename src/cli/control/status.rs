@@ -2,14 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::whole_us;
 use crate::epoch::{Distribution, Reached};
 use crate::page::EpochId;
 use crate::replica::node_status::{NodeStatus, Role};
 use crate::replica::proto::{PrimaryRole, StandbyRole};
 use crate::replica::register::{Generation, Incarnation};
 use crate::replica::seed::Aim;
-
-use crate::clock::whole_us;
 
 /// A machine, as an operator sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -163,22 +163,17 @@ impl Server {
         place: &mut MakePlace<'_, I, S>,
     ) -> Result<Option<Takeover<I, S>>, ServeError> {
         let mut session: Option<Session<I, S>> = None;
-        // What a takeover needs is done before all else on a busy host.
-        let mut preferred = None;
         while !self.node.is_over() {
-            let preference = preferred.take().unwrap_or_else(Preferred::begin);
+            // What a takeover needs is done before all else on a busy host, and nothing more is.
+            let preferred = Preferred::begin();
             let event = match self.events.recv_timeout(Duration::from_millis(100)) {
                 Ok(event) => event,
-                Err(RecvTimeoutError::Timeout) => {
-                    preferred = Some(preference);
-                    continue;
-                }
+                Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             match event {
                 Event::Came(came) => {
-                    // A machine is made for it.
-                    drop(preference);
+                    drop(preferred);
                     let (hello, stream) = *came;
                     if hello.channel == Channel::Epochs {
                         self.epochs(&mut session, hello, stream, place)?;
@@ -190,9 +185,10 @@ impl Server {
                     let won_at = Instant::now();
                     let (heard_at, asked_at) = (self.node.heard_at(), self.node.asked_at());
                     let Some(session) = session.take() else { continue };
-                    return self.take_over(session, (heard_at, asked_at, won_at), preference).map(Some);
+                    return self.take_over(session, (heard_at, asked_at, won_at), preferred).map(Some);
                 }
                 Event::Wish(Wish::Drop(_)) => {
+                    drop(preferred);
                     if let Some(session) = session.take() {
                         tracing::info!("the primary goes on without this standby");
                         discard(session);

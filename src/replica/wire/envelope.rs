@@ -60,7 +60,7 @@ pub fn write_envelope(to: &mut (impl Write + ?Sized), kind: Kind, parts: &[&[u8]
     head.iter_mut().zip(fields).for_each(|(to, byte)| *to = byte);
     if bytes <= 1024 {
         // One record of TLS.
-        return to.write_all(&[&[&head[..]], parts].concat().concat());
+        return to.write_all(&[&head[..], &parts.concat()].concat());
     }
     to.write_all(&head)?;
     parts.iter().try_for_each(|part| to.write_all(part))

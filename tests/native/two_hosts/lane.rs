@@ -90,7 +90,8 @@ impl Lane {
     /// The same, with clients, and the two as a pair.
     pub(super) fn start_paired(test: &str, options: &str, clients: usize) -> Option<(Self, u64)> {
         let mut lane = Self::start(test, options)?;
-        let generation = lane.pair(LEDGER, clients);
+        let generation = lane.begin(LEDGER);
+        lane.ask(clients);
         Some((lane, generation))
     }
 
@@ -107,13 +108,11 @@ impl Lane {
         self
     }
 
-    /// Starts a guest as a pair, and clients. Returns the generation.
-    pub(super) fn pair(&mut self, guest: &str, clients: usize) -> u64 {
+    /// Starts a guest as a pair. Returns the generation.
+    pub(super) fn begin(&mut self, guest: &str) -> u64 {
         self.standby(1);
         self.primary(0, guest);
-        let generation = self.settle(0);
-        self.ask(clients);
-        generation
+        self.settle(0)
     }
 
     /// Has clients ask, without end.
